@@ -1,0 +1,50 @@
+// Errors of the library: one sentence that says what, where, and what to do about it.
+// Design: "Errors are part of the interface". Nothing here allocates beyond its message; all types are copyable.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace dvla {
+
+/// Base of everything the library throws.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A value that a user gave is wrong. Thrown before anything starts; names field, value and range.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A wait ran out. Says who waited for whom, for what, and how long.
+class DeadlineError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A file that was read is damaged or is not what it says it is.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A lane's exception on its way to the caller: carries the lane's name and its step (batch number).
+class LaneError : public Error {
+ public:
+  LaneError(std::string lane, std::int64_t step, const std::string& why)
+      : Error("lane '" + lane + "' failed at step " + std::to_string(step) + ": " + why),
+        lane_(std::move(lane)),
+        step_(step) {}
+  const std::string& lane() const { return lane_; }
+  std::int64_t step() const { return step_; }
+
+ private:
+  std::string lane_;
+  std::int64_t step_;
+};
+
+}  // namespace dvla
