@@ -1,5 +1,6 @@
 // Errors of the library: one sentence that says what, where, and what to do about it.
-// Design: "Errors are part of the interface". Nothing here allocates beyond its message; all types are copyable.
+// Design: "Errors are part of the interface". Nothing here allocates beyond its message; all types are
+// copyable.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,101 @@
+// One observation type for all environments and models: named cameras, proprioception, instruction.
+// An environment says what it gives, a model what it needs; names and extents are matched once at the start.
+// Also the records that cross the data plane: Transition here, Decision in each model. Design: "Data".
+//
+// Shapes: T decisions, B episodes, C control steps a chunk, A action dimensions, P proprioception, H x W
+// pixels.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "dvla/core/record.hpp"
+
+namespace dvla {
+
+inline constexpr int max_cameras = 4;
+
+struct CameraSpec {
+  std::string name;  ///< for example "top", "wrist"
+  int height = 0;    ///< pixels
+  int width = 0;     ///< pixels; three channels, RGB, uint8, row 0 on top
+};
+
+/// What an environment gives. `instructions` is the table that Observation::instruction indexes.
+struct ObservationSpec {
+  std::vector<CameraSpec> cameras;        ///< at most max_cameras
+  int proprioception = 0;                 ///< P: number of floats
+  std::vector<std::string> instructions;  ///< at least one; plain language
+};
+
+/// Normalised actions: every dimension lies in [-1, 1]; the environment scales to its own units.
+struct ActionSpec {
+  int dimensions = 0;  ///< A
+};
+
+/// Views of observations, leading dimensions [T+1, B] in a trajectory, [B] for one decision.
+struct Observation {
+  std::array<Field<std::uint8_t>, max_cameras> frames;  ///< [.., H, W, 3] per camera; absent if not given
+  Field<float> proprioception;                          ///< [.., P]
+  Field<std::int32_t> instruction;                      ///< [..] index into ObservationSpec::instructions
+};
+
+/// What the environment side records. The model's own Decision stands beside it.
+struct Transition {
+  Observation observation;      ///< [T+1, B, ...]; the last is what the final action led to
+  Field<float> action;          ///< [T, B, C, A] in [-1, 1], as executed
+  Field<float> reward;          ///< [T, B, C]; 0 after the episode's end
+  Field<std::uint8_t> done;     ///< [T, B, C]; 1 from the step that ended the episode on
+  Field<std::uint8_t> success;  ///< [B]; 1 if the task was solved within the horizon
+  Field<std::uint64_t> seed;    ///< [B] of the reset state; equal within a group
+  Field<std::int32_t> group;    ///< [B] index of the GRPO group within the batch
+  Field<std::int64_t> version;  ///< [T, B] weight version that made the decision
+};
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::Observation, frames, proprioception, instruction);
+BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, done, success, seed, group, version);
+
+namespace dvla {
+
+struct BatchShape {
+  std::int64_t decisions = 0;  ///< T
+  std::int64_t episodes = 0;   ///< B
+  std::int64_t chunk = 0;      ///< C
+};
+
+/// Extents (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
+inline Observation observation_layout(const ObservationSpec& spec, Extents leading) {
+  auto with = [&](std::initializer_list<std::int64_t> rest) {
+    Extents all = Extents(rest);
+    for (int i = leading.rank() - 1; i >= 0; --i) all = all.prepend(leading[i]);
+    return all;
+  };
+  Observation observation;
+  for (std::size_t i = 0; i < spec.cameras.size(); ++i) {
+    observation.frames.at(i) = Field<std::uint8_t>(with({spec.cameras[i].height, spec.cameras[i].width, 3}));
+  }
+  if (spec.proprioception > 0) observation.proprioception = Field<float>(with({spec.proprioception}));
+  observation.instruction = Field<std::int32_t>(with({}));
+  return observation;
+}
+
+/// Extents (no storage) of a batch's Transition.
+inline Transition transition_layout(const ObservationSpec& observation, const ActionSpec& action,
+                                    BatchShape shape) {
+  const auto [T, B, C] = shape;
+  Transition transition;
+  transition.observation = observation_layout(observation, {T + 1, B});
+  transition.action = Field<float>({T, B, C, action.dimensions});
+  transition.reward = Field<float>({T, B, C});
+  transition.done = Field<std::uint8_t>({T, B, C});
+  transition.success = Field<std::uint8_t>({B});
+  transition.seed = Field<std::uint64_t>({B});
+  transition.group = Field<std::int32_t>({B});
+  transition.version = Field<std::int64_t>({T, B});
+  return transition;
+}
+
+}  // namespace dvla

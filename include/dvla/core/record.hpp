@@ -1,0 +1,104 @@
+// Records: plain structs of Fields, adapted for Boost.Hana, described once. Storage in the pool, checksum,
+// queue, wire layout and tests all iterate over that one list of members. Design: "Data".
+// Time-major: a trajectory's fields are [T, B, ...], T decisions (chunks), B episodes; contiguous per field.
+// Does no allocation: `record_bytes` says how much, `place_record` lays the fields out in memory you own.
+#pragma once
+
+#include <array>
+#include <boost/hana/accessors.hpp>
+#include <boost/hana/adapt_struct.hpp>
+#include <boost/hana/core/is_a.hpp>
+#include <boost/hana/core/to.hpp>
+#include <boost/hana/first.hpp>
+#include <boost/hana/for_each.hpp>
+#include <boost/hana/second.hpp>
+#include <boost/hana/string.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "dvla/core/checksum.hpp"
+#include "dvla/core/field.hpp"
+
+namespace dvla {
+
+template <class Type>
+concept Record = boost::hana::Struct<std::remove_cvref_t<Type>>::value;
+
+namespace detail {
+template <class Type>
+inline constexpr bool is_field = false;
+template <class Element>
+inline constexpr bool is_field<Field<Element>> = true;
+template <class Type>
+inline constexpr bool is_array = false;
+template <class Element, std::size_t Size>
+inline constexpr bool is_array<std::array<Element, Size>> = true;
+
+template <class Member, class Visit>
+constexpr void visit_fields(const char* name, Member& member, Visit& visit) {
+  using Type = std::remove_cvref_t<Member>;
+  if constexpr (is_field<Type>) {
+    if (!member.absent()) visit(name, member);
+  } else if constexpr (is_array<Type>) {
+    for (auto& element : member) visit_fields(name, element, visit);
+  } else {
+    static_assert(Record<Type>,
+                  "dvla: a record's member must be a Field, an array of Fields or another record");
+    boost::hana::for_each(boost::hana::accessors<Type>(), [&](auto accessor) {
+      visit_fields(boost::hana::to<const char*>(boost::hana::first(accessor)),
+                   boost::hana::second(accessor)(member), visit);
+    });
+  }
+}
+}  // namespace detail
+
+/// Calls `visit(name, field)` for every field that is present, in the order of declaration. Array members
+/// (cameras) repeat their name.
+template <Record Type, class Visit>
+constexpr void for_each_field(Type&& record, Visit visit) {
+  detail::visit_fields("", record, visit);
+}
+
+inline constexpr std::size_t record_alignment = 64;
+
+/// Bytes of one contiguous block that holds the record, every field on a 64-byte line.
+template <Record Type>
+std::size_t record_bytes(const Type& record) {
+  std::size_t bytes = 0;
+  for_each_field(record, [&](const char*, const auto& field) {
+    bytes += (field.bytes() + record_alignment - 1) / record_alignment * record_alignment;
+  });
+  return bytes;
+}
+
+/// Points the record's fields into `block` (aligned to 64, of at least record_bytes). Returns the bytes used.
+template <Record Type>
+std::size_t place_record(Type& record, std::byte* block) {
+  std::size_t offset = 0;
+  for_each_field(record, [&](const char*, auto& field) {
+    using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
+    field.place(reinterpret_cast<Element*>(block + offset));
+    offset += (field.bytes() + record_alignment - 1) / record_alignment * record_alignment;
+  });
+  return offset;
+}
+
+/// XXH3-64 over the bytes of every field, in order. Padding between fields does not count.
+template <Record Type>
+std::uint64_t record_checksum(const Type& record) {
+  Checksum sum;
+  for_each_field(record, [&](const char*, const auto& field) { sum.update(std::as_bytes(field.span())); });
+  return sum.value();
+}
+
+/// The same record with every field reduced by `cut(field)`: a time step, a range of rows, a flattening.
+template <Record Type, class Cut>
+constexpr Type cut_record(Type record, Cut cut) {
+  for_each_field(record, [&](const char*, auto& field) { field = cut(field); });
+  return record;
+}
+
+}  // namespace dvla

@@ -1,0 +1,73 @@
+// What a model's machinery offers: sampling for the rollout, log-probabilities with a backward pass for the
+// trainer, imitation for the warm start, and its weights as one contiguous float32 buffer. No torch here: a
+// model may be written with torch, by hand, or with anything else. The algorithm's arithmetic meets it on
+// spans: the algorithm computes d loss / d log_prob, the model carries that back to its weights.
+//
+// Legend: n rows of this call, N rows of a flattened batch, C control steps a chunk, A action dimensions,
+// E = C * A log-prob elements a decision, laid out [C, A].
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/observation.hpp"
+
+namespace dvla {
+
+/// How actions are drawn: from the policy's distribution (rollouts) or its mode (evaluation).
+enum class Decoding { sample, mode };
+
+/// One named tensor inside the flat weight buffer, for checkpoints.
+struct NamedTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::int64_t offset = 0;  ///< in elements
+};
+
+/// - `Decision`: a record with everything needed to recompute the sample's log-probability; it has a member
+///   `log_prob`, Field<float> [.., C, A], the behaviour policy's.
+/// - `decision_layout(leading)`: extents of that record.
+/// - `act(observation[n], decoding, seed, decision[n], action[n,C,A])`: draws; the same weights, inputs and
+/// seed
+///   give the same result. Keeps nothing for a backward pass.
+/// - `forward(observation[N], decision[N], rows[n], log_prob[n*E], entropy[n*E])`: log-probabilities of
+/// stored
+///   decisions under the current weights. `backward(d_log_prob[n*E], d_entropy[n*E])` adds to the gradients;
+///   once per forward. With the same weights as the behaviour policy, exp(log_prob - decision.log_prob) is 1
+///   within 1e-5.
+/// - `imitate(observation[N], action[N,C,A], rows[n], scale)`: behaviour cloning: returns the mean loss of
+/// the rows
+///   and adds scale * d(mean loss) to the gradients.
+/// - `parameters()`, `gradients()`: the same number of floats, stable addresses for the life of the model.
+/// - One thread at a time per model object; different objects are independent.
+template <class Type>
+concept ModelMachinery = Record<typename Type::Decision> &&
+    requires(Type& model, const Type& view, Extents leading, const Observation& observation,
+             typename Type::Decision& decision, Field<float> action, Decoding decoding, std::uint64_t seed,
+             std::span<const std::int64_t> rows, std::span<float> out, std::span<const float> in,
+             int threads) {
+  { view.decision_layout(leading) } -> std::same_as<typename Type::Decision>;
+  { decision.log_prob } -> std::convertible_to<Field<float>>;
+  model.act(observation, decoding, seed, decision, action);
+  model.forward(observation, decision, rows, out, out);
+  model.backward(in, in);
+  { model.imitate(observation, action, rows, 1.0) } -> std::convertible_to<double>;
+  { model.parameters() } -> std::convertible_to<std::span<float>>;
+  { model.gradients() } -> std::convertible_to<std::span<float>>;
+  { view.tensors() } -> std::convertible_to<const std::vector<NamedTensor>&>;
+  /// Called once by each lane that will use models, in its own thread: how many cores it may use.
+  Type::use_threads(threads);
+};
+
+/// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which
+/// throws ConfigError in one sentence when they do not fit.
+struct ModelInputs {
+  ObservationSpec observation;
+  ActionSpec action;
+  std::int64_t chunk = 0;  ///< C
+};
+
+}  // namespace dvla
