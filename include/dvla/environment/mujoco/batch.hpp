@@ -1,0 +1,267 @@
+// MujocoBatch<Task>: N rows of one MuJoCo task behind the environment concept. One read-only mjModel, one
+// mjData a row, all of it in the environment pool. Paper: the parallel environments of a rollout GPU; here on
+// CPU cores. Rows are stepped by the caller's Arena; nothing is allocated after the constructor (but frames:
+// a renderer is made on first use).
+//
+// Bit for bit: a row's trajectory depends on its seed and actions only, not on the row, the thread count or
+// the row's past (mj_resetData clears the warm start; the solver runs on one thread). A row whose numbers go
+// bad, or in which MuJoCo raises an error, ends its episode (reward 0, done 1, the model's default pose as
+// observation); the other rows of the call are finished, then an Error names row, step and time.
+//
+// Legend: n rows of this call, C control steps a chunk, A action dimensions, P proprioception.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <memory_resource>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/arena.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/observation.hpp"
+#include "dvla/core/random.hpp"
+#include "dvla/environment/mujoco/model.hpp"
+#include "dvla/environment/mujoco/task.hpp"
+#include "dvla/environment/mujoco_knobs.hpp"
+#include "dvla/environment/mujoco_render.hpp"
+
+namespace dvla {
+
+/// Satisfies EnvironmentMachinery, HasExpert and HasRender.
+template <MujocoTask Task>
+class MujocoBatch {
+ public:
+  /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on
+  /// knobs out of range and Error if the pool is too small.
+  MujocoBatch(const MujocoKnobs& knobs, std::pmr::memory_resource& environment_pool)
+      : knobs_(checked(knobs)),
+        model_(detail::load_mujoco_model(Task::name, Task::mjcf, environment_pool)),
+        task_(*model_),
+        rows_(static_cast<std::size_t>(knobs.environments), &environment_pool),
+        renderer_(*model_, environment_pool) {
+    for (Row& row : rows_) row.data = detail::make_mujoco_data(*model_, environment_pool);
+    spec_.proprioception = Task::proprioception;
+    for (const std::string_view sentence : Task::instructions) spec_.instructions.emplace_back(sentence);
+    if (knobs_.camera_pixels > 0)
+      spec_.cameras.push_back({"top", knobs_.camera_pixels, knobs_.camera_pixels});
+  }
+
+  std::int64_t size() const { return knobs_.environments; }
+  std::int64_t horizon() const { return knobs_.horizon; }
+  const ObservationSpec& observation_spec() const { return spec_; }
+  ActionSpec action_spec() const { return {Task::actions}; }
+
+  /// New episodes in rows [first, first + seeds.size()).
+  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const Observation& next,
+             Arena& arena) {
+    const std::int64_t n = static_cast<std::int64_t>(seeds.size());
+    check_rows(first, n, next);
+    arena.for_each(n, [&](std::int64_t i) {
+      Row& row = at(first + i);
+      begin(row, seeds[static_cast<std::size_t>(i)]);
+      observe(row, next, i);
+    });
+    finish(first, n, next);
+  }
+
+  /// action [n,C,A], reward [n,C], done [n,C]. Actions outside of [-1, 1] are clamped.
+  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward, Field<std::uint8_t> done,
+                    const Observation& next, Arena& arena) {
+    if (action.extents().rank() != 3 || action.extents()[2] != Task::actions ||
+        reward.extents() != Extents({action.extents()[0], action.extents()[1]}) ||
+        done.extents() != reward.extents()) {
+      throw Error(label() + ": step wants action [n,C," + std::to_string(Task::actions) +
+                  "], reward [n,C] and done [n,C]");
+    }
+    const std::int64_t n = action.extents()[0];
+    check_rows(first, n, next);
+    arena.for_each(n, [&](std::int64_t i) {
+      Row& row = at(first + i);
+      advance(row, action.at(i), reward.at(i), done.at(i));
+      observe(row, next, i);
+    });
+    std::int64_t made = 0;
+    for (std::int64_t i = 0; i < n; ++i) made += at(first + i).made;
+    finish(first, n, next);
+    return made;
+  }
+
+  bool succeeded(std::int64_t row) const { return at(checked_row(row)).solved; }
+
+  /// The scripted expert's action for the row's state.
+  void expert(std::int64_t row, std::span<float> action) {
+    check_action(action.size());
+    const Row& of = at(checked_row(row));
+    task_.expert(*model_, *of.data, of.goal, action.first(Task::actions));
+  }
+
+  /// A picture for people, rgb [height, width, 3], row 0 on top. One caller at a time per batch.
+  void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
+    renderer_.picture(*at(checked_row(row)).data, width, height, rgb);
+  }
+
+ private:
+  struct alignas(64) Row {
+    detail::MujocoPointer<mjData> data;
+    typename Task::Goal goal{};
+    std::int64_t steps = 0;  ///< control steps of this episode
+    std::int64_t made = 0;   ///< of them in the last call
+    bool begun = false, ended = true, solved = false;
+    const char* failure = nullptr;  ///< set within one call; what went wrong
+    double failed_at = 0;           ///< simulation time of it, seconds
+    char text[128] = {};
+  };
+
+  static const MujocoKnobs& checked(const MujocoKnobs& knobs) {
+    auto within = [](const char* field, int value, int low, int high) {
+      if (value < low || value > high) {
+        throw ConfigError(std::string("environment.") + field + " = " + std::to_string(value) +
+                          " is out of its range " + std::to_string(low) + " .. " + std::to_string(high));
+      }
+    };
+    within("environments", knobs.environments, 1, 65536);
+    within("horizon", knobs.horizon, 1, 10000);
+    if (knobs.camera_pixels != 0) within("camera_pixels", knobs.camera_pixels, 16, 512);
+    return knobs;
+  }
+
+  static std::string label() { return "MuJoCo task '" + std::string(Task::name) + "'"; }
+  Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }
+  const Row& at(std::int64_t row) const { return rows_[static_cast<std::size_t>(row)]; }
+
+  std::int64_t checked_row(std::int64_t row) const {
+    if (row >= 0 && row < size()) return row;
+    throw Error(label() + ": there is no row " + std::to_string(row) + " among " + std::to_string(size()));
+  }
+  static void check_action(std::size_t room) {
+    if (room >= static_cast<std::size_t>(Task::actions)) return;
+    throw Error(label() + ": an action has " + std::to_string(Task::actions) + " numbers, the span only " +
+                std::to_string(room));
+  }
+  void check_rows(std::int64_t first, std::int64_t n, const Observation& next) const {
+    if (first < 0 || n < 0 || first + n > size()) {
+      throw Error(label() + ": rows " + std::to_string(first) + " .. " + std::to_string(first + n - 1) +
+                  " are not within its " + std::to_string(size()) + " rows");
+    }
+    const int pixels = knobs_.camera_pixels;
+    if (next.proprioception.extents() != Extents({n, Task::proprioception}) ||
+        next.instruction.extents() != Extents({n}) ||
+        (pixels > 0 && next.frames[0].extents() != Extents({n, pixels, pixels, 3}))) {
+      throw Error(label() +
+                  ": the observation's fields do not have the extents of observation_layout(spec, {" +
+                  std::to_string(n) + "})");
+    }
+  }
+
+  /// Leaves the row in the model's default pose, ended. `why` must outlive the call.
+  void fail(Row& row, const char* why) {
+    row.failure = why;
+    row.failed_at = row.data->time;
+    row.ended = true;
+    auto call = [&] {
+      mj_resetData(model_.get(), row.data.get());
+      mj_forward(model_.get(), row.data.get());
+    };
+    detail::MujocoGuard::run(call);
+  }
+  void fail_from_mujoco(Row& row) {
+    std::snprintf(row.text, sizeof row.text, "MuJoCo says '%.110s'", detail::MujocoGuard::error());
+    fail(row, row.text);
+  }
+
+  static const char* trouble(const mjData& data) {
+    if (data.warning[mjWARN_BADQPOS].number != 0) return "a position is not a sane number";
+    if (data.warning[mjWARN_BADQVEL].number != 0) return "a velocity is not a sane number";
+    if (data.warning[mjWARN_BADQACC].number != 0) return "an acceleration is not a sane number";
+    if (data.warning[mjWARN_CONTACTFULL].number + data.warning[mjWARN_CNSTRFULL].number != 0) {
+      return "the contacts need more memory than the model's <size memory=...> gives";
+    }
+    return nullptr;
+  }
+
+  void begin(Row& row, std::uint64_t seed) {
+    row.steps = row.made = 0;
+    row.begun = true;
+    row.ended = row.solved = false;
+    row.failure = nullptr;
+    auto call = [&] {
+      SplitMix64 random(seed);
+      mj_resetData(model_.get(), row.data.get());
+      row.goal = task_.reset(*model_, *row.data, random);
+      mj_forward(model_.get(), row.data.get());
+    };
+    if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
+    if (const char* why = trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
+  }
+
+  void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> done) {
+    const std::int64_t chunk = action.extents()[0];
+    row.made = 0;
+    row.failure = row.begun ? nullptr : "it was stepped before its first reset";
+    std::fill_n(reward.data(), chunk, 0.0f);
+    std::fill_n(done.data(), chunk, std::uint8_t{1});
+    std::int64_t step = 0;
+    auto call = [&] {
+      for (; step < chunk && !row.ended; ++step) {
+        float command[Task::actions];
+        for (int i = 0; i < Task::actions; ++i) {
+          const float value = action[step * Task::actions + i];
+          if (!std::isfinite(value)) return fail(row, "its action is not a finite number");
+          command[i] = std::clamp(value, -1.0f, 1.0f);
+        }
+        task_.apply(*model_, *row.data, row.goal, command);
+        for (int i = 0; i < Task::substeps; ++i) mj_step(model_.get(), row.data.get());
+        if (const char* why = trouble(*row.data)) return fail(row, why);
+        mj_kinematics(model_.get(), row.data.get());
+        ++row.made;
+        ++row.steps;
+        row.solved = task_.success(*row.data, row.goal);
+        row.ended = row.solved || row.steps >= knobs_.horizon;
+        reward[step] = knobs_.dense_reward ? task_.dense_reward(*row.data, row.goal)
+                       : row.solved        ? 1.0f
+                                           : 0.0f;
+        done[step] = row.ended ? 1 : 0;
+      }
+    };
+    if (!detail::MujocoGuard::run(call)) {
+      reward[step] = 0.0f;
+      done[step] = 1;
+      fail_from_mujoco(row);
+    }
+  }
+
+  void observe(const Row& row, const Observation& next, std::int64_t i) const {
+    task_.observe(*row.data, row.goal, next.proprioception.at(i).span());
+    next.instruction[i] = task_.instruction(row.goal);
+  }
+
+  /// Frames, and the call's first failure as an Error.
+  void finish(std::int64_t first, std::int64_t n, const Observation& next) {
+    if (knobs_.camera_pixels > 0) {
+      renderer_.frames(n, knobs_.camera_pixels, next.frames[0],
+                       [&](std::int64_t i) -> mjData& { return *at(first + i).data; });
+    }
+    for (std::int64_t i = first; i < first + n; ++i) {
+      const Row& row = at(i);
+      if (row.failure == nullptr) continue;
+      char when[48];
+      std::snprintf(when, sizeof when, "step %lld (%.3f s)", static_cast<long long>(row.steps),
+                    row.failed_at);
+      throw Error(label() + ", row " + std::to_string(i) + ", " + when + ": " + row.failure +
+                  "; its episode has ended, reset the row to go on");
+    }
+  }
+
+  MujocoKnobs knobs_;
+  detail::MujocoPointer<mjModel> model_;
+  Task task_;
+  std::pmr::vector<Row> rows_;
+  MujocoRenderer renderer_;
+  ObservationSpec spec_;
+};
+
+}  // namespace dvla

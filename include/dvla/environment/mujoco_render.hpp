@@ -1,0 +1,295 @@
+// Pictures of MuJoCo states without a screen: EGL or OSMesa, loaded with dlopen on first use, so that a
+// program without cameras needs neither. MUJOCO_GL=egl|osmesa chooses; without it EGL is tried first, then
+// OSMesa. One back end per process: MuJoCo keeps the GL functions that it found first.
+//
+// A GL context belongs to one thread at a time. A renderer therefore takes its lock, makes its context
+// current on the calling thread, draws all rows of the call, and lets the context go again. Frames of
+// different rows are thus drawn one after the other; llvmpipe itself uses several cores. Frames for the model
+// have no shadow map: it costs 5 to 20 times the rest. Pictures for people have one.
+#pragma once
+
+#include <dlfcn.h>
+#include <mujoco/mujoco.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <memory_resource>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/field.hpp"
+#include "dvla/environment/mujoco/guard.hpp"
+#include "dvla/environment/mujoco/memory.hpp"
+
+namespace dvla {
+
+namespace detail {
+
+/// An offscreen GL context that can be current on one thread at a time.
+class GlContext {
+ public:
+  virtual ~GlContext() = default;
+  virtual void acquire() = 0;
+  virtual void release() = 0;
+
+  /// Of the back end that MUJOCO_GL names, or the first that works.
+  static std::unique_ptr<GlContext> make();
+
+ protected:
+  static void* open(const char* library, const char* package) {
+    void* const handle = dlopen(library, RTLD_NOW | RTLD_GLOBAL);
+    if (handle == nullptr) {
+      throw Error(std::string(library) +
+                  " cannot be loaded, so nothing can be drawn; install the Debian package " + package);
+    }
+    return handle;
+  }
+  template <class Function>
+  static Function symbol(void* handle, const char* name) {
+    void* const address = dlsym(handle, name);
+    if (address == nullptr) throw Error(std::string("the GL library lacks ") + name);
+    return reinterpret_cast<Function>(address);
+  }
+};
+
+class EglContext final : public GlContext {
+ public:
+  EglContext() {
+    void* const egl = open("libEGL.so.1", "libegl1 (and libgl1-mesa-dri for drawing on the CPU)");
+    const auto address = symbol<void* (*)(const char*)>(egl, "eglGetProcAddress");
+    const auto initialize = symbol<unsigned (*)(void*, int*, int*)>(egl, "eglInitialize");
+    const auto bind = symbol<unsigned (*)(unsigned)>(egl, "eglBindAPI");
+    const auto choose = symbol<unsigned (*)(void*, const int*, void**, int, int*)>(egl, "eglChooseConfig");
+    const auto create = symbol<void* (*)(void*, void*, void*, const int*)>(egl, "eglCreateContext");
+    destroy_ = symbol<unsigned (*)(void*, void*)>(egl, "eglDestroyContext");
+    make_current_ = symbol<unsigned (*)(void*, void*, void*, void*)>(egl, "eglMakeCurrent");
+    using Devices = unsigned (*)(int, void**, int*);
+    using Platform = void* (*)(unsigned, void*, const int*);
+    const auto devices = reinterpret_cast<Devices>(address("eglQueryDevicesEXT"));
+    const auto platform = reinterpret_cast<Platform>(address("eglGetPlatformDisplayEXT"));
+    if (devices == nullptr || platform == nullptr) throw Error("EGL offers no devices; try MUJOCO_GL=osmesa");
+    void* found[16] = {};
+    int count = 0;
+    if (devices(16, found, &count) == 0) count = 0;
+    constexpr unsigned device_platform = 0x313F, opengl = 0x30A2;
+    constexpr std::array<int, 13> wanted = {0x3033, 0x0001,  // surface type: pbuffer
+                                            0x3040, 0x0008,  // renderable: OpenGL
+                                            0x3024, 8,       // red
+                                            0x3023, 8,       // green
+                                            0x3022, 8,       // blue
+                                            0x3025, 24,      // depth
+                                            0x3038};         // end
+    for (int i = 0; i < count && context_ == nullptr; ++i) {
+      void* const display = platform(device_platform, found[i], nullptr);
+      if (display == nullptr || initialize(display, nullptr, nullptr) == 0) continue;
+      void* config = nullptr;
+      int configs = 0;
+      if (choose(display, wanted.data(), &config, 1, &configs) == 0 || configs < 1 || bind(opengl) == 0)
+        continue;
+      context_ = create(display, config, nullptr, nullptr);
+      display_ = display;
+    }
+    if (context_ == nullptr) {
+      throw Error(
+          "EGL finds no device that can draw; install the Debian package libgl1-mesa-dri or set "
+          "MUJOCO_GL=osmesa");
+    }
+  }
+  ~EglContext() override { destroy_(display_, context_); }
+  void acquire() override {
+    if (make_current_(display_, nullptr, nullptr, context_) == 0)
+      throw Error("EGL could not make its context current");
+  }
+  void release() override { make_current_(display_, nullptr, nullptr, nullptr); }
+
+ private:
+  unsigned (*destroy_)(void*, void*) = nullptr;
+  unsigned (*make_current_)(void*, void*, void*, void*) = nullptr;
+  void* display_ = nullptr;
+  void* context_ = nullptr;
+};
+
+class OsmesaContext final : public GlContext {
+ public:
+  OsmesaContext() {
+    void* const mesa = open("libOSMesa.so.8", "libosmesa6");
+    const auto create = symbol<void* (*)(unsigned, int, int, int, void*)>(mesa, "OSMesaCreateContextExt");
+    destroy_ = symbol<void (*)(void*)>(mesa, "OSMesaDestroyContext");
+    make_current_ = symbol<unsigned char (*)(void*, void*, unsigned, int, int)>(mesa, "OSMesaMakeCurrent");
+    context_ = create(0x1908 /* RGBA */, 24, 8, 0, nullptr);
+    if (context_ == nullptr) throw Error("OSMesa could not make a context");
+  }
+  ~OsmesaContext() override { destroy_(context_); }
+  void acquire() override {
+    // A default frame buffer of one pixel: MuJoCo draws into its own offscreen buffer.
+    if (make_current_(context_, pixel_.data(), 0x1401 /* bytes */, 1, 1) == 0) {
+      throw Error("OSMesa could not make its context current");
+    }
+  }
+  void release() override { make_current_(nullptr, nullptr, 0x1401, 0, 0); }
+
+ private:
+  void (*destroy_)(void*) = nullptr;
+  unsigned char (*make_current_)(void*, void*, unsigned, int, int) = nullptr;
+  void* context_ = nullptr;
+  std::array<std::uint8_t, 4> pixel_{};
+};
+
+inline std::unique_ptr<GlContext> GlContext::make() {
+  // What worked once is kept: MuJoCo's GL functions cannot be exchanged.
+  static std::mutex mutex;
+  static std::string chosen;
+  const std::lock_guard lock(mutex);
+  if (chosen.empty()) {
+    const char* const wish = std::getenv("MUJOCO_GL");
+    const std::string name = wish == nullptr ? "" : wish;
+    if (!name.empty() && name != "egl" && name != "osmesa") {
+      throw ConfigError("MUJOCO_GL=" + name + " is not known; use egl or osmesa");
+    }
+    if (name != "osmesa") {
+      try {
+        auto context = std::make_unique<EglContext>();
+        chosen = "egl";
+        return context;
+      } catch (const Error&) {
+        if (name == "egl") throw;
+      }
+    }
+    auto context = std::make_unique<OsmesaContext>();
+    chosen = "osmesa";
+    return context;
+  }
+  if (chosen == "egl") return std::make_unique<EglContext>();
+  return std::make_unique<OsmesaContext>();
+}
+
+}  // namespace detail
+
+/// Draws states of one model. Thread-safe; see the top of the file.
+class MujocoRenderer {
+ public:
+  MujocoRenderer(const mjModel& model, std::pmr::memory_resource& pool) : model_(model), pool_(pool) {}
+  MujocoRenderer(const MujocoRenderer&) = delete;
+  MujocoRenderer& operator=(const MujocoRenderer&) = delete;
+
+  /// Square frames [n, pixels, pixels, 3] of data(0) .. data(n - 1), straight into `out`.
+  template <class Data>
+  void frames(std::int64_t n, int pixels, Field<std::uint8_t> out, Data data) {
+    const std::lock_guard lock(mutex_);
+    if (!frames_) frames_ = std::make_unique<Canvas>(model_, pool_, pixels, pixels, 0, 0);
+    const Current current(*frames_->gl);
+    for (std::int64_t i = 0; i < n; ++i) frames_->draw(model_, data(i), pixels, pixels, out.at(i).span());
+  }
+
+  /// One picture with shadows and smooth edges, rgb [height, width, 3].
+  void picture(mjData& data, int width, int height, std::span<std::uint8_t> rgb) {
+    if (width < 1 || height < 1 || width > 4096 || height > 4096 ||
+        rgb.size() != static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3) {
+      throw Error("render: rgb has " + std::to_string(rgb.size()) + " bytes; a picture of " +
+                  std::to_string(width) + " x " + std::to_string(height) +
+                  " wants width x height x 3, sides 1 .. 4096");
+    }
+    const std::lock_guard lock(mutex_);
+    if (!picture_ || picture_->width < width || picture_->height < height) {
+      picture_.reset();
+      picture_ = std::make_unique<Canvas>(model_, pool_, width, height, 2048, 4);
+    }
+    const Current current(*picture_->gl);
+    picture_->draw(model_, data, width, height, rgb);
+  }
+
+ private:
+  struct Current {
+    explicit Current(detail::GlContext& context) : gl(context) { gl.acquire(); }
+    ~Current() { gl.release(); }
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+    detail::GlContext& gl;
+  };
+
+  /// A context with MuJoCo's scene and buffers in it.
+  struct Canvas {
+    Canvas(const mjModel& model, std::pmr::memory_resource& pool, int w, int h, int shadow_size, int samples)
+        : width(w), height(h), gl(detail::GlContext::make()) {
+      const Current current(*gl);
+      const detail::MujocoMemory::Scope scope(pool);
+      mjModel look = model;  // shallow: only the visual settings are changed, and only for this call
+      look.vis.global.offwidth = w;
+      look.vis.global.offheight = h;
+      look.vis.quality.shadowsize = shadow_size;
+      look.vis.quality.offsamples = samples;
+      mjv_defaultScene(&scene);
+      mjr_defaultContext(&context);
+      mjv_defaultOption(&option);
+      mjv_defaultCamera(&camera);
+      camera.type = mjCAMERA_FIXED;
+      camera.fixedcamid = mj_name2id(&model, mjOBJ_CAMERA, "top");
+      if (camera.fixedcamid < 0) throw Error("the MuJoCo model has no camera named 'top'");
+      auto call = [&] {
+        mjv_makeScene(&model, &scene, max_geometries);
+        mjr_makeContext(&look, &context, mjFONTSCALE_100);
+        mjr_setBuffer(mjFB_OFFSCREEN, &context);
+      };
+      if (!detail::MujocoGuard::run(call)) {
+        const std::string why = detail::MujocoGuard::error();
+        clear();
+        throw Error("MuJoCo cannot draw here: " + why);
+      }
+      if (context.currentBuffer != mjFB_OFFSCREEN) {
+        clear();
+        throw Error("the GL driver gives no offscreen buffer of " + std::to_string(w) + " x " +
+                    std::to_string(h));
+      }
+      scene.flags[mjRND_SHADOW] = shadow_size > 0;
+      scene.flags[mjRND_REFLECTION] = shadow_size > 0;
+    }
+    ~Canvas() {
+      const Current current(*gl);
+      clear();
+    }
+    Canvas(const Canvas&) = delete;
+    Canvas& operator=(const Canvas&) = delete;
+
+    void clear() {
+      mjr_freeContext(&context);
+      mjv_freeScene(&scene);
+    }
+
+    void draw(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb) {
+      const mjrRect view{0, 0, w, h};
+      auto call = [&] {
+        mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene);
+        mjr_render(view, &scene, &context);
+        mjr_readPixels(rgb.data(), nullptr, view, &context);
+      };
+      if (!detail::MujocoGuard::run(call))
+        throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+      const std::size_t line = static_cast<std::size_t>(w) * 3;  // GL has row 0 at the bottom
+      for (std::size_t low = 0, high = static_cast<std::size_t>(h) - 1; low < high; ++low, --high) {
+        std::swap_ranges(rgb.begin() + static_cast<std::ptrdiff_t>(low * line),
+                         rgb.begin() + static_cast<std::ptrdiff_t>((low + 1) * line),
+                         rgb.begin() + static_cast<std::ptrdiff_t>(high * line));
+      }
+    }
+
+    static constexpr int max_geometries = 200;
+    int width, height;
+    std::unique_ptr<detail::GlContext> gl;
+    mjvScene scene;
+    mjrContext context;
+    mjvOption option;
+    mjvCamera camera;
+  };
+
+  const mjModel& model_;
+  std::pmr::memory_resource& pool_;
+  std::mutex mutex_;
+  std::unique_ptr<Canvas> frames_, picture_;
+};
+
+}  // namespace dvla
