@@ -1,0 +1,41 @@
+# MuJoCo's C library out of the PyPI wheel `mujoco-core` (or any folder with include/mujoco/mujoco.h and the library beside
+# include/ or in lib/): MuJoCo::MuJoCo, with OSMesa and EGL for offscreen rendering where they are installed.
+# The wheel has no unversioned libmujoco.so, so the library is found by pattern and linked by path.
+set(DVLA_MUJOCO_ROOT "" CACHE PATH "Folder of MuJoCo, with include/")
+set(_mujoco_roots "${DVLA_MUJOCO_ROOT}" "$ENV{DVLA_MUJOCO_ROOT}")
+file(GLOB _mujoco_venv "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/mujoco" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/mujoco")
+list(APPEND _mujoco_roots ${_mujoco_venv})
+find_path(MuJoCo_INCLUDE_DIR mujoco/mujoco.h HINTS ${_mujoco_roots} PATH_SUFFIXES include NO_DEFAULT_PATH)
+if(NOT MuJoCo_INCLUDE_DIR)
+  execute_process(
+    COMMAND python3 -c "import importlib.util as u; s = u.find_spec('mujoco'); print(s.submodule_search_locations[0] if s else '')"
+    OUTPUT_VARIABLE _mujoco_python OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(_mujoco_python)
+    find_path(MuJoCo_INCLUDE_DIR mujoco/mujoco.h HINTS "${_mujoco_python}" PATH_SUFFIXES include NO_DEFAULT_PATH)
+  endif()
+endif()
+if(MuJoCo_INCLUDE_DIR AND NOT MuJoCo_LIBRARY)
+  get_filename_component(_mujoco_root "${MuJoCo_INCLUDE_DIR}" DIRECTORY)
+  file(GLOB _mujoco_libraries "${_mujoco_root}/libmujoco.so*" "${_mujoco_root}/lib/libmujoco.so*")
+  if(_mujoco_libraries)
+    list(GET _mujoco_libraries 0 _mujoco_library)
+    set(MuJoCo_LIBRARY "${_mujoco_library}" CACHE FILEPATH "libmujoco")
+  endif()
+endif()
+mark_as_advanced(MuJoCo_INCLUDE_DIR MuJoCo_LIBRARY)
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(MuJoCo REQUIRED_VARS MuJoCo_LIBRARY MuJoCo_INCLUDE_DIR)
+
+if(MuJoCo_FOUND AND NOT TARGET MuJoCo::MuJoCo)
+  add_library(MuJoCo::MuJoCo SHARED IMPORTED)
+  set_target_properties(MuJoCo::MuJoCo PROPERTIES
+    IMPORTED_LOCATION "${MuJoCo_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${MuJoCo_INCLUDE_DIR}")
+  find_library(OSMesa_LIBRARY OSMesa)
+  find_library(EGL_LIBRARY EGL)
+  mark_as_advanced(OSMesa_LIBRARY EGL_LIBRARY)
+  foreach(_mujoco_gl IN ITEMS ${OSMesa_LIBRARY} ${EGL_LIBRARY})
+    if(_mujoco_gl)
+      set_property(TARGET MuJoCo::MuJoCo APPEND PROPERTY INTERFACE_LINK_LIBRARIES "${_mujoco_gl}")
+    endif()
+  endforeach()
+endif()
