@@ -1,0 +1,43 @@
+// DualPool's machinery: two pools with a bound each, so that simulator and model never fragment or starve
+// each other. Paper: dual-pool memory management. Host form; the CUDA form gives the same members. Not a
+// policy's choice of sizes: those are MemoryKnobs.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "dvla/memory/environment_pool.hpp"
+#include "dvla/memory/memory_knobs.hpp"
+#include "dvla/memory/model_pool.hpp"
+
+namespace dvla {
+
+namespace detail {
+/// Mebibytes as bytes; ConfigError, naming the knob, unless in [1, 2^20].
+inline std::size_t pool_bytes(std::int64_t mib, const char* knob) {
+  if (mib < 1 || mib > (std::int64_t{1} << 20)) {
+    throw ConfigError(std::string(knob) + " is " + std::to_string(mib) + " and must lie in [1, 1048576]");
+  }
+  return static_cast<std::size_t>(mib) << 20;
+}
+}  // namespace detail
+
+/// Thread-safe after construction. Both pools live as long as this; what is placed in them must go first,
+/// except tensors (TorchAllocator).
+class DualPoolMachinery {
+ public:
+  explicit DualPoolMachinery(const MemoryKnobs& knobs)
+      : environment_(detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib")),
+        model_(detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib")) {}
+
+  HostPool& environment() { return environment_; }
+  HostPool& model() { return model_; }
+  /// One entry a pool.
+  std::vector<PoolReport> report() const { return {environment_.report(), model_.report()}; }
+
+ private:
+  EnvironmentPool environment_;
+  ModelPool model_;
+};
+
+}  // namespace dvla

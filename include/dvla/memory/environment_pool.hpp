@@ -1,0 +1,16 @@
+// The environment auxiliary pool on the host: simulator temporaries, observations, frames and trajectories.
+// Paper: the dual pools' auxiliary side. All pages are there from the start (fresh pages cost 5 to 14 times
+// the copy itself); blocks coalesce when freed, so odd sizes do not wear it out. Not for the model's tensors.
+#pragma once
+
+#include "dvla/memory/host_pool.hpp"
+
+namespace dvla {
+
+class EnvironmentPool : public HostPool {
+ public:
+  explicit EnvironmentPool(std::size_t bytes)
+      : HostPool({.name = "environment pool", .bytes = bytes, .knob = "--environment-pool-mib"}) {}
+};
+
+}  // namespace dvla

@@ -1,0 +1,28 @@
+// SinglePool's machinery: one pool for simulator and model, of both bounds together: the baseline that
+// DualPool is measured against (bench/memory). Paper: the ablation without dual pools. Same members as
+// DualPoolMachinery.
+#pragma once
+
+#include <vector>
+
+#include "dvla/memory/dual_pool.hpp"
+
+namespace dvla {
+
+class SinglePoolMachinery {
+ public:
+  explicit SinglePoolMachinery(const MemoryKnobs& knobs)
+      : pool_({.name = "single pool",
+               .bytes = detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib") +
+                        detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib"),
+               .knob = "--environment-pool-mib or --model-pool-mib"}) {}
+
+  HostPool& environment() { return pool_; }
+  HostPool& model() { return pool_; }
+  std::vector<PoolReport> report() const { return {pool_.report()}; }
+
+ private:
+  HostPool pool_;
+};
+
+}  // namespace dvla

@@ -1,0 +1,180 @@
+// dvla-test: tsan asan
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "dvla/memory/dual_pool.hpp"
+#include "dvla/memory/single_pool.hpp"
+#include "dvla/testing/memory.hpp"
+
+using dvla::EnvironmentPool;
+using dvla::Error;
+using dvla::ModelPool;
+using dvla::PoolReport;
+constexpr std::size_t mib = std::size_t{1} << 20;
+
+TEST_CASE("Both machineries conform") {
+  const dvla::MemoryKnobs knobs{.environment_pool_mib = 8, .model_pool_mib = 8};
+  for (const auto& violation : dvla::testing::check_memory([&] { return dvla::DualPoolMachinery(knobs); })) {
+    FAIL_CHECK(violation);
+  }
+  for (const auto& violation :
+       dvla::testing::check_memory([&] { return dvla::SinglePoolMachinery(knobs); })) {
+    FAIL_CHECK(violation);
+  }
+}
+
+TEST_CASE("High water stays, in use falls, and fragmentation is one minus largest over free") {
+  EnvironmentPool pool(1 * mib);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 4; ++i) blocks.push_back(pool.allocate(mib / 4, 64));
+  CHECK(pool.report().in_use == mib);
+  CHECK(pool.report().fragmentation == 0);  // nothing is free
+  pool.deallocate(blocks[0], mib / 4, 64);
+  pool.deallocate(blocks[2], mib / 4, 64);
+  const PoolReport report = pool.report();
+  CHECK(report.in_use == mib / 2);
+  CHECK(report.high_water == mib);
+  CHECK(report.largest_free == mib / 4);
+  CHECK(report.fragmentation == doctest::Approx(0.5));
+  CHECK(report.allocations == 4);
+  CHECK(report.live == 2);
+  pool.deallocate(blocks[1], mib / 4, 64);  // joins both neighbours
+  CHECK(pool.report().largest_free == 3 * mib / 4);
+  CHECK(pool.report().fragmentation == 0);
+  pool.deallocate(blocks[3], mib / 4, 64);
+  CHECK(pool.report().largest_free == mib);
+}
+
+TEST_CASE("A full pool says its name, the request, what is free and the knob") {
+  EnvironmentPool pool(2 * mib);
+  void* block = pool.allocate(mib, 64);
+  CHECK_THROWS_WITH_AS(
+      (void)pool.allocate(2 * mib),
+      "environment pool: no room for 2097152 bytes: 1048576 of 2097152 bytes are free, 1048576 "
+      "of them in one piece; raise --environment-pool-mib (now 2)",
+      Error);
+  pool.deallocate(block, mib, 64);
+}
+
+TEST_CASE("A second free, a foreign pointer and an inner pointer are found") {
+  EnvironmentPool environment(mib);
+  ModelPool model(mib);
+  for (std::pmr::memory_resource* pool : {static_cast<std::pmr::memory_resource*>(&environment),
+                                          static_cast<std::pmr::memory_resource*>(&model)}) {
+    auto* block = static_cast<std::byte*>(pool->allocate(1000));
+    void* other = pool->allocate(1000);
+    int foreign = 0;
+    CHECK_THROWS_AS(pool->deallocate(&foreign, sizeof foreign), Error);
+    CHECK_THROWS_AS(pool->deallocate(block + 64, 936), Error);
+    CHECK_THROWS_AS(pool->deallocate(block + 1, 999), Error);
+    pool->deallocate(block, 1000);
+    CHECK_THROWS_AS(pool->deallocate(block, 1000), Error);
+    pool->deallocate(other, 1000);
+    CHECK_THROWS_AS(pool->deallocate(other, 1000), Error);
+  }
+}
+
+TEST_CASE("The model pool gives the same block to the next request of its class") {
+  ModelPool pool(4 * mib);
+  void* block = pool.allocate(100000);
+  pool.deallocate(block, 100000);
+  CHECK(pool.report().cached > 0);
+  CHECK(pool.report().in_use == 0);
+  void* again = pool.allocate(100001);  // same class, other size
+  CHECK(again == block);
+  CHECK(pool.report().cached == 0);
+  pool.deallocate(again, 100001);
+}
+
+TEST_CASE("What the model pool keeps by class is coalesced when a request would not fit") {
+  ModelPool pool(1 * mib);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 16; ++i) blocks.push_back(pool.allocate(65536));
+  for (void* block : blocks) pool.deallocate(block, 65536);
+  CHECK(pool.report().cached == mib);
+  void* whole = pool.allocate(mib);
+  CHECK(pool.report().in_use == mib);
+  pool.deallocate(whole, mib);
+}
+
+TEST_CASE("Every size up to a few hundred granules goes to a class that holds it") {
+  ModelPool pool(8 * mib);
+  for (std::size_t bytes = 0; bytes < 40000; bytes += 61) {
+    void* block = pool.allocate(bytes);
+    const std::size_t held = pool.report().in_use;
+    CHECK(held >= bytes);
+    CHECK(held <= bytes + bytes / 8 + 64);
+    pool.deallocate(block, bytes);
+    void* again = pool.allocate(bytes);
+    CHECK(again == block);
+    pool.deallocate(again, bytes);
+  }
+}
+
+TEST_CASE("A bound that cannot be is one clear line") {
+  CHECK_THROWS_WITH_AS(dvla::DualPoolMachinery({.environment_pool_mib = 0}),
+                       "--environment-pool-mib is 0 and must lie in [1, 1048576]", dvla::ConfigError);
+  CHECK_THROWS_AS(dvla::DualPoolMachinery({.model_pool_mib = -5}), dvla::ConfigError);
+}
+
+TEST_CASE("Blocks cross threads: allocated by one, freed by another, contents intact") {
+  const dvla::MemoryKnobs knobs{.environment_pool_mib = 16, .model_pool_mib = 16};
+  dvla::DualPoolMachinery memory(knobs);
+  struct Parcel {
+    std::byte* data;
+    std::size_t bytes;
+    std::byte mark;
+  };
+  for (auto* pool : {&memory.environment(), &memory.model()}) {
+    std::vector<Parcel> parcels;  // bounded by the producers' patience below
+    std::mutex mutex;
+    std::condition_variable changed;
+    constexpr int each = 2000;
+    auto produce = [&](std::uint64_t seed) {
+      dvla::SplitMix64 random(seed);
+      for (int i = 0; i < each; ++i) {
+        const std::size_t bytes = 1 + random.below(20000);
+        Parcel parcel{static_cast<std::byte*>(pool->allocate(bytes)), bytes,
+                      static_cast<std::byte>(random())};
+        for (std::size_t k = 0; k < bytes; k += 97) parcel.data[k] = parcel.mark;
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return parcels.size() < 64; });
+        parcels.push_back(parcel);
+        changed.notify_all();
+      }
+    };
+    int wrong = 0;
+    std::jthread one(produce, 1), two(produce, 2);
+    for (int i = 0; i < 2 * each; ++i) {
+      Parcel parcel{};
+      {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return !parcels.empty(); });
+        parcel = parcels.back();
+        parcels.pop_back();
+        changed.notify_all();
+      }
+      for (std::size_t k = 0; k < parcel.bytes; k += 97) wrong += parcel.data[k] != parcel.mark;
+      pool->deallocate(parcel.data, parcel.bytes);
+    }
+    CHECK(wrong == 0);
+    CHECK(pool->report().in_use == 0);
+    CHECK(pool->report().live == 0);
+    CHECK(pool->report().allocations == 2 * each);
+  }
+}
+
+TEST_CASE("A pool is a std::pmr resource: containers live in it") {
+  EnvironmentPool pool(mib);
+  {
+    std::pmr::vector<int> numbers(1000, 7, &pool);
+    CHECK(pool.contains(numbers.data()));
+    CHECK(pool.report().live == 1);
+  }
+  CHECK(pool.report().live == 0);
+}
