@@ -1,0 +1,52 @@
+// Algorithms that a pipeline can name. Descriptors only, no torch. Paper: GRPO with a clipped policy
+// gradient; staleness correction is a policy of its own inside this slot (algorithm/staleness.hpp).
+#pragma once
+
+#include <string_view>
+
+#include "dvla/algorithm/concept.hpp"
+#include "dvla/algorithm/grpo_knobs.hpp"
+#include "dvla/algorithm/staleness.hpp"
+#include "dvla/core/machinery.hpp"
+#include "dvla/core/type_name.hpp"
+
+namespace dvla {
+
+/// Group-relative policy optimisation. What it allows of staleness is its correction's.
+template <class Correction = DecoupledClip>
+struct BasicGRPO {
+  static_assert(StalenessPolicy<Correction>,
+                "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
+                "DecoupledClip, or your own as algorithm/staleness.hpp says");
+  using slot = algorithm_slot;
+  using knobs = GrpoKnobs;
+  static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};
+  static constexpr std::string_view name = spelling;
+  static constexpr int max_staleness = Correction::max_staleness;
+  static constexpr bool needs_values = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: GRPO is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/grpo.hpp>");
+  };
+};
+using GRPO = BasicGRPO<>;
+
+/// Proximal policy optimisation with a value head and GAE. Declared, not built in this version.
+struct PPO {
+  using slot = algorithm_slot;
+  using knobs = NoKnobs;
+  static constexpr std::string_view name = "PPO";
+  static constexpr bool built = false;
+  static constexpr int max_staleness = 1;
+  static constexpr bool needs_values = true;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: PPO is declared but not built in this version; use GRPO, or write your own "
+                  "algorithm (docs/extending.md)");
+  };
+};
+
+}  // namespace dvla

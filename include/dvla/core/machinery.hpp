@@ -1,0 +1,83 @@
+// From a policy to the class that does its work. A shipped policy is a torch-free *descriptor*; the policy's
+// own header specialises `machinery` with the run-time class:
+//     template <class Task, class Pipeline>
+//     struct machinery<MuJoCo<Task>, Pipeline> { using type = MujocoBatch<Task>; };
+// A user's policy that specialises nothing is its own machinery. Asking for the machinery of a descriptor
+// whose header is not included (or that is declared but not built) fails with one sentence, from the
+// descriptor's member template `missing`. Naming, composing and describing need no machinery.
+#pragma once
+
+#include <concepts>
+#include <string_view>
+
+#include "dvla/core/slot.hpp"
+
+namespace dvla {
+
+/// What every policy brings: its slot, a printable name, and a plain struct of what users tune (NoKnobs if
+/// nothing).
+template <class Type, class Slot>
+concept NamedPolicyFor = PolicyFor<Type, Slot> && requires {
+  { Type::name } -> std::convertible_to<std::string_view>;
+  typename Type::knobs;
+};
+
+/// A policy that only describes: `template <bool Never> struct missing { static_assert(Never, "..."); };`
+template <class Type>
+concept Descriptor = Policy<Type> && requires {
+  typename Type::template missing<false>;
+};
+
+namespace detail {
+
+struct no_machinery {};
+
+template <class Policy>
+struct own_machinery {
+  using type = Policy;
+};
+template <Descriptor Policy>
+struct own_machinery<Policy> : Policy::template missing<false> {
+  using type = no_machinery;
+};
+
+/// Compile-time facts that a policy may state; false where it does not.
+template <class Policy>
+inline constexpr bool spans_processes = [] {
+  if constexpr (requires { Policy::spans_processes; }) return static_cast<bool>(Policy::spans_processes);
+  return false;
+}();
+template <class Policy>
+inline constexpr bool separates_roles = [] {
+  if constexpr (requires { Policy::separates_roles; }) return static_cast<bool>(Policy::separates_roles);
+  return false;
+}();
+template <class Policy>
+inline constexpr bool needs_values = [] {
+  if constexpr (requires { Policy::needs_values; }) return static_cast<bool>(Policy::needs_values);
+  return false;
+}();
+template <class Policy>
+inline constexpr bool has_value_head = [] {
+  if constexpr (requires { Policy::has_value_head; }) return static_cast<bool>(Policy::has_value_head);
+  return false;
+}();
+
+/// A placement covers both roles unless it says otherwise.
+template <class Policy>
+inline constexpr bool covers_roles = [] {
+  bool covers = true;
+  if constexpr (requires { Policy::has_rollouts; }) covers = covers && Policy::has_rollouts;
+  if constexpr (requires { Policy::has_actors; }) covers = covers && Policy::has_actors;
+  return covers;
+}();
+
+}  // namespace detail
+
+template <class Policy, class Pipeline>
+struct machinery : detail::own_machinery<Policy> {};
+
+template <class Policy, class Pipeline>
+using machinery_t = typename machinery<Policy, Pipeline>::type;
+
+}  // namespace dvla

@@ -1,0 +1,45 @@
+// How trajectories travel from rollouts to actors. Descriptors only, no torch. Paper: high-frequency data
+// plane, point to point, dynamic groups or all-to-all by the ratio of resources; zero copy when co-located.
+#pragma once
+
+#include <string_view>
+
+#include "dvla/core/in_process.hpp"
+#include "dvla/core/knobs.hpp"
+#include "dvla/core/machinery.hpp"
+
+namespace dvla {
+
+/// The token is the message: the trainer reads the trajectory where the sampler wrote it. Spelt
+/// DataPlane<InProcess>.
+struct InProcessData {
+  using slot = data_plane_slot;
+  using knobs = NoKnobs;
+  static constexpr std::string_view name = "InProcess";
+  static constexpr bool zero_copy = true;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: DataPlane<InProcess> is named but its machinery is not included: add #include "
+                  "<dvla/data_plane/in_process.hpp>");
+  };
+};
+template <>
+struct InProcess::in<data_plane_slot> {
+  using type = InProcessData;
+};
+
+/// Torch's process groups: NCCL on GPUs, Gloo on CPUs. Declared, not built in this version.
+struct C10d {
+  using slot = data_plane_slot;
+  using knobs = NoKnobs;
+  static constexpr std::string_view name = "C10d";
+  static constexpr bool built = false;
+  static constexpr bool spans_processes = true;
+  template <bool Never>
+  struct missing {
+    static_assert(Never, "dvla: C10d is declared but not built in this version; use DataPlane<InProcess>");
+  };
+};
+
+}  // namespace dvla

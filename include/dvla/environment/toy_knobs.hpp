@@ -1,0 +1,25 @@
+// What a user tunes in the Toy environment of tests and benches.
+#pragma once
+
+#include "dvla/core/knobs.hpp"
+
+namespace dvla {
+
+struct ToyKnobs {
+  int environments = 64;   ///< rows stepped at once
+  int horizon = 4;         ///< control steps in an episode
+  int proprioception = 4;  ///< P
+  int actions = 1;         ///< A
+};
+
+template <>
+inline constexpr auto knob_docs<ToyKnobs> = std::to_array<KnobDoc>({
+    {"environments", "environments stepped at once; a multiple of the group", 1, 1 << 20},
+    {"horizon", "longest episode", 1, 10000, "control steps"},
+    {"proprioception", "numbers in an observation", 1, 65536},
+    {"actions", "dimensions of an action", 1, 1024},
+});
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::ToyKnobs, environments, horizon, proprioception, actions);

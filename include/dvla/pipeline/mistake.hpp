@@ -1,0 +1,127 @@
+// What can be wrong with a composition: one class template per mistake, whose instantiation is one error with
+// one sentence; the compiler prints the culprits as the template's arguments. Pipeline inherits from the
+// first mistake of an ill-formed list, and goes on with the best table it can make, so that nothing else
+// fails.
+#pragma once
+
+namespace dvla::mistake {
+
+template <class...>
+inline constexpr bool never = false;
+
+struct none {};
+
+template <class Pipeline>
+struct nothing_is_named {
+  static_assert(never<Pipeline>,
+                "dvla: an empty Pipeline; name at least an environment and an algorithm: "
+                "Pipeline<Sampler<MuJoCo<Push>>, Trainer<GRPO>>");
+};
+
+template <class Type>
+struct not_a_policy {
+  static_assert(never<Type>,
+                "dvla: this is not a policy; a policy is a complete struct with `using slot = "
+                "dvla::environment_slot;` or another of the nine slots (core/slot.hpp)");
+};
+
+template <class Type>
+struct slot_is_open {
+  static_assert(never<Type>,
+                "dvla: InProcess fills either plane; say which: DataPlane<InProcess> or "
+                "ControlPlane<InProcess>");
+};
+
+template <class Policy, class WordsSlot>
+struct wrong_stage_word {
+  static_assert(never<Policy>,
+                "dvla: this policy does not fill the slot of the stage word around it; move it out of "
+                "DataPlane, ControlPlane, Memory, Placement or Schedule into the word of its own slot");
+};
+
+template <class Policy>
+struct policy_has_no_name {
+  static_assert(never<Policy>,
+                "dvla: this policy has no name; add `static constexpr std::string_view name = \"...\";`");
+};
+
+template <class Policy>
+struct policy_has_no_knobs {
+  static_assert(never<Policy>,
+                "dvla: this policy has no knobs; add `using knobs = MyKnobs;`, or `using knobs = "
+                "dvla::NoKnobs;` if there is nothing to tune");
+};
+
+template <class Policy>
+struct policy_has_no_max_staleness {
+  static_assert(never<Policy>,
+                "dvla: this algorithm or schedule does not say how old weights may be; add `static constexpr "
+                "int max_staleness = 0;` or more (algorithm/concept.hpp, schedule/concept.hpp)");
+};
+
+template <class Slot, class First, class Second>
+struct two_policies_fill_one_slot {
+  static_assert(never<Slot>,
+                "dvla: two policies fill the same slot; name only one of them, or swap with "
+                "P::replace<Policy>");
+};
+
+template <class Pipeline>
+struct no_environment {
+  static_assert(
+      never<Pipeline>,
+      "dvla: no environment is named, and it has no default; add Sampler<MuJoCo<Push>>, Sampler<Toy> "
+      "or your own");
+};
+
+template <class Pipeline>
+struct no_algorithm {
+  static_assert(never<Pipeline>,
+                "dvla: no algorithm is named, and it has no default; add Trainer<GRPO> or your own");
+};
+
+template <class Schedule, class Algorithm>
+struct schedule_is_staler_than_the_algorithm_allows {
+  static_assert(never<Schedule>,
+                "dvla: the schedule lets weights grow older than the algorithm's max_staleness; lower "
+                "Swimlane<Max>, or take a correction that allows more, such as BasicGRPO<DecoupledClip>");
+};
+
+template <class Algorithm, class Model>
+struct algorithm_needs_a_value_head {
+  static_assert(never<Algorithm>,
+                "dvla: the algorithm needs values, and the model has no value head; use a critic-free "
+                "algorithm such as GRPO, or a model with `static constexpr bool has_value_head = true;`");
+};
+
+template <class Placement>
+struct placement_leaves_a_role_out {
+  static_assert(never<Placement>,
+                "dvla: the placement must cover both roles, and has no rollouts or no actors; give both a "
+                "share: Separated<3, 1>");
+};
+
+template <class DataPlane, class Placement>
+struct zero_copy_between_separate_roles {
+  static_assert(never<DataPlane>,
+                "dvla: this data plane stays inside one process, and the placement separates rollouts from "
+                "actors; use DataPlane<C10d>, or Placement<CoLocated>");
+};
+
+template <class ControlPlane, class Placement>
+struct in_process_weights_between_separate_roles {
+  static_assert(
+      never<ControlPlane>,
+      "dvla: this control plane stays inside one process, and the placement separates rollouts from "
+      "actors; use ControlPlane<Gloo>, or Placement<CoLocated>");
+};
+
+template <class Sharding, class DataPlane>
+struct sharding_spans_more_than_the_data_plane {
+  static_assert(
+      never<Sharding>,
+      "dvla: the sharding spans processes, and the data plane that is named stays inside one; leave "
+      "the data plane out (its default then spans processes), or use DataPlane<C10d>");
+};
+
+}  // namespace dvla::mistake

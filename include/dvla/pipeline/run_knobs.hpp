@@ -1,0 +1,65 @@
+// What a user tunes about a run as a whole: where it writes, how long it lasts, its warm start and its
+// checkpoints. The tenth section of a configuration, beside the nine slots.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/knobs.hpp"
+
+namespace dvla {
+
+struct RunKnobs {
+  std::string name = "run";  ///< the run writes into folder/name
+  std::string folder = "runs";
+  std::int64_t seed = 1;
+  int iterations = 150;      ///< batches trained on
+  int checkpoint_every = 0;  ///< iterations; 0 = at the end only
+  int keep_checkpoints = 2;
+  int evaluation_episodes = 256;     ///< on fresh seeds; 0 = none
+  int evaluation_every = 0;          ///< iterations; 0 = at the end only
+  int demonstrations = 32;           ///< scripted-expert episodes to clone; 0 = no warm start
+  double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
+  double imitation_target = 0.3;     ///< cloning stops at this success rate
+  int imitation_steps = 400;         ///< or after this many steps
+  std::string resume;                ///< checkpoint to continue from; empty = start anew
+  bool trace = true;                 ///< write trace.json
+  bool quiet = false;                ///< no progress bar
+  bool overwrite = false;            ///< an existing folder/name may be replaced
+};
+
+template <>
+inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
+    {"name", "name of the run; it writes into folder/name"},
+    {"folder", "where runs are written"},
+    {"seed", "everything random follows from it", 0, 9.2e18},
+    {"iterations", "batches to train on", 0, 1e9},
+    {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
+    {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
+    {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
+    {"evaluation_every", "iterations between evaluations; 0 = at the end only", 0, 1e9},
+    {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
+    {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
+    {"imitation_target", "success rate at which cloning stops", 0, 1},
+    {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
+    {"resume", "checkpoint to continue from; empty = start anew"},
+    {"trace", "write trace.json"},
+    {"quiet", "no progress bar"},
+    {"overwrite", "replace an existing run of this name"},
+});
+
+/// Rules between members; found by validate(config).
+inline void check(const RunKnobs& knobs) {
+  if (knobs.name.empty() || knobs.name == "." || knobs.name == ".." ||
+      knobs.name.find('/') != std::string::npos)
+    throw ConfigError("run.name is '" + knobs.name + "'; it must be the name of one folder, without '/'");
+  if (knobs.folder.empty())
+    throw ConfigError("run.folder is empty; name the folder that runs are written to");
+}
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
+                        evaluation_episodes, evaluation_every, demonstrations, demonstration_noise,
+                        imitation_target, imitation_steps, resume, trace, quiet, overwrite);

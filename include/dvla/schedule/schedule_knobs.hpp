@@ -1,0 +1,45 @@
+// What a user tunes in the schedules.
+#pragma once
+
+#include "dvla/core/knobs.hpp"
+
+namespace dvla {
+
+struct SwimlaneKnobs {
+  int staleness = 1;         ///< K: weights may be this many versions old, at most the schedule's Max
+  double deadline_s = 120;   ///< of every wait between lanes
+  int sampling_threads = 1;  ///< cores of the sampling lane
+  int training_threads = 1;  ///< cores of the training lane
+  int sampling_stages = 1;   ///< parts of the environments: one part steps while another infers
+};
+
+struct SynchronousKnobs {
+  double deadline_s = 120;
+  int sampling_threads = 2;  ///< both phases may use all cores: they never run at once
+  int training_threads = 2;
+  int sampling_stages = 1;
+};
+
+template <>
+inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
+    {"staleness", "K: a rollout's weights are at most this many versions old", 0, 1024},
+    {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
+    {"sampling_threads", "cores of the sampling lane", 1, 1024},
+    {"training_threads", "cores of the training lane", 1, 1024},
+    {"sampling_stages", "parts of the environments: one part steps while another infers", 1, 16},
+});
+
+template <>
+inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
+    {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
+    {"sampling_threads", "cores of the sampling phase", 1, 1024},
+    {"training_threads", "cores of the training phase", 1, 1024},
+    {"sampling_stages", "parts of the environments: one part steps while another infers", 1, 16},
+});
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::SwimlaneKnobs, staleness, deadline_s, sampling_threads, training_threads,
+                        sampling_stages);
+BOOST_HANA_ADAPT_STRUCT(dvla::SynchronousKnobs, deadline_s, sampling_threads, training_threads,
+                        sampling_stages);

@@ -1,0 +1,12 @@
+// The version of dvla. DVLA_VERSION is the library's only public macro: major * 10000 + minor * 100 + patch.
+#pragma once
+
+#include <string_view>
+
+#define DVLA_VERSION 100
+
+namespace dvla {
+
+inline constexpr std::string_view version = "0.1.0";
+
+}  // namespace dvla
