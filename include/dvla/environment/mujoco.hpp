@@ -3,12 +3,20 @@
 #pragma once
 
 #include "dvla/environment/concept.hpp"
+#include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/mujoco/batch.hpp"
+#include "dvla/environment/mujoco/pick_and_place.hpp"
 #include "dvla/environment/mujoco/push.hpp"
+#include "dvla/environment/mujoco/reach.hpp"
 
 namespace dvla {
 
-static_assert(EnvironmentMachinery<MujocoBatch<PushTask>> && HasExpert<MujocoBatch<PushTask>> &&
-              HasRender<MujocoBatch<PushTask>>);
+template <class Task, class Pipeline>
+struct machinery<MuJoCo<Task>, Pipeline> {
+  using type = MujocoBatch<Task>;
+};
+
+static_assert(EnvironmentMachinery<MujocoBatch<Push>> && HasExpert<MujocoBatch<Push>> &&
+              HasRender<MujocoBatch<Push>>);
 
 }  // namespace dvla

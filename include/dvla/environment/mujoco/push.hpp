@@ -9,6 +9,7 @@
 // 4a (a cube looks the same after a quarter turn) | red x y | blue x y | 1 if the cube is touched.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -16,8 +17,7 @@
 
 namespace dvla {
 
-class PushTask {
- public:
+struct Push {
   static constexpr std::string_view name = "Push";
   static constexpr std::array<std::string_view, 2> instructions = {"push the cube to the red target",
                                                                    "push the cube to the blue target"};
@@ -37,7 +37,7 @@ class PushTask {
   <option timestep="0.005" integrator="implicitfast"/>
   <size memory="64K"/>
   <visual>
-    <headlight ambient=".45 .45 .45" diffuse=".35 .35 .35" specular=".1 .1 .1"/>
+    <headlight ambient=".35 .35 .35" diffuse=".25 .25 .25" specular=".1 .1 .1"/>
     <global offwidth="512" offheight="512"/>
   </visual>
   <asset>
@@ -50,7 +50,7 @@ class PushTask {
     <material name="blue" rgba=".16 .42 .82 1"/>
   </asset>
   <worldbody>
-    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".55 .55 .55" specular=".2 .2 .2" castshadow="true"/>
+    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".45 .45 .45" specular=".2 .2 .2" castshadow="true"/>
     <camera name="top" pos="0 -.36 .72" xyaxes="1 0 0 0 .906 .423" fovy="40"/>
     <geom name="table" type="box" size=".34 .34 .02" pos="0 0 -.02" material="wood" contype="0" conaffinity="0"/>
     <body name="red" mocap="true">
@@ -80,7 +80,7 @@ class PushTask {
   </actuator>
 </mujoco>)";
 
-  explicit PushTask(const mjModel& model)
+  explicit Push(const mjModel& model)
       : red_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "red")]),
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
@@ -170,6 +170,6 @@ class PushTask {
   int red_, blue_;
 };
 
-static_assert(MujocoTask<PushTask>);
+static_assert(MujocoTask<Push>);
 
 }  // namespace dvla
