@@ -6,6 +6,11 @@ set(DVLA_TORCH_ROOT "" CACHE PATH "Folder of LibTorch, with include/ and lib/")
 set(_torch_roots "${DVLA_TORCH_ROOT}" "$ENV{DVLA_TORCH_ROOT}")
 file(GLOB _torch_venv "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/torch")
 list(APPEND _torch_roots ${_torch_venv})
+foreach(_path IN ITEMS LibTorch_INCLUDE_DIR LibTorch_LIBRARY LibTorch_C10_LIBRARY)  # found earlier, gone since
+  if(${_path} AND NOT EXISTS "${${_path}}")
+    unset(${_path} CACHE)
+  endif()
+endforeach()
 find_path(LibTorch_INCLUDE_DIR torch/csrc/api/include/torch/torch.h HINTS ${_torch_roots} PATH_SUFFIXES include NO_DEFAULT_PATH)
 if(NOT LibTorch_INCLUDE_DIR)
   execute_process(

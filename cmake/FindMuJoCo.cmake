@@ -5,6 +5,11 @@ set(DVLA_MUJOCO_ROOT "" CACHE PATH "Folder of MuJoCo, with include/")
 set(_mujoco_roots "${DVLA_MUJOCO_ROOT}" "$ENV{DVLA_MUJOCO_ROOT}")
 file(GLOB _mujoco_venv "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/mujoco" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/mujoco")
 list(APPEND _mujoco_roots ${_mujoco_venv})
+foreach(_path IN ITEMS MuJoCo_INCLUDE_DIR MuJoCo_LIBRARY)  # found earlier, gone since
+  if(${_path} AND NOT EXISTS "${${_path}}")
+    unset(${_path} CACHE)
+  endif()
+endforeach()
 find_path(MuJoCo_INCLUDE_DIR mujoco/mujoco.h HINTS ${_mujoco_roots} PATH_SUFFIXES include NO_DEFAULT_PATH)
 if(NOT MuJoCo_INCLUDE_DIR)
   execute_process(
