@@ -186,8 +186,10 @@ class MujocoRenderer {
     for (std::int64_t i = 0; i < n; ++i) frames_->draw(model_, data(i), pixels, pixels, out.at(i).span());
   }
 
-  /// One picture with shadows and smooth edges, rgb [height, width, 3].
-  void picture(mjData& data, int width, int height, std::span<std::uint8_t> rgb) {
+  /// One picture with shadows and smooth edges, rgb [height, width, 3], and `caption` (zero-terminated) at
+  /// the bottom where it fits.
+  void picture(mjData& data, int width, int height, std::span<std::uint8_t> rgb,
+               const char* caption = nullptr) {
     if (width < 1 || height < 1 || width > 4096 || height > 4096 ||
         rgb.size() != static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3) {
       throw Error("render: rgb has " + std::to_string(rgb.size()) + " bytes; a picture of " +
@@ -200,7 +202,7 @@ class MujocoRenderer {
       picture_ = std::make_unique<Canvas>(model_, pool_, width, height, 2048, 4);
     }
     const Current current(*picture_->gl);
-    picture_->draw(model_, data, width, height, rgb);
+    picture_->draw(model_, data, width, height, rgb, width < 240 ? nullptr : caption);
   }
 
  private:
@@ -260,11 +262,13 @@ class MujocoRenderer {
       mjv_freeScene(&scene);
     }
 
-    void draw(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb) {
+    void draw(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb,
+              const char* caption = nullptr) {
       const mjrRect view{0, 0, w, h};
       auto call = [&] {
         mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene);
         mjr_render(view, &scene, &context);
+        if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
         mjr_readPixels(rgb.data(), nullptr, view, &context);
       };
       if (!detail::MujocoGuard::run(call))

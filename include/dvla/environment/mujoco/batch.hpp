@@ -99,9 +99,12 @@ class MujocoBatch {
     task_.expert(*model_, *of.data, of.goal, action.first(Task::actions));
   }
 
-  /// A picture for people, rgb [height, width, 3], row 0 on top. One caller at a time per batch.
+  /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but
+  /// not while the row is being stepped.
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
-    renderer_.picture(*at(checked_row(row)).data, width, height, rgb);
+    Row& of = at(checked_row(row));
+    const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
+    renderer_.picture(*of.data, width, height, rgb, spec_.instructions[sentence].c_str());
   }
 
  private:

@@ -1,7 +1,7 @@
 // PickAndPlace: a two-finger gripper on a gantry lifts a cube and sets it on the stand that the instruction
 // names. The grasp is friction alone; the stands are higher than the table, so pushing does not solve it.
 // Solved when the cube rests on the stand and the fingers have let go. Chance gives the places of gripper,
-// cube and stands and which one is red. 10 x 5 ms per control step; wants a horizon of 40 to 48.
+// cube and stands and which one is red. 10 x 5 ms per control step; wants a horizon of 32.
 //
 // Action [4]: gripper velocity x, y, z (1 is 0.8 m/s) | grip (1 closed, -1 open).
 // Proprioception [23]: gripper x y z | its velocity | finger opening, its speed | cube x y z | cube from
@@ -23,7 +23,7 @@ struct PickAndPlace {
   static constexpr int actions = 4;
   static constexpr int proprioception = 23;
   static constexpr int substeps = 10;
-  static constexpr int advised_horizon = 48;
+  static constexpr int advised_horizon = 32;
 
   struct Goal {
     mjtNum x = 0, y = 0;  ///< middle of the stand that the instruction names
@@ -35,7 +35,7 @@ struct PickAndPlace {
   <compiler angle="radian"/>
   <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <size memory="256K"/>
-  <visual><headlight ambient=".35 .35 .35" diffuse=".25 .25 .25" specular=".1 .1 .1"/></visual>
+  <visual><headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular=".1 .1 .1"/></visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".93 .95 .97" rgb2=".75 .80 .86" width="64" height="64"/>
     <texture name="wood" type="2d" builtin="checker" rgb1=".86 .83 .77" rgb2=".83 .80 .74" width="64" height="64"/>
@@ -47,7 +47,7 @@ struct PickAndPlace {
     <material name="blue" rgba=".16 .42 .82 1" specular=".2"/>
   </asset>
   <worldbody>
-    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".45 .45 .45" specular=".2 .2 .2" castshadow="true"/>
+    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".5 .5 .5" specular=".2 .2 .2" castshadow="true"/>
     <camera name="top" pos="0 -.56 .56" xyaxes="1 0 0 0 .74 .67" fovy="40"/>
     <geom name="table" type="box" size=".30 .30 .02" pos="0 0 -.02" material="wood" contype="1" conaffinity="0"/>
     <body name="red" mocap="true">

@@ -37,8 +37,7 @@ struct Push {
   <option timestep="0.005" integrator="implicitfast"/>
   <size memory="64K"/>
   <visual>
-    <headlight ambient=".35 .35 .35" diffuse=".25 .25 .25" specular=".1 .1 .1"/>
-    <global offwidth="512" offheight="512"/>
+    <headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular=".1 .1 .1"/>
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".93 .95 .97" rgb2=".75 .80 .86" width="64" height="64"/>
@@ -50,7 +49,7 @@ struct Push {
     <material name="blue" rgba=".16 .42 .82 1"/>
   </asset>
   <worldbody>
-    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".45 .45 .45" specular=".2 .2 .2" castshadow="true"/>
+    <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".5 .5 .5" specular=".2 .2 .2" castshadow="true"/>
     <camera name="top" pos="0 -.36 .72" xyaxes="1 0 0 0 .906 .423" fovy="40"/>
     <geom name="table" type="box" size=".34 .34 .02" pos="0 0 -.02" material="wood" contype="0" conaffinity="0"/>
     <body name="red" mocap="true">

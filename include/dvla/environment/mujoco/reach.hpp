@@ -32,7 +32,7 @@ struct Reach {
   <compiler angle="radian"/>
   <option timestep="0.005" integrator="implicitfast"><flag contact="disable"/></option>
   <size memory="64K"/>
-  <visual><headlight ambient=".35 .35 .35" diffuse=".25 .25 .25" specular=".1 .1 .1"/></visual>
+  <visual><headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular=".1 .1 .1"/></visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".93 .95 .97" rgb2=".75 .80 .86" width="64" height="64"/>
     <texture name="wood" type="2d" builtin="checker" rgb1=".86 .83 .77" rgb2=".83 .80 .74" width="64" height="64"/>
@@ -44,7 +44,7 @@ struct Reach {
   </asset>
   <default><joint armature=".01"/><position kp="200" dampratio="1" inheritrange="1"/></default>
   <worldbody>
-    <light pos="-.2 -.4 1.4" dir=".3 .3 -1" diffuse=".45 .45 .45" specular=".2 .2 .2" castshadow="true"/>
+    <light pos="-.2 -.4 1.4" dir=".3 .3 -1" diffuse=".5 .5 .5" specular=".2 .2 .2" castshadow="true"/>
     <camera name="top" pos=".95 -.62 .72" xyaxes=".69 .72 0 -.36 .34 .87" fovy="40"/>
     <geom name="table" type="box" size=".42 .34 .02" pos=".16 0 -.02" material="wood"/>
     <body name="red" mocap="true"><geom type="sphere" size=".022" material="red"/></body>
