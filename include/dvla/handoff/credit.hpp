@@ -1,0 +1,73 @@
+// Admission: how many batches may be live at once, which is what bounds the staleness of a batch.
+// Design: "Staleness is admission". A rollout takes a permit when it STARTS and gets it back when the weights
+// made from it are INSTALLED; with K + 1 permits a batch is never trained more than K versions after its
+// weights.
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "dvla/handoff/semaphore.hpp"
+
+namespace dvla {
+
+/// K + 1 permits, for a run-time K of 0 to `Max`. All members may be called from any thread.
+template <int Max>
+class credit {
+  static_assert(Max >= 0, "credit<Max>: the largest staleness is at least 0");
+
+ public:
+  /// Throws ConfigError unless 0 <= staleness <= Max.
+  explicit credit(int staleness)
+      : permits_(checked(staleness) + 1), free_(static_cast<std::uint32_t>(permits_)) {}
+
+  int permits() const noexcept { return permits_; }
+
+  bool try_acquire() noexcept {
+    if (!free_.try_acquire()) return false;
+    taken_.fetch_add(1, std::memory_order_relaxed);
+    return true;
+  }
+
+  /// False: cancelled. Throws DeadlineError, worded by `reason`, when no permit comes back within `limit`.
+  bool acquire(std::chrono::nanoseconds limit, const wait_reason& reason) {
+    const wait_result result = free_.acquire_for(limit);
+    if (result == wait_result::timed_out) throw deadline_error(reason, limit);
+    if (result == wait_result::closed) return false;
+    taken_.fetch_add(1, std::memory_order_relaxed);
+    return true;
+  }
+
+  /// False, and nothing changed, if no permit is out.
+  bool try_release() noexcept {
+    int taken = taken_.load(std::memory_order_relaxed);
+    do
+      if (taken <= 0) return false;
+    while (!taken_.compare_exchange_weak(taken, taken - 1, std::memory_order_relaxed));
+    free_.release();
+    return true;
+  }
+
+  /// Throws Error if more permits come back than went out.
+  void release() {
+    if (!try_release())
+      throw Error(
+          "credit: a permit came back that was never taken; release exactly once per acquired permit");
+  }
+
+  /// Ends it: everyone who waits gets false.
+  void cancel() noexcept { free_.cancel(); }
+
+ private:
+  static int checked(int staleness) {
+    if (staleness < 0 || staleness > Max)
+      throw ConfigError("staleness is " + std::to_string(staleness) + ", choose 0 to " + std::to_string(Max));
+    return staleness;
+  }
+
+  const int permits_;
+  timed_semaphore free_;
+  std::atomic<int> taken_{0};
+};
+
+}  // namespace dvla

@@ -1,0 +1,54 @@
+// What the four lanes call: the user's or the framework's stages, as one object. No base class, no
+// registration. Design: "The four lanes". A schedule's runner owns the threads, the stages own the work.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+#include "dvla/handoff/token.hpp"
+
+namespace dvla {
+
+/// The lanes, in the order in which a batch passes them. `every`: one thread that plays all four
+/// (Synchronous).
+enum class lane_kind : std::uint8_t { sampling, training, distribution, reception, observer, every };
+
+/// Each member is called from its own lane's thread, one batch after the other, in batch order:
+///   sample(token)      fills trajectory buffer token.buffer for batch token.batch. token.version comes in as
+///   the
+///                      version that is installed when the rollout starts; lower it if older weights were
+///                      used.
+///   train(token)       consumes the buffer, makes version token.batch + 1 and stores that in token.version.
+///   distribute(token)  packs the weights of token.version and publishes them.
+///   receive(token)     installs them for the sampler. When it returns, the buffer may be filled anew.
+/// Stages change nothing of a token but its version and flags. What they throw stops all lanes (see
+/// LaneError). Optional:
+///   observe(const Token&)       called for each finished batch, in order, off the lanes' critical path. The
+///   batch's
+///                               trajectory buffer may be in use again by then: keep what it needs elsewhere.
+///   cancel() noexcept           called when a lane failed, from that lane: end every wait inside the stages.
+///   enter(lane_kind) noexcept   called once in each lane's thread before its first batch.
+template <class Stages>
+concept LaneStages = requires(Stages& stages, Token& token) {
+  { stages.sample(token) } -> std::same_as<void>;
+  { stages.train(token) } -> std::same_as<void>;
+  { stages.distribute(token) } -> std::same_as<void>;
+  { stages.receive(token) } -> std::same_as<void>;
+};
+
+/// Stages that want to see finished batches.
+template <class Stages>
+concept ObservingStages = requires(Stages& stages, const Token& token) {
+  stages.observe(token);
+};
+
+namespace detail {
+template <class Stages>
+void enter_lane(Stages& stages, lane_kind kind) noexcept {
+  if constexpr (requires { stages.enter(kind); })
+    static_assert(noexcept(stages.enter(kind)), "stages: declare enter(lane_kind) noexcept");
+  if constexpr (requires { stages.enter(kind); }) stages.enter(kind);
+}
+}  // namespace detail
+
+}  // namespace dvla

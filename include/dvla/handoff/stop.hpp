@@ -1,0 +1,35 @@
+// A request to stop cleanly: one atomic, so that a signal handler may set it (see signals.hpp).
+// Asking wakes nobody: no further batch starts, and every batch that has started is finished.
+#pragma once
+
+#include <atomic>
+
+namespace dvla {
+
+/// Shared between whoever asks (any thread, or a signal handler) and the schedule that runs.
+class stop_flag {
+ public:
+  void request_stop() noexcept { ask(asked_by_program); }
+  /// As request_stop(), remembering the signal's number. Async-signal-safe.
+  void request_stop(int signal) noexcept { ask(signal); }
+  bool stop_requested() const noexcept { return why_.load(std::memory_order_acquire) != 0; }
+  /// The signal that asked; 0 if none did.
+  int signal() const noexcept {
+    const int why = why_.load(std::memory_order_acquire);
+    return why > 0 ? why : 0;
+  }
+  /// Forgets the request, for another run.
+  void reset() noexcept { why_.store(0, std::memory_order_release); }
+
+ private:
+  static constexpr int asked_by_program = -1;
+  void ask(int why) noexcept {
+    int none = 0;
+    why_.compare_exchange_strong(none, why, std::memory_order_acq_rel);  // the first reason stays
+  }
+
+  std::atomic<int> why_{0};
+  static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
+};
+
+}  // namespace dvla

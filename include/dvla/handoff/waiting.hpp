@@ -1,0 +1,59 @@
+// What every wait of the library has in common: a limit, and a sentence that says who waited for whom.
+// Design: "Every wait has a deadline". Waiting itself is done by semaphore.hpp.
+#pragma once
+
+#include <sched.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "dvla/core/error.hpp"
+
+namespace dvla {
+
+/// Who waits, for what, from whom, for which batch. Views only: turned into text when a wait runs out.
+struct wait_reason {
+  std::string_view waiter = "somebody";  ///< the waiting lane
+  std::string_view what = "a token";     ///< what it waits for: "a batch", "new weights", ...
+  std::string_view whom = "somebody";    ///< the lane that should deliver
+  std::int64_t batch = -1;               ///< the batch concerned; -1: none
+};
+
+namespace detail {
+
+inline std::string seconds_text(std::chrono::nanoseconds duration) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g s", std::chrono::duration<double>(duration).count());
+  return text;
+}
+
+/// Now plus `limit`, or the end of time where that does not fit.
+inline std::chrono::steady_clock::time_point deadline_after(std::chrono::nanoseconds limit) {
+  using clock = std::chrono::steady_clock;
+  const auto now = clock::now();
+  return limit >= clock::time_point::max() - now ? clock::time_point::max() : now + limit;
+}
+
+/// Cores that this thread may run on (taskset, cgroup cpusets); at least 1.
+inline int usable_cores() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  const unsigned cores = std::thread::hardware_concurrency();  // more than 1,024 cores: the set is too small
+  return cores > 0 ? static_cast<int>(cores) : 1;
+}
+
+}  // namespace detail
+
+/// The error of a wait that ran out.
+inline DeadlineError deadline_error(const wait_reason& reason, std::chrono::nanoseconds limit) {
+  std::string text = "lane '" + std::string(reason.waiter) + "' waited " + detail::seconds_text(limit) +
+                     " for " + std::string(reason.what) + " from lane '" + std::string(reason.whom) + "'";
+  if (reason.batch >= 0) text += " (batch " + std::to_string(reason.batch) + ")";
+  return DeadlineError(text);
+}
+
+}  // namespace dvla

@@ -1,0 +1,145 @@
+// What the schedules' runners share: options, result, and the checks around each stage of each batch.
+// The descriptors (Swimlane<Max>, Synchronous) are in descriptors.hpp; the machinery in swimlane.hpp,
+// synchronous.hpp.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/handoff/lane.hpp"
+#include "dvla/handoff/stages.hpp"
+#include "dvla/handoff/stop.hpp"
+#include "dvla/trace/off.hpp"
+
+namespace dvla {
+
+struct run_options {
+  std::int64_t first_batch =
+      0;                     ///< number of the first batch, which is also the version that is installed: >= 0
+  std::int64_t batches = 1;  ///< how many to run: >= 0
+  int staleness = 0;  ///< K: how many versions a batch may lag when it is trained; 0 to the runner's maximum
+  /// Limit of every single wait of one lane for another: longer than the longest stage that can lie behind
+  /// it.
+  std::chrono::nanoseconds deadline = std::chrono::minutes(30);
+  /// How long after a failure a lane may stay in its stage before the process is ended (see
+  /// lane_group::wait).
+  std::chrono::nanoseconds grace = std::chrono::minutes(10);
+  const stop_flag* stop = nullptr;  ///< asks for a clean stop; may be null
+};
+
+struct run_result {
+  std::int64_t batches = 0;             ///< batches that went through all four stages
+  bool stopped = false;                 ///< ended early, and cleanly, because `stop` asked
+  int signal = 0;                       ///< the signal that asked; 0: none
+  std::int64_t max_staleness = 0;       ///< largest lag of a batch when it was trained
+  std::vector<std::int64_t> staleness;  ///< how many batches had lag 0, 1, ..., K
+
+  bool stopped_by_signal() const noexcept { return stopped && signal != 0; }
+};
+
+namespace detail {
+
+inline void check_options(const run_options& options, int max_staleness) {
+  const auto reject = [](const std::string& field, const std::string& value, const std::string& range) {
+    throw ConfigError("run_options." + field + " is " + value + ", choose " + range);
+  };
+  if (options.first_batch < 0) reject("first_batch", std::to_string(options.first_batch), "0 or more");
+  if (options.batches < 0) reject("batches", std::to_string(options.batches), "0 or more");
+  if (options.staleness < 0 || options.staleness > max_staleness)
+    reject("staleness", std::to_string(options.staleness),
+           max_staleness == 0 ? "0" : "0 to " + std::to_string(max_staleness));
+  if (options.deadline <= std::chrono::nanoseconds{0})
+    reject("deadline", seconds_text(options.deadline), "more than 0 s");
+  if (options.grace <= std::chrono::nanoseconds{0})
+    reject("grace", seconds_text(options.grace), "more than 0 s");
+}
+
+/// The four stages with their checks, traced; what leaves them is a LaneError that names lane and batch.
+template <class Stages, class Recorder>
+class checked_stages {
+ public:
+  checked_stages(Stages& stages, Recorder& recorder, const run_options& options)
+      : stages_(stages), recorder_(recorder), staleness_(options.staleness) {
+    lags_.assign(static_cast<std::size_t>(staleness_) + 1, 0);
+  }
+
+  void sample(Token& token, const std::string& lane = "sampling") {
+    call(
+        lane, "sample", token, [&] { stages_.sample(token); },
+        [&] {
+          if (token.version > token.batch || token.version < token.batch - staleness_)
+            throw Error("stage 'sample' reports weight version " + std::to_string(token.version) +
+                        "; report the oldest version that it used, which is " +
+                        std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
+        });
+  }
+
+  void train(Token& token, const std::string& lane = "training") {
+    const std::int64_t lag = token.batch - token.version;  // in 0..K: sample() saw to that
+    call(
+        lane, "train", token, [&] { stages_.train(token); },
+        [&] {
+          if (token.version != token.batch + 1)
+            throw Error("stage 'train' reports weight version " + std::to_string(token.version) +
+                        "; set token.version = token.batch + 1, which is " + std::to_string(token.batch + 1));
+        });
+    ++lags_[static_cast<std::size_t>(lag)];
+  }
+
+  void distribute(Token& token, const std::string& lane = "distribution") {
+    call(
+        lane, "distribute", token, [&] { stages_.distribute(token); }, [] {});
+  }
+  void receive(Token& token, const std::string& lane = "reception") {
+    call(
+        lane, "receive", token, [&] { stages_.receive(token); }, [] {});
+  }
+  void observe(const Token& token, const std::string& lane = "observer") {
+    if constexpr (ObservingStages<Stages>) {
+      auto span = recorder_.span("observe", token.batch, "observer");
+      run_stage(lane, token.batch, [&] { stages_.observe(token); });
+    }
+  }
+
+  /// Valid when the training lane is done.
+  run_result result(std::int64_t finished, const run_options& options) const {
+    run_result out;
+    out.batches = finished;
+    out.stopped = finished < options.batches && options.stop && options.stop->stop_requested();
+    out.signal = out.stopped ? options.stop->signal() : 0;
+    out.staleness = lags_;
+    for (std::size_t lag = 0; lag < lags_.size(); ++lag)
+      if (lags_[lag] > 0) out.max_staleness = static_cast<std::int64_t>(lag);
+    return out;
+  }
+
+ private:
+  template <class Work, class Check>
+  void call(const std::string& lane, const char* name, const Token& token, Work&& work, Check&& check) {
+    run_stage(lane, token.batch, [&] {
+      const Token before = token;
+      {
+        auto span = recorder_.span(name, before.batch, "lane");
+        work();
+      }
+      if (token.batch != before.batch || token.buffer != before.buffer)
+        throw Error(std::string("stage '") + name +
+                    "' changed the token's batch or buffer; change its version only");
+      check();
+    });
+  }
+
+  Stages& stages_;
+  Recorder& recorder_;
+  const int staleness_;
+  std::vector<std::int64_t> lags_;
+};
+
+}  // namespace detail
+
+}  // namespace dvla
