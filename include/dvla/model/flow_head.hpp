@@ -1,0 +1,217 @@
+// FlowHead's arithmetic: flow matching with flow_sde noise, as pi0.5 under RL (pi_RL, arXiv 2510.25889;
+// RLinf). K Euler steps go from noise at t = 1 to the action at t = 0. When sampling, ONE denoise index,
+// drawn once per call for the whole batch, is stochastic, the others follow the ODE; the chain and the index
+// are stored, and an update reruns only that step. With Decoding::mode all steps follow the ODE (the starting
+// noise still comes from the seed). Torch-free, on spans. No flow_cps, no learned noise, no noise annealing.
+//
+// t_i = 1, .., 1/K, 0; d = t_i - t_{i+1}; x0 = x - v t; x1 = x + v (1 - t);
+// sigma = a sqrt(t_i / (1 - t_i)), where t_0 = 1 takes 1 - t_1 as the denominator;
+// mean = x0 (1 - (t - d)) + x1 (t - d - sigma^2 d / (2 t)); std = sigma sqrt(d).
+//
+// Legend: n rows, K denoise steps, C control steps a chunk, A action dimensions, E = C * A.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/random.hpp"
+#include "dvla/model/concept.hpp"
+#include "dvla/model/extents_with.hpp"
+#include "dvla/model/tiny_vla_knobs.hpp"
+
+namespace dvla {
+
+/// What recomputes a sample of the flow head.
+struct FlowDecision {
+  Field<float> chain;                 ///< [.., K+1, C, A] from noise to action, not clipped
+  Field<std::int32_t> denoise_index;  ///< [..] the stochastic step, or -1: decoded as the mode
+  Field<float> log_prob;              ///< [.., C, A] of that step, elementwise; 0 for the mode
+};
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::FlowDecision, chain, denoise_index, log_prob);
+
+namespace dvla::detail {
+
+/// One step of the chain: x' ~ N(of_x * x + of_v * v, std^2). Times in [0, 1].
+struct FlowStep {
+  double t = 1, next_t = 0;
+  double of_x = 1, of_v = 0, std = 0;
+
+  double mean(double x, double v) const { return of_x * x + of_v * v; }
+  double log_prob(double next_x, double x, double v) const {
+    const double z = (next_x - mean(x, v)) / std;
+    return -0.5 * z * z - std::log(std) - 0.5 * std::log(2 * std::numbers::pi);
+  }
+  double d_log_prob_d_v(double next_x, double x, double v) const {
+    return (next_x - mean(x, v)) / (std * std) * of_v;
+  }
+};
+
+inline FlowStep ode_step(int index, int steps) {
+  FlowStep step;
+  step.t = 1 - static_cast<double>(index) / steps;
+  step.next_t = 1 - static_cast<double>(index + 1) / steps;
+  step.of_v = step.next_t - step.t;
+  return step;
+}
+
+inline FlowStep sde_step(int index, int steps, double noise_level) {
+  FlowStep step = ode_step(index, steps);
+  const double t = step.t, delta = t - step.next_t;
+  const double sigma = noise_level * std::sqrt(t / (index == 0 ? 1 - step.next_t : 1 - t));
+  const double x0_weight = 1 - step.next_t;
+  const double x1_weight = step.next_t - sigma * sigma * delta / (2 * t);
+  step.of_x = x0_weight + x1_weight;
+  step.of_v = x1_weight * (1 - t) - x0_weight * t;
+  step.std = sigma * std::sqrt(delta);
+  return step;
+}
+
+/// What TinyVlaModel asks of a head; see TokenHeadMachinery. Here `Evaluate(x[n*E], t[n])` is the velocity.
+class FlowHeadMachinery {
+ public:
+  using Decision = FlowDecision;
+
+  FlowHeadMachinery(const TinyVlaKnobs& knobs, std::int64_t dimensions, std::uint64_t seed)
+      : steps_(knobs.denoise_steps), chunk_(knobs.chunk), dimensions_(dimensions), imitation_(seed) {
+    if (steps_ < 1) throw ConfigError("TinyVLA: denoise_steps must be 1 or more");
+    if (!(knobs.noise_level > 0)) throw ConfigError("TinyVLA: noise_level must be above 0");
+    for (int i = 0; i < steps_; ++i) {
+      ode_.push_back(ode_step(i, steps_));
+      sde_.push_back(sde_step(i, steps_, static_cast<double>(knobs.noise_level)));
+    }
+  }
+
+  std::int64_t queries() const { return chunk_; }
+  std::int64_t outputs() const { return dimensions_; }
+  std::int64_t noise_inputs() const { return dimensions_; }
+
+  Decision decision_layout(const Extents& leading) const {
+    return {Field<float>(extents_with(leading, {steps_ + 1, chunk_, dimensions_})),
+            Field<std::int32_t>(leading), Field<float>(extents_with(leading, {chunk_, dimensions_}))};
+  }
+
+  template <class Evaluate>
+  void act(Evaluate evaluate, std::int64_t n, Decoding decoding, std::uint64_t seed, Decision& decision,
+           Field<float> action) {
+    SplitMix64 random(seed);
+    const int noisy =
+        decoding == Decoding::mode ? -1 : static_cast<int>(random.below(static_cast<std::uint64_t>(steps_)));
+    const auto E = static_cast<std::size_t>(chunk_ * dimensions_), rows = static_cast<std::size_t>(n);
+    const std::size_t stride = E * static_cast<std::size_t>(steps_ + 1);
+    const std::span<float> chain = decision.chain.span(), log_prob = decision.log_prob.span();
+    std::vector<float> x(rows * E), t(rows);
+    for (float& value : x) value = static_cast<float>(random.normal());
+    std::fill(log_prob.begin(), log_prob.end(), 0.0f);
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::copy_n(x.begin() + static_cast<std::ptrdiff_t>(row * E), E,
+                  chain.begin() + static_cast<std::ptrdiff_t>(row * stride));
+      decision.denoise_index.span()[row] = noisy;
+    }
+    for (int i = 0; i < steps_; ++i) {
+      const FlowStep& step = (i == noisy ? sde_ : ode_)[static_cast<std::size_t>(i)];
+      std::fill(t.begin(), t.end(), static_cast<float>(step.t));
+      const std::span<const float> v = evaluate(x, t);
+      for (std::size_t e = 0; e < rows * E; ++e) {
+        check_finite(v[e], e);
+        double next = step.mean(x[e], v[e]);
+        if (i == noisy) {
+          next = static_cast<float>(next + step.std * random.normal());
+          log_prob[e] = static_cast<float>(step.log_prob(next, x[e], v[e]));
+        }
+        x[e] = static_cast<float>(next);
+        chain[e / E * stride + static_cast<std::size_t>(i + 1) * E + e % E] = x[e];
+      }
+    }
+    for (std::size_t e = 0; e < rows * E; ++e) action.span()[e] = std::clamp(x[e], -1.0f, 1.0f);
+  }
+
+  /// Takes the stochastic step of each stored decision: x before and after, and its index.
+  void load(const Decision& decision, std::span<const std::int64_t> rows) {
+    x_.clear(), next_.clear(), t_.clear(), step_.clear();
+    for (const std::int64_t row : rows) {
+      const std::int32_t index = decision.denoise_index[row];
+      if (index < 0 || index >= steps_) {
+        throw Error("FlowHead: row " + std::to_string(row) + " has denoise index " + std::to_string(index) +
+                    ", which is not in [0, " + std::to_string(steps_) +
+                    "); only sampled decisions of the same knobs have log-probabilities");
+      }
+      const Field<float> chain = decision.chain.at(row);
+      for (const float value : chain.at(index).span()) x_.push_back(value);
+      for (const float value : chain.at(index + 1).span()) next_.push_back(value);
+      step_.push_back(&sde_[static_cast<std::size_t>(index)]);
+      t_.push_back(static_cast<float>(step_.back()->t));
+    }
+  }
+  /// Flow matching: x_t = t eps + (1 - t) a, target eps - a, t ~ 0.999 Beta(1.5, 1) + 0.001. The draws go on
+  /// from the seed of the constructor, so the k-th call of two equal models draws the same.
+  void load_imitation(Field<float> action, std::span<const std::int64_t> rows) {
+    x_.clear(), next_.clear(), t_.clear(), step_.clear();
+    for (const std::int64_t row : rows) {
+      const double t = 0.999 * std::pow(imitation_.uniform01(), 1 / 1.5) + 0.001;
+      t_.push_back(static_cast<float>(t));
+      for (const float value : action.at(row).span()) {
+        const double a = value, noise = imitation_.normal();
+        x_.push_back(static_cast<float>(t * noise + (1 - t) * a));
+        next_.push_back(static_cast<float>(noise - a));
+      }
+    }
+  }
+  std::span<const float> inputs() const { return x_; }
+  std::span<const float> times() const { return t_; }
+
+  /// log_prob[n*E] of velocities[n*E] for the loaded rows. Entropy is reported as 0: that of flow_sde's noise
+  /// is a constant of the knobs, so no gradient flows through it.
+  void log_prob(std::span<const float> velocity, std::span<float> log_prob, std::span<float> entropy) {
+    const std::size_t E = x_.size() / t_.size();
+    for (std::size_t e = 0; e < x_.size(); ++e) {
+      check_finite(velocity[e], e);
+      log_prob[e] = static_cast<float>(step_[e / E]->log_prob(next_[e], x_[e], velocity[e]));
+      entropy[e] = 0;
+    }
+  }
+  void gradient(std::span<const float> velocity, std::span<const float> d_log_prob,
+                std::span<const float> /*d_entropy*/, std::span<float> d_velocity) {
+    const std::size_t E = x_.size() / t_.size();
+    for (std::size_t e = 0; e < x_.size(); ++e) {
+      d_velocity[e] = static_cast<float>(static_cast<double>(d_log_prob[e]) *
+                                         step_[e / E]->d_log_prob_d_v(next_[e], x_[e], velocity[e]));
+    }
+  }
+  /// Mean squared error of the velocity; d_velocity = scale * its gradient.
+  double imitation(std::span<const float> velocity, double scale, std::span<float> d_velocity) {
+    const auto count = static_cast<double>(x_.size());
+    double loss = 0;
+    for (std::size_t e = 0; e < x_.size(); ++e) {
+      check_finite(velocity[e], e);
+      const double error = static_cast<double>(velocity[e]) - static_cast<double>(next_[e]);
+      loss += error * error;
+      d_velocity[e] = static_cast<float>(2 * scale * error / count);
+    }
+    return loss / count;
+  }
+
+ private:
+  static void check_finite(float velocity, std::size_t element) {
+    if (std::isfinite(velocity)) return;
+    throw Error("FlowHead: the velocity of decision element " + std::to_string(element) +
+                " is not finite; the weights or the observation hold NaN or infinity");
+  }
+
+  int steps_;
+  std::int64_t chunk_, dimensions_;
+  SplitMix64 imitation_;
+  std::vector<FlowStep> ode_, sde_;
+  std::vector<float> x_, next_, t_;  ///< next_: the step's result, or imitation's target
+  std::vector<const FlowStep*> step_;
+};
+
+}  // namespace dvla::detail

@@ -1,0 +1,170 @@
+// TinyVLA's machinery: a vision-language-action model of about 0.6 M parameters that learns in minutes on a
+// CPU, with discrete tokens (as OpenVLA-OFT) or flow matching (as pi0.5) as its action head. Needs torch, CPU
+// only. Fulfils ModelMachinery (model/concept.hpp), where shapes and meaning of the calls are written.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/machinery.hpp"
+#include "dvla/model/descriptors.hpp"
+#include "dvla/model/flow_head.hpp"
+#include "dvla/model/tiny_vla_network.hpp"
+#include "dvla/model/token_head.hpp"
+
+namespace dvla {
+
+namespace detail {
+/// From a head's name to its arithmetic. Specialise it for a head of your own: a class with the members of
+/// TokenHeadMachinery.
+template <class Head>
+struct tiny_vla_head;
+template <>
+struct tiny_vla_head<TokenHead> {
+  using type = TokenHeadMachinery;
+};
+template <>
+struct tiny_vla_head<FlowHead> {
+  using type = FlowHeadMachinery;
+};
+}  // namespace detail
+
+/// One thread at a time per object; objects share nothing. Errors: ConfigError from the constructor where
+/// knobs and inputs do not fit; Error where a call's rows, extents or values are not what was agreed.
+template <class Head>
+class TinyVlaModel {
+ public:
+  using HeadMachinery = typename detail::tiny_vla_head<Head>::type;
+  using Decision = typename HeadMachinery::Decision;
+
+  TinyVlaModel(const TinyVlaKnobs& knobs, const ModelInputs& inputs, std::uint64_t seed)
+      : head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
+        network_(knobs, inputs, {head_.queries(), head_.outputs(), head_.noise_inputs()}, mix_seed(seed, 0)) {
+  }
+
+  Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
+
+  void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
+           Field<float> action) {
+    const c10::InferenceMode no_graph;
+    const auto prefix = network_.prefix(observation, {});
+    const std::int64_t n = prefix.front().size(0);
+    const Decision expected = head_.decision_layout({n});
+    if (decision.log_prob.extents() != expected.log_prob.extents() ||
+        action.extents() != expected.log_prob.extents()) {
+      throw Error("TinyVLA: act was given " + std::to_string(n) +
+                  " observations, but a decision or action of other extents");
+    }
+    at::Tensor output;
+    const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
+      output = network_.queries(prefix, noise, times);
+      return view(output);
+    };
+    head_.act(evaluate, n, decoding, seed, decision, action);
+  }
+
+  void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
+               std::span<float> log_prob, std::span<float> entropy) {
+    check_rows(rows, decision.log_prob, observation, log_prob, entropy);
+    head_.load(decision, rows);
+    run(observation, rows);
+    head_.log_prob(view(output_), log_prob, entropy);
+  }
+
+  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
+    if (!output_.defined()) throw Error("TinyVLA: backward without a forward before it; call forward first");
+    if (d_log_prob.size() != expected_ || d_entropy.size() != expected_) {
+      throw Error("TinyVLA: backward was given gradients of another size than forward's rows");
+    }
+    at::Tensor d_output = at::empty(output_.sizes(), at::kFloat);
+    head_.gradient(view(output_), d_log_prob, d_entropy, view(d_output));
+    propagate(d_output);
+  }
+
+  double imitate(const Observation& observation, Field<float> action, std::span<const std::int64_t> rows,
+                 double scale) {
+    const std::vector<float> sizes(rows.size() * static_cast<std::size_t>(elements()));
+    check_rows(rows, action, observation, sizes, sizes);
+    head_.load_imitation(action, rows);
+    run(observation, rows);
+    at::Tensor d_output = at::empty(output_.sizes(), at::kFloat);
+    const double loss = head_.imitation(view(output_), scale, view(d_output));
+    propagate(d_output);
+    return loss;
+  }
+
+  std::span<float> parameters() { return network_.parameters().values(); }
+  std::span<float> gradients() { return network_.parameters().gradients(); }
+  const std::vector<NamedTensor>& tensors() const { return network_.parameters().tensors(); }
+
+  /// Cores that torch may use for calls from *this* thread. Both OpenMP's and MKL's counts are set for the
+  /// calling thread only, so lanes do not disturb each other; torch also keeps the number as the start value
+  /// of threads that never call this, so every lane should. A backward pass runs in the thread that calls it.
+  static void use_threads(int threads) { at::set_num_threads(threads); }
+
+ private:
+  std::int64_t elements() const { return head_.decision_layout({1}).log_prob.count(); }
+
+  static std::span<const float> view(const at::Tensor& tensor) {
+    return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
+  }
+  static std::span<float> view(at::Tensor& tensor) {
+    return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
+  }
+
+  void check_rows(std::span<const std::int64_t> rows, const Field<float>& per_row,
+                  const Observation& observation, std::span<const float> log_prob,
+                  std::span<const float> entropy) {
+    const std::int64_t available = observation.instruction.count();
+    const Extents expected = head_.decision_layout({available}).log_prob.extents();
+    if (rows.empty()) throw Error("TinyVLA: a call without rows; give at least one");
+    if (per_row.extents() != expected) {
+      throw Error(
+          "TinyVLA: decisions or actions do not have one row of [chunk, action dimensions] for each of " +
+          std::to_string(available) + " observations");
+    }
+    for (const std::int64_t row : rows) {
+      if (row < 0 || row >= available) {
+        throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
+                    std::to_string(available) + " rows");
+      }
+    }
+    expected_ = rows.size() * static_cast<std::size_t>(elements());
+    if (log_prob.size() != expected_ || entropy.size() != expected_) {
+      throw Error("TinyVLA: log_prob and entropy need rows x chunk x action dimensions = " +
+                  std::to_string(expected_) + " floats");
+    }
+  }
+
+  void run(const Observation& observation, std::span<const std::int64_t> rows) {
+    const c10::InferenceMode ordinary(false);
+    const c10::AutoGradMode with_graph(true);
+    output_.reset();  // the graph of a forward whose backward never came
+    output_ = network_.queries(network_.prefix(observation, rows), head_.inputs(), head_.times());
+  }
+
+  void propagate(const at::Tensor& d_output) {
+    const c10::InferenceMode ordinary(false);
+    const at::Tensor output = std::move(output_);
+    output_.reset();
+    output.backward(d_output);
+  }
+
+  HeadMachinery head_;
+  detail::TinyVlaNetwork network_;
+  at::Tensor output_;  ///< of the last forward, with its graph, until backward
+  std::size_t expected_ = 0;
+};
+
+template <class Head, class Pipeline>
+struct machinery<TinyVLA<Head>, Pipeline> {
+  using type = TinyVlaModel<Head>;
+};
+
+}  // namespace dvla

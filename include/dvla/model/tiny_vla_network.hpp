@@ -1,0 +1,383 @@
+// The network of TinyVLA: instruction words, proprioception and image patches, and learned action queries go
+// through one small pre-LN transformer. Attention is blockwise, as the prefix and suffix of pi0 (and its
+// Gemma) have it: instruction tokens see the instruction, observation tokens see instruction and observation,
+// action queries see everything, each block of tokens bidirectionally; all query heads share one key/value
+// head. So the instruction's keys are computed once per table, not per row, and a denoising step reruns only
+// the queries. Projections inside the blocks have no bias (LayerNorm's serves). No dropout, no cache across
+// calls.
+//
+// Legend: n rows, I instructions in the table, L words, P observation tokens, Q action queries, d width,
+// h query heads, k = d / h features a head.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/zeros.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/random.hpp"
+#include "dvla/model/flat_parameters.hpp"
+#include "dvla/model/tiny_vla_knobs.hpp"
+#include "dvla/model/words.hpp"
+
+namespace dvla::detail {
+
+/// What a head wants of the network: Q queries with `outputs` numbers each; `noise_inputs` numbers of a noisy
+/// action enter each query (0: the queries are constants).
+struct QueryShape {
+  std::int64_t queries = 0;
+  std::int64_t outputs = 0;
+  std::int64_t noise_inputs = 0;
+};
+
+class TinyVlaNetwork {
+ public:
+  /// Keys and values of instruction and observation, per block [n, L + P, 2k].
+  using Prefix = std::vector<at::Tensor>;
+
+  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed)
+      : spec_(inputs.observation),
+        shape_(shape),
+        patch_(knobs.patch),
+        width_(knobs.width),
+        heads_(knobs.attention_heads) {
+    check(knobs, inputs);
+    head_width_ = width_ / heads_;
+    const InstructionTable table = tokenise(spec_.instructions);
+    words_ = at::empty({static_cast<std::int64_t>(spec_.instructions.size()), table.length}, at::kLong);
+    std::copy(table.tokens.begin(), table.tokens.end(), words_.mutable_data_ptr<std::int64_t>());
+    declare(knobs.blocks, table.length);
+    parameters_.allocate();
+    initialise(seed);
+  }
+  TinyVlaNetwork(const TinyVlaNetwork&) = delete;
+  TinyVlaNetwork& operator=(const TinyVlaNetwork&) = delete;
+
+  FlatParameters& parameters() { return parameters_; }
+  const FlatParameters& parameters() const { return parameters_; }
+
+  /// `rows` empty: all n rows of `observation` in order, read in place. Otherwise those rows, gathered.
+  Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const Observation& given = checked(observation);
+    const at::Tensor choice = instruction_choice(given, rows);
+    at::Tensor x = observation_tokens(given, rows);
+    at::Tensor language = at::embedding(word_embedding_, words_) + word_position_;
+    Prefix prefix;
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& block = blocks_[i];
+      const bool last = i + 1 == blocks_.size();
+      const at::Tensor language_in = normalised(language, block.attention_norm);
+      const at::Tensor language_kv = at::linear(language_in, block.key_value);  // [I, L, 2k]
+      const at::Tensor own_kv =
+          choice.mm(language_kv.flatten(1)).view({choice.size(0), language_kv.size(1), 2 * head_width_});
+      if (!last) language = after_attention(language, attend(language_in, language_kv, block), block);
+      if (!x.defined()) {
+        prefix.push_back(own_kv);
+        continue;
+      }
+      const at::Tensor in = normalised(x, block.attention_norm);
+      prefix.push_back(at::cat({own_kv, at::linear(in, block.key_value)}, 1));
+      if (!last) x = after_attention(x, attend(in, prefix.back(), block), block);
+    }
+    return prefix;
+  }
+
+  /// Outputs [n, Q * outputs]. `noise` is [n * Q * noise_inputs] and `times` [n], or both are empty.
+  at::Tensor queries(const Prefix& prefix, std::span<const float> noise, std::span<const float> times) const {
+    const std::int64_t n = prefix.front().size(0);
+    at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
+    if (shape_.noise_inputs > 0) {
+      const at::Tensor noise_in = copied(noise, {n, shape_.queries, shape_.noise_inputs});
+      x = x + at::linear(noise_in, noise_weight_) +
+          at::linear(time_features(times), time_weight_).unsqueeze(1);
+    }
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& block = blocks_[i];
+      const at::Tensor in = normalised(x, block.attention_norm);
+      const at::Tensor kv = at::linear(in, block.key_value).expand({n, -1, -1});
+      const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
+      x = after_attention(x.expand({n, -1, -1}), mixed, block);
+    }
+    return at::linear(normalised(x, output_norm_), output_weight_, output_bias_).flatten(1);
+  }
+
+ private:
+  struct Norm {
+    at::Tensor weight, bias;
+  };
+  struct Block {
+    Norm attention_norm, mlp_norm;
+    at::Tensor query, key_value, attention_out, mlp_in, mlp_out;
+  };
+
+  static void check(const TinyVlaKnobs& knobs, const ModelInputs& inputs) {
+    const auto need = [](bool holds, const std::string& why) {
+      if (!holds) throw ConfigError("TinyVLA: " + why);
+    };
+    const ObservationSpec& spec = inputs.observation;
+    need(knobs.width > 0 && knobs.attention_heads > 0 && knobs.width % knobs.attention_heads == 0,
+         "width " + std::to_string(knobs.width) + " must be a multiple of attention_heads " +
+             std::to_string(knobs.attention_heads));
+    need(knobs.blocks > 0, "blocks must be 1 or more");
+    need(knobs.chunk > 0 && inputs.chunk == knobs.chunk,
+         "chunk is " + std::to_string(knobs.chunk) + " in the knobs and " + std::to_string(inputs.chunk) +
+             " in the pipeline; they must be the same, 1 or more");
+    need(inputs.action.dimensions > 0, "the environment gives no action dimension");
+    need(!spec.instructions.empty(), "the environment gives no instruction; a VLA needs at least one");
+    need(spec.cameras.size() <= max_cameras,
+         "more than " + std::to_string(max_cameras) + " cameras are not supported");
+    need(spec.proprioception >= 0 && (spec.proprioception > 0 || !spec.cameras.empty()),
+         "the environment gives neither proprioception nor a camera");
+    for (const CameraSpec& camera : spec.cameras) {
+      need(knobs.patch > 0 && camera.height > 0 && camera.width > 0 && camera.height % knobs.patch == 0 &&
+               camera.width % knobs.patch == 0,
+           "camera '" + camera.name + "' has " + std::to_string(camera.height) + " x " +
+               std::to_string(camera.width) + " pixels, which is not a multiple of the patch of " +
+               std::to_string(knobs.patch) + "; change one of them");
+    }
+  }
+
+  void declare(int blocks, std::int64_t words) {
+    const std::int64_t d = width_;
+    FlatParameters& all = parameters_;
+    const auto norm = [&](const std::string& name, Norm& member) {
+      all.declare(name + ".weight", {d}, member.weight);
+      all.declare(name + ".bias", {d}, member.bias);
+    };
+    all.declare("instruction.embedding.weight", {vocabulary_size, d}, word_embedding_);
+    all.declare("instruction.position", {words, d}, word_position_);
+    if (spec_.proprioception > 0) {
+      all.declare("proprioception.weight", {proprioception_tokens * d, spec_.proprioception},
+                  proprioception_weight_);
+      all.declare("proprioception.bias", {proprioception_tokens * d}, proprioception_bias_);
+    }
+    for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
+      const CameraSpec& camera = spec_.cameras[i];
+      const std::string name = "camera." + std::to_string(i) + (camera.name.empty() ? "" : "." + camera.name);
+      all.declare(name + ".patch.weight", {d, patch_features()}, patch_weight_[i]);
+      all.declare(name + ".position", {patches(camera), d}, patch_position_[i]);
+    }
+    all.declare("action.query", {1, shape_.queries, d}, query_embedding_);
+    if (shape_.noise_inputs > 0) {
+      all.declare("action.noise.weight", {d, shape_.noise_inputs}, noise_weight_);
+      all.declare("action.time.weight", {d, d}, time_weight_);
+    }
+    blocks_.resize(static_cast<std::size_t>(blocks));
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      Block& block = blocks_[i];
+      const std::string name = "blocks." + std::to_string(i);
+      norm(name + ".attention.norm", block.attention_norm);
+      all.declare(name + ".attention.query.weight", {d, d}, block.query);
+      all.declare(name + ".attention.key_value.weight", {2 * head_width_, d}, block.key_value);
+      all.declare(name + ".attention.out.weight", {d, d}, block.attention_out);
+      norm(name + ".mlp.norm", block.mlp_norm);
+      all.declare(name + ".mlp.in.weight", {4 * d, d}, block.mlp_in);
+      all.declare(name + ".mlp.out.weight", {d, 4 * d}, block.mlp_out);
+    }
+    norm("output.norm", output_norm_);
+    all.declare("output.weight", {shape_.outputs, d}, output_weight_);
+    all.declare("output.bias", {shape_.outputs}, output_bias_);
+  }
+
+  /// Norms 1 and 0, biases 0, embeddings of unit scale; matrices N(0, 1 / inputs), those that end a residual
+  /// branch smaller by sqrt(2 * blocks), the output smaller by 10 so that the first policy is nearly uniform.
+  void initialise(std::uint64_t seed) {
+    SplitMix64 random(seed);
+    const auto ends_with = [](const std::string& name, const char* end) { return name.ends_with(end); };
+    for (const NamedTensor& tensor : parameters_.tensors()) {
+      double scale = 1 / std::sqrt(static_cast<double>(tensor.shape.back()));
+      double centre = 0;
+      if (ends_with(tensor.name, "norm.weight")) {
+        centre = 1;
+        scale = 0;
+      } else if (ends_with(tensor.name, ".bias")) {
+        scale = 0;
+      } else if (ends_with(tensor.name, "position") || ends_with(tensor.name, "embedding.weight") ||
+                 ends_with(tensor.name, "action.query")) {
+        scale = 0.5;
+      } else if (tensor.name.starts_with("blocks.") && ends_with(tensor.name, ".out.weight")) {
+        scale /= std::sqrt(2.0 * static_cast<double>(blocks_.size()));
+      } else if (tensor.name == "output.weight") {
+        scale *= 0.1;
+      }
+      std::int64_t count = 1;
+      for (const std::int64_t extent : tensor.shape) count *= extent;
+      const auto values = parameters_.values().subspan(static_cast<std::size_t>(tensor.offset),
+                                                       static_cast<std::size_t>(count));
+      for (float& value : values) {
+        value = static_cast<float>(scale == 0 ? centre : centre + scale * random.normal());
+      }
+    }
+  }
+
+  at::Tensor normalised(const at::Tensor& x, const Norm& norm) const {
+    return at::layer_norm(x, {width_}, norm.weight, norm.bias);
+  }
+
+  /// Attention of queries made from `in` [n or 1, T, d] over `kv` [n, S, 2k]; the result is [n, T, d].
+  /// With one key/value head, tokens and heads fold into one dimension: nothing is transposed or copied.
+  at::Tensor attend(const at::Tensor& in, const at::Tensor& kv, const Block& block) const {
+    const std::int64_t n = kv.size(0), tokens = in.size(1);
+    const at::Tensor query =
+        at::linear(in, block.query).view({in.size(0), tokens * heads_, head_width_}).expand({n, -1, -1});
+    const auto parts = kv.view({n, kv.size(1), 2, head_width_}).unbind(2);
+    at::Tensor scores = at::bmm(query, parts[0].transpose(1, 2));
+    scores.mul_(1 / std::sqrt(static_cast<double>(head_width_)));
+    return at::bmm(at::softmax(scores, -1), parts[1]).view({n, tokens, width_});
+  }
+
+  /// The rest of a block: attention's output projection and the MLP, each added to the residual stream.
+  at::Tensor after_attention(const at::Tensor& x, const at::Tensor& mixed, const Block& block) const {
+    const at::Tensor y =
+        at::addmm(x.reshape({-1, width_}), mixed.view({-1, width_}), block.attention_out.t());
+    const at::Tensor hidden = at::gelu(at::linear(normalised(y, block.mlp_norm), block.mlp_in));
+    return at::addmm(y, hidden, block.mlp_out.t()).view_as(x);
+  }
+
+  /// One row of 0 and a 1 for each observation: as a matrix product, choosing an instruction costs nothing.
+  at::Tensor instruction_choice(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const std::int64_t n = rows.empty() ? observation.instruction.count() : std::ssize(rows);
+    at::Tensor choice = at::zeros({n, words_.size(0)}, at::kFloat);
+    float* out = choice.mutable_data_ptr<float>();
+    for (std::int64_t i = 0; i < n; ++i, out += words_.size(0)) {
+      const std::int64_t row = rows.empty() ? i : rows[static_cast<std::size_t>(i)];
+      if (row < 0 || row >= observation.instruction.count()) {
+        throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
+                    std::to_string(observation.instruction.count()) + " rows");
+      }
+      const std::int32_t which = observation.instruction[row];
+      if (which < 0 || which >= words_.size(0)) {
+        throw Error("TinyVLA: row " + std::to_string(row) + " has instruction " + std::to_string(which) +
+                    ", but the environment's table has " + std::to_string(words_.size(0)));
+      }
+      out[which] = 1;
+    }
+    return choice;
+  }
+
+  /// Tokens of proprioception and of all cameras' patches, [n, P, d]. Rows were checked before.
+  at::Tensor observation_tokens(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const std::int64_t n = rows.empty() ? observation.instruction.count() : std::ssize(rows);
+    std::vector<at::Tensor> parts;
+    if (spec_.proprioception > 0) {
+      const Field<float>& field = observation.proprioception;
+      at::Tensor values = at::from_blob(field.data(), {field.extents()[0], spec_.proprioception}, at::kFloat);
+      if (!rows.empty()) {
+        auto* first = const_cast<std::int64_t*>(rows.data());  // from_blob has no const form; only read
+        values = at::index_select(values, 0, at::from_blob(first, {n}, at::kLong));
+      }
+      parts.push_back(at::linear(values, proprioception_weight_, proprioception_bias_)
+                          .view({n, proprioception_tokens, width_}));
+    }
+    for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
+      const at::Tensor pixels = patch_pixels(observation.frames.at(i), spec_.cameras[i], rows, n);
+      parts.push_back(at::linear(pixels, patch_weight_.at(i)) + patch_position_.at(i));
+    }
+    return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  }
+
+  /// Frames as rows of patches, [n, patches, patch * patch * 3], scaled from [0, 255] to [-1, 1].
+  at::Tensor patch_pixels(const Field<std::uint8_t>& frames, const CameraSpec& camera,
+                          std::span<const std::int64_t> rows, std::int64_t n) const {
+    at::Tensor pixels = at::empty({n, patches(camera), patch_features()}, at::kFloat);
+    float* out = pixels.mutable_data_ptr<float>();
+    const std::int64_t line = std::int64_t{3} * camera.width, part = std::int64_t{3} * patch_;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::uint8_t* frame =
+          frames.data() + (rows.empty() ? i : rows[static_cast<std::size_t>(i)]) * camera.height * line;
+      for (std::int64_t top = 0; top < camera.height; top += patch_) {
+        for (std::int64_t left = 0; left < line; left += part) {
+          for (std::int64_t y = top; y < top + patch_; ++y, out += part) {
+            const std::uint8_t* in = frame + y * line + left;
+            for (std::int64_t x = 0; x < part; ++x)
+              out[x] = static_cast<float>(in[x]) * (2.0f / 255.0f) - 1.0f;
+          }
+        }
+      }
+    }
+    return pixels;
+  }
+
+  /// sin and cos of the denoising time at periods from 4e-3 to 4, as pi0 has it: [n, d].
+  at::Tensor time_features(std::span<const float> times) const {
+    const std::int64_t half = width_ / 2;
+    at::Tensor features = at::zeros({std::ssize(times), width_}, at::kFloat);
+    float* out = features.mutable_data_ptr<float>();
+    for (const float time : times) {
+      for (std::int64_t i = 0; i < half; ++i) {
+        const double place = half > 1 ? static_cast<double>(i) / static_cast<double>(half - 1) : 0;
+        const double angle = 2 * std::numbers::pi * static_cast<double>(time) / (4e-3 * std::pow(1e3, place));
+        out[i] = static_cast<float>(std::sin(angle));
+        out[half + i] = static_cast<float>(std::cos(angle));
+      }
+      out += width_;
+    }
+    return features;
+  }
+
+  static at::Tensor copied(std::span<const float> values, at::IntArrayRef shape) {
+    at::Tensor tensor = at::empty(shape, at::kFloat);
+    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<float>());
+    return tensor;
+  }
+
+  /// The observation, if it has the extents that the model was built for.
+  const Observation& checked(const Observation& observation) const {
+    const std::int64_t n = observation.instruction.count();
+    const auto need = [](bool holds, const std::string& what) {
+      if (!holds)
+        throw Error("TinyVLA: the observation's " + what + " do not have the extents that were agreed");
+    };
+    need(observation.instruction.extents().rank() == 1 && n > 0, "instructions");
+    if (spec_.proprioception > 0) {
+      need(observation.proprioception.extents() == Extents{n, spec_.proprioception}, "proprioception values");
+    }
+    for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
+      const CameraSpec& camera = spec_.cameras[i];
+      need(observation.frames.at(i).extents() == Extents{n, camera.height, camera.width, 3},
+           "frames of camera '" + camera.name + "'");
+    }
+    return observation;
+  }
+
+  std::int64_t patch_features() const { return std::int64_t{3} * patch_ * patch_; }
+  std::int64_t patches(const CameraSpec& camera) const {
+    return std::int64_t{camera.height / patch_} * (camera.width / patch_);
+  }
+
+  static constexpr std::int64_t proprioception_tokens = 4;
+
+  ObservationSpec spec_;
+  QueryShape shape_;
+  int patch_;
+  std::int64_t width_, heads_, head_width_ = 0;
+  at::Tensor words_;  ///< [I, L] slots, int64
+  FlatParameters parameters_;
+  at::Tensor word_embedding_, word_position_, proprioception_weight_, proprioception_bias_;
+  std::array<at::Tensor, max_cameras> patch_weight_, patch_position_;
+  at::Tensor query_embedding_, noise_weight_, time_weight_;
+  std::vector<Block> blocks_;
+  Norm output_norm_;
+  at::Tensor output_weight_, output_bias_;
+};
+
+}  // namespace dvla::detail

@@ -1,0 +1,289 @@
+// dvla-test: torch
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory_resource>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dvla/model/tiny_vla.hpp"
+#include "dvla/testing/model.hpp"
+
+using namespace dvla;
+
+namespace {
+
+ModelInputs state_inputs() {
+  ModelInputs inputs;
+  inputs.observation.proprioception = 7;
+  inputs.observation.instructions = {"push the cube to the left goal", "push the cube right"};
+  inputs.action.dimensions = 2;
+  inputs.chunk = 4;
+  return inputs;
+}
+
+ModelInputs camera_inputs() {
+  ModelInputs inputs = state_inputs();
+  inputs.observation.cameras = {{
+                                    "top",
+                                    16,
+                                    24,
+                                },
+                                {"wrist", 8, 8}};
+  inputs.chunk = 2;
+  return inputs;
+}
+
+TinyVlaKnobs small(int chunk) {
+  TinyVlaKnobs knobs;
+  knobs.width = 32;
+  knobs.blocks = 2;
+  knobs.attention_heads = 2;
+  knobs.chunk = chunk;
+  knobs.bins = 8;
+  return knobs;
+}
+
+template <class Head>
+struct Rollout {
+  Rollout(const TinyVlaKnobs& knobs, const ModelInputs& inputs, std::int64_t n)
+      : model(knobs, inputs, 3),
+        observation(observation_layout(inputs.observation, {n}), *std::pmr::new_delete_resource()),
+        decision(model.decision_layout({n}), *std::pmr::new_delete_resource()),
+        storage(static_cast<std::size_t>(n * inputs.chunk * inputs.action.dimensions)),
+        action({n, inputs.chunk, inputs.action.dimensions}, storage.data()) {
+    dvla::testing::fill_observation(*observation, inputs.observation, 4);
+    for (std::int64_t i = 0; i < n; ++i) rows.push_back(i);
+  }
+  void act(std::uint64_t seed, Decoding decoding = Decoding::sample) {
+    model.act(*observation, decoding, seed, *decision, action);
+  }
+  TinyVlaModel<Head> model;
+  OwnedRecord<Observation> observation;
+  OwnedRecord<typename TinyVlaModel<Head>::Decision> decision;
+  std::vector<float> storage;
+  Field<float> action;
+  std::vector<std::int64_t> rows;
+};
+
+std::string all(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const auto& sentence : sentences) text += sentence + "\n";
+  return text;
+}
+
+}  // namespace
+
+static_assert(ModelMachinery<TinyVlaModel<TokenHead>>);
+static_assert(ModelMachinery<TinyVlaModel<FlowHead>>);
+
+TEST_CASE_TEMPLATE("TinyVLA keeps what a model promises, from state and from images", Head, TokenHead,
+                   FlowHead) {
+  TinyVlaModel<Head>::use_threads(1);
+  for (const ModelInputs& inputs : {state_inputs(), camera_inputs()}) {
+    const auto make = [&](std::uint64_t seed) {
+      return TinyVlaModel<Head>(small(static_cast<int>(inputs.chunk)), inputs, seed);
+    };
+    CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  }
+}
+
+TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and number of threads", Head,
+                   TokenHead, FlowHead) {
+  Rollout<Head> rollout({}, state_inputs(), 128);
+  double worst = 0;
+  for (const int sampling : {1, 2}) {
+    for (const int training : {1, 2}) {
+      TinyVlaModel<Head>::use_threads(sampling);
+      rollout.act(7);
+      TinyVlaModel<Head>::use_threads(training);
+      for (const std::size_t size : {1u, 2u, 3u, 17u, 64u, 128u}) {
+        for (std::size_t first = 0; first + size <= 128; first += 59) {
+          worst = std::max(worst, check_ratio(rollout.model, *rollout.observation, *rollout.decision,
+                                              std::span(rollout.rows).subspan(first, size)));
+        }
+      }
+    }
+  }
+  MESSAGE("worst |ratio - 1|: " << worst);
+  CHECK_LE(worst, 1e-5);
+}
+
+TEST_CASE_TEMPLATE("gradients accumulate in place, at the addresses that gradients() gave", Head, TokenHead,
+                   FlowHead) {
+  Rollout<Head> rollout(small(4), state_inputs(), 6);
+  rollout.act(1);
+  const float* before = rollout.model.gradients().data();
+  std::vector<float> log_prob(rollout.storage.size()), entropy(log_prob.size()), ones(log_prob.size(), 1.0f);
+  std::vector<float> first;
+  for (int pass = 1; pass <= 3; ++pass) {
+    rollout.model.forward(*rollout.observation, *rollout.decision, rollout.rows, log_prob, entropy);
+    rollout.model.backward(ones, ones);
+    CHECK_EQ(rollout.model.gradients().data(), before);
+    const auto gradients = rollout.model.gradients();
+    if (pass == 1) first.assign(gradients.begin(), gradients.end());
+    double worst = 0;
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      worst =
+          std::max(worst, static_cast<double>(std::abs(gradients[i] - static_cast<float>(pass) * first[i])));
+    }
+    CHECK_LE(worst, 1e-4);
+  }
+  // Every named tensor takes part.
+  for (const NamedTensor& tensor : rollout.model.tensors()) {
+    std::int64_t count = 1;
+    for (const std::int64_t extent : tensor.shape) count *= extent;
+    const auto part = rollout.model.gradients().subspan(static_cast<std::size_t>(tensor.offset),
+                                                        static_cast<std::size_t>(count));
+    CHECK_MESSAGE(std::ranges::any_of(part, [](float g) { return g != 0; }), tensor.name);
+  }
+}
+
+TEST_CASE("two models work at the same time in two threads, each with its own number of cores") {
+  const auto once = [](int threads) {
+    TinyVlaModel<TokenHead>::use_threads(threads);
+    Rollout<TokenHead> rollout(small(4), state_inputs(), 32);
+    std::vector<float> log_prob(rollout.storage.size()), entropy(log_prob.size()),
+        ones(log_prob.size(), 1.0f);
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      rollout.act(i);
+      rollout.model.forward(*rollout.observation, *rollout.decision, rollout.rows, log_prob, entropy);
+      rollout.model.backward(ones, ones);
+      if (at::get_num_threads() != threads) return std::vector<float>{};
+    }
+    const auto gradients = rollout.model.gradients();
+    return std::vector<float>(gradients.begin(), gradients.end());
+  };
+  const std::vector<float> alone = once(1);
+  std::vector<float> left, right;
+  {
+    std::jthread first([&] { left = once(1); });
+    std::jthread second([&] { right = once(2); });
+  }
+  CHECK_EQ(left, alone);
+  CHECK_EQ(right.size(), alone.size());
+}
+
+TEST_CASE("the observation decides the action: proprioception, every camera and the instruction") {
+  const ModelInputs inputs = camera_inputs();
+  Rollout<TokenHead> rollout(small(2), inputs, 1);
+  std::vector<float> before(4), after(4), entropy(4);
+  rollout.act(1);
+  Observation& observation = *rollout.observation;
+  const auto forward = [&](std::vector<float>& out) {
+    rollout.model.forward(observation, *rollout.decision, rollout.rows, out, entropy);
+  };
+  forward(before);
+  const auto changes = [&](auto& value, auto to) {
+    const auto kept = value;
+    value = to;
+    forward(after);
+    value = kept;
+    return before != after;
+  };
+  CHECK(changes(observation.proprioception[3], 2.0f));
+  CHECK(changes(observation.frames[0][5], static_cast<std::uint8_t>(observation.frames[0][5] ^ 128)));
+  CHECK(changes(observation.frames[1][7], static_cast<std::uint8_t>(observation.frames[1][7] ^ 128)));
+  CHECK(changes(observation.instruction[0], 1 - observation.instruction[0]));
+}
+
+TEST_CASE_TEMPLATE("imitation brings the loss far below its start", Head, TokenHead, FlowHead) {
+  Rollout<Head> rollout(small(4), state_inputs(), 64);
+  TinyVlaModel<Head>::use_threads(1);
+  // The expert: the instruction flips the sign of the first action, proprioception steers the second.
+  const Observation& observation = *rollout.observation;
+  for (std::int64_t row = 0; row < 64; ++row) {
+    for (std::int64_t step = 0; step < 4; ++step) {
+      rollout.action.at(row).at(step)[0] = observation.instruction[row] == 0 ? 0.7f : -0.7f;
+      rollout.action.at(row).at(step)[1] =
+          std::clamp(observation.proprioception.at(row)[0] * 0.5f, -0.9f, 0.9f);
+    }
+  }
+  const auto weights = rollout.model.parameters(), gradients = rollout.model.gradients();
+  std::vector<float> first(weights.size()), second(weights.size());
+  double start = 0, end = 0;
+  constexpr int steps = 250;
+  for (int i = 1; i <= steps; ++i) {
+    std::ranges::fill(gradients, 0.0f);
+    const double loss = rollout.model.imitate(observation, rollout.action, rollout.rows, 1.0);
+    if (i <= 10) start += loss / 10;
+    if (i > steps - 10) end += loss / 10;
+    for (std::size_t k = 0; k < weights.size(); ++k) {  // Adam
+      first[k] = 0.9f * first[k] + 0.1f * gradients[k];
+      second[k] = 0.95f * second[k] + 0.05f * gradients[k] * gradients[k];
+      const float scale =
+          std::sqrt(1 - std::pow(0.95f, static_cast<float>(i))) / (1 - std::pow(0.9f, static_cast<float>(i)));
+      weights[k] -= 3e-3f * scale * first[k] / (std::sqrt(second[k]) + 1e-8f);
+    }
+  }
+  MESSAGE(Head::name << ": loss " << start << " -> " << end);
+  CHECK_LT(end, 0.35 * start);
+}
+
+TEST_CASE("inputs that do not fit are refused in one sentence") {
+  const auto message = [](const TinyVlaKnobs& knobs, const ModelInputs& inputs) -> std::string {
+    try {
+      const TinyVlaModel<TokenHead> model(knobs, inputs, 1);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "nothing thrown";
+  };
+  ModelInputs inputs = camera_inputs();
+  inputs.observation.cameras[0].width = 20;
+  CHECK(message(small(2), inputs).find("camera 'top' has 16 x 20 pixels") != std::string::npos);
+  inputs = state_inputs();
+  inputs.observation.instructions.clear();
+  CHECK(message(small(4), inputs).find("no instruction") != std::string::npos);
+  inputs.observation.instructions = {"go", "  ! "};
+  CHECK(message(small(4), inputs).find("instruction 1 of the environment has no word") != std::string::npos);
+  inputs = state_inputs();
+  CHECK(message(small(3), inputs).find("chunk is 3 in the knobs and 4 in the pipeline") != std::string::npos);
+  inputs.observation.proprioception = 0;
+  CHECK(message(small(4), inputs).find("neither proprioception nor a camera") != std::string::npos);
+  TinyVlaKnobs knobs = small(4);
+  knobs.attention_heads = 5;
+  CHECK(message(knobs, state_inputs()).find("multiple of attention_heads 5") != std::string::npos);
+}
+
+TEST_CASE("calls with rows, instructions or weights that make no sense are refused") {
+  Rollout<TokenHead> rollout(small(4), state_inputs(), 4);
+  rollout.act(1);
+  std::vector<float> log_prob(8), entropy(8);
+  const auto forward = [&](std::vector<std::int64_t> rows) {
+    rollout.model.forward(*rollout.observation, *rollout.decision, rows, log_prob, entropy);
+  };
+  forward({3});
+  CHECK_THROWS_WITH_AS(forward({4}), "TinyVLA: row 4 was asked for, but the batch has 4 rows", Error);
+  CHECK_THROWS_AS(forward({0, 1}), Error);
+  CHECK_THROWS_AS(forward({}), Error);
+  rollout.decision->tokens.at(2)[0] = 8;
+  CHECK_THROWS_AS(forward({2}), Error);
+  rollout.observation->instruction[1] = 2;
+  CHECK_THROWS_AS(forward({1}), Error);
+  CHECK_THROWS_AS(rollout.act(1), Error);
+  rollout.observation->instruction[1] = 0;
+  rollout.model.parameters()[40] = std::numeric_limits<float>::quiet_NaN();
+  rollout.model.parameters().back() = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS_AS(rollout.act(1), Error);
+  Rollout<TokenHead> fresh(small(4), state_inputs(), 4);
+  CHECK_THROWS_AS(fresh.model.backward(log_prob, entropy), Error);
+}
+
+TEST_CASE("the ratio self-test names row and element where the two sides differ") {
+  Rollout<TokenHead> rollout(small(4), state_inputs(), 5);
+  rollout.act(1);
+  CHECK_LE(check_ratio(rollout.model, *rollout.observation, *rollout.decision, rollout.rows), 1e-5);
+  rollout.decision->log_prob.at(3).span()[6] += 0.01f;
+  std::string said;
+  try {
+    check_ratio(rollout.model, *rollout.observation, *rollout.decision, rollout.rows);
+  } catch (const Error& error) {
+    said = error.what();
+  }
+  CHECK(said.find("row 3, element 6") != std::string::npos);
+}
