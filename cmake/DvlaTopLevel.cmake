@@ -24,6 +24,15 @@ if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime" "${CCACHE_PROGRAM}")
 endif()
 
+# dvla_torch_pch: the precompiled header that all programs with torch share (4 s a file instead of 15).
+function(dvla_add_torch_pch)
+  file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/torch_pch.cpp" CONTENT "// gives the shared precompiled header a target\n")
+  add_library(dvla_torch_pch OBJECT EXCLUDE_FROM_ALL "${PROJECT_BINARY_DIR}/torch_pch.cpp")
+  target_link_libraries(dvla_torch_pch PRIVATE dvla::torch)
+  target_compile_options(dvla_torch_pch PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+  target_precompile_headers(dvla_torch_pch PRIVATE <torch/torch.h>)
+endfunction()
+
 # dvla_program(<target> <file> <marker>): one source file, one program. Its first line `// <marker>: words` says what the
 # #include lines cannot; the words come back in <target>_words. Sets <target>_built to FALSE, with a status line, where a
 # library that it needs was not found. All programs that need torch share one precompiled header.
@@ -58,13 +67,6 @@ function(dvla_program target file marker)
     target_link_libraries(${target} PRIVATE dvla::${need})
   endforeach()
   if("torch" IN_LIST needs)
-    if(NOT TARGET dvla_torch_pch)
-      file(WRITE "${PROJECT_BINARY_DIR}/torch_pch.cpp" "// gives the shared precompiled header a target\n")
-      add_library(dvla_torch_pch OBJECT "${PROJECT_BINARY_DIR}/torch_pch.cpp")
-      target_link_libraries(dvla_torch_pch PRIVATE dvla::torch)
-      target_compile_options(dvla_torch_pch PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
-      target_precompile_headers(dvla_torch_pch PRIVATE <torch/torch.h>)
-    endif()
     target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
     target_precompile_headers(${target} REUSE_FROM dvla_torch_pch)
   endif()
