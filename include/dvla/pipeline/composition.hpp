@@ -19,6 +19,7 @@
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/mistake.hpp"
 #include "dvla/pipeline/table.hpp"
+#include "dvla/pipeline/validate.hpp"
 #include "dvla/placement/descriptors.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/descriptors.hpp"
@@ -241,7 +242,12 @@ struct replaced;
 template <class... Kept, class... New, class... Parts>
 struct replaced<list<Kept...>, list<New...>, Parts...> {
   template <class Old>
-  static constexpr bool stays = (!PolicyFor<typename New::policy, typename Old::policy::slot> && ...);
+  static constexpr bool stays = [] {
+    if constexpr (!Policy<typename Old::policy>)
+      return false;
+    else
+      return (!PolicyFor<typename New::policy, typename Old::policy::slot> && ...);
+  }();
   template <class Rest>
   struct wrap;
   template <class... Rest>

@@ -1,0 +1,49 @@
+// validate(config): everything that can be wrong with a configuration, found before anything starts, whatever
+// filled it in. Ranges come from the knobs' documentation; rules between the members of one struct from its
+// free function `check(const Knobs&)` (found by argument); rules between slots from check_config below.
+// Throws ConfigError: one sentence with field, value and what is allowed. Thread-safe.
+#pragma once
+
+#include <string>
+
+#include "dvla/pipeline/knob_list.hpp"
+
+namespace dvla {
+
+namespace detail {
+inline void check_multiple(const char* field, std::int64_t value, const char* of, std::int64_t divisor) {
+  if (divisor < 1 || value % divisor != 0)
+    throw ConfigError(std::string(field) + " is " + std::to_string(value) + "; it must be a multiple of " +
+                      of + ", which is " + std::to_string(divisor));
+}
+}  // namespace detail
+
+/// Rules between slots, as far as the policies have the knobs in question.
+template <class Pipeline>
+void check_config(const Config<Pipeline>& config) {
+  if constexpr (requires { config.environment.environments % config.algorithm.group; })
+    detail::check_multiple("environment.environments", config.environment.environments, "algorithm.group",
+                           config.algorithm.group);
+  if constexpr (requires { config.environment.horizon % config.model.chunk; })
+    detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
+                           config.model.chunk);
+  if constexpr (requires { config.schedule.staleness > Pipeline::schedule::max_staleness; }) {
+    if (config.schedule.staleness > Pipeline::schedule::max_staleness)
+      throw ConfigError("schedule.staleness is " + std::to_string(config.schedule.staleness) +
+                        "; it must be a whole number in [0, " +
+                        std::to_string(Pipeline::schedule::max_staleness) + "] with " +
+                        std::string(Pipeline::schedule::name) + " (K: a larger bound is a larger Max)");
+  }
+}
+
+template <class Pipeline>
+void validate(const Config<Pipeline>& config) {
+  Config<Pipeline> copy = config;
+  for (const KnobRef& knob : list_knobs(copy)) detail::check_knob(knob);
+  for_each_section(config, [](std::string_view, const auto& knobs) {
+    if constexpr (requires { check(knobs); }) check(knobs);
+  });
+  check_config(config);
+}
+
+}  // namespace dvla
