@@ -219,7 +219,7 @@ class MujocoRenderer {
     Canvas(const mjModel& model, std::pmr::memory_resource& pool, int w, int h, int shadow_size, int samples)
         : width(w), height(h), gl(detail::GlContext::make()) {
       const Current current(*gl);
-      const detail::MujocoMemory::Scope scope(pool);
+      detail::MujocoMemory::Scope memory(pool);
       mjModel look = model;  // shallow: only the visual settings are changed, and only for this call
       look.vis.global.offwidth = w;
       look.vis.global.offheight = h;
@@ -240,6 +240,7 @@ class MujocoRenderer {
       if (!detail::MujocoGuard::run(call)) {
         const std::string why = detail::MujocoGuard::error();
         clear();
+        memory.roll_back();
         throw Error("MuJoCo cannot draw here: " + why);
       }
       if (context.currentBuffer != mjFB_OFFSCREEN) {

@@ -10,6 +10,8 @@
 
 #include <mujoco/mujoco.h>
 
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory_resource>
 #include <mutex>
@@ -33,22 +35,38 @@ class MujocoMemory {
   /// While it lives, MuJoCo's allocations of this thread come from `resource`.
   class Scope {
    public:
-    explicit Scope(std::pmr::memory_resource& resource) : before_(current_) {
+    explicit Scope(std::pmr::memory_resource& resource)
+        : resource_(&resource), serial_(++serials_), before_(current_) {
       install();
-      current_ = &resource;
+      current_ = this;
     }
     ~Scope() { current_ = before_; }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
+    /// Gives back what was allocated in this scope and not freed: after an mju_error nobody else can.
+    void roll_back() {
+      const std::lock_guard lock(table().mutex);
+      std::erase_if(table().blocks, [&](const auto& entry) {
+        const auto& [data, block] = entry;
+        if (block.scope != serial_) return false;
+        block.resource->deallocate(data, block.size, alignment);
+        return true;
+      });
+    }
+
    private:
-    std::pmr::memory_resource* before_;
+    friend class MujocoMemory;
+    std::pmr::memory_resource* resource_;
+    std::uint64_t serial_;
+    Scope* before_;
   };
 
  private:
   struct Block {
     std::pmr::memory_resource* resource;
     std::size_t size;
+    std::uint64_t scope;  ///< serial number of the scope that asked
   };
   struct Table {
     std::mutex mutex;
@@ -65,12 +83,13 @@ class MujocoMemory {
     if (size == 0) return nullptr;
     if (current_ == nullptr) return std::aligned_alloc(alignment, size);
     try {
-      void* const data = current_->allocate(size, alignment);
+      std::pmr::memory_resource* const resource = current_->resource_;
+      void* const data = resource->allocate(size, alignment);
       try {
         const std::lock_guard lock(table().mutex);
-        table().blocks.emplace(data, Block{current_, size});
+        table().blocks.emplace(data, Block{resource, size, current_->serial_});
       } catch (...) {
-        current_->deallocate(data, size, alignment);
+        resource->deallocate(data, size, alignment);
         return nullptr;
       }
       return data;
@@ -80,7 +99,7 @@ class MujocoMemory {
   }
 
   static void release(void* data) noexcept {
-    Block block{nullptr, 0};
+    Block block{nullptr, 0, 0};
     {
       const std::lock_guard lock(table().mutex);
       if (const auto found = table().blocks.find(data); found != table().blocks.end()) {
@@ -95,7 +114,8 @@ class MujocoMemory {
     }
   }
 
-  static inline thread_local std::pmr::memory_resource* current_ = nullptr;
+  static inline std::atomic<std::uint64_t> serials_{0};
+  static inline thread_local Scope* current_ = nullptr;
 };
 
 }  // namespace dvla::detail

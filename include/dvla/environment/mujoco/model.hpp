@@ -35,10 +35,11 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
     throw Error("the MJCF text of task '" + std::string(name) + "' is no model: " + (reason ? reason : why));
   }
   compiled->opt.disableflags |= mjDSBL_AUTORESET;
-  const MujocoMemory::Scope scope(pool);
+  MujocoMemory::Scope scope(pool);
   mjModel* copy = nullptr;
   auto call = [&] { copy = mj_copyModel(nullptr, compiled.get()); };
   if (!MujocoGuard::run(call) || copy == nullptr) {
+    scope.roll_back();
     throw Error("the environment pool is too small for the model of task '" + std::string(name) +
                 "'; make it larger");
   }
@@ -47,10 +48,11 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
 
 /// A fresh mjData of `model` in `pool`.
 inline MujocoPointer<mjData> make_mujoco_data(const mjModel& model, std::pmr::memory_resource& pool) {
-  const MujocoMemory::Scope scope(pool);
+  MujocoMemory::Scope scope(pool);
   mjData* data = nullptr;
   auto call = [&] { data = mj_makeData(&model); };
   if (!MujocoGuard::run(call) || data == nullptr) {
+    scope.roll_back();
     throw Error("the environment pool is too small: a MuJoCo state needs " +
                 std::to_string((model.nbuffer + model.narena) / 1024 + 1) +
                 " KiB a row; make the pool larger or use fewer environments");

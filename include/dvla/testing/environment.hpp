@@ -1,0 +1,383 @@
+// Conformance suite for environments: does a machinery keep the promises of environment/concept.hpp? For your
+// own environments too, in any test framework: the answer is a list of sentences, empty if all is well.
+// Checks: extents and ranges, values written where they were asked for and nowhere else (guard bytes around
+// every field), finite numbers, rewards and flags after the end, counted transitions, same seed same episode
+// (on any row, after any past, with any number of threads, whatever the other rows do), disjoint ranges from
+// two threads, experts that only look. Does not check that a task is sensible, nor speed. Not for rows that
+// fail: see the environment's own tests.
+//
+// Legend: n rows, C control steps a chunk, A action dimensions.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dvla/core/random.hpp"
+#include "dvla/environment/concept.hpp"
+
+namespace dvla::testing {
+
+struct EnvironmentCheck {
+  std::int64_t chunk = 3;            ///< C
+  std::int64_t rows = 8;             ///< at most so many rows are used; the batch needs at least 2
+  std::int64_t most_steps = 60;      ///< control steps played per episode, if the horizon is longer
+  float largest_proprioception = 3;  ///< "about [-1, 1]", with room for random actions
+  std::uint64_t seed = 1;
+};
+
+namespace detail {
+
+/// A field's storage between guard bytes, filled so that an unwritten element is seen.
+template <class Element>
+class Guarded {
+ public:
+  explicit Guarded(Extents extents)
+      : bytes_(2 * guard + static_cast<std::size_t>(extents.count()) * sizeof(Element)) {
+    std::fill(bytes_.begin(), bytes_.end(), pattern);
+    field = Field<Element>(extents, reinterpret_cast<Element*>(bytes_.data() + guard));
+  }
+  /// Every element that can hold a sign of not having been written holds it.
+  void forget() {
+    Element blank{};
+    if constexpr (std::is_floating_point_v<Element>) {
+      blank = std::numeric_limits<Element>::quiet_NaN();
+    } else {
+      std::memset(&blank, 0xEE, sizeof blank);
+    }
+    std::fill(field.span().begin(), field.span().end(), blank);
+  }
+  bool overrun() const {
+    auto touched = [](std::uint8_t byte) { return byte != pattern; };
+    return std::any_of(bytes_.begin(), bytes_.begin() + guard, touched) ||
+           std::any_of(bytes_.end() - guard, bytes_.end(), touched);
+  }
+  void append_to(std::vector<std::uint8_t>& all) const {
+    all.insert(all.end(), bytes_.begin() + guard, bytes_.end() - guard);
+  }
+
+  Field<Element> field;
+
+ private:
+  static constexpr std::ptrdiff_t guard = 64;
+  static constexpr std::uint8_t pattern = 0xA5;
+  std::vector<std::uint8_t> bytes_;
+};
+
+/// What one row showed in one play, byte for byte.
+using RowRecord = std::vector<std::uint8_t>;
+
+template <EnvironmentMachinery Machinery>
+class EnvironmentProbe {
+ public:
+  EnvironmentProbe(Machinery& environment, const EnvironmentCheck& check)
+      : environment_(environment),
+        check_(check),
+        actions_(ActionSpec(environment.action_spec()).dimensions),
+        rows_(std::min<std::int64_t>(check.rows, environment.size())) {}
+
+  std::vector<std::string> run() {
+    if (!statics()) return wrong_;
+    std::vector<std::uint64_t> seeds;
+    for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back(mix_seed(check_.seed, i));
+    Arena one(1), two(2);
+
+    const std::vector<RowRecord> plain = play(0, seeds, one, 7);
+    same(plain, play(0, seeds, one, 7), "played twice from the same seeds and actions, row ");
+    same(plain, play(0, seeds, two, 7), "with two threads instead of one, row ");
+    play(0, std::vector<std::uint64_t>(seeds.rbegin(), seeds.rend()), one, 8);
+    same(plain, play(0, seeds, one, 7), "after another episode on the same rows, row ");
+    if (environment_.size() > rows_) {
+      const std::int64_t last = environment_.size() - rows_;
+      same(plain, play(last, seeds, one, 7), "on the last rows of the batch instead of the first, row ");
+    }
+    independent(seeds, plain, one);
+    concurrent(seeds, plain);
+    groups(one);
+    resets(one);
+    if constexpr (HasExpert<Machinery>) experts(seeds, one);
+    return wrong_;
+  }
+
+ private:
+  void fault(const std::string& sentence) {
+    if (std::find(wrong_.begin(), wrong_.end(), sentence) == wrong_.end()) wrong_.push_back(sentence);
+  }
+  static std::string at(std::int64_t row, std::int64_t step) {
+    return " (row " + std::to_string(row) + ", control step " + std::to_string(step) + ")";
+  }
+
+  bool statics() {
+    const ObservationSpec& spec = environment_.observation_spec();
+    if (environment_.size() < 2) fault("size() is below 2; give the suite a batch of at least two rows");
+    if (environment_.horizon() < 1) fault("horizon() is below 1");
+    if (actions_ < 1) fault("action_spec().dimensions is below 1");
+    if (spec.instructions.empty())
+      fault("observation_spec().instructions is empty; one sentence is the least");
+    if (spec.cameras.size() > max_cameras) fault("observation_spec() has more than max_cameras cameras");
+    if (spec.proprioception < 0) fault("observation_spec().proprioception is negative");
+    for (const CameraSpec& camera : spec.cameras) {
+      if (camera.height < 1 || camera.width < 1) fault("camera '" + camera.name + "' has no pixels");
+    }
+    return wrong_.empty();
+  }
+
+  /// An observation's fields for n rows, guarded.
+  struct Sheet {
+    Sheet(const ObservationSpec& spec, std::int64_t n)
+        : layout(observation_layout(spec, {n})),
+          proprioception(layout.proprioception.absent() ? Extents{0} : layout.proprioception.extents()),
+          instruction(layout.instruction.extents()) {
+      if (!layout.proprioception.absent()) layout.proprioception.place(proprioception.field.data());
+      layout.instruction.place(instruction.field.data());
+      for (std::size_t i = 0; i < spec.cameras.size(); ++i) {
+        frames.emplace_back(layout.frames.at(i).extents());
+        layout.frames.at(i).place(frames.back().field.data());
+      }
+    }
+    void forget() {
+      proprioception.forget();
+      instruction.forget();
+    }
+    bool overrun() const {
+      return proprioception.overrun() || instruction.overrun() ||
+             std::any_of(frames.begin(), frames.end(), [](const auto& frame) { return frame.overrun(); });
+    }
+    RowRecord row(std::int64_t i) const {
+      RowRecord record;
+      auto add = [&](auto field) {
+        if (field.absent()) return;
+        const auto slice = field.rows(i, 1);
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(slice.data());
+        record.insert(record.end(), bytes, bytes + slice.bytes());
+      };
+      for (const auto& frame : layout.frames) add(frame);
+      add(layout.proprioception);
+      add(layout.instruction);
+      return record;
+    }
+    Observation layout;
+    Guarded<float> proprioception;
+    Guarded<std::int32_t> instruction;
+    std::vector<Guarded<std::uint8_t>> frames;
+  };
+
+  void look(const Sheet& sheet, std::int64_t n, std::int64_t step) {
+    const std::int64_t sentences =
+        static_cast<std::int64_t>(environment_.observation_spec().instructions.size());
+    if (sheet.overrun()) fault("bytes outside of the observation's rows were written");
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int32_t instruction = sheet.layout.instruction[i];
+      if (instruction < 0 || instruction >= sentences)
+        fault("the instruction was not written, or is no index into the table" + at(i, step));
+      if (sheet.layout.proprioception.absent()) continue;
+      for (const float value : sheet.layout.proprioception.at(i).span()) {
+        if (!std::isfinite(value)) {
+          fault("a proprioception value is not finite, or was not written" + at(i, step));
+        } else if (std::abs(value) > check_.largest_proprioception) {
+          fault("a proprioception value is " + std::to_string(value) + ", far from [-1, 1]" + at(i, step));
+        }
+      }
+    }
+  }
+
+  /// One episode on rows [first, first + seeds.size()); actions follow from `actions` and the place in the
+  /// call.
+  std::vector<RowRecord> play(std::int64_t first, const std::vector<std::uint64_t>& seeds, Arena& arena,
+                              std::uint64_t actions) {
+    const std::int64_t n = static_cast<std::int64_t>(seeds.size()), chunk = check_.chunk;
+    Sheet sheet(environment_.observation_spec(), n);
+    Guarded<float> action(Extents{n, chunk, actions_}), reward(Extents{n, chunk});
+    Guarded<std::uint8_t> done(Extents{n, chunk});
+    std::vector<RowRecord> records(seeds.size()), before(seeds.size());
+    std::vector<std::uint8_t> over(seeds.size(), 0);
+
+    sheet.forget();
+    environment_.reset(first, seeds, sheet.layout, arena);
+    look(sheet, n, 0);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto u = static_cast<std::size_t>(i);
+      records[u] = before[u] = sheet.row(i);
+      if (environment_.succeeded(first + i)) fault("succeeded() is true right after reset" + at(i, 0));
+    }
+
+    const std::int64_t horizon = environment_.horizon();
+    const std::int64_t decisions = std::min(horizon, check_.most_steps) / chunk + 2;
+    for (std::int64_t t = 0; t < decisions; ++t) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        SplitMix64 random(mix_seed(actions, i, t));
+        for (float& value : action.field.at(i).span()) value = random.uniform(-1.0f, 1.0f);
+      }
+      const std::vector<float> given(action.field.span().begin(), action.field.span().end());
+      sheet.forget();
+      reward.forget();
+      done.forget();
+      const std::int64_t made =
+          environment_.step(first, action.field, reward.field, done.field, sheet.layout, arena);
+      const std::int64_t step = t * chunk;
+      look(sheet, n, step + chunk);
+      if (action.overrun() || reward.overrun() || done.overrun())
+        fault("bytes outside of reward, done or action were written");
+      if (!std::equal(given.begin(), given.end(), action.field.span().begin()))
+        fault("step() changed the actions");
+      std::int64_t alive = 0;
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto u = static_cast<std::size_t>(i);
+        const bool was_over = over[u] != 0;
+        for (std::int64_t c = 0; c < chunk; ++c) {
+          const float gain = reward.field[i * chunk + c];
+          const std::uint8_t flag = done.field[i * chunk + c];
+          alive += over[u] == 0;
+          if (!std::isfinite(gain)) fault("a reward is not finite, or was not written" + at(i, step + c));
+          if (flag > 1) fault("a done flag is neither 0 nor 1, or was not written" + at(i, step + c));
+          if (over[u] != 0 && gain != 0) fault("a reward after the episode's end is not 0" + at(i, step + c));
+          if (over[u] != 0 && flag != 1) fault("done went back to 0 before a reset" + at(i, step + c));
+          over[u] = over[u] != 0 || flag != 0;
+          if (over[u] == 0 && step + c + 1 >= horizon)
+            fault("done is still 0 at the horizon" + at(i, step + c));
+        }
+        if (environment_.succeeded(first + i) && over[u] == 0)
+          fault("succeeded() is true but the episode goes on" + at(i, step));
+        const RowRecord now = sheet.row(i);
+        if (was_over && now != before[u])
+          fault("the observation changed after the episode's end" + at(i, step));
+        before[u] = now;
+        records[u].insert(records[u].end(), now.begin(), now.end());
+        append(records[u], reward.field.at(i));
+        append(records[u], done.field.at(i));
+        records[u].push_back(environment_.succeeded(first + i) ? 1 : 0);
+      }
+      if (made != alive) {
+        fault("step() says it made " + std::to_string(made) + " transitions, the done flags say " +
+              std::to_string(alive));
+      }
+    }
+    return records;
+  }
+
+  template <class Element>
+  static void append(RowRecord& record, Field<Element> field) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(field.data());
+    record.insert(record.end(), bytes, bytes + field.bytes());
+  }
+
+  void same(const std::vector<RowRecord>& one, const std::vector<RowRecord>& other, const std::string& how) {
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      if (one[i] != other[i]) return fault(how + std::to_string(i) + " shows a different episode");
+    }
+  }
+
+  /// Row 0 with other episodes beside it.
+  void independent(const std::vector<std::uint64_t>& seeds, const std::vector<RowRecord>& plain,
+                   Arena& arena) {
+    std::vector<std::uint64_t> others = seeds;
+    for (std::size_t i = 1; i < others.size(); ++i) others[i] = mix_seed(check_.seed + 1, i);
+    if (play(0, others, arena, 7)[0] != plain[0]) fault("row 0's episode depends on what the other rows do");
+  }
+
+  /// The two halves of the rows from two threads at once.
+  void concurrent(const std::vector<std::uint64_t>& seeds, const std::vector<RowRecord>& plain) {
+    const std::int64_t half = rows_ / 2;
+    const std::vector<std::uint64_t> low(seeds.begin(), seeds.begin() + half);
+    Arena arena_low(1), arena_high(1);
+    EnvironmentProbe beside(environment_, check_);  // its own list of faults
+    std::string thrown;
+    std::thread other([&] {
+      try {
+        beside.play(half, low, arena_high, 7);
+      } catch (const std::exception& error) {
+        thrown = error.what();
+      }
+    });
+    std::vector<RowRecord> together;
+    try {
+      together = play(0, low, arena_low, 7);
+    } catch (...) {
+      other.join();
+      throw;
+    }
+    other.join();
+    if (!thrown.empty()) fault("two row ranges stepped at the same time: " + thrown);
+    for (const std::string& sentence : beside.wrong_)
+      fault("two row ranges stepped at the same time: " + sentence);
+    same(together, std::vector<RowRecord>(plain.begin(), plain.begin() + half),
+         "with another range stepped at the same time, row ");
+  }
+
+  void groups(Arena& arena) {
+    Sheet sheet(environment_.observation_spec(), rows_);
+    const std::vector<std::uint64_t> seeds(static_cast<std::size_t>(rows_), check_.seed);
+    environment_.reset(0, seeds, sheet.layout, arena);
+    for (std::int64_t i = 1; i < rows_; ++i) {
+      if (sheet.row(i) != sheet.row(0))
+        return fault("rows reset from one seed (a group) do not show the same state");
+    }
+  }
+
+  void resets(Arena& arena) {
+    Sheet sheet(environment_.observation_spec(), rows_);
+    std::vector<RowRecord> seen;
+    std::vector<std::int32_t> sentences;
+    for (std::uint64_t round = 0; round < 8; ++round) {
+      std::vector<std::uint64_t> seeds;
+      for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back(mix_seed(check_.seed + 2, round, i));
+      environment_.reset(0, seeds, sheet.layout, arena);
+      for (std::int64_t i = 0; i < rows_; ++i) {
+        seen.push_back(sheet.row(i));
+        sentences.push_back(sheet.layout.instruction[i]);
+      }
+    }
+    std::sort(seen.begin(), seen.end());
+    if (seen.front() == seen.back()) fault("every seed gives the same state: the seed is not used");
+    std::sort(sentences.begin(), sentences.end());
+    if (environment_.observation_spec().instructions.size() > 1 && sentences.size() >= 16 &&
+        sentences.front() == sentences.back()) {
+      fault("the table has several instructions but " + std::to_string(sentences.size()) +
+            " seeds gave only one of them");
+    }
+  }
+
+  void experts(const std::vector<std::uint64_t>& seeds, Arena& arena) {
+    Sheet sheet(environment_.observation_spec(), rows_);
+    environment_.reset(0, seeds, sheet.layout, arena);
+    Guarded<float> action(Extents{1, 1, actions_}), again(Extents{1, 1, actions_}), reward(Extents{1, 1});
+    Guarded<std::uint8_t> done(Extents{1, 1});
+    Sheet next(environment_.observation_spec(), 1);
+    for (std::int64_t step = 0; step < std::min(environment_.horizon(), check_.most_steps); ++step) {
+      action.forget();
+      environment_.expert(0, action.field.span());
+      environment_.expert(0, again.field.span());
+      if (action.overrun()) fault("expert() wrote outside of the action");
+      for (std::int64_t i = 0; i < actions_; ++i) {
+        if (!(std::abs(action.field[i]) <= 1))
+          return fault("the expert's action is not within [-1, 1], or was not written" + at(0, step));
+        if (action.field[i] != again.field[i])
+          return fault("the expert says different things about the same state" + at(0, step));
+      }
+      environment_.step(0, action.field, reward.field, done.field, next.layout, arena);
+      if (done.field[0] != 0) break;
+    }
+  }
+
+  Machinery& environment_;
+  EnvironmentCheck check_;
+  std::int64_t actions_;
+  std::int64_t rows_;
+  std::vector<std::string> wrong_;
+};
+
+}  // namespace detail
+
+/// Sentences about what `environment` does wrong; empty if it conforms. Throws what the environment throws.
+/// Uses rows [0, check.rows) and the last ones; leaves them in the middle of episodes.
+template <EnvironmentMachinery Machinery>
+std::vector<std::string> check_environment(Machinery& environment, const EnvironmentCheck& check = {}) {
+  return detail::EnvironmentProbe<Machinery>(environment, check).run();
+}
+
+}  // namespace dvla::testing

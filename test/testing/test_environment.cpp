@@ -1,0 +1,152 @@
+// dvla-test: core
+// The environment suite must find each way of breaking a promise: one small environment, broken by a switch.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "dvla/testing/environment.hpp"
+
+using namespace dvla;
+
+namespace {
+
+enum class Break {
+  nothing,
+  history,
+  row,
+  group,
+  seed,
+  guard,
+  unwritten,
+  not_finite,
+  range,
+  sticky,
+  reward,
+  moved,
+  horizon,
+  count,
+  instruction,
+  expert
+};
+
+/// A point that drifts with the action; solved when it is beyond 0.9.
+class Drift {
+ public:
+  explicit Drift(Break how) : how_(how), rows_(12) {
+    spec_.proprioception = 2;
+    spec_.instructions = {"go left", "go right"};
+  }
+  std::int64_t size() const { return 12; }
+  std::int64_t horizon() const { return 7; }
+  const ObservationSpec& observation_spec() const { return spec_; }
+  ActionSpec action_spec() const { return {1}; }
+
+  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const Observation& next,
+             Arena& arena) {
+    arena.for_each(static_cast<std::int64_t>(seeds.size()), [&](std::int64_t i) {
+      Row& row = rows_[static_cast<std::size_t>(first + i)];
+      SplitMix64 random(how_ == Break::seed ? 0 : seeds[static_cast<std::size_t>(i)]);
+      const float before = row.place;
+      row = {};
+      row.place = random.uniform(-0.5f, 0.5f);
+      row.instruction = static_cast<std::int32_t>(random.below(2));
+      if (how_ == Break::history) row.place += 0.01f * before;
+      if (how_ == Break::row) row.place += 0.01f * static_cast<float>(first + i);
+      if (how_ == Break::group) row.place += 0.01f * static_cast<float>(i);
+      write(row, next, i);
+    });
+  }
+
+  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward, Field<std::uint8_t> done,
+                    const Observation& next, Arena& arena) {
+    const std::int64_t n = action.extents()[0], chunk = action.extents()[1];
+    std::vector<std::int64_t> made(static_cast<std::size_t>(n), 0);
+    arena.for_each(n, [&](std::int64_t i) {
+      Row& row = rows_[static_cast<std::size_t>(first + i)];
+      if (how_ == Break::moved) row.place *= 0.99f;
+      for (std::int64_t c = 0; c < chunk; ++c) {
+        const bool over = row.ended;
+        if (!over) {
+          row.place += 0.3f * action[i * chunk + c];
+          ++row.steps;
+          ++made[static_cast<std::size_t>(i)];
+          row.solved = row.place > 0.9f;
+          row.ended = row.solved || row.steps >= (how_ == Break::horizon ? 9 : 7);
+        }
+        reward[i * chunk + c] = (over ? how_ == Break::reward : row.solved) ? 1.0f : 0.0f;
+        done[i * chunk + c] = row.ended && !(over && how_ == Break::sticky) ? 1 : 0;
+      }
+      write(row, next, i);
+    });
+    std::int64_t all = how_ == Break::count ? 1 : 0;
+    for (const std::int64_t one : made) all += one;
+    if (how_ == Break::guard) next.proprioception.data()[n * 2] = 0;
+    return all;
+  }
+
+  bool succeeded(std::int64_t row) const { return rows_[static_cast<std::size_t>(row)].solved; }
+  void expert(std::int64_t, std::span<float> action) { action[0] = how_ == Break::expert ? 1.5f : 1.0f; }
+
+ private:
+  struct Row {
+    float place = 0;
+    std::int32_t instruction = 0;
+    int steps = 0;
+    bool ended = false, solved = false;
+  };
+  void write(const Row& row, const Observation& next, std::int64_t i) const {
+    next.instruction[i] = how_ == Break::instruction ? 2 : row.instruction;
+    if (how_ == Break::unwritten && row.steps > 0) return;
+    next.proprioception[2 * i] =
+        how_ == Break::not_finite ? std::numeric_limits<float>::infinity() : row.place;
+    next.proprioception[2 * i + 1] = how_ == Break::range ? 100.0f : 0.0f;
+  }
+
+  Break how_;
+  std::vector<Row> rows_;
+  ObservationSpec spec_;
+};
+
+std::string all_of(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const std::string& sentence : sentences) text += sentence + "\n";
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("an environment that keeps its promises gets no complaint") {
+  Drift environment(Break::nothing);
+  CHECK(all_of(testing::check_environment(environment)) == "");
+}
+
+TEST_CASE("each broken promise is found and named") {
+  struct Case {
+    Break how;
+    std::string sentence;
+  };
+  const std::vector<Case> cases = {{Break::history, "played twice from the same seeds"},
+                                   {Break::row, "on the last rows of the batch"},
+                                   {Break::group, "(a group) do not show the same state"},
+                                   {Break::seed, "the seed is not used"},
+                                   {Break::guard, "bytes outside of the observation's rows"},
+                                   {Break::unwritten, "not finite, or was not written"},
+                                   {Break::not_finite, "not finite, or was not written"},
+                                   {Break::range, "far from [-1, 1]"},
+                                   {Break::sticky, "done went back to 0"},
+                                   {Break::reward, "a reward after the episode's end"},
+                                   {Break::moved, "the observation changed after the episode's end"},
+                                   {Break::horizon, "done is still 0 at the horizon"},
+                                   {Break::count, "transitions, the done flags say"},
+                                   {Break::instruction, "no index into the table"},
+                                   {Break::expert, "the expert's action is not within [-1, 1]"}};
+  for (const Case& broken : cases) {
+    Drift environment(broken.how);
+    const std::string said = all_of(testing::check_environment(environment));
+    CAPTURE(said);
+    CHECK_MESSAGE(said.find(broken.sentence) != std::string::npos, broken.sentence);
+  }
+}
