@@ -1,0 +1,149 @@
+// Checkpoints: one safetensors file per step (weights, optimiser moments, counters and random states as
+// tensors; JSON texts as metadata), written whole or not at all, found again by scanning. What the tensors
+// mean is the caller's. No checksum over the data: fsync before rename keeps torn files from appearing under
+// a checkpoint's name.
+#pragma once
+
+#include <charconv>
+
+#include "dvla/io/safetensors.hpp"
+
+namespace dvla::io {
+
+/// What is saved: views of the caller's data, and texts (pipeline description, config). Keys that begin with
+/// "dvla." are the library's.
+struct Checkpoint {
+  std::vector<TensorToWrite> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+/// A checkpoint that was found sound. The file stays mapped while this lives.
+struct LoadedCheckpoint {
+  std::int64_t step = 0;
+  SafetensorsFile file;
+};
+
+/// The newest sound checkpoint, if any, and one sentence for each newer one that was passed over: show them.
+struct LatestCheckpoint {
+  std::optional<LoadedCheckpoint> checkpoint;
+  std::vector<std::string> warnings;
+};
+
+/// A folder of step-<n>.safetensors files. One writer at a time; readers may come at any moment.
+class CheckpointFolder {
+ public:
+  static constexpr std::string_view format_key = "dvla.checkpoint_format";
+  static constexpr std::string_view format_version = "1";
+
+  /// keep_last >= 1: how many checkpoints save() leaves, its own included. Throws ConfigError.
+  explicit CheckpointFolder(std::filesystem::path folder, int keep_last = 3)
+      : folder_(std::move(folder)), keep_last_(keep_last) {
+    if (keep_last < 1)
+      throw ConfigError("keep_last = " + std::to_string(keep_last) + " for the checkpoints in '" +
+                        folder_.string() + "': it must be at least 1");
+  }
+
+  std::filesystem::path path_of(std::int64_t step) const {
+    return folder_ / ("step-" + std::to_string(step) + ".safetensors");
+  }
+
+  /// Writes the checkpoint (the folder is made if need be); returns its path once it is durable. Only then
+  /// deletes: sound older ones beyond keep_last, damaged older ones, and temporary files of killed processes.
+  /// Checkpoints of later steps (a run that went back) stay until this run has passed them. Throws Error.
+  std::filesystem::path save(std::int64_t step, const Checkpoint& checkpoint) const {
+    if (step < 0)
+      throw Error("cannot save a checkpoint of step " + std::to_string(step) + ": steps begin at 0");
+    std::map<std::string, std::string> metadata = checkpoint.metadata;
+    metadata[std::string(format_key)] = format_version;
+    std::error_code code;
+    std::filesystem::create_directories(folder_, code);
+    if (code) detail::throw_errno("create the checkpoint folder", folder_, code.value());
+    write_safetensors(path_of(step), checkpoint.tensors, metadata);
+    prune(step);
+    return path_of(step);
+  }
+
+  /// Opens and checks one. Throws FormatError when it is damaged or no checkpoint of this format, Error
+  /// otherwise.
+  LoadedCheckpoint load(std::int64_t step) const {
+    LoadedCheckpoint loaded{step, SafetensorsFile(path_of(step))};
+    const auto version = loaded.file.metadata().find(std::string(format_key));
+    if (version == loaded.file.metadata().end())
+      throw FormatError("'" + loaded.file.path().string() + "' is not a checkpoint: its metadata lacks " +
+                        std::string(format_key));
+    if (version->second != format_version)
+      throw FormatError("'" + loaded.file.path().string() + "' is a checkpoint of format " +
+                        detail::printable(version->second) + ", this program reads format '" +
+                        std::string(format_version) + "'");
+    return loaded;
+  }
+
+  /// The newest sound one. Damaged ones are passed over with a warning. A folder that is missing has none.
+  LatestCheckpoint latest() const {
+    LatestCheckpoint result;
+    for (const std::int64_t step : steps()) {
+      try {
+        result.checkpoint.emplace(load(step));
+        break;
+      } catch (const FormatError& error) {
+        result.warnings.push_back(std::string("passed over a checkpoint: ") + error.what());
+      }
+    }
+    return result;
+  }
+
+  /// Steps of all files with a checkpoint's name, sound or not, newest first.
+  std::vector<std::int64_t> steps() const {
+    std::vector<std::int64_t> out;
+    for_each_name([&](const std::string& name) {
+      constexpr std::string_view prefix = "step-", suffix = ".safetensors";
+      if (!name.starts_with(prefix) || !name.ends_with(suffix)) return;
+      const char* const end = name.data() + name.size() - suffix.size();
+      std::int64_t step = -1;
+      const auto parsed = std::from_chars(std::min(name.data() + prefix.size(), end), end, step);
+      if (parsed.ec == std::errc() && parsed.ptr == end && step >= 0 && path_of(step).filename() == name)
+        out.push_back(step);
+    });
+    std::sort(out.rbegin(), out.rend());
+    return out;
+  }
+
+ private:
+  template <class Visit>
+  void for_each_name(Visit visit) const {
+    std::error_code code;
+    std::filesystem::directory_iterator entries(folder_, code);
+    if (code == std::errc::no_such_file_or_directory) return;
+    for (; !code && entries != std::filesystem::directory_iterator(); entries.increment(code))
+      visit(entries->path().filename().string());
+    if (code) detail::throw_errno("list the checkpoints in", folder_, code.value());
+  }
+
+  void prune(std::int64_t newest) const {
+    std::vector<std::filesystem::path> doomed;
+    for_each_name([&](const std::string& name) {
+      if (name.starts_with(temporary_prefix)) doomed.push_back(folder_ / name);
+    });
+    int kept = 1;
+    for (const std::int64_t step : steps()) {
+      if (step >= newest) continue;
+      try {
+        if (kept < keep_last_) {
+          (void)load(step);
+          ++kept;
+          continue;
+        }
+      } catch (const FormatError&) {
+      }
+      doomed.push_back(path_of(step));
+    }
+    for (const std::filesystem::path& file : doomed)
+      if (::unlink(file.c_str()) != 0 && errno != ENOENT)
+        detail::throw_errno("delete the old checkpoint", file);
+  }
+
+  std::filesystem::path folder_;
+  int keep_last_;
+};
+
+}  // namespace dvla::io

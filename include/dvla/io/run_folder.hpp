@@ -1,0 +1,102 @@
+// Where a training run leaves its files: runs/<name>/ with fixed names inside. Creates and checks the folder;
+// does not write the files.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+
+namespace dvla::io {
+
+/// What may be there already.
+enum class RunFolderMode {
+  fresh,     ///< nothing: a folder that is not empty is refused
+  resume,    ///< an earlier run, which is continued: it must exist, and everything stays
+  overwrite  ///< an earlier run: the files that this library writes are deleted first, others stay
+};
+
+/// The files of one run. Plain paths; making one creates <root>/<name>/ and checkpoint/ inside.
+struct RunFolder {
+  std::filesystem::path folder;
+  std::filesystem::path
+      events;  ///< a TensorBoard file that does not exist yet; each start of a run has its own
+  std::filesystem::path trace, success_svg, before_gif, after_gif, config, report, checkpoint;
+
+  /// `name`: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit. Throws ConfigError for a
+  /// bad name or a folder that `mode` does not allow, Error when the disk refuses.
+  static RunFolder open(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
+    namespace fs = std::filesystem;
+    check_name(name);
+    RunFolder run;
+    run.folder = root / name;
+    run.trace = run.folder / "trace.json";
+    run.success_svg = run.folder / "success.svg";
+    run.before_gif = run.folder / "before.gif";
+    run.after_gif = run.folder / "after.gif";
+    run.config = run.folder / "config.json";
+    run.report = run.folder / "report.json";
+    run.checkpoint = run.folder / "checkpoint";
+    try {
+      const bool exists = fs::exists(fs::symlink_status(run.folder));
+      if (exists && !fs::is_directory(run.folder))
+        throw ConfigError("run name '" + name + "': '" + run.folder.string() +
+                          "' exists and is not a folder");
+      const bool used = exists && !fs::is_empty(run.folder);
+      if (used && mode == RunFolderMode::fresh)
+        throw ConfigError("run name '" + name + "': '" + run.folder.string() +
+                          "' is not empty; choose another name, or ask to resume or to overwrite it");
+      if (!used && mode == RunFolderMode::resume)
+        throw ConfigError("run name '" + name + "': there is nothing to resume in '" + run.folder.string() +
+                          "'");
+      if (mode == RunFolderMode::overwrite && used) run.remove_own_files();
+      fs::create_directories(run.checkpoint);
+      // TensorBoard reads a run's event files in the order of their names.
+      using seconds = std::chrono::seconds;
+      const auto now = std::chrono::system_clock::now().time_since_epoch();
+      auto start = std::chrono::duration_cast<seconds>(now).count();
+      do run.events = run.folder / ("events.out.tfevents." + std::to_string(start++) + ".dvla");
+      while (fs::exists(run.events));
+    } catch (const fs::filesystem_error& error) {
+      throw Error("cannot prepare the run folder '" + run.folder.string() + "': " + error.code().message());
+    }
+    return run;
+  }
+
+ private:
+  static void check_name(const std::string& name) {
+    const auto letter_or_digit = [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+    };
+    const auto allowed = [&](char c) { return letter_or_digit(c) || c == '.' || c == '_' || c == '-'; };
+    if (name.empty() || name.size() > 100 || !letter_or_digit(name[0]) ||
+        !std::all_of(name.begin(), name.end(), allowed))
+      throw ConfigError(
+          "a run name must have 1 to 100 letters, digits, '.', '_' or '-' and begin with a letter or digit");
+  }
+  void remove_own_files() const {
+    namespace fs = std::filesystem;
+    for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report}) fs::remove(file);
+    for (const char* extension : {".csv", ".gnuplot"})
+      fs::remove(fs::path(success_svg).replace_extension(extension));
+    const auto remove_matching = [](const fs::path& in, const std::string& prefix,
+                                    const std::string& suffix) {
+      if (!fs::is_directory(in)) return;
+      std::vector<fs::path> found;
+      for (const fs::directory_entry& entry : fs::directory_iterator(in)) {
+        const std::string file = entry.path().filename().string();
+        if (file.starts_with(prefix) && file.ends_with(suffix) && !entry.is_directory())
+          found.push_back(entry.path());
+      }
+      for (const fs::path& file : found) fs::remove(file);
+    };
+    remove_matching(folder, "events.out.tfevents.", ".dvla");
+    remove_matching(checkpoint, "step-", ".safetensors");
+  }
+};
+
+}  // namespace dvla::io

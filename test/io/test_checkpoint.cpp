@@ -1,0 +1,142 @@
+// dvla-test: asan
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "dvla/io/checkpoint.hpp"
+#include "temporary_folder.hpp"
+
+using namespace dvla::io;
+using namespace dvla_test;
+
+namespace {
+
+struct State {
+  std::vector<float> weight{1.0F, 2.0F, 3.0F};
+  std::uint64_t rng = 42;
+  Checkpoint checkpoint() const {
+    return {{tensor_to_write<float>("model.w", {3}, weight),
+             tensor_to_write<std::uint64_t>("rng", {}, std::span(&rng, 1))},
+            {{"config", "{}"}}};
+  }
+};
+
+using Steps = std::vector<std::int64_t>;
+
+void cut(const std::filesystem::path& path) {
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 1);
+}
+
+}  // namespace
+
+TEST_CASE("a saved checkpoint is found and loads with tensors and texts") {
+  TemporaryFolder folder;
+  State state;
+  const CheckpointFolder checkpoints(folder / "checkpoint");
+  CHECK_FALSE(checkpoints.latest().checkpoint.has_value());
+  CHECK(checkpoints.save(7, state.checkpoint()) == folder / "checkpoint/step-7.safetensors");
+  const LatestCheckpoint latest = checkpoints.latest();
+  REQUIRE(latest.checkpoint.has_value());
+  CHECK(latest.warnings.empty());
+  CHECK(latest.checkpoint->step == 7);
+  CHECK(latest.checkpoint->file.span<float>("model.w")[2] == 3.0F);
+  CHECK(latest.checkpoint->file.span<std::uint64_t>("rng")[0] == 42);
+  CHECK(latest.checkpoint->file.metadata().at("config") == "{}");
+}
+
+TEST_CASE("the newest is the highest number, not the last in the alphabet; foreign names are not ours") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path(), 10);
+  for (const int step : {9, 10, 0}) checkpoints.save(step, state.checkpoint());
+  for (const char* name :
+       {"step-11.safetensors.part", "step-.safetensors", "step-012.safetensors", "step--5.safetensors",
+        "step-.", "step-1e3.safetensors", "step-99999999999999999999.safetensors"})
+    write_text(folder / name, "x");
+  CHECK(checkpoints.steps() == Steps{10, 9, 0});
+  CHECK(checkpoints.latest().checkpoint->step == 10);
+}
+
+TEST_CASE("a damaged newest one is passed over with a warning, never loaded") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path());
+  for (const int step : {1, 2, 3}) checkpoints.save(step, state.checkpoint());
+  cut(checkpoints.path_of(3));
+  write_text(checkpoints.path_of(4), "");
+  std::filesystem::create_directory(checkpoints.path_of(5));
+  write_safetensors(checkpoints.path_of(6), state.checkpoint().tensors);
+  write_safetensors(checkpoints.path_of(7), state.checkpoint().tensors, {{"dvla.checkpoint_format", "2"}});
+  const LatestCheckpoint latest = checkpoints.latest();
+  REQUIRE(latest.checkpoint.has_value());
+  CHECK(latest.checkpoint->step == 2);
+  REQUIRE(latest.warnings.size() == 5);
+  CHECK(contains(latest.warnings[0], "format '2', this program reads format '1'"));
+  CHECK(contains(latest.warnings[1], "lacks dvla.checkpoint_format"));
+  CHECK(contains(latest.warnings[2], "it is a folder"));
+  CHECK(contains(latest.warnings[4], "truncated?"));
+  CHECK_THROWS_AS(checkpoints.load(3), dvla::FormatError);
+}
+
+TEST_CASE("when all are damaged there is none, and every one is named") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path());
+  for (const int step : {1, 2}) checkpoints.save(step, state.checkpoint());
+  for (const int step : {1, 2}) cut(checkpoints.path_of(step));
+  const LatestCheckpoint latest = checkpoints.latest();
+  CHECK_FALSE(latest.checkpoint.has_value());
+  CHECK(latest.warnings.size() == 2);
+}
+
+TEST_CASE("only the last N stay, and temporary files of killed processes go") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path(), 2);
+  write_text(folder / ".dvla-tmp-1-0", "left over");
+  for (int step = 0; step < 5; ++step) checkpoints.save(step * 10, state.checkpoint());
+  CHECK(checkpoints.steps() == Steps{40, 30});
+  CHECK(files_in(folder.path()) == 2);
+}
+
+TEST_CASE(
+    "damaged checkpoints do not count among the last N; later ones of another branch stay until passed") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path(), 2);
+  for (const int step : {10, 20}) checkpoints.save(step, state.checkpoint());
+  write_text(checkpoints.path_of(15), "damaged");
+  write_text(checkpoints.path_of(30), "damaged");
+  checkpoints.save(25, state.checkpoint());
+  CHECK(checkpoints.steps() == Steps{30, 25, 20});
+  checkpoints.save(35, state.checkpoint());
+  CHECK(checkpoints.steps() == Steps{35, 25});
+  const CheckpointFolder one(folder.path(), 1);
+  one.save(36, state.checkpoint());
+  CHECK(one.steps() == Steps{36});
+}
+
+TEST_CASE("a save that fails deletes nothing") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path(), 1);
+  checkpoints.save(1, state.checkpoint());
+  Checkpoint broken = state.checkpoint();
+  broken.tensors[0].shape = {4};
+  CHECK_THROWS_AS(checkpoints.save(2, broken), dvla::Error);
+  CHECK_THROWS_AS(checkpoints.save(-1, state.checkpoint()), dvla::Error);
+  CHECK(checkpoints.steps() == Steps{1});
+  CHECK(checkpoints.latest().checkpoint->step == 1);
+  CHECK_THROWS_AS(CheckpointFolder(folder.path(), 0), dvla::ConfigError);
+}
+
+TEST_CASE("saving a step again replaces it") {
+  TemporaryFolder folder;
+  State state;
+  const CheckpointFolder checkpoints(folder.path(), 1);
+  checkpoints.save(1, state.checkpoint());
+  const LatestCheckpoint old = checkpoints.latest();
+  state.weight[0] = 9.0F;
+  checkpoints.save(1, state.checkpoint());
+  CHECK(checkpoints.latest().checkpoint->file.span<float>("model.w")[0] == 9.0F);
+  CHECK(old.checkpoint->file.span<float>("model.w")[0] == 1.0F);  // a mapped reader keeps what it had
+}

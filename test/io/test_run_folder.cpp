@@ -1,0 +1,76 @@
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "dvla/io/run_folder.hpp"
+#include "temporary_folder.hpp"
+
+using dvla::io::RunFolder;
+using dvla::io::RunFolderMode;
+using namespace dvla_test;
+
+TEST_CASE("a fresh run has its folder and its fixed file names") {
+  TemporaryFolder root;
+  const RunFolder run = RunFolder::open(root / "runs", "push-1.a_B", RunFolderMode::fresh);
+  CHECK(run.folder == root / "runs/push-1.a_B");
+  CHECK(run.trace == run.folder / "trace.json");
+  CHECK(run.success_svg == run.folder / "success.svg");
+  CHECK(run.before_gif == run.folder / "before.gif");
+  CHECK(run.after_gif == run.folder / "after.gif");
+  CHECK(run.config == run.folder / "config.json");
+  CHECK(run.report == run.folder / "report.json");
+  CHECK(std::filesystem::is_directory(run.checkpoint));
+  CHECK(run.events.filename().string().starts_with("events.out.tfevents."));
+  CHECK(files_in(run.folder) == 1);
+}
+
+TEST_CASE("names that could leave the folder or hide are refused") {
+  TemporaryFolder root;
+  for (const std::string& name :
+       {std::string(), std::string("a/b"), std::string(".."), std::string(".hidden"), std::string("-flag"),
+        std::string("a b"), std::string("a\nb"), std::string("a\0b", 3), std::string("\xc3\xa4"),
+        std::string(101, 'a')}) {
+    CAPTURE(name);
+    CHECK_THROWS_AS(RunFolder::open(root.path(), name, RunFolderMode::fresh), dvla::ConfigError);
+  }
+  CHECK(files_in(root.path()) == 0);
+  CHECK_NOTHROW(RunFolder::open(root.path(), std::string(100, 'a'), RunFolderMode::fresh));
+}
+
+TEST_CASE(
+    "a folder in use is refused unless the mode allows it; resume keeps, overwrite clears only its own "
+    "files") {
+  TemporaryFolder root;
+  const RunFolder first = RunFolder::open(root.path(), "r", RunFolderMode::fresh);
+  write_text(first.events, "e");
+  write_text(first.report, "r");
+  write_text(first.folder / "notes.txt", "mine");
+  write_text(first.folder / "success.csv", "c");
+  write_text(first.checkpoint / "step-3.safetensors", "s");
+  CHECK(contains(
+      message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), "r", RunFolderMode::fresh); }),
+      "is not empty; choose another name, or ask to resume or to overwrite it"));
+
+  const RunFolder resumed = RunFolder::open(root.path(), "r", RunFolderMode::resume);
+  CHECK(resumed.events != first.events);
+  CHECK(resumed.events.filename() > first.events.filename());
+  CHECK(std::filesystem::exists(first.checkpoint / "step-3.safetensors"));
+
+  RunFolder::open(root.path(), "r", RunFolderMode::overwrite);
+  CHECK(read_text(first.folder / "notes.txt") == "mine");
+  CHECK(files_in(first.folder) == 2);  // notes.txt and checkpoint/
+  CHECK(files_in(first.checkpoint) == 0);
+}
+
+TEST_CASE("there must be something to resume, and the name must not be a file") {
+  TemporaryFolder root;
+  CHECK(contains(
+      message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), "r", RunFolderMode::resume); }),
+      "nothing to resume"));
+  write_text(root / "file", "x");
+  CHECK(contains(
+      message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), "file", RunFolderMode::overwrite); }),
+      "is not a folder"));
+  CHECK(contains(message_of<dvla::Error>([&] { RunFolder::open(root / "file", "r", RunFolderMode::fresh); }),
+                 "Not a directory"));
+  CHECK_NOTHROW(RunFolder::open(root.path(), "new", RunFolderMode::overwrite));
+}
