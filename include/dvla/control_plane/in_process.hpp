@@ -14,8 +14,10 @@
 #include <span>
 #include <string>
 
+#include "dvla/control_plane/descriptors.hpp"
 #include "dvla/control_plane/weight_buffer.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/core/machinery.hpp"
 #include "dvla/handoff/waiting.hpp"
 
 namespace dvla {
@@ -140,6 +142,11 @@ class InProcessWeightPlane {
   std::int64_t latest_ = none;
   std::int64_t packing_ = none;
   bool closed_ = false;
+};
+
+template <class Pipeline>
+struct machinery<InProcessWeights, Pipeline> {
+  using type = InProcessWeightPlane;
 };
 
 }  // namespace dvla

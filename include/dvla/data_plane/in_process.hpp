@@ -13,6 +13,8 @@
 #include <string>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/machinery.hpp"
+#include "dvla/data_plane/descriptors.hpp"
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/token.hpp"
 
@@ -181,6 +183,11 @@ class InProcessTrajectories {
   std::atomic<std::int64_t> sent_{0};
   std::atomic<std::int64_t> trained_{0};
   std::atomic<std::int64_t> dropped_{0};
+};
+
+template <class Pipeline>
+struct machinery<InProcessData, Pipeline> {
+  using type = InProcessTrajectories<typename machinery_t<typename Pipeline::model, Pipeline>::Decision>;
 };
 
 }  // namespace dvla

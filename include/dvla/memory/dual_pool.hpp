@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "dvla/core/machinery.hpp"
+#include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/environment_pool.hpp"
 #include "dvla/memory/memory_knobs.hpp"
 #include "dvla/memory/model_pool.hpp"
@@ -38,6 +40,11 @@ class DualPoolMachinery {
  private:
   EnvironmentPool environment_;
   ModelPool model_;
+};
+
+template <class Pipeline>
+struct machinery<DualPool, Pipeline> {
+  using type = DualPoolMachinery;
 };
 
 }  // namespace dvla

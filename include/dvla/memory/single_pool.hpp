@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "dvla/core/machinery.hpp"
+#include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/dual_pool.hpp"
 
 namespace dvla {
@@ -23,6 +25,11 @@ class SinglePoolMachinery {
 
  private:
   HostPool pool_;
+};
+
+template <class Pipeline>
+struct machinery<SinglePool, Pipeline> {
+  using type = SinglePoolMachinery;
 };
 
 }  // namespace dvla

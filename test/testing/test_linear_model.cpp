@@ -1,0 +1,169 @@
+// dvla-test: asan
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/record.hpp"
+#include "dvla/data_plane/trajectory.hpp"
+#include "dvla/environment/toy.hpp"
+#include "dvla/memory/environment_pool.hpp"
+#include "dvla/testing/linear_model.hpp"
+#include "dvla/testing/model.hpp"
+
+using dvla::Decoding;
+using dvla::Field;
+using dvla::testing::LinearModel;
+
+namespace {
+
+/// Adam as in the textbook, for a loop written by hand.
+struct Adam {
+  explicit Adam(LinearModel& of) : model(of), first(of.parameters().size()), second(of.parameters().size()) {}
+  void step(float rate) {
+    ++steps;
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      const float gradient = std::exchange(model.gradients()[i], 0.0F);
+      first[i] = 0.9F * first[i] + 0.1F * gradient;
+      second[i] = 0.99F * second[i] + 0.01F * gradient * gradient;
+      model.parameters()[i] -= rate * (first[i] / (1 - std::pow(0.9F, steps))) /
+                               (std::sqrt(second[i] / (1 - std::pow(0.99F, steps))) + 1e-8F);
+    }
+  }
+  LinearModel& model;
+  std::vector<float> first, second;
+  float steps = 0;
+};
+
+struct World {
+  static constexpr std::int64_t N = 64, T = 4, group = 8;
+  World() : World(dvla::ToyKnobs{.environments = N, .horizon = T}) {}
+  explicit World(dvla::ToyKnobs knobs)
+      : environment(knobs, pool),
+        model({}, {environment.observation_spec(), environment.action_spec(), 1}, 1),
+        batch(dvla::trajectory_layout(dvla::transition_layout(environment.observation_spec(),
+                                                              environment.action_spec(), {T, N, 1}),
+                                      model.decision_layout({T, N})),
+              pool) {}
+
+  /// Plays one batch; returns the share of episodes solved.
+  double play(Decoding decoding, std::uint64_t seed, bool groups) {
+    std::vector<std::uint64_t> seeds(N);
+    for (std::size_t i = 0; i < N; ++i) seeds[i] = dvla::mix_seed(seed, groups ? i / group : i);
+    auto rows = [](auto record, std::int64_t t) {
+      return dvla::cut_record(record, [t](auto f) { return f.at(t); });
+    };
+    auto& transition = batch->transition;
+    environment.reset(0, seeds, rows(transition.observation, 0), arena);
+    for (std::int64_t t = 0; t < T; ++t) {
+      auto decision = rows(batch->decision, t);
+      model.act(rows(transition.observation, t), decoding, dvla::mix_seed(seed, 7, t), decision,
+                transition.action.at(t));
+      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.done.at(t),
+                       rows(transition.observation, t + 1), arena);
+    }
+    double solved = 0;
+    for (std::int64_t i = 0; i < N; ++i) solved += environment.succeeded(i) ? 1 : 0;
+    return solved / N;
+  }
+
+  /// One GRPO update without clipping (the data are fresh): advantage = group-normalised success.
+  void learn(Adam& adam, float rate) {
+    std::vector<std::int64_t> rows;
+    std::vector<float> d_log_prob;
+    for (std::int64_t first = 0; first < N; first += group) {
+      float mean = 0;
+      for (std::int64_t i = first; i < first + group; ++i) mean += environment.succeeded(i) / float{group};
+      const float spread = std::sqrt(mean * (1 - mean) * group / (group - 1)) + 1e-6F;
+      for (std::int64_t i = first; i < first + group; ++i) {
+        const float advantage = (environment.succeeded(i) - mean) / spread;
+        for (std::int64_t t = 0; t < T; ++t) {
+          if (t > 0 && batch->transition.done.at(t - 1)[i] != 0) break;
+          rows.push_back(t * N + i);
+          d_log_prob.push_back(-advantage);
+        }
+      }
+    }
+    for (float& value : d_log_prob) value /= static_cast<float>(d_log_prob.size());
+    std::vector<float> log_prob(rows.size()), entropy(rows.size()), zero(rows.size());
+    dvla::Transition all = batch->transition;
+    all.observation = dvla::cut_record(all.observation, [](auto f) { return f.rows(0, T).flat(); });
+    const auto decision = dvla::cut_record(batch->decision, [](auto f) { return f.flat(); });
+    model.forward(all.observation, decision, rows, log_prob, entropy);
+    model.backward(d_log_prob, zero);
+    adam.step(rate);
+  }
+
+  dvla::EnvironmentPool pool{std::size_t{4} << 20};
+  dvla::Arena arena;
+  dvla::ToyEnvironment environment;
+  LinearModel model;
+  dvla::OwnedRecord<dvla::Trajectory<dvla::testing::LinearDecision>> batch;
+};
+
+}  // namespace
+
+TEST_CASE("LinearModel keeps the promises of a model") {
+  dvla::ModelInputs inputs;
+  inputs.observation.proprioception = 5;
+  inputs.observation.instructions = {"go left", "go right", "stay"};
+  inputs.action.dimensions = 2;
+  inputs.chunk = 3;
+  auto make = [&](std::uint64_t seed) { return LinearModel({.bins = 7, .chunk = 3}, inputs, seed); };
+  for (const auto& fault : dvla::testing::check_model(make, inputs)) FAIL_CHECK(fault);
+}
+
+TEST_CASE("LinearModel learns the Toy task from sparse success alone, language included") {
+  World world;
+  Adam adam(world.model);
+  auto success = [&](Decoding decoding) {
+    double share = 0;
+    for (std::uint64_t pass = 0; pass < 8; ++pass) share += world.play(decoding, 2000000 + pass, false) / 8;
+    return share;
+  };
+  const double before = success(Decoding::sample);
+  for (std::uint64_t iteration = 0; iteration < 800; ++iteration) {
+    world.play(Decoding::sample, iteration, true);
+    world.learn(adam, 0.05F);
+  }
+  const double after = success(Decoding::sample);
+  MESSAGE("success " << before << " before, " << after << " after, by the mode " << success(Decoding::mode));
+  CHECK(before < 0.6);
+  CHECK(after > 0.93);
+}
+
+TEST_CASE("LinearModel clones the expert") {
+  World world;
+  Adam adam(world.model);
+  std::vector<std::int64_t> rows(World::N);
+  std::iota(rows.begin(), rows.end(), std::int64_t{0});
+  double first = 0, last = 0;
+  for (std::uint64_t step = 0; step < 500; ++step) {
+    std::vector<std::uint64_t> seeds(World::N);
+    for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = dvla::mix_seed(step, i);
+    const auto observation =
+        dvla::cut_record(world.batch->transition.observation, [](auto f) { return f.at(0); });
+    world.environment.reset(0, seeds, observation, world.arena);
+    const Field<float> action = world.batch->transition.action.at(0);
+    for (std::int64_t i = 0; i < World::N; ++i) world.environment.expert(i, action.at(i).at(0).span());
+    last = world.model.imitate(observation, action, rows, 1.0);
+    if (step == 0) first = last;
+    adam.step(0.3F);
+  }
+  MESSAGE("loss " << first << " -> " << last);
+  CHECK(last < 0.5 * first);
+  CHECK(world.play(Decoding::mode, 3000000, false) > 0.9);
+}
+
+TEST_CASE("What does not fit is one sentence") {
+  dvla::ModelInputs inputs;
+  inputs.action.dimensions = 1;
+  inputs.chunk = 1;
+  CHECK_THROWS_AS(LinearModel({}, inputs, 1), dvla::ConfigError);
+  World world;
+  std::vector<float> none(1);
+  CHECK_THROWS_AS(world.model.backward(none, none), dvla::Error);
+}
