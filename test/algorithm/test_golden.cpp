@@ -1,0 +1,213 @@
+// The arithmetic of GRPO against numbers that NumPy computed independently:
+// test/golden/algorithm/make_golden.py.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/algorithm/adamw.hpp"
+#include "dvla/algorithm/aggregation.hpp"
+#include "dvla/algorithm/clip_loss.hpp"
+#include "dvla/algorithm/group_advantage.hpp"
+#include "dvla/algorithm/returns.hpp"
+
+using nlohmann::json;
+template <class Value>
+using Values = std::vector<Value>;
+using Flags = Values<std::uint8_t>;
+
+namespace {
+
+const json& golden() {
+  static const json file = json::parse(std::ifstream(DVLA_TEST_DIR "/golden/algorithm/golden.json"));
+  return file;
+}
+
+template <class Value>
+Values<Value> read(const json& node, const char* key) {
+  return node.at(key).get<Values<Value>>();
+}
+
+/// Equal to 1e-6 of the larger of 1 and the expected number.
+bool close(double have, double want) { return std::abs(have - want) <= 1e-6 * std::max(1.0, std::abs(want)); }
+
+template <class Value>
+void check_close(const Values<Value>& have, const json& want) {
+  REQUIRE(have.size() == want.size());
+  for (std::size_t i = 0; i < have.size(); ++i) {
+    CAPTURE(i);
+    CHECK_MESSAGE(close(static_cast<double>(have[i]), want[i].get<double>()), have[i], " is not ",
+                  want[i].dump());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("loss masks, returns and chunk rewards agree with NumPy") {
+  const json& data = golden().at("rollout");
+  const dvla::RolloutExtents extents{data.at("T"), data.at("B"), data.at("C")};
+  const auto done = read<std::uint8_t>(data, "done");
+  const auto reward = read<float>(data, "reward");
+  Flags action(extents.steps()), chunk(extents.rows());
+  dvla::loss_mask(extents, dvla::RewardLevel::action, done, action);
+  dvla::loss_mask(extents, dvla::RewardLevel::chunk, done, chunk);
+  CHECK(action == read<std::uint8_t>(data, "mask_action"));
+  CHECK(chunk == read<std::uint8_t>(data, "mask_chunk"));
+
+  Values<float> returns(extents.episodes), rewards(extents.rows());
+  dvla::episode_returns(extents, reward, done, returns);
+  check_close(returns, data.at("returns"));
+  dvla::chunk_rewards(extents, reward, action, rewards);
+  check_close(rewards, data.at("chunk_reward"));
+
+  const auto equal = dvla::Aggregation::trajectory_equal;
+  Values<float> weight_action(extents.steps()), weight_chunk(extents.rows());
+  dvla::loss_weights(equal, extents.episodes, extents.chunk, action, weight_action);
+  dvla::loss_weights(equal, extents.episodes, 1, chunk, weight_chunk);
+  check_close(weight_action, data.at("weight_action_equal"));
+  check_close(weight_chunk, data.at("weight_chunk_equal"));
+}
+
+TEST_CASE("group advantages and reward filters agree with NumPy") {
+  const json& data = golden().at("rollout");
+  const std::size_t group = data.at("G"), episodes = data.at("B"), chunk = data.at("C");
+  const auto returns = read<float>(data, "returns");
+  const auto valid = read<std::uint8_t>(data, "valid");
+  Values<float> advantage(episodes);
+  dvla::group_advantage(group, returns, valid, advantage);
+  check_close(advantage, data.at("advantage"));
+
+  Values<float> by_action(data.at("mask_action").size()), by_chunk(data.at("mask_chunk").size());
+  dvla::broadcast_advantage(advantage, chunk, read<std::uint8_t>(data, "mask_action"), by_action);
+  dvla::broadcast_advantage(advantage, 1, read<std::uint8_t>(data, "mask_chunk"), by_chunk);
+  check_close(by_action, data.at("advantage_action"));
+  check_close(by_chunk, data.at("advantage_chunk"));
+
+  Flags keep(episodes);
+  const json& borders = data.at("filter");
+  dvla::filter_rewards(group, borders.at("lower"), borders.at("upper"), read<float>(borders, "returns"),
+                       read<std::uint8_t>(borders, "valid"), keep);
+  CHECK(keep == read<std::uint8_t>(borders, "keep"));
+  const json& real = data.at("filter_real");
+  dvla::filter_rewards(group, real.at("lower"), real.at("upper"), returns, valid, keep);
+  CHECK(keep == read<std::uint8_t>(real, "keep"));
+}
+
+namespace {
+
+template <class Real, class Correction>
+dvla::LossStats run_case(const json& data, const json& expected, const Correction& correction,
+                         Values<Real>& gradient, Values<Real>& entropy_gradient) {
+  using Level = dvla::LogProbLevel;
+  const std::string level = expected.at("level");
+  dvla::LossShape shape;
+  shape.rows = data.at("T").get<std::size_t>() * data.at("B").get<std::size_t>();
+  shape.chunk = data.at("C");
+  shape.action_dim = data.at("A");
+  shape.log_prob = level == "token" ? Level::token : level == "action" ? Level::action : Level::chunk;
+  shape.reward =
+      expected.at("reward_level") == "action" ? dvla::RewardLevel::action : dvla::RewardLevel::chunk;
+
+  // Mask, weights and denominator are made here as a trainer makes them, then compared.
+  const dvla::RolloutExtents extents{data.at("T"), data.at("B"), shape.chunk};
+  const auto aggregation = expected.at("aggregation") == "masked_mean" ? dvla::Aggregation::masked_mean
+                                                                       : dvla::Aggregation::trajectory_equal;
+  Flags mask(shape.rows * shape.per_row());
+  dvla::loss_mask(extents, shape.reward, read<std::uint8_t>(data, "done"), mask);
+  Values<float> weight(mask.size());
+  dvla::loss_weights(aggregation, extents.episodes, shape.per_row(), mask, weight);
+  check_close(weight, expected.at("weight"));
+  Values<std::uint32_t> rows(shape.rows);
+  for (std::uint32_t row = 0; row < rows.size(); ++row) rows[row] = row;
+  const double denominator = dvla::loss_denominator(aggregation, shape.per_row(), shape.units_per_weight(),
+                                                    weight, rows, rows.size());
+  CHECK(close(denominator, expected.at("denominator")));
+
+  dvla::ClipKnobs knobs;
+  knobs.dual_clip = expected.at("dual_clip");
+  knobs.entropy_bonus = expected.at("entropy_bonus");
+  if (!expected.at("log_ratio_min").is_null()) {
+    knobs.log_ratio_min = expected.at("log_ratio_min");
+    knobs.log_ratio_max = expected.at("log_ratio_max");
+  }
+  const auto current = read<Real>(data, "current"), behaviour = read<Real>(data, "behaviour");
+  const auto proximal = read<Real>(data, "proximal"), entropy = read<Real>(data, "entropy");
+  const auto advantage = read<Real>(expected, "advantage");
+  const Values<Real> weights(weight.begin(), weight.end());
+  const auto version = read<std::int64_t>(data, "version");
+  gradient.assign(current.size(), 99);
+  entropy_gradient.assign(current.size(), 99);
+  return dvla::clip_loss<Correction, Real>(
+      shape, {current, behaviour, proximal, entropy, advantage, weights, version, data.at("trained_version")},
+      knobs, denominator, gradient, entropy_gradient, correction);
+}
+
+template <class Real>
+void check_losses() {
+  const json& data = golden().at("loss");
+  for (const json& expected : data.at("cases")) {
+    const std::string correction = expected.at("correction"), level = expected.at("level");
+    CAPTURE(correction);
+    CAPTURE(level);
+    CAPTURE(expected.at("aggregation").get<std::string>());
+    Values<Real> gradient, entropy_gradient;
+    const double limit = expected.at("weight_limit");
+    using Source = dvla::ProximalSource;
+    const dvla::LossStats stats =
+        correction == "uncorrected"
+            ? run_case<Real>(data, expected, dvla::Uncorrected{}, gradient, entropy_gradient)
+        : correction == "recomputed"
+            ? run_case<Real>(data, expected, dvla::BasicDecoupledClip<Source::recomputed>{limit}, gradient,
+                             entropy_gradient)
+            : run_case<Real>(data, expected, dvla::BasicDecoupledClip<Source::interpolated>{limit}, gradient,
+                             entropy_gradient);
+    CHECK(close(stats.loss(), expected.at("loss")));
+    check_close(gradient, expected.at("grad"));
+    check_close(entropy_gradient, expected.at("grad_entropy"));
+    CHECK(stats.units == expected.at("units").get<std::size_t>());
+    CHECK(stats.dropped == expected.at("dropped").get<std::size_t>());
+    CHECK(stats.clipped_low == expected.at("clipped_low").get<std::size_t>());
+    CHECK(stats.clipped_high == expected.at("clipped_high").get<std::size_t>());
+    CHECK(stats.dual_clipped == expected.at("dual_clipped").get<std::size_t>());
+    CHECK(close(stats.ratio_mean(), expected.at("ratio_mean")));
+    CHECK(close(stats.max_ratio_deviation, expected.at("max_ratio_deviation")));
+    CHECK(close(stats.approx_kl(), expected.at("approx_kl")));
+    CHECK(close(stats.anchor_weight_mean(), expected.at("anchor_weight_mean")));
+    CHECK(close(stats.entropy, expected.at("entropy")));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("loss, gradient and statistics agree with NumPy at every level, in double") {
+  check_losses<double>();
+}
+TEST_CASE("loss, gradient and statistics agree with NumPy at every level, in float") {
+  check_losses<float>();
+}
+
+TEST_CASE("ten AdamW steps with norm clipping agree with NumPy") {
+  const json& data = golden().at("adamw");
+  const json& k = data.at("knobs");
+  const dvla::AdamWKnobs knobs{k.at("learning_rate"), k.at("beta1"),        k.at("beta2"),
+                               k.at("epsilon"),       k.at("weight_decay"), k.at("max_grad_norm")};
+  auto parameter = read<float>(data, "parameter");
+  const auto gradients = read<float>(data, "gradients");
+  const std::size_t count = parameter.size();
+  Values<float> first(count), second(count);
+  dvla::AdamWState state{parameter, first, second};
+  for (std::size_t step = 0; step < 10; ++step) {
+    const double norm = dvla::adamw_step(state, std::span(gradients).subspan(step * count, count), knobs);
+    CHECK(close(norm, data.at("norms")[step]));
+    check_close(parameter, data.at("steps")[step]);
+  }
+  CHECK(state.step == 10);
+  check_close(first, data.at("first_moment"));
+  check_close(second, data.at("second_moment"));
+}
