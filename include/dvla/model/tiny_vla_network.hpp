@@ -240,16 +240,17 @@ class TinyVlaNetwork {
     const at::Tensor query =
         at::linear(in, block.query).view({in.size(0), tokens * heads_, head_width_}).expand({n, -1, -1});
     const auto parts = kv.view({n, kv.size(1), 2, head_width_}).unbind(2);
-    at::Tensor scores = at::bmm(query, parts[0].transpose(1, 2));
+    // Scores stand transposed, [n, S, T * h]: a softmax across rows runs at full vector width.
+    at::Tensor scores = at::bmm(parts[0], query.transpose(1, 2));
     scores.mul_(1 / std::sqrt(static_cast<double>(head_width_)));
-    return at::bmm(at::softmax(scores, -1), parts[1]).view({n, tokens, width_});
+    return at::bmm(at::softmax(scores, 1).transpose(1, 2), parts[1]).view({n, tokens, width_});
   }
 
   /// The rest of a block: attention's output projection and the MLP, each added to the residual stream.
   at::Tensor after_attention(const at::Tensor& x, const at::Tensor& mixed, const Block& block) const {
     const at::Tensor y =
         at::addmm(x.reshape({-1, width_}), mixed.view({-1, width_}), block.attention_out.t());
-    const at::Tensor hidden = at::gelu(at::linear(normalised(y, block.mlp_norm), block.mlp_in));
+    const at::Tensor hidden = at::linear(normalised(y, block.mlp_norm), block.mlp_in).relu_();
     return at::addmm(y, hidden, block.mlp_out.t()).view_as(x);
   }
 
