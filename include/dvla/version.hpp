@@ -7,6 +7,6 @@
 
 namespace dvla {
 
-inline constexpr std::string_view version = "0.1.0";
+inline constexpr std::string_view library_version = "0.1.0";
 
 }  // namespace dvla

@@ -15,9 +15,9 @@
 #include <boost/hana/string.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <memory_resource>
+#include <span>
 #include <type_traits>
-#include <vector>
 
 #include "dvla/core/checksum.hpp"
 #include "dvla/core/field.hpp"
@@ -100,5 +100,29 @@ constexpr Type cut_record(Type record, Cut cut) {
   for_each_field(record, [&](const char*, auto& field) { field = cut(field); });
   return record;
 }
+
+/// A record with storage of its own: one block from `memory`, given back at the end.
+template <Record Type>
+class OwnedRecord {
+ public:
+  OwnedRecord(Type layout, std::pmr::memory_resource& memory)
+      : record_(layout), memory_(&memory), bytes_(record_bytes(layout)) {
+    block_ = static_cast<std::byte*>(memory_->allocate(bytes_, record_alignment));
+    place_record(record_, block_);
+  }
+  OwnedRecord(const OwnedRecord&) = delete;
+  OwnedRecord& operator=(const OwnedRecord&) = delete;
+  ~OwnedRecord() { memory_->deallocate(block_, bytes_, record_alignment); }
+
+  Type& operator*() { return record_; }
+  Type* operator->() { return &record_; }
+  std::span<std::byte> block() const { return {block_, bytes_}; }
+
+ private:
+  Type record_;
+  std::pmr::memory_resource* memory_;
+  std::size_t bytes_;
+  std::byte* block_;
+};
 
 }  // namespace dvla

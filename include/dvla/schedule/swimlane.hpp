@@ -75,13 +75,27 @@ class SwimlaneRunner {
         observer = &lanes.add("observer", observer_backlog, lane::on_failure::finish);
         wires.connect(received,
                       wires.add([observer](const Token& t) { return observer->inbox().try_push(t); }));
-        lanes.start(*observer, [this, &reception](lane& self) {
-          consume(self, lane_kind::observer, reception, "a finished batch", [&](Token& token) {
-            work.observe(token);
-            room.release();
-          });
-        });
       }
+      // Started in the order of the ring: lanes that share a core then take turns in the order of the tokens,
+      // which costs a third of the context switches of the reverse order (measured with empty stages).
+      lanes.start(sampling, [&](lane& self) {
+        produce(self, [&](Token& token) { wires.send(sampled, token); });
+        training.inbox().close();
+      });
+      lanes.start(training, [&](lane& self) {
+        consume(self, lane_kind::training, sampling, "a batch", [&](Token& token) {
+          work.train(token);
+          wires.send(trained, token);
+        });
+        distribution.inbox().close();
+      });
+      lanes.start(distribution, [&](lane& self) {
+        consume(self, lane_kind::distribution, training, "trained weights", [&](Token& token) {
+          work.distribute(token);
+          wires.send(distributed, token);
+        });
+        reception.inbox().close();
+      });
       lanes.start(reception, [&, observer](lane& self) {
         consume(self, lane_kind::reception, distribution, "published weights", [&](Token& token) {
           work.receive(token);
@@ -92,35 +106,13 @@ class SwimlaneRunner {
         });
         if (observer) observer->inbox().close();
       });
-      lanes.start(distribution, [&](lane& self) {
-        consume(self, lane_kind::distribution, training, "trained weights", [&](Token& token) {
-          work.distribute(token);
-          wires.send(distributed, token);
+      if (observer)
+        lanes.start(*observer, [&](lane& self) {
+          consume(self, lane_kind::observer, reception, "a finished batch", [&](Token& token) {
+            work.observe(token);
+            room.release();
+          });
         });
-        reception.inbox().close();
-      });
-      lanes.start(training, [&](lane& self) {
-        consume(self, lane_kind::training, sampling, "a batch", [&](Token& token) {
-          work.train(token);
-          wires.send(trained, token);
-        });
-        distribution.inbox().close();
-      });
-      lanes.start(sampling, [&](lane& self) {
-        auto row = recorder.enter("sampling");
-        detail::enter_lane(stages, lane_kind::sampling);
-        for (std::int64_t batch = options.first_batch; batch < options.first_batch + options.batches;
-             ++batch) {
-          if (stop_requested() || !admit(self, batch) || stop_requested()) break;
-          self.busy_with(batch);
-          Token token{batch, installed.load(std::memory_order_acquire),
-                      static_cast<std::int32_t>(batch % admission.permits()), 0};
-          work.sample(token);
-          self.idle();
-          wires.send(sampled, token);
-        }
-        training.inbox().close();
-      });
       lanes.wait(options.grace);
       return work.result(finished, options);
     }
@@ -141,6 +133,21 @@ class SwimlaneRunner {
       lanes.naming_the_busy([&] {
         return room.acquire(options.deadline, {self.name(), "room", observer.name(), batch});
       });
+    }
+
+    template <class Send>
+    void produce(lane& self, Send send) {
+      auto row = recorder.enter(self.name().c_str());
+      detail::enter_lane(stages, lane_kind::sampling);
+      for (std::int64_t batch = options.first_batch; batch < options.first_batch + options.batches; ++batch) {
+        if (stop_requested() || !admit(self, batch) || stop_requested()) return;
+        self.busy_with(batch);
+        Token token{batch, installed.load(std::memory_order_acquire),
+                    static_cast<std::int32_t>(batch % admission.permits()), 0};
+        work.sample(token);
+        self.idle();
+        send(token);
+      }
     }
 
     template <class Each>

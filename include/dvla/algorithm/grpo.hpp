@@ -1,0 +1,251 @@
+// GRPO on a batch of trajectories: group advantages, clipped policy gradient, micro-batches with
+// accumulation, epochs. Paper: the actor side ("GRPO advantages, clipped policy gradient, micro-batches");
+// definitions as in RLinf, see the headers this is put together from: returns, group_advantage, aggregation,
+// clip_loss, staleness, minibatch, adamw. Torch-free: the model is met through log-probabilities on spans. No
+// critic, no KL to a reference policy.
+//
+// Legend: T decisions, B episodes, C control steps a chunk, A action dimensions, G episodes a group; row n =
+// t*B + b.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "dvla/algorithm/adamw.hpp"
+#include "dvla/algorithm/aggregation.hpp"
+#include "dvla/algorithm/clip_loss.hpp"
+#include "dvla/algorithm/descriptors.hpp"
+#include "dvla/algorithm/group_advantage.hpp"
+#include "dvla/algorithm/grpo_knobs.hpp"
+#include "dvla/algorithm/minibatch.hpp"
+#include "dvla/algorithm/returns.hpp"
+#include "dvla/algorithm/staleness.hpp"
+#include "dvla/core/machinery.hpp"
+#include "dvla/core/observation.hpp"
+#include "dvla/core/streams.hpp"
+#include "dvla/model/concept.hpp"
+
+namespace dvla {
+
+/// What one update did. Means are over the batch.
+struct UpdateStats {
+  LossStats loss;            ///< summed over every micro-batch of every epoch
+  double success_rate = 0;   ///< share of the batch's episodes that were solved
+  double mean_return = 0;    ///< first-episode return
+  double gradient_norm = 0;  ///< of the last optimiser step, before clipping
+  std::int64_t optimiser_steps = 0;
+  std::int64_t rows = 0;               ///< decisions that were trained on, an epoch
+  std::size_t informative_groups = 0;  ///< groups with a non-zero advantage
+};
+
+template <ModelMachinery Model, class Weights, StalenessPolicy Correction>
+class GrpoTrainer {
+ public:
+  using Decision = typename Model::Decision;
+
+  GrpoTrainer(const GrpoKnobs& knobs, BatchShape shape, std::int64_t action_dim, std::uint64_t seed)
+      : knobs_(knobs),
+        seed_(seed),
+        extents_{static_cast<std::size_t>(shape.decisions), static_cast<std::size_t>(shape.episodes),
+                 static_cast<std::size_t>(shape.chunk)},
+        shape_{0, extents_.chunk, static_cast<std::size_t>(action_dim), knobs.log_prob_level,
+               knobs.reward_level},
+        sizes_{
+            static_cast<std::size_t>(knobs.global_batch > 0 ? knobs.global_batch : whole_batch(knobs, shape)),
+            static_cast<std::size_t>(knobs.micro_batch), 1},
+        optimiser_{knobs.learning_rate, knobs.beta1,        knobs.beta2, 1e-8,
+                   knobs.weight_decay,  knobs.gradient_clip},
+        clip_{.clip_low = knobs.clip_low,
+              .clip_high = knobs.clip_high,
+              .dual_clip = knobs.dual_clip,
+              .log_ratio_min = knobs.log_ratio_clamp > 0 ? -knobs.log_ratio_clamp : -infinity,
+              .log_ratio_max = knobs.log_ratio_clamp > 0 ? knobs.log_ratio_clamp : infinity,
+              .entropy_bonus = knobs.entropy_bonus},
+        batches_(extents_.rows(), sizes_) {
+    if constexpr (requires { correction_.weight_limit; }) correction_.weight_limit = knobs.weight_limit;
+    sizes_.validate();
+    clip_.validate();
+    optimiser_.validate();
+    const std::size_t masked = extents_.rows() * extents_.per_row(knobs.reward_level);
+    mask_.resize(masked);
+    weight_.resize(masked);
+    advantage_.resize(masked);
+    return_B_.resize(extents_.episodes);
+    advantage_B_.resize(extents_.episodes);
+    keep_B_.resize(extents_.episodes);
+    proximal_.resize(Correction::needs_proximal ? extents_.rows() * shape_.tokens() : 0);
+    const std::size_t micro = sizes_.micro;
+    rows_.resize(micro);
+    for (std::vector<float>* buffer :
+         {&current_, &entropy_, &behaviour_, &micro_proximal_, &d_current_, &d_entropy_})
+      buffer->resize(micro * shape_.tokens());
+    micro_advantage_.resize(micro * shape_.per_row());
+    micro_weight_.resize(micro * shape_.per_row());
+    micro_version_.resize(micro);
+  }
+
+  /// One batch: all epochs. `batch` counts from 0 and is the version of the weights being trained; afterwards
+  /// they are version batch + 1. `before_step()` is called exactly once, before the first change of the
+  /// weights: until it returns they may still be read elsewhere. Allocates nothing of its own.
+  template <class BeforeStep, class Trace>
+  UpdateStats update(Model& model, Weights& weights, const Transition& transition, const Decision& decision,
+                     std::int64_t batch, BeforeStep before_step, Trace& trace) {
+    UpdateStats stats;
+    prepare(transition, stats);
+    const auto T = static_cast<std::int64_t>(extents_.decisions);
+    const Observation observation =
+        cut_record(transition.observation, [&](auto field) { return field.rows(0, T).flat(); });
+    const Decision decisions = cut_record(decision, [](auto field) { return field.flat(); });
+    const std::span<const float> behaviour = decisions.log_prob.span();
+
+    std::span<const float> proximal;
+    if constexpr (Correction::needs_proximal) {
+      const auto& versions = transition.version.span();
+      const bool on_policy =
+          std::all_of(versions.begin(), versions.end(), [&](auto v) { return v == batch; });
+      if (on_policy) {
+        proximal = behaviour;  // the trainer's own weights acted
+      } else {
+        auto span = trace.span("proximal", batch);
+        recompute(model, observation, decisions);
+        proximal = proximal_;
+      }
+    }
+
+    for (int epoch = 0; epoch < knobs_.epochs; ++epoch) {
+      batches_.draw(mask_, shape_.per_row(), stream_seed(seed_, Stream::shuffle, batch, epoch));
+      stats.rows = static_cast<std::int64_t>(batches_.rows());
+      for (std::size_t mini = 0; mini < batches_.size(); ++mini) {
+        const double denominator =
+            loss_denominator(knobs_.aggregation, shape_.per_row(), shape_.units_per_weight(), weight_,
+                             batches_.mini(mini), batches_.rows());
+        weights.zero_gradients();
+        for (std::size_t part = 0; part < batches_.micros(mini); ++part) {
+          auto span = trace.span("micro_batch", batch);
+          stats.loss += micro_step(model, observation, decisions, behaviour, proximal,
+                                   transition.version.span(), batches_.micro(mini, part), denominator, batch);
+        }
+        if (stats.optimiser_steps == 0) before_step();
+        auto span = trace.span("optimiser", batch);
+        stats.gradient_norm = weights.step(optimiser_);
+        ++stats.optimiser_steps;
+      }
+    }
+    if (stats.optimiser_steps == 0) before_step();
+    return stats;
+  }
+
+  const AdamWKnobs& optimiser() const { return optimiser_; }
+
+ private:
+  /// All rows of a batch as one optimiser step: the next multiple of the micro-batch.
+  static std::int64_t whole_batch(const GrpoKnobs& knobs, BatchShape shape) {
+    const std::int64_t rows = shape.decisions * shape.episodes;
+    return (rows + knobs.micro_batch - 1) / knobs.micro_batch * knobs.micro_batch;
+  }
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+  using Rows = std::span<const MiniBatches::Row>;
+
+  /// Returns, advantages, loss mask and weights of the whole batch.
+  void prepare(const Transition& transition, UpdateStats& stats) {
+    const std::size_t per_row = shape_.per_row();
+    const std::size_t group = static_cast<std::size_t>(knobs_.group);
+    loss_mask(extents_, knobs_.reward_level, transition.done.span(), mask_);
+    episode_returns(extents_, transition.reward.span(), transition.done.span(), return_B_);
+    for (std::size_t b = 0; b < extents_.episodes; ++b) {
+      stats.mean_return += return_B_[b];
+      stats.success_rate += transition.success[static_cast<std::int64_t>(b)];
+    }
+    stats.mean_return /= static_cast<double>(extents_.episodes);
+    stats.success_rate /= static_cast<double>(extents_.episodes);
+    stats.informative_groups = group_advantage(group, return_B_, {}, advantage_B_).informative;
+    if (knobs_.filter_lower != 0 || knobs_.filter_upper != 0) {
+      filter_rewards(group, knobs_.filter_lower, knobs_.filter_upper, return_B_, {}, keep_B_);
+      mask_episodes(keep_B_, per_row, mask_);
+    }
+    broadcast_advantage(advantage_B_, per_row, mask_, advantage_);
+    loss_weights(knobs_.aggregation, extents_.episodes, per_row, mask_, weight_);
+  }
+
+  /// Log-probabilities of every valid row under the trainer's weights before the first step on this batch.
+  void recompute(Model& model, const Observation& observation, const Decision& decisions) {
+    batches_.draw(mask_, shape_.per_row(), seed_);
+    const std::size_t tokens = shape_.tokens();
+    for (std::size_t mini = 0; mini < batches_.size(); ++mini)
+      for (std::size_t part = 0; part < batches_.micros(mini); ++part) {
+        const Rows rows = batches_.micro(mini, part);
+        forward(model, observation, decisions, rows);
+        for (std::size_t i = 0; i < rows.size(); ++i)
+          std::copy_n(current_.begin() + static_cast<std::ptrdiff_t>(i * tokens), tokens,
+                      proximal_.begin() + static_cast<std::ptrdiff_t>(rows[i] * tokens));
+      }
+  }
+
+  void forward(Model& model, const Observation& observation, const Decision& decisions, Rows rows) {
+    std::copy(rows.begin(), rows.end(), rows_.begin());
+    const std::size_t count = rows.size() * shape_.tokens();
+    model.forward(observation, decisions, std::span<const std::int64_t>(rows_).first(rows.size()),
+                  std::span(current_).first(count), std::span(entropy_).first(count));
+  }
+
+  LossStats micro_step(Model& model, const Observation& observation, const Decision& decisions,
+                       std::span<const float> behaviour, std::span<const float> proximal,
+                       std::span<const std::int64_t> version, Rows rows, double denominator,
+                       std::int64_t batch) {
+    const std::size_t tokens = rows.size() * shape_.tokens();
+    auto gather = [&](std::span<const float> source, std::size_t per_row, std::vector<float>& target) {
+      const std::span<float> out = std::span(target).first(rows.size() * per_row);
+      gather_rows(source, per_row, rows, out);
+      return std::span<const float>(out);
+    };
+    LossShape shape = shape_;
+    shape.rows = rows.size();
+    forward(model, observation, decisions, rows);
+    LossInputs<float> inputs;
+    inputs.current = std::span<const float>(current_).first(tokens);
+    inputs.entropy = std::span<const float>(entropy_).first(tokens);
+    inputs.behaviour = gather(behaviour, shape.tokens(), behaviour_);
+    inputs.advantage = gather(advantage_, shape.per_row(), micro_advantage_);
+    inputs.weight = gather(weight_, shape.per_row(), micro_weight_);
+    if constexpr (Correction::needs_proximal)
+      inputs.proximal = gather(proximal, shape.tokens(), micro_proximal_);
+    if constexpr (Correction::needs_versions) {
+      const std::span<std::int64_t> out = std::span(micro_version_).first(rows.size());
+      gather_rows(version, 1, rows, out);
+      inputs.version = out;
+    }
+    inputs.trained_version = batch;
+    const std::span<float> d_current = std::span(d_current_).first(tokens);
+    const std::span<float> d_entropy = std::span(d_entropy_).first(tokens);
+    const LossStats stats =
+        clip_loss<Correction, float>(shape, inputs, clip_, denominator, d_current, d_entropy, correction_);
+    model.backward(d_current, d_entropy);
+    return stats;
+  }
+
+  GrpoKnobs knobs_;
+  std::uint64_t seed_;
+  RolloutExtents extents_;
+  LossShape shape_;
+  BatchSizes sizes_;
+  AdamWKnobs optimiser_;
+  ClipKnobs clip_;
+  Correction correction_;
+  MiniBatches batches_;
+  std::vector<std::uint8_t> mask_, keep_B_;
+  std::vector<float> weight_, advantage_, return_B_, advantage_B_, proximal_;
+  std::vector<std::int64_t> rows_, micro_version_;
+  std::vector<float> current_, entropy_, behaviour_, micro_proximal_, d_current_, d_entropy_,
+      micro_advantage_, micro_weight_;
+};
+
+template <class Correction, class Pipeline>
+struct machinery<BasicGRPO<Correction>, Pipeline> {
+  using model = machinery_t<typename Pipeline::model, Pipeline>;
+  using type = GrpoTrainer<model, machinery_t<typename Pipeline::sharding, Pipeline>, Correction>;
+};
+
+}  // namespace dvla

@@ -1,0 +1,273 @@
+// A training run as users start it from a shell: command line in, a run folder out. Warm start, training with
+// a progress line, TensorBoard events, checkpoints, pictures before and after, trace and report. All of it is
+// presentation: Run does the work, and a program that wants none of this uses Run directly.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dvla/handoff/signals.hpp"
+#include "dvla/io/animation.hpp"
+#include "dvla/io/plot.hpp"
+#include "dvla/io/run_folder.hpp"
+#include "dvla/io/tensorboard.hpp"
+#include "dvla/pipeline/checkpoint.hpp"
+#include "dvla/pipeline/command_line.hpp"
+#include "dvla/pipeline/progress.hpp"
+#include "dvla/pipeline/run.hpp"
+#include "dvla/trace/chrome.hpp"
+
+namespace dvla {
+
+/// Success and timing of a finished experiment: what report.json holds, by the definitions of
+/// docs/numbers.md.
+struct ExperimentResult {
+  double success_before = 0;  ///< on fresh seeds, after the warm start
+  double success_rate = 0;    ///< on the same fresh seeds, after training
+  std::optional<WarmStartResult> warm_start;
+  double ratio_error = 0;  ///< of the start-up self-test
+  RunReport report;
+};
+
+namespace detail {
+
+inline nlohmann::json report_json(const ExperimentResult& result) {
+  const RunReport& report = result.report;
+  nlohmann::json json{
+      {"success_rate", result.success_rate},
+      {"success_rate_before", result.success_before},
+      {"env_steps_per_s", report.env_steps_per_s()},
+      {"chunk_steps_per_s", report.chunk_steps_per_s()},
+      {"overlap", report.timing.overlap},
+      {"bubble", report.timing.bubble},
+      {"ideal_gain", report.timing.ideal_gain},
+      {"achieved_gain", report.timing.achieved_gain},
+      {"max_staleness", report.max_staleness},
+      {"staleness_histogram", report.staleness},
+      {"step_time_s", report.timing.step_time_s},
+      {"rollout_time_s", report.timing.rollout_time_s},
+      {"actor_time_s", report.timing.actor_time_s},
+      {"sync_time_s", report.timing.sync_time_s},
+      {"train_wall_s", report.train_wall_s},
+      {"batches", report.batches},
+      {"env_steps", report.env_steps},
+      {"chunk_steps", report.chunk_steps},
+      {"ratio_error", result.ratio_error},
+      {"stopped", report.stopped},
+  };
+  if (result.warm_start)
+    json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
+                          {"steps", result.warm_start->steps},
+                          {"loss", result.warm_start->loss},
+                          {"success", result.warm_start->success}};
+  return json;
+}
+
+/// Six episodes side by side, one frame a control step; the last frame is held.
+template <class Run>
+void film(Run& run, const std::filesystem::path& path) {
+  if constexpr (HasRender<typename Run::Environment>) {
+    constexpr int side = 160, columns = 3, lines = 2, held = 8;
+    constexpr std::size_t frame_bytes = std::size_t{side * columns} * side * lines * 3;
+    const std::int64_t shown = std::min<std::int64_t>(columns * lines, run.environment().size());
+    std::vector<std::uint8_t> tile(std::size_t{side} * side * 3), frames;
+    run.watch([&](std::int64_t) {
+      const std::size_t base = frames.size();
+      frames.resize(base + frame_bytes);
+      for (std::int64_t i = 0; i < shown; ++i) {
+        run.environment().render(i, side, side, tile);
+        for (std::size_t y = 0; y < side; ++y)
+          std::copy_n(
+              tile.begin() + static_cast<std::ptrdiff_t>(y * side * 3), side * 3,
+              frames.begin() + static_cast<std::ptrdiff_t>(
+                                   base + (((static_cast<std::size_t>(i) / columns) * side + y) * columns +
+                                           static_cast<std::size_t>(i) % columns) *
+                                              side * 3));
+      }
+    });
+    const std::vector<std::uint8_t> last(frames.end() - static_cast<std::ptrdiff_t>(frame_bytes),
+                                         frames.end());
+    for (int i = 0; i < held; ++i) frames.insert(frames.end(), last.begin(), last.end());
+    io::write_gif(path, {frames, static_cast<int>(frames.size() / frame_bytes), side * lines, side * columns},
+                  {.delay_centiseconds = 10});
+  }
+}
+
+inline void draw_success(const std::filesystem::path& path, const std::string& title,
+                         const std::vector<Iteration>& history) {
+  io::PlotSeries batch{"batch (sampled)", {}, {}, {}, {}}, mean{"mean of 10 batches", {}, {}, {}, {}};
+  double sum = 0;
+  for (std::size_t i = 0; i < history.size(); ++i) {
+    sum += history[i].update.success_rate - (i >= 10 ? history[i - 10].update.success_rate : 0);
+    batch.x.push_back(static_cast<double>(i + 1));
+    batch.y.push_back(history[i].update.success_rate);
+    mean.x.push_back(static_cast<double>(i + 1));
+    mean.y.push_back(sum / static_cast<double>(std::min<std::size_t>(i + 1, 10)));
+  }
+  if (history.empty()) return;
+  io::LineChart chart;
+  chart.title = title;
+  chart.x_title = "iterations";
+  chart.y_title = "success rate";
+  chart.y_range = {0.0, 1.0};
+  chart.series = {batch, mean};
+  io::write_line_chart(path, chart);
+}
+
+inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteration) {
+  const UpdateStats& update = iteration.update;
+  const std::int64_t step = iteration.batch + 1;
+  const auto put = [&](const char* tag, double value) {
+    events.scalar(tag, step, static_cast<float>(value));
+  };
+  put("rollout/success", update.success_rate);
+  put("rollout/return", update.mean_return);
+  put("rollout/informative_groups", static_cast<double>(update.informative_groups));
+  put("rollout/staleness", static_cast<double>(iteration.staleness));
+  put("rollout/env_steps", static_cast<double>(iteration.counts.env_steps));
+  put("train/policy_loss", update.loss.policy_loss);
+  put("train/approx_kl", update.loss.approx_kl());
+  put("train/clip_fraction_low", update.loss.clip_fraction_low());
+  put("train/clip_fraction_high", update.loss.clip_fraction_high());
+  put("train/dropped_fraction", update.loss.dropped_fraction());
+  put("train/ratio_mean", update.loss.ratio_mean());
+  put("train/gradient_norm", update.gradient_norm);
+  put("train/rows", static_cast<double>(update.rows));
+  if (iteration.elapsed_s > 0)
+    put("time/env_steps_per_s", static_cast<double>(iteration.counts.env_steps) / iteration.elapsed_s);
+}
+
+/// The checkpoint that `path` means: a file, or a run's folder, whose newest sound one is taken.
+inline io::LoadedCheckpoint find_checkpoint(const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) return {0, io::SafetensorsFile(path)};
+  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
+  io::LatestCheckpoint latest = io::CheckpointFolder(folder).latest();
+  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
+  if (!latest.checkpoint)
+    throw ConfigError("run.resume is '" + path.string() + "', but there is no sound checkpoint in '" +
+                      folder.string() + "'");
+  return std::move(*latest.checkpoint);
+}
+
+}  // namespace detail
+
+/// One experiment from a checked configuration. Writes config.folder/config.name; throws dvla::Error. SIGINT
+/// and SIGTERM end it cleanly: what has started is finished, the checkpoint and the report are written.
+template <class P>
+ExperimentResult run_experiment(const Config<P>& config) {
+  const auto say = [&](const std::string& text) {
+    if (!config.run.quiet) std::cout << text << std::endl;
+  };
+  stop_flag stop;
+  signal_guard guard(stop);
+
+  std::optional<io::LoadedCheckpoint> resumed;
+  if (!config.run.resume.empty()) resumed = detail::find_checkpoint(config.run.resume);
+  auto run =
+      std::make_unique<Run<P>>(config);  // everything that can be wrong is found before a file is written
+  const std::filesystem::path root = config.run.folder;
+  const bool continues = resumed && std::filesystem::exists(root / config.run.name);
+  const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
+                                                   continues              ? io::RunFolderMode::resume
+                                                   : config.run.overwrite ? io::RunFolderMode::overwrite
+                                                                          : io::RunFolderMode::fresh);
+  io::write_file(folder.config, to_json(config).dump(2) + "\n");
+  say(P::describe());
+
+  ExperimentResult result;
+  if (resumed) {
+    load_checkpoint(*run, resumed->file);
+    say("resumed from '" + resumed->file.path().string() + "': " + std::to_string(run->next_batch()) +
+        " batches are done");
+    resumed.reset();
+  }
+  result.ratio_error = run->self_test();
+  char line[200];
+  std::snprintf(line, sizeof line, "self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)",
+                result.ratio_error);
+  say(line);
+  if constexpr (HasExpert<typename Run<P>::Environment>) {
+    if (run->next_batch() == 0 && config.run.demonstrations > 0) {
+      result.warm_start = run->warm_start();
+      std::snprintf(
+          line, sizeof line,
+          "warm start: %d demonstrations (the noisy expert solves %.2f), %lld steps, sampled success %.2f",
+          config.run.demonstrations, result.warm_start->expert_success,
+          static_cast<long long>(result.warm_start->steps), result.warm_start->success);
+      say(line);
+    }
+  }
+  if (config.run.evaluation_episodes > 0)
+    result.success_before = run->evaluate(config.run.evaluation_episodes);
+  if (!continues) detail::film(*run, folder.before_gif);
+
+  io::TensorBoardWriter events(folder.events);
+  io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
+  ProgressLine progress(config.run.iterations, config.run.quiet);
+  result.report = run->train(
+      [&](const Iteration& iteration) {
+        detail::log_scalars(events, iteration);
+        progress.show(iteration, run->trace());
+      },
+      [&](std::int64_t batch) {
+        if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0)
+          save_checkpoint(*run, checkpoints);
+      },
+      &stop);
+  progress.finish();
+  const std::filesystem::path saved = save_checkpoint(*run, checkpoints);
+  if (result.report.stopped) say("stopped by request; the checkpoint is complete");
+  if (config.run.evaluation_episodes > 0) {
+    result.success_rate = run->evaluate(config.run.evaluation_episodes);
+    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(result.success_rate));
+  }
+  events.close();
+  detail::film(*run, folder.after_gif);
+  detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
+  if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
+  nlohmann::json json = detail::report_json(result);
+  json["pipeline"] = P::describe();
+  io::write_file(folder.report, json.dump(2) + "\n");
+
+  say("");
+  say(trace::to_text(result.report.timing));
+  std::snprintf(line, sizeof line,
+                "%.0f env_steps/s, %.0f chunk_steps/s, largest staleness %lld, %.1f s of training",
+                result.report.env_steps_per_s(), result.report.chunk_steps_per_s(),
+                static_cast<long long>(result.report.max_staleness), result.report.train_wall_s);
+  say(line);
+  std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",
+                config.run.evaluation_episodes, result.success_before, result.success_rate);
+  say(line);
+  say("written to " + folder.folder.string() +
+      ": report.json, success.svg, before.gif, after.gif, trace.json (ui.perfetto.dev), TensorBoard "
+      "events, " +
+      std::filesystem::relative(saved, folder.folder).string());
+  return result;
+}
+
+/// For main(): parses the command line over `defaults`, runs, and turns errors into one line and an exit
+/// code.
+template <class P>
+int experiment_main(int argc, char** argv, const Config<P>& defaults = {}) {
+  try {
+    const auto config = parse_command_line<P>(argc, argv, defaults);
+    if (!config) return 0;  // --help and --print-config have answered
+    run_experiment<P>(*config);
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << std::endl;
+    return 1;
+  }
+}
+
+}  // namespace dvla

@@ -1,0 +1,70 @@
+// The progress line of a run: success, env_steps/s, overlap and staleness. On a terminal one line that is
+// redrawn, elsewhere a line every tenth of the run. Called from the observer lane only.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+#include "dvla/pipeline/run.hpp"
+#include "dvla/trace/report.hpp"
+
+namespace dvla {
+
+class ProgressLine {
+ public:
+  ProgressLine(std::int64_t iterations, bool quiet)
+      : iterations_(iterations), quiet_(quiet), terminal_(::isatty(STDERR_FILENO) == 1) {}
+
+  template <class Trace>
+  void show(const Iteration& iteration, const Trace& trace) {
+    if (quiet_) return;
+    const std::int64_t done = iteration.batch + 1;
+    if (first_ < 0) {
+      first_ = iteration.batch;
+      env_steps_ = iteration.counts.env_steps;
+      elapsed_ = iteration.elapsed_s;
+    }
+    const std::int64_t tenth = std::max<std::int64_t>(iterations_ / 10, 1);
+    if (!terminal_ && done % tenth != 0 && done != iterations_) return;
+    // Overlap of the last `window` batches, from the trace; env_steps/s since the first batch seen.
+    auto spans = trace.spans();
+    std::erase_if(spans,
+                  [&](const trace::span_record& span) { return span.batch <= iteration.batch - window; });
+    const double overlap = trace::make_report(spans).overlap;
+    const double seconds = iteration.elapsed_s - elapsed_;
+    const double rate =
+        seconds > 0 ? static_cast<double>(iteration.counts.env_steps - env_steps_) / seconds : 0;
+    const double left = seconds > 0 ? seconds / static_cast<double>(iteration.batch - first_) *
+                                          static_cast<double>(iterations_ - done)
+                                    : 0;
+    constexpr int width = 24;
+    const int filled = static_cast<int>(width * done / std::max<std::int64_t>(iterations_, 1));
+    std::string bar(static_cast<std::size_t>(filled), '#');
+    bar.resize(width, '.');
+    std::fprintf(
+        stderr,
+        "%s[%s] %lld/%lld  success %.2f  %.0f env_steps/s  overlap %.0f %%  staleness %lld  %.0f s left %s",
+        terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done), static_cast<long long>(iterations_),
+        iteration.update.success_rate, rate, overlap, static_cast<long long>(iteration.staleness), left,
+        terminal_ ? "" : "\n");
+    std::fflush(stderr);
+  }
+
+  void finish() const {
+    if (!quiet_ && terminal_) std::fprintf(stderr, "\n");
+  }
+
+ private:
+  static constexpr std::int64_t window = 10;
+  std::int64_t iterations_;
+  bool quiet_;
+  bool terminal_;
+  std::int64_t first_ = -1, env_steps_ = 0;
+  double elapsed_ = 0;
+};
+
+}  // namespace dvla

@@ -1,0 +1,105 @@
+// Warm start: behaviour cloning from a scripted expert, until the policy solves a given share of episodes. A
+// VLA is fine-tuned from demonstrations before reinforcement learning too; sparse rewards need a start that
+// succeeds sometimes. Not part of GRPO: it runs once, in the calling thread, before the lanes start.
+//
+// Legend: N environments, T decisions, M = demonstrated decisions, C control steps a chunk, A action
+// dimensions.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "dvla/algorithm/adamw.hpp"
+#include "dvla/core/record.hpp"
+#include "dvla/core/streams.hpp"
+#include "dvla/model/concept.hpp"
+
+namespace dvla {
+
+struct WarmStartOptions {
+  std::uint64_t seed = 1;
+  std::int64_t demonstrations = 32;  ///< expert episodes
+  double noise = 0.3;                ///< standard deviation of the noise on the expert's actions
+  double target = 0.3;               ///< stop at this sampled success rate
+  std::int64_t most_steps = 400;     ///< upper bound of optimiser steps
+  std::int64_t check_every = 10;     ///< optimiser steps between success checks
+  std::int64_t batch = 128;          ///< demonstrated decisions an optimiser step
+  double learning_rate = 1e-3;
+};
+
+struct WarmStartResult {
+  double expert_success = 0;  ///< of the noisy expert, over the demonstrations
+  std::int64_t rows = 0;      ///< M
+  std::int64_t steps = 0;     ///< optimiser steps taken
+  double loss = 0;            ///< of the last step
+  double success = 0;         ///< sampled, over one pass of all environments, at the last check
+};
+
+/// Clones the expert into `model` by AdamW on `weights`, then forgets the moments. `install()` copies the
+/// trained weights to the worker before each success check. Throws what the model and the environment throw.
+template <class Worker, class Model, class Weights, class Install>
+WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const WarmStartOptions& options,
+                           Install install) {
+  WarmStartResult result;
+  const BatchShape shape = worker.shape();
+  const Transition layout = worker.layout(shape.decisions, shape.chunk);
+  const std::int64_t N = layout.seed.count(), T = shape.decisions;
+  const std::int64_t passes = (options.demonstrations + N - 1) / N;
+
+  // Whole passes of T x N decisions, kept as they were recorded; `rows` are the ones that count.
+  std::vector<std::unique_ptr<OwnedRecord<Transition>>> recorded;
+  std::vector<std::pair<std::int64_t, std::int64_t>> rows;  // pass, row n = t*N + b
+  for (std::int64_t pass = 0, left = options.demonstrations; pass < passes; ++pass, left -= N) {
+    recorded.push_back(std::make_unique<OwnedRecord<Transition>>(layout, *std::pmr::new_delete_resource()));
+    Transition& all = **recorded.back();
+    const std::int64_t count = std::min(left, N);
+    result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise));
+    for (std::int64_t t = 0; t < T; ++t)
+      for (std::int64_t b = 0; b < count; ++b)
+        if (t == 0 || all.done.at(t - 1).at(b)[shape.chunk - 1] == 0) rows.emplace_back(pass, t * N + b);
+  }
+  result.expert_success /= static_cast<double>(options.demonstrations);
+  result.rows = static_cast<std::int64_t>(rows.size());
+
+  AdamWKnobs optimiser;
+  optimiser.learning_rate = options.learning_rate;
+  optimiser.weight_decay = 0;
+  std::vector<std::vector<std::int64_t>> by_pass(static_cast<std::size_t>(passes));
+  while (result.steps < options.most_steps) {
+    // A batch drawn with replacement; one imitate() a pass that has rows in it, gradients added up by their
+    // share.
+    SplitMix64 random(stream_seed(options.seed, Stream::imitation, result.steps));
+    const std::int64_t batch = std::min<std::int64_t>(options.batch, result.rows);
+    for (auto& list : by_pass) list.clear();
+    for (std::int64_t i = 0; i < batch; ++i) {
+      const auto [pass, row] = rows[static_cast<std::size_t>(random.below(rows.size()))];
+      by_pass[static_cast<std::size_t>(pass)].push_back(row);
+    }
+    weights.zero_gradients();
+    result.loss = 0;
+    for (std::size_t pass = 0; pass < by_pass.size(); ++pass) {
+      if (by_pass[pass].empty()) continue;
+      const double share = static_cast<double>(by_pass[pass].size()) / static_cast<double>(batch);
+      const Transition& all = **recorded[pass];
+      result.loss +=
+          share * model.imitate(cut_record(all.observation, [T](auto field) { return field.rows(0, T).flat(); }),
+                                all.action.flat(), by_pass[pass], share);
+    }
+    weights.step(optimiser);
+    ++result.steps;
+    if (result.steps % options.check_every == 0 || result.steps == options.most_steps) {
+      install();
+      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps);
+      if (result.success >= options.target) break;
+    }
+  }
+  weights.reset_optimiser();
+  return result;
+}
+
+}  // namespace dvla
