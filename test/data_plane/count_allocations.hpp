@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#if __has_include(<mm_malloc.h>)
+#include <mm_malloc.h>  // declares posix_memalign too, and clang wants that to come first
+#endif
 
 extern "C" {
 void* __libc_malloc(std::size_t);
