@@ -1,9 +1,10 @@
 // dvla-bench:
 // What pooling brings. Fresh pages against pooled ones: the same copy into memory that has just come from the
-// system and into a pool's. Then a trainer's pattern: the model's tensors (a few sizes, all
-// freed every step) and the environment's blocks (odd sizes, long and short lived) interleaved, on DualPool,
-// SinglePool and malloc; besides the time, what each keeps from the system for the bytes in use
-// (held_MiB / peak_MiB), and the environment side's fragmentation.
+// system and into a pool's. Then a trainer's pattern: the model's tensors (a few sizes, all freed every step)
+// and the environment's blocks (odd sizes, long and short lived) interleaved, on DualPool, SinglePool and
+// malloc, all in the same order. Besides the time: most MiB in use (peak_MiB), and what each holds from the
+// system (held_MiB: a pool's high water; malloc's heap at the end, since it gives pages back and pays for
+// fresh ones), the environment side's fragmentation, and the free share of malloc's heap.
 #include <benchmark/benchmark.h>
 #include <malloc.h>
 #include <sys/mman.h>
