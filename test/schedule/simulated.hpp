@@ -1,5 +1,6 @@
 // Stages for the schedules' tests: they do no work, but they check what the schedule promises.
-// Trajectory buffers are plain memory that two lanes touch, so ThreadSanitizer sees a missing hand-over.
+// Trajectory buffers are plain memory that two lanes touch, and nothing else here orders the lanes, so that
+// ThreadSanitizer sees a hand-over that orders too little.
 #pragma once
 
 #include <atomic>
@@ -15,12 +16,12 @@ struct simulated {
   explicit simulated(int staleness) : live(staleness + 1), buffers(static_cast<std::size_t>(live)) {}
 
   void sample(dvla::Token& token) {
-    token.version = installed.load();  // before the trainer may go on
-    started.store(token.batch + 1);
+    token.version = installed.load(std::memory_order_relaxed);  // before the trainer may go on
+    started.store(token.batch + 1, std::memory_order_release);
     gate.release();
     sampled_order.push_back(token.batch);
     auto& buffer = buffers.at(static_cast<std::size_t>(token.buffer));
-    if (buffer.in_use.exchange(true)) buffer_clash = true;
+    if (buffer.in_use.exchange(true, std::memory_order_relaxed)) buffer_clash = true;
     buffer.batch = token.batch;
     call(0, token.batch);
   }
@@ -29,9 +30,9 @@ struct simulated {
     most_lag = std::max(most_lag, lag);
     least_lag = std::min(least_lag, lag);
     if (buffers.at(static_cast<std::size_t>(token.buffer)).batch != token.batch) buffer_clash = true;
-    // A trainer that is slower than the sampler, without a clock: it waits until rollout batch + K has
-    // started.
-    while (slow_trainer && started.load() <= std::min(token.batch + live - 1, last_batch))
+    // A trainer that is slower than the sampler, without a clock: it waits for the start of rollout b + K.
+    while (slow_trainer &&
+           started.load(std::memory_order_relaxed) <= std::min(token.batch + live - 1, last_batch))
       gate.acquire_for(std::chrono::seconds(60));
     call(1, token.batch);
     token.version = ++trained;
@@ -42,9 +43,9 @@ struct simulated {
   }
   void receive(dvla::Token& token) {
     call(3, token.batch);
-    installed.store(weights[token.batch % 4]);
+    installed.store(weights[token.batch % 4], std::memory_order_relaxed);
     received_order.push_back(token.batch);
-    buffers.at(static_cast<std::size_t>(token.buffer)).in_use.store(false);
+    buffers.at(static_cast<std::size_t>(token.buffer)).in_use.store(false, std::memory_order_relaxed);
   }
   void observe(const dvla::Token& token) {
     observed_order.push_back(token.batch);

@@ -1,7 +1,6 @@
 // Admission: how many batches may be live at once, which is what bounds the staleness of a batch.
 // Design: "Staleness is admission". A rollout takes a permit when it STARTS and gets it back when the weights
-// made from it are INSTALLED; with K + 1 permits a batch is never trained more than K versions after its
-// weights.
+// made from it are INSTALLED; with K + 1 permits no batch is trained more than K versions late.
 #pragma once
 
 #include <atomic>

@@ -1,13 +1,12 @@
 // A counting semaphore with a deadline and an end: what mailboxes and credits wait on. Linux (futex).
-// It spins for a few microseconds, then parks; on one core it parks at once. It never sleeps and never polls.
+// It spins for a few microseconds (pauses, none on one core, then a fixed number of yields), then parks. It
+// never sleeps and never polls.
 //
 // Why not std::counting_semaphore: in libstdc++ 12 (bits/semaphore_base.h, bits/atomic_timed_wait.h)
-// - try_acquire_until falls back to polling with sleeps of up to 64 ms once a wait of more than 128 ms is
-// woken
-//   and finds no permit left (__timed_backoff_spin_policy), which a close() or a second waiter provokes;
-// - its one compare-and-swap counts a lost race as "no permit" and may then park on the new, non-zero count,
-// from
-//   which only another release wakes it;
+// - try_acquire_until polls with sleeps of up to 64 ms once a wait of more than 128 ms is woken and finds no
+//   permit left (__timed_backoff_spin_policy), which a close() or a second waiter provokes;
+// - its one compare-and-swap takes a lost race for "no permit" and may then park on the new, non-zero count,
+//   from which only another release wakes it;
 // - it cannot be closed: a parked waiter could only be woken by a permit that means nothing.
 #pragma once
 
@@ -20,6 +19,7 @@
 #include <chrono>
 #include <climits>
 #include <cstdint>
+#include <thread>
 
 #include "dvla/handoff/waiting.hpp"
 
@@ -32,7 +32,7 @@ enum class wait_result { acquired, closed, timed_out };
 class timed_semaphore {
  public:
   explicit timed_semaphore(std::uint32_t permits = 0) noexcept
-      : word_(permits), spin_(detail::usable_cores() > 1 ? spin_time : std::chrono::nanoseconds{0}) {}
+      : word_(permits), pauses_(detail::usable_cores() > 1 ? pauses : 0) {}
   timed_semaphore(const timed_semaphore&) = delete;
   timed_semaphore& operator=(const timed_semaphore&) = delete;
 
@@ -48,12 +48,14 @@ class timed_semaphore {
   wait_result acquire_for(std::chrono::nanoseconds limit) noexcept {
     if (try_acquire()) return wait_result::acquired;
     if (ended()) return last_chance();
-    const auto start = std::chrono::steady_clock::now();
-    for (auto now = start; now - start < spin_; now = std::chrono::steady_clock::now())
-      for (int turn = 0; turn < 16; ++turn) {
-        if (try_acquire()) return wait_result::acquired;
-        pause();
-      }
+    for (int turn = 0; turn < pauses_; ++turn) {
+      pause();
+      if (try_acquire()) return wait_result::acquired;
+    }
+    for (int turn = 0; turn < yields; ++turn) {
+      std::this_thread::yield();
+      if (try_acquire()) return wait_result::acquired;
+    }
     return park(detail::deadline_after(limit));
   }
 
@@ -70,7 +72,9 @@ class timed_semaphore {
 
  private:
   static constexpr std::uint32_t closed_bit = 1u << 30, cancelled_bit = 1u << 31, count_mask = closed_bit - 1;
-  static constexpr std::chrono::nanoseconds spin_time{4000};
+  // Few pauses, then yields: with more lanes than cores, whoever has the token may be waiting for this very
+  // core (spinning 4 us instead made a hand-over three to six times as dear on two cores).
+  static constexpr int pauses = 8, yields = 8;
 
   static void pause() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
@@ -103,8 +107,7 @@ class timed_semaphore {
       if ((word & count_mask) != 0) continue;
       if (std::chrono::steady_clock::now() >= deadline) return wait_result::timed_out;
       // Announce, then park only if the word still is what was seen. A release either sees the announcement
-      // or has changed the word before the kernel compares it (all sequentially consistent): no wake-up is
-      // lost.
+      // or has changed the word before the kernel compares it (all are seq_cst): no lost wake-up.
       parked_.fetch_add(1, std::memory_order_seq_cst);
       ::syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET_PRIVATE, word, &until, nullptr, FUTEX_BITSET_MATCH_ANY);
       parked_.fetch_sub(1, std::memory_order_seq_cst);
@@ -117,7 +120,7 @@ class timed_semaphore {
 
   std::atomic<std::uint32_t> word_;  // permits, and two bits for the end
   std::atomic<std::uint32_t> parked_{0};
-  const std::chrono::nanoseconds spin_;
+  const int pauses_;
   static_assert(sizeof(std::atomic<std::uint32_t>) == 4 && std::atomic<std::uint32_t>::is_always_lock_free);
 };
 

@@ -23,8 +23,7 @@ struct run_options {
       0;                     ///< number of the first batch, which is also the version that is installed: >= 0
   std::int64_t batches = 1;  ///< how many to run: >= 0
   int staleness = 0;  ///< K: how many versions a batch may lag when it is trained; 0 to the runner's maximum
-  /// Limit of every single wait of one lane for another: longer than the longest stage that can lie behind
-  /// it.
+  /// Limit of each single wait of one lane for another: longer than the longest stage behind it can take.
   std::chrono::nanoseconds deadline = std::chrono::minutes(30);
   /// How long after a failure a lane may stay in its stage before the process is ended (see
   /// lane_group::wait).

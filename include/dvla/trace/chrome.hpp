@@ -1,5 +1,4 @@
-// Writes a trace as Chrome trace-event JSON: ui.perfetto.dev and chrome://tracing open it. One row per
-// thread.
+// Writes a trace as Chrome trace-event JSON: ui.perfetto.dev and chrome://tracing open it. A row a thread.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,4 @@
-// No trace: the recorder's interface with nothing behind it, so that untraced runs pay nothing. A policy, no
-// macro.
+// No trace: the recorder's interface with nothing behind it, so that untraced runs pay nothing.
 #pragma once
 
 #include <cstdint>
