@@ -9,15 +9,21 @@
 #include "dvla/algorithm/staleness.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/pipeline/mistake.hpp"
 
 namespace dvla {
 
 /// Group-relative policy optimisation. What it allows of staleness is its correction's.
 template <class Correction = DecoupledClip>
 struct BasicGRPO {
-  static_assert(StalenessPolicy<Correction>,
-                "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
-                "DecoupledClip, or your own as algorithm/staleness.hpp says");
+  using mistake = dvla::mistake::not_a_correction<Correction>;
+  using slot = algorithm_slot;
+  using knobs = GrpoKnobs;
+  static constexpr std::string_view name = "GRPO";
+  static constexpr int max_staleness = 1024;
+};
+template <StalenessPolicy Correction>
+struct BasicGRPO<Correction> {
   using slot = algorithm_slot;
   using knobs = GrpoKnobs;
   static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};

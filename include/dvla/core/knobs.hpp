@@ -24,6 +24,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 namespace dvla {
 
@@ -82,6 +83,15 @@ constexpr bool is_knob_type() {
   }
 }
 
+template <class Knobs>
+constexpr bool all_knob_types() {
+  return boost::hana::unpack(boost::hana::accessors<Knobs>(), [](auto... accessor) {
+    return (
+        ... &&
+        is_knob_type<std::remove_cvref_t<decltype(boost::hana::second(accessor)(std::declval<Knobs&>()))>>());
+  });
+}
+
 }  // namespace detail
 
 /// Calls visit(name, value, doc) for every knob, in the order of declaration. `knobs` may be const.
@@ -97,15 +107,16 @@ constexpr void for_each_knob(Knobs& knobs, Visit visit) {
         detail::documented<Plain>(),
         "dvla: knob_docs must name the members of its knobs struct, all of them, in the same order, "
         "each with a text and least <= most (core/knobs.hpp)");
+  } else if constexpr (!detail::all_knob_types<Plain>()) {
+    static_assert(detail::all_knob_types<Plain>(),
+                  "dvla: a knob must be bool, int, std::int64_t, float, double, std::string or an enum with "
+                  "enum_names (core/knobs.hpp)");
   } else {
     boost::hana::unpack(boost::hana::accessors<Plain>(), [&](auto... accessor) {
       [[maybe_unused]] std::size_t i = 0;
       (
           [&](auto get) {
             auto& value = get(knobs);
-            static_assert(detail::is_knob_type<std::remove_cvref_t<decltype(value)>>(),
-                          "dvla: a knob must be bool, int, std::int64_t, float, double, std::string or an "
-                          "enum with enum_names (core/knobs.hpp)");
             const KnobDoc& doc = knob_docs<Plain>[i++];
             visit(doc.name, value, doc);
           }(boost::hana::second(accessor)),

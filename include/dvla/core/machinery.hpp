@@ -9,6 +9,7 @@
 
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 #include "dvla/core/slot.hpp"
 
@@ -32,12 +33,12 @@ namespace detail {
 
 struct no_machinery {};
 
-template <class Policy>
-struct own_machinery {
-  using type = Policy;
+template <class Policy, class Machinery>
+struct included_machinery {
+  using type = Machinery;
 };
-template <Descriptor Policy>
-struct own_machinery<Policy> : Policy::template missing<false> {
+template <class Policy>
+struct included_machinery<Policy, no_machinery> : Policy::template missing<false> {
   using type = no_machinery;
 };
 
@@ -75,9 +76,13 @@ inline constexpr bool covers_roles = [] {
 }  // namespace detail
 
 template <class Policy, class Pipeline>
-struct machinery : detail::own_machinery<Policy> {};
+struct machinery {
+  using type = std::conditional_t<Descriptor<Policy>, detail::no_machinery, Policy>;
+};
 
+/// The run-time class; a descriptor without its header is one error here.
 template <class Policy, class Pipeline>
-using machinery_t = typename machinery<Policy, Pipeline>::type;
+using machinery_t =
+    typename detail::included_machinery<Policy, typename machinery<Policy, Pipeline>::type>::type;
 
 }  // namespace dvla

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
+#include "dvla/pipeline/mistake.hpp"
 
 BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, bins, temperature, patch,
                         denoise_steps, noise_level);
@@ -101,11 +103,11 @@ struct SmolVLA {
 /// Low-rank adapters around another model; only they train and travel. Declared, not built in this version.
 template <class Model>
 struct LoRA {
-  static_assert(PolicyFor<Model, model_slot>,
-                "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
   using slot = model_slot;
   using knobs = NoKnobs;
-  static constexpr Spelling spelling{"LoRA<", Model::name, ">"};
+  using mistake = std::conditional_t<PolicyFor<Model, model_slot>, dvla::mistake::none,
+                                     dvla::mistake::not_a_model<Model>>;
+  static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool built = false;
   static constexpr bool has_value_head = detail::has_value_head<Model>;

@@ -9,6 +9,7 @@
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/algorithm/descriptors.hpp"
 #include "dvla/control_plane/descriptors.hpp"
+#include "dvla/core/knobs.hpp"
 #include "dvla/core/slot.hpp"
 #include "dvla/data_plane/descriptors.hpp"
 #include "dvla/environment/descriptors.hpp"
@@ -145,6 +146,12 @@ inline constexpr bool names_a_slot<Type> = []<class... Slots>(list<Slots...>) {
   return (std::is_same_v<typename Type::slot, Slots> || ...);
 }(all_slots{});
 
+template <class Policy>
+inline constexpr bool states_a_mistake = false;
+template <class Policy>
+requires requires { typename Policy::mistake; }
+inline constexpr bool states_a_mistake<Policy> = !std::is_same_v<typename Policy::mistake, mistake::none>;
+
 /// What is wrong with one policy alone.
 template <class Policy, class WordsSlot>
 consteval auto mistake_in() {
@@ -152,6 +159,8 @@ consteval auto mistake_in() {
     return std::type_identity<mistake::slot_is_open<Policy>>{};
   } else if constexpr (!names_a_slot<Policy>) {
     return std::type_identity<mistake::not_a_policy<Policy>>{};
+  } else if constexpr (states_a_mistake<Policy>) {
+    return std::type_identity<typename Policy::mistake>{};
   } else if constexpr (!std::is_void_v<WordsSlot> && !PolicyFor<Policy, WordsSlot>) {
     return std::type_identity<mistake::wrong_stage_word<Policy, WordsSlot>>{};
   } else if constexpr (!requires {
@@ -160,6 +169,8 @@ consteval auto mistake_in() {
     return std::type_identity<mistake::policy_has_no_name<Policy>>{};
   } else if constexpr (!requires { typename Policy::knobs; }) {
     return std::type_identity<mistake::policy_has_no_knobs<Policy>>{};
+  } else if constexpr (!ReflectedKnobs<typename Policy::knobs>) {
+    return std::type_identity<mistake::knobs_are_not_reflected<Policy, typename Policy::knobs>>{};
   } else if constexpr ((PolicyFor<Policy, algorithm_slot> && !AlgorithmPolicy<Policy>) ||
                        (PolicyFor<Policy, schedule_slot> && !SchedulePolicy<Policy>)) {
     return std::type_identity<mistake::policy_has_no_max_staleness<Policy>>{};

@@ -52,6 +52,13 @@ struct policy_has_no_knobs {
                 "dvla::NoKnobs;` if there is nothing to tune");
 };
 
+template <class Policy, class Knobs>
+struct knobs_are_not_reflected {
+  static_assert(never<Policy>,
+                "dvla: this policy's knobs are not reflected; add BOOST_HANA_ADAPT_STRUCT(Knobs, members...) "
+                "and knob_docs beside the struct (core/knobs.hpp)");
+};
+
 template <class Policy>
 struct policy_has_no_max_staleness {
   static_assert(never<Policy>,
@@ -122,6 +129,35 @@ struct sharding_spans_more_than_the_data_plane {
       never<Sharding>,
       "dvla: the sharding spans processes, and the data plane that is named stays inside one; leave "
       "the data plane out (its default then spans processes), or use DataPlane<C10d>");
+};
+
+// What is wrong with a shipped policy's own arguments. A policy says so by a member type `mistake`.
+
+template <int Max>
+struct staleness_bound_is_out_of_range {
+  static_assert(never<staleness_bound_is_out_of_range<Max>>,
+                "dvla: Swimlane<Max> needs a staleness bound from 0 (synchronous) to 1024: Swimlane<1>");
+};
+
+template <int Rollouts, int Actors>
+struct shares_are_negative {
+  static_assert(
+      never<shares_are_negative<Rollouts, Actors>>,
+      "dvla: Separated<Rollouts, Actors> needs shares of at least 0: Separated<3, 1>, or Separated<> "
+      "to choose at run time");
+};
+
+template <class Correction>
+struct not_a_correction {
+  static_assert(never<Correction>,
+                "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
+                "DecoupledClip, or your own as algorithm/staleness.hpp says");
+};
+
+template <class Model>
+struct not_a_model {
+  static_assert(never<Model>,
+                "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
 };
 
 }  // namespace dvla::mistake

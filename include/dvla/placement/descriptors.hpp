@@ -3,10 +3,12 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/pipeline/mistake.hpp"
 
 namespace dvla {
 
@@ -22,15 +24,13 @@ struct CoLocated {
 /// version.
 template <int Rollouts = 0, int Actors = 0>
 struct Separated {
-  static_assert(
-      Rollouts >= 0 && Actors >= 0,
-      "dvla: Separated<Rollouts, Actors> needs shares of at least 0: Separated<3, 1>, or Separated<> "
-      "to choose at run time");
   using slot = placement_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = type_name<Separated>;
   static constexpr bool built = false;
   static constexpr bool separates_roles = true;
+  using mistake = std::conditional_t<(Rollouts >= 0 && Actors >= 0), dvla::mistake::none,
+                                     dvla::mistake::shares_are_negative<Rollouts, Actors>>;
   static constexpr bool has_rollouts = Rollouts > 0 || Actors == 0;
   static constexpr bool has_actors = Actors > 0 || Rollouts == 0;
   template <bool Never>
