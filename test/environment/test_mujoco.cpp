@@ -281,7 +281,23 @@ TEST_CASE("a row whose physics goes wrong ends its episode with an Error; the ot
   }
 }
 
-TEST_CASE("MuJoCo writes no log file") { CHECK(!std::filesystem::exists("MUJOCO_LOG.TXT")); }
+/// A model text with a fault, or with something that the compiler warns about.
+struct Faulty : Push {
+  using Push::Push;
+  static constexpr std::string_view mjcf = "<mujoco><worldbody><body><geom/></worldbody></mujoco>";
+};
+struct Deprecated : Push {
+  using Push::Push;
+  static constexpr std::string_view mjcf = R"(<mujoco><compiler settotalmass="1"/><worldbody>
+    <body name="red" mocap="true"/><body name="blue" mocap="true"/></worldbody></mujoco>)";
+};
+
+TEST_CASE(
+    "a model text that is no model is one sentence; the compiler's warnings do not go into a log file") {
+  CHECK(has(message_of([] { MujocoBatch<Faulty> bad(knobs(1, 16), heap()); }), "is no model: XML"));
+  MujocoBatch<Deprecated> old(knobs(1, 16), heap());
+  CHECK(!std::filesystem::exists("MUJOCO_LOG.TXT"));
+}
 
 TEST_CASE("wrong use is one sentence") {
   CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(0, 16), heap()); }), "environment.environments = 0"));

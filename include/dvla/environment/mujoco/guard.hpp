@@ -15,6 +15,7 @@
 
 #include <csetjmp>
 #include <cstddef>
+#include <cstdio>
 #include <mutex>
 
 namespace dvla::detail {
@@ -42,16 +43,33 @@ class MujocoGuard {
     return guarded([](void* argument) { (*static_cast<Call*>(argument))(); }, &call);
   }
 
-  /// The last error that a guarded call on this thread met; one line.
-  static const char* error() { return text_; }
+  /// While it lives, warnings of this thread's unguarded calls (the model compiler's) are one line on stderr.
+  class Naming {
+   public:
+    explicit Naming(const char* what) {
+      install();
+      compiling_ = what;
+    }
+    ~Naming() { compiling_ = nullptr; }
+    Naming(const Naming&) = delete;
+    Naming& operator=(const Naming&) = delete;
+  };
 
- private:
+  /// Sets the handler once per process. Thread-safe; called by the rest.
   static void install() {
     static std::once_flag once;
     std::call_once(once, [] { previous_ = mju_setLogHandler(&MujocoGuard::handle); });
   }
 
+  /// The last error that a guarded call on this thread met; one line.
+  static const char* error() { return text_; }
+
+ private:
   static void handle(const mjLogMessage* message) {
+    if (return_to_ == nullptr && compiling_ != nullptr && message->level == mjLOG_WARNING) {
+      std::fprintf(stderr, "dvla: MuJoCo warns about %s: %s\n", compiling_, message->subject);
+      return;
+    }
     if (return_to_ == nullptr) {
       if (previous_ != nullptr) previous_(message);
       return;
@@ -66,6 +84,7 @@ class MujocoGuard {
 
   static inline mjfLogHandler previous_ = nullptr;
   static inline thread_local std::jmp_buf* return_to_ = nullptr;
+  static inline thread_local const char* compiling_ = nullptr;
   static inline thread_local char text_[256] = {};
 };
 

@@ -27,12 +27,14 @@ using MujocoPointer = std::unique_ptr<Type, MujocoDelete>;
 inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::string_view mjcf,
                                                 std::pmr::memory_resource& pool) {
   char why[512] = {};
+  const std::string task = "task '" + std::string(name) + "'";
+  const MujocoGuard::Naming naming(task.c_str());
   MujocoMemory::install();
   const MujocoPointer<mjSpec> spec(mj_parseXMLString(std::string(mjcf).c_str(), nullptr, why, sizeof why));
   MujocoPointer<mjModel> compiled(spec ? mj_compile(spec.get(), nullptr) : nullptr);
   if (!compiled) {
     const char* reason = spec ? mjs_getError(spec.get()) : why;
-    throw Error("the MJCF text of task '" + std::string(name) + "' is no model: " + (reason ? reason : why));
+    throw Error("the MJCF text of " + task + " is no model: " + (reason ? reason : why));
   }
   compiled->opt.disableflags |= mjDSBL_AUTORESET;
   MujocoMemory::Scope scope(pool);
@@ -40,8 +42,7 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
   auto call = [&] { copy = mj_copyModel(nullptr, compiled.get()); };
   if (!MujocoGuard::run(call) || copy == nullptr) {
     scope.roll_back();
-    throw Error("the environment pool is too small for the model of task '" + std::string(name) +
-                "'; make it larger");
+    throw Error("the environment pool is too small for the model of " + task + "; make it larger");
   }
   return MujocoPointer<mjModel>(copy);
 }
@@ -53,8 +54,8 @@ inline MujocoPointer<mjData> make_mujoco_data(const mjModel& model, std::pmr::me
   auto call = [&] { data = mj_makeData(&model); };
   if (!MujocoGuard::run(call) || data == nullptr) {
     scope.roll_back();
-    throw Error("the environment pool is too small: a MuJoCo state needs " +
-                std::to_string((model.nbuffer + model.narena) / 1024 + 1) +
+    throw Error("the environment pool is too small: a MuJoCo state needs more than " +
+                std::to_string((sizeof(mjData) + static_cast<std::size_t>(model.narena)) / 1024) +
                 " KiB a row; make the pool larger or use fewer environments");
   }
   return MujocoPointer<mjData>(data);
