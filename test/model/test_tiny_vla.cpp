@@ -96,12 +96,14 @@ TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and 
                    TokenHead, FlowHead) {
   Rollout<Head> rollout({}, state_inputs(), 128);
   double worst = 0;
+  for (float& weight : rollout.model.parameters()) weight *= 1.3f;  // as far from uniform as a trained policy
+  for (float& weight : rollout.model.parameters().last(2000)) weight *= 10;
   for (const int sampling : {1, 2}) {
     for (const int training : {1, 2}) {
       TinyVlaModel<Head>::use_threads(sampling);
       rollout.act(7);
       TinyVlaModel<Head>::use_threads(training);
-      for (const std::size_t size : {1u, 2u, 3u, 17u, 64u, 128u}) {
+      for (const std::size_t size : {1u, 2u, 3u, 17u, 33u, 64u, 128u}) {
         for (std::size_t first = 0; first + size <= 128; first += 59) {
           worst = std::max(worst, check_ratio(rollout.model, *rollout.observation, *rollout.decision,
                                               std::span(rollout.rows).subspan(first, size)));
@@ -271,6 +273,9 @@ TEST_CASE("calls with rows, instructions or weights that make no sense are refus
   rollout.model.parameters().back() = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_AS(rollout.act(1), Error);
   Rollout<TokenHead> fresh(small(4), state_inputs(), 4);
+  fresh.storage[9] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS_WITH_AS(fresh.model.imitate(*fresh.observation, fresh.action, fresh.rows, 1.0),
+                       "TinyVLA: the expert's action in row 1 is not finite", Error);
   CHECK_THROWS_AS(fresh.model.backward(log_prob, entropy), Error);
 }
 

@@ -7,6 +7,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -54,7 +55,7 @@ class TinyVlaModel {
            Field<float> action) {
     const c10::InferenceMode no_graph;
     const auto prefix = network_.prefix(observation, {});
-    const std::int64_t n = prefix.front().size(0);
+    const std::int64_t n = observation.instruction.count();
     const Decision expected = head_.decision_layout({n});
     if (decision.log_prob.extents() != expected.log_prob.extents() ||
         action.extents() != expected.log_prob.extents()) {
@@ -63,7 +64,7 @@ class TinyVlaModel {
     }
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
-      output = network_.queries(prefix, noise, times);
+      output = network_.queries(prefix, n, noise, times);
       return view(output);
     };
     head_.act(evaluate, n, decoding, seed, decision, action);
@@ -91,6 +92,13 @@ class TinyVlaModel {
                  double scale) {
     const std::vector<float> sizes(rows.size() * static_cast<std::size_t>(elements()));
     check_rows(rows, action, observation, sizes, sizes);
+    for (const std::int64_t row : rows) {
+      for (const float value : action.at(row).span()) {
+        if (!std::isfinite(value)) {
+          throw Error("TinyVLA: the expert's action in row " + std::to_string(row) + " is not finite");
+        }
+      }
+    }
     head_.load_imitation(action, rows);
     run(observation, rows);
     at::Tensor d_output = at::empty(output_.sizes(), at::kFloat);
@@ -146,7 +154,8 @@ class TinyVlaModel {
     const c10::InferenceMode ordinary(false);
     const c10::AutoGradMode with_graph(true);
     output_.reset();  // the graph of a forward whose backward never came
-    output_ = network_.queries(network_.prefix(observation, rows), head_.inputs(), head_.times());
+    output_ =
+        network_.queries(network_.prefix(observation, rows), std::ssize(rows), head_.inputs(), head_.times());
   }
 
   void propagate(const at::Tensor& d_output) {

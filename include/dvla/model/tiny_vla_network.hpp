@@ -3,8 +3,8 @@
 // Gemma) have it: instruction tokens see the instruction, observation tokens see instruction and observation,
 // action queries see everything, each block of tokens bidirectionally; all query heads share one key/value
 // head. So the instruction's keys are computed once per table, not per row, and a denoising step reruns only
-// the queries. Projections inside the blocks have no bias (LayerNorm's serves). No dropout, no cache across
-// calls.
+// the queries. Projections inside the blocks have no bias (LayerNorm's serves); the MLP is a ReLU, the
+// cheapest to go back through on a CPU. No dropout, no cache across calls.
 //
 // Legend: n rows, I instructions in the table, L words, P observation tokens, Q action queries, d width,
 // h query heads, k = d / h features a head.
@@ -15,6 +15,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -26,6 +27,7 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -51,7 +53,7 @@ struct QueryShape {
 
 class TinyVlaNetwork {
  public:
-  /// Keys and values of instruction and observation, per block [n, L + P, 2k].
+  /// Keys and values of instruction and observation, per block [padded(n), L + P, 2k].
   using Prefix = std::vector<at::Tensor>;
 
   TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed)
@@ -75,7 +77,8 @@ class TinyVlaNetwork {
   FlatParameters& parameters() { return parameters_; }
   const FlatParameters& parameters() const { return parameters_; }
 
-  /// `rows` empty: all n rows of `observation` in order, read in place. Otherwise those rows, gathered.
+  /// `rows` empty: all n rows of `observation` in order, read in place (n a multiple of 8, 16 or more;
+  /// otherwise proprioception is copied). Otherwise those rows, gathered.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     const Observation& given = checked(observation);
     const at::Tensor choice = instruction_choice(given, rows);
@@ -102,22 +105,24 @@ class TinyVlaNetwork {
   }
 
   /// Outputs [n, Q * outputs]. `noise` is [n * Q * noise_inputs] and `times` [n], or both are empty.
-  at::Tensor queries(const Prefix& prefix, std::span<const float> noise, std::span<const float> times) const {
-    const std::int64_t n = prefix.front().size(0);
+  at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
+                     std::span<const float> times) const {
+    const std::int64_t rows = padded(n);
     at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
     if (shape_.noise_inputs > 0) {
-      const at::Tensor noise_in = copied(noise, {n, shape_.queries, shape_.noise_inputs});
+      at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, at::kFloat);
+      std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
       x = x + at::linear(noise_in, noise_weight_) +
           at::linear(time_features(times), time_weight_).unsqueeze(1);
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       const at::Tensor in = normalised(x, block.attention_norm);
-      const at::Tensor kv = at::linear(in, block.key_value).expand({n, -1, -1});
+      const at::Tensor kv = at::linear(in, block.key_value).expand({rows, -1, -1});
       const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
-      x = after_attention(x.expand({n, -1, -1}), mixed, block);
+      x = after_attention(x.expand({rows, -1, -1}), mixed, block);
     }
-    return at::linear(normalised(x, output_norm_), output_weight_, output_bias_).flatten(1);
+    return at::linear(normalised(x, output_norm_), output_weight_, output_bias_).flatten(1).narrow(0, 0, n);
   }
 
  private:
@@ -256,8 +261,8 @@ class TinyVlaNetwork {
 
   /// One row of 0 and a 1 for each observation: as a matrix product, choosing an instruction costs nothing.
   at::Tensor instruction_choice(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const std::int64_t n = rows.empty() ? observation.instruction.count() : std::ssize(rows);
-    at::Tensor choice = at::zeros({n, words_.size(0)}, at::kFloat);
+    const std::int64_t n = row_count(observation, rows);
+    at::Tensor choice = at::zeros({padded(n), words_.size(0)}, at::kFloat);
     float* out = choice.mutable_data_ptr<float>();
     for (std::int64_t i = 0; i < n; ++i, out += words_.size(0)) {
       const std::int64_t row = rows.empty() ? i : rows[static_cast<std::size_t>(i)];
@@ -277,7 +282,7 @@ class TinyVlaNetwork {
 
   /// Tokens of proprioception and of all cameras' patches, [n, P, d]. Rows were checked before.
   at::Tensor observation_tokens(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const std::int64_t n = rows.empty() ? observation.instruction.count() : std::ssize(rows);
+    const std::int64_t n = row_count(observation, rows);
     std::vector<at::Tensor> parts;
     if (spec_.proprioception > 0) {
       const Field<float>& field = observation.proprioception;
@@ -286,8 +291,9 @@ class TinyVlaNetwork {
         auto* first = const_cast<std::int64_t*>(rows.data());  // from_blob has no const form; only read
         values = at::index_select(values, 0, at::from_blob(first, {n}, at::kLong));
       }
+      if (padded(n) != n) values = at::constant_pad_nd(values, {0, 0, 0, padded(n) - n});
       parts.push_back(at::linear(values, proprioception_weight_, proprioception_bias_)
-                          .view({n, proprioception_tokens, width_}));
+                          .view({padded(n), proprioception_tokens, width_}));
     }
     for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
       const at::Tensor pixels = patch_pixels(observation.frames.at(i), spec_.cameras[i], rows, n);
@@ -299,7 +305,7 @@ class TinyVlaNetwork {
   /// Frames as rows of patches, [n, patches, patch * patch * 3], scaled from [0, 255] to [-1, 1].
   at::Tensor patch_pixels(const Field<std::uint8_t>& frames, const CameraSpec& camera,
                           std::span<const std::int64_t> rows, std::int64_t n) const {
-    at::Tensor pixels = at::empty({n, patches(camera), patch_features()}, at::kFloat);
+    at::Tensor pixels = at::empty({padded(n), patches(camera), patch_features()}, at::kFloat);
     float* out = pixels.mutable_data_ptr<float>();
     const std::int64_t line = std::int64_t{3} * camera.width, part = std::int64_t{3} * patch_;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -315,13 +321,14 @@ class TinyVlaNetwork {
         }
       }
     }
+    std::fill(out, pixels.mutable_data_ptr<float>() + pixels.numel(), 0.0f);
     return pixels;
   }
 
   /// sin and cos of the denoising time at periods from 4e-3 to 4, as pi0 has it: [n, d].
   at::Tensor time_features(std::span<const float> times) const {
     const std::int64_t half = width_ / 2;
-    at::Tensor features = at::zeros({std::ssize(times), width_}, at::kFloat);
+    at::Tensor features = at::zeros({padded(std::ssize(times)), width_}, at::kFloat);
     float* out = features.mutable_data_ptr<float>();
     for (const float time : times) {
       for (std::int64_t i = 0; i < half; ++i) {
@@ -335,11 +342,14 @@ class TinyVlaNetwork {
     return features;
   }
 
-  static at::Tensor copied(std::span<const float> values, at::IntArrayRef shape) {
-    at::Tensor tensor = at::empty(shape, at::kFloat);
-    std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<float>());
-    return tensor;
+  static std::int64_t row_count(const Observation& observation, std::span<const std::int64_t> rows) {
+    return rows.empty() ? observation.instruction.count() : std::ssize(rows);
   }
+
+  /// Rows that the network runs for n: matrix products round differently for fewer than 16 rows, or for
+  /// counts that threads can't share evenly, and the ratio of sampler and trainer must be 1 whatever their
+  /// batch sizes. The added rows are zeros; their outputs are dropped.
+  static std::int64_t padded(std::int64_t n) { return std::max<std::int64_t>(16, (n + 7) / 8 * 8); }
 
   /// The observation, if it has the extents that the model was built for.
   const Observation& checked(const Observation& observation) const {

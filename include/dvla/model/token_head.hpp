@@ -109,6 +109,7 @@ class TokenHeadMachinery {
   float bin_centre(std::size_t token) const {
     return (2 * static_cast<float>(token) + 1) / static_cast<float>(bins_) - 1;
   }
+  /// Of a finite action; outside [-1, 1] the outermost bin.
   std::size_t bin_of(float action) const {
     const float place = (std::clamp(action, -1.0f, 1.0f) + 1) / 2 * static_cast<float>(bins_);
     return std::min(static_cast<std::size_t>(place), bins_ - 1);
