@@ -20,7 +20,6 @@
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/mistake.hpp"
 #include "dvla/pipeline/table.hpp"
-#include "dvla/pipeline/validate.hpp"
 #include "dvla/placement/descriptors.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/descriptors.hpp"
