@@ -1,10 +1,10 @@
-// Push: a ball-shaped tool pushes a cube across a table onto the disc that the instruction names.
+// Push: a U-shaped tool pushes a cube across a table onto the disc that the instruction names.
 // Planar: the tool slides in x and y (velocity control), the cube slides and turns; its friction on the table
 // is viscous joint damping, so the only contacts are between tool and cube. Chance gives the start of tool
 // and cube, both discs' places and which one is red. 10 x 5 ms per control step; solvable in 16 control
 // steps.
 //
-// Action [2]: tool velocity x, y; 1 is 0.8 m/s.
+// Action [2]: tool velocity x, y; 1 is 0.6 m/s.
 // Proprioception [15]: tool x y | tool velocity x y | cube x y | cube velocity x y | cube yaw as cos 4a, sin
 // 4a (a cube looks the same after a quarter turn) | red x y | blue x y | 1 if the cube is touched.
 #pragma once
@@ -63,7 +63,9 @@ struct Push {
     <body name="tool" pos="0 0 .03">
       <joint name="tool_x" type="slide" axis="1 0 0" range="-.3 .3" limited="true"/>
       <joint name="tool_y" type="slide" axis="0 1 0" range="-.3 .3" limited="true"/>
-      <geom name="tool" type="sphere" size=".02" mass=".2" friction=".4 .005 .0001" material="tool"/>
+      <geom name="tool" type="box" size=".048 .006 .02" mass=".1" friction=".4 .005 .0001" material="tool"/>
+      <geom name="left prong" type="box" size=".006 .02 .02" pos="-.042 .02 0" mass=".05" friction=".4 .005 .0001" material="tool"/>
+      <geom name="right prong" type="box" size=".006 .02 .02" pos=".042 .02 0" mass=".05" friction=".4 .005 .0001" material="tool"/>
       <geom type="capsule" fromto="0 0 .01 0 0 .11" size=".009" mass="0" material="tool" contype="0" conaffinity="0"/>
     </body>
     <body name="cube" pos="0 0 .03">
@@ -74,8 +76,8 @@ struct Push {
     </body>
   </worldbody>
   <actuator>
-    <velocity joint="tool_x" kv="20" forcerange="-20 20" ctrlrange="-.8 .8"/>
-    <velocity joint="tool_y" kv="20" forcerange="-20 20" ctrlrange="-.8 .8"/>
+    <velocity joint="tool_x" kv="20" forcerange="-20 20" ctrlrange="-.6 .6"/>
+    <velocity joint="tool_y" kv="20" forcerange="-20 20" ctrlrange="-.6 .6"/>
   </actuator>
 </mujoco>)";
 
@@ -84,13 +86,13 @@ struct Push {
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
   Goal reset(const mjModel&, mjData& data, SplitMix64& random) const {
-    data.qpos[0] = random.uniform(-0.15, 0.15);
-    data.qpos[1] = random.uniform(-0.24, -0.17);
-    data.qpos[2] = random.uniform(-0.06, 0.06);
-    data.qpos[3] = random.uniform(-0.09, -0.03);
-    data.qpos[4] = random.uniform(-0.5, 0.5);
-    const mjtNum left[2] = {random.uniform(-0.17, -0.07), random.uniform(0.06, 0.16)};
-    const mjtNum right[2] = {random.uniform(0.07, 0.17), random.uniform(0.06, 0.16)};
+    data.qpos[0] = random.uniform(-0.08, 0.08);
+    data.qpos[1] = random.uniform(-0.17, -0.13);
+    data.qpos[2] = random.uniform(-0.04, 0.04);
+    data.qpos[3] = random.uniform(-0.06, -0.02);
+    data.qpos[4] = random.uniform(-0.15, 0.15);
+    const mjtNum left[2] = {random.uniform(-0.12, -0.06), random.uniform(0.05, 0.11)};
+    const mjtNum right[2] = {random.uniform(0.06, 0.12), random.uniform(0.05, 0.11)};
     const bool red_left = random.below(2) == 0;
     const std::int32_t instruction = static_cast<std::int32_t>(random.below(instructions.size()));
     place(data, red_, red_left ? left : right);
@@ -127,35 +129,26 @@ struct Push {
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(values[i]);
   }
 
-  /// Goes to the point behind the cube on the line to the goal, around the cube if need be, then pushes and
-  /// steers.
+  /// Lines up below the cube, takes it between the prongs, and carries it to the goal.
   void expert(const mjModel&, const mjData& data, const Goal& goal, std::span<float> action) const {
-    const mjtNum to_goal_x = goal.x - data.qpos[2], to_goal_y = goal.y - data.qpos[3];
-    const mjtNum length = std::max(std::hypot(to_goal_x, to_goal_y), 1e-6);
-    const mjtNum dx = to_goal_x / length, dy = to_goal_y / length;                    // push direction
-    const mjtNum rx = data.qpos[0] - data.qpos[2], ry = data.qpos[1] - data.qpos[3];  // tool from the cube
-    const mjtNum along = rx * dx + ry * dy, across = -rx * dy + ry * dx;
-    mjtNum forward = 0, sideways = 0;  // wanted displacement in the push frame, metres
-    if (along < -0.03 && std::abs(across) < 0.022) {
-      forward = 0.05;
-      sideways = -1.2 * across;
-    } else {
-      const mjtNum behind = -0.062;
-      forward = behind - along;
-      sideways = -across;
-      if (along > -0.05 && std::abs(across) < 0.065) sideways = across < 0 ? -0.04 : 0.04;  // get clear first
+    const mjtNum ahead = data.qpos[3] - data.qpos[1];  // cube from tool, metres; 0.036 when they touch
+    const mjtNum aside = data.qpos[2] - data.qpos[0];
+    mjtNum x = aside, y = ahead - 0.08;  // wanted displacement: below the cube
+    if (std::abs(aside) < 0.006 || (ahead < 0.06 && std::abs(aside) < 0.03)) {
+      const bool held = ahead < 0.042;
+      x = held ? goal.x - data.qpos[2] : aside;
+      y = held ? goal.y - data.qpos[3] : ahead - 0.03;
     }
     const mjtNum step = speed * 0.05;
-    const mjtNum x = (forward * dx - sideways * dy) / step, y = (forward * dy + sideways * dx) / step;
-    const mjtNum most = std::max({std::abs(x), std::abs(y), 1.0});
-    action[0] = detail::clamp_unit(x / most);
-    action[1] = detail::clamp_unit(y / most);
+    const mjtNum most = std::max({std::abs(x) / step, std::abs(y) / step, 1.0});
+    action[0] = detail::clamp_unit(x / step / most);
+    action[1] = detail::clamp_unit(y / step / most);
   }
 
  private:
-  static constexpr mjtNum speed = 0.8;    // m/s at action 1
-  static constexpr mjtNum extent = 0.3;   // metres at observation 1
-  static constexpr mjtNum radius = 0.03;  // cube's centre to goal when solved
+  static constexpr mjtNum speed = 0.6;    // m/s at action 1
+  static constexpr mjtNum extent = 0.2;   // metres at observation 1
+  static constexpr mjtNum radius = 0.04;  // cube's centre lies on the disc when solved
 
   static void place(mjData& data, int mocap, const mjtNum (&xy)[2]) {
     data.mocap_pos[3 * mocap] = xy[0];
