@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
+#include "dvla/memory/torch_allocator.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/flow_head.hpp"
 #include "dvla/model/tiny_vla_network.hpp"
@@ -43,6 +44,7 @@ class TinyVlaModel {
  public:
   using HeadMachinery = typename detail::tiny_vla_head<Head>::type;
   using Decision = typename HeadMachinery::Decision;
+  using tensor_pool = TorchAllocator;  ///< what lets a run keep this model's tensors in its model pool
 
   TinyVlaModel(const TinyVlaKnobs& knobs, const ModelInputs& inputs, std::uint64_t seed)
       : head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),

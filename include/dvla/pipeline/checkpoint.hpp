@@ -4,6 +4,7 @@
 // (Run::train's `after_update`) or while no lane runs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -23,14 +24,18 @@ inline constexpr const char* second_moment_name = "optimizer.exp_avg_sq";
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, optimiser steps, seed
 
+inline constexpr std::int64_t curve_columns = 3;                      // success, env_steps, chunk_steps
+
+/// The tensor of that name, of exactly `count` elements.
 template <class Value>
-void read_tensor(const io::SafetensorsFile& file, const std::string& name, std::span<Value> into) {
-  const std::span<const Value> from = file.span<Value>(name);
-  if (from.size() != into.size())
+std::span<const Value> find_tensor(const io::SafetensorsFile& file, const std::string& name,
+                                   std::size_t count) {
+  const std::span<const Value> found = file.span<Value>(name);
+  if (found.size() != count)
     throw ConfigError("'" + file.path().string() + "': tensor " + name + " has " +
-                      std::to_string(from.size()) + " elements, this pipeline needs " +
-                      std::to_string(into.size()) + ": use the settings the checkpoint was made with");
-  std::copy(from.begin(), from.end(), into.begin());
+                      std::to_string(found.size()) + " elements, this pipeline needs " +
+                      std::to_string(count) + ": use the settings the checkpoint was made with");
+  return found;
 }
 }  // namespace detail
 
@@ -55,56 +60,65 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
                                                           std::span<const float>(state.second_moment)));
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {3}, std::span<const std::int64_t>(counters)));
-  std::vector<double> curve;  // a row per batch: success, env_steps since the start
+  std::vector<double> curve;  // a row per batch
   for (std::int64_t batch = 0; batch < run.next_batch(); ++batch) {
     const Iteration& iteration = run.history()[static_cast<std::size_t>(batch)];
     curve.insert(curve.end(),
-                 {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps)});
+                 {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps),
+                  static_cast<double>(iteration.counts.chunk_steps)});
   }
-  checkpoint.tensors.push_back(
-      io::tensor_to_write<double>(detail::curve_name, {run.next_batch(), 2}, std::span<const double>(curve)));
+  checkpoint.tensors.push_back(io::tensor_to_write<double>(
+      detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
   checkpoint.metadata["config"] = to_json(run.config()).dump();
   return folder.save(run.next_batch(), checkpoint);
 }
 
-/// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then
-/// leaves the model's remaining tensors as they were.
+/// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then leaves
+/// the model as it was.
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file) {
-  for (const NamedTensor& tensor : model.tensors()) {
-    const std::string name = "model." + tensor.name;
-    const io::TensorView view = file.tensor(name);
-    if (!std::equal(view.shape.begin(), view.shape.end(), tensor.shape.begin(), tensor.shape.end()))
-      throw ConfigError("'" + file.path().string() + "': tensor " + name +
-                        " has another shape than this model: use the settings the checkpoint was made with");
-    detail::read_tensor(file, name,
-                        model.parameters().subspan(static_cast<std::size_t>(tensor.offset), view.elements()));
+  for (const bool copies : {false, true}) {  // everything is checked before anything changes
+    for (const NamedTensor& tensor : model.tensors()) {
+      const std::string name = "model." + tensor.name;
+      const io::TensorView view = file.tensor(name);
+      if (!std::equal(view.shape.begin(), view.shape.end(), tensor.shape.begin(), tensor.shape.end()))
+        throw ConfigError("'" + file.path().string() + "': tensor " + name +
+                          " has another shape than this model: use the settings the checkpoint was made with");
+      const std::span<const float> from = file.span<float>(name);
+      if (copies) std::copy(from.begin(), from.end(), model.parameters().begin() + tensor.offset);
+    }
   }
 }
 
-/// Everything: the run continues with the batch after the checkpoint's last.
+/// Everything: the run continues with the batch after the checkpoint's last. Throws as load_weights does, and
+/// then leaves the run as it was.
 template <class Run>
 void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
-  std::vector<std::int64_t> counters(3);
-  detail::read_tensor<std::int64_t>(file, detail::counters_name, counters);
+  const auto counters = detail::find_tensor<std::int64_t>(file, detail::counters_name, 3);
   if (counters[2] != run.config().run.seed)
     throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[2]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
-  load_weights(run.model(), file);
-  AdamWState& state = run.weights().state();
-  detail::read_tensor(file, detail::first_moment_name, state.first_moment);
-  detail::read_tensor(file, detail::second_moment_name, state.second_moment);
-  state.step = counters[1];
   const std::span<const double> curve = file.span<double>(detail::curve_name);
-  if (counters[0] < 0 || curve.size() != 2 * static_cast<std::size_t>(counters[0]))
+  const auto columns = static_cast<std::size_t>(detail::curve_columns);
+  if (counters[0] < 0 || counters[1] < 0 || curve.size() % columns != 0 ||
+      curve.size() / columns != static_cast<std::size_t>(counters[0]))
     throw FormatError("'" + file.path().string() + "': tensor run.curve does not have a row for each of " +
                       std::to_string(counters[0]) + " batches");
+  AdamWState& state = run.weights().state();
+  const auto first = detail::find_tensor<float>(file, detail::first_moment_name, state.first_moment.size());
+  const auto second =
+      detail::find_tensor<float>(file, detail::second_moment_name, state.second_moment.size());
+  load_weights(run.model(), file);
+  std::copy(first.begin(), first.end(), state.first_moment.begin());
+  std::copy(second.begin(), second.end(), state.second_moment.begin());
+  state.step = counters[1];
   std::vector<Iteration> history(static_cast<std::size_t>(counters[0]));
   for (std::size_t batch = 0; batch < history.size(); ++batch) {
     history[batch].batch = static_cast<std::int64_t>(batch);
-    history[batch].update.success_rate = curve[2 * batch];
-    history[batch].counts.env_steps = static_cast<std::int64_t>(curve[2 * batch + 1]);
+    history[batch].update.success_rate = curve[columns * batch];
+    history[batch].counts = {static_cast<std::int64_t>(curve[columns * batch + 1]),
+                             static_cast<std::int64_t>(curve[columns * batch + 2])};
   }
   run.continue_from(counters[0], std::move(history));
 }

@@ -122,7 +122,9 @@ inline void draw_success(const std::filesystem::path& path, const std::string& t
   io::write_line_chart(path, chart);
 }
 
-inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteration) {
+/// `earlier_steps`: of the runs that this one continues.
+inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteration,
+                        std::int64_t earlier_steps) {
   const UpdateStats& update = iteration.update;
   const std::int64_t step = iteration.batch + 1;
   const auto put = [&](const char* tag, double value) {
@@ -142,7 +144,8 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
   put("train/gradient_norm", update.gradient_norm);
   put("train/rows", static_cast<double>(update.rows));
   if (iteration.elapsed_s > 0)
-    put("time/env_steps_per_s", static_cast<double>(iteration.counts.env_steps) / iteration.elapsed_s);
+    put("time/env_steps_per_s",
+        static_cast<double>(iteration.counts.env_steps - earlier_steps) / iteration.elapsed_s);
 }
 
 /// The checkpoint that `path` means: a file, or a run's folder, whose newest sound one is taken.
@@ -213,9 +216,10 @@ ExperimentResult run_experiment(const Config<P>& config) {
   io::TensorBoardWriter events(folder.events);
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
   ProgressLine progress(config.run.iterations, config.run.quiet);
+  const std::int64_t earlier_steps = run->worker().counts().env_steps;
   result.report = run->train(
       [&](const Iteration& iteration) {
-        detail::log_scalars(events, iteration);
+        detail::log_scalars(events, iteration, earlier_steps);
         progress.show(iteration, run->trace());
       },
       [&](std::int64_t batch) {

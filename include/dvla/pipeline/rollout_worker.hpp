@@ -81,6 +81,8 @@ class RolloutWorker {
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
   const RolloutCounts& counts() const { return counts_; }
+  /// A resumed run counts on from where its checkpoint stood.
+  void count_from(const RolloutCounts& counts) { counts_ = counts; }
 
   /// Fills both records with batch number `batch`. Returns the oldest weight version that decided in it.
   std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch) {

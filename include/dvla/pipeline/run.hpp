@@ -22,9 +22,10 @@
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/self_test.hpp"
+#include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/config.hpp"
-#include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/warm_start.hpp"
 #include "dvla/schedule/runner.hpp"
 #include "dvla/trace/recorder.hpp"
@@ -59,7 +60,24 @@ struct RunReport {
   }
 };
 
-template <class P, class Trace = trace::Recorder>
+namespace detail {
+/// While it lives, the model's tensors come from the model pool, if its tensor library can be told so: a model's
+/// machinery names what does it as `tensor_pool` (TinyVLA: TorchAllocator).
+template <class Model>
+struct TensorPool {
+  template <class Pool>
+  explicit TensorPool(Pool&) {}
+};
+template <class Model>
+  requires requires { typename Model::tensor_pool; }
+struct TensorPool<Model> : Model::tensor_pool {
+  using Model::tensor_pool::tensor_pool;
+};
+}  // namespace detail
+
+/// `Buildable` is not for callers: where a policy's machinery is missing, the one error that says so stands in
+/// buildable<P>(), and the form below keeps others from following it.
+template <class P, class Trace = trace::Recorder, bool Buildable = buildable<P>()>
 class Run {
  public:
   using pipeline = P;
@@ -72,15 +90,12 @@ class Run {
   using Memory = machinery_t<typename P::memory, P>;
   using Schedule = machinery_t<typename P::schedule, P>;
   using Decision = typename Model::Decision;
-  static_assert(EnvironmentMachinery<Environment>,
-                "dvla: the environment's machinery lacks a member that environment/concept.hpp asks for");
-  static_assert(ModelMachinery<Model>,
-                "dvla: the model's machinery lacks a member that model/concept.hpp asks for");
 
   /// Builds everything; throws ConfigError before anything starts if a value is wrong or parts do not fit.
   explicit Run(const Config<P>& config)
       : config_(checked(config)),
         memory_(config_.memory),
+        tensors_(memory_.model()),
         environment_(config_.environment, memory_.environment()),
         model_(config_.model, inputs(), weight_seed()),
         weights_(model_, memory_.model()),
@@ -182,6 +197,7 @@ class Run {
   void continue_from(std::int64_t batch, std::vector<Iteration> history) {
     next_batch_ = batch;
     history_ = std::move(history);
+    worker_.count_from(history_.empty() ? RolloutCounts{} : history_.back().counts);
   }
 
  private:
@@ -305,6 +321,7 @@ class Run {
   Config<P> config_;
   Trace trace_;
   Memory memory_;
+  detail::TensorPool<Model> tensors_;
   Environment environment_;
   Model model_;
   Weights weights_;
@@ -314,6 +331,19 @@ class Run {
   Control control_;
   std::vector<Iteration> history_;
   std::int64_t next_batch_ = 0;
+};
+
+/// What stands in for a run that cannot be built; none of it is defined.
+template <class P, class Trace>
+class Run<P, Trace, false> {
+ public:
+  using pipeline = P;
+  explicit Run(const Config<P>&);
+  WarmStartResult warm_start();
+  double self_test();
+  double evaluate(std::int64_t, Decoding = Decoding::mode);
+  RunReport train(std::function<void(const Iteration&)> = {}, std::function<void(std::int64_t)> = {},
+                  const stop_flag* = nullptr);
 };
 
 }  // namespace dvla

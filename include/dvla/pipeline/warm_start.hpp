@@ -27,7 +27,7 @@ struct WarmStartOptions {
   double noise = 0.3;                ///< standard deviation of the noise on the expert's actions
   double target = 0.3;               ///< stop at this sampled success rate
   std::int64_t most_steps = 400;     ///< upper bound of optimiser steps
-  std::int64_t check_every = 10;     ///< optimiser steps between success checks
+  std::int64_t check_every = 5;      ///< optimiser steps between success checks
   std::int64_t batch = 128;          ///< demonstrated decisions an optimiser step
   double learning_rate = 1e-3;
 };

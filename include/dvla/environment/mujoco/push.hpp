@@ -86,13 +86,13 @@ struct Push {
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
   Goal reset(const mjModel&, mjData& data, SplitMix64& random) const {
-    data.qpos[0] = random.uniform(-0.08, 0.08);
+    data.qpos[0] = random.uniform(-0.06, 0.06);
     data.qpos[1] = random.uniform(-0.17, -0.13);
-    data.qpos[2] = random.uniform(-0.04, 0.04);
+    data.qpos[2] = random.uniform(-0.025, 0.025);
     data.qpos[3] = random.uniform(-0.06, -0.02);
     data.qpos[4] = random.uniform(-0.15, 0.15);
-    const mjtNum left[2] = {random.uniform(-0.12, -0.06), random.uniform(0.05, 0.11)};
-    const mjtNum right[2] = {random.uniform(0.06, 0.12), random.uniform(0.05, 0.11)};
+    const mjtNum left[2] = {random.uniform(-0.09, -0.05), random.uniform(0.05, 0.1)};
+    const mjtNum right[2] = {random.uniform(0.05, 0.09), random.uniform(0.05, 0.1)};
     const bool red_left = random.below(2) == 0;
     const std::int32_t instruction = static_cast<std::int32_t>(random.below(instructions.size()));
     place(data, red_, red_left ? left : right);
