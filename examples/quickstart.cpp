@@ -6,7 +6,7 @@
 // sometimes, then trains with GRPO on sparse success under the four-lane swimlane schedule, and leaves everything in
 // runs/push: curves, animations, trace, report and a checkpoint that examples/evaluate loads.
 //
-//   build/release/examples/quickstart --iterations 150 --group 8 --overwrite true
+//   build/release/examples/quickstart --iterations 100 --group 16 --overwrite true
 #include <dvla/dvla.hpp>
 
 #include <dvla/control_plane/in_process.hpp>
@@ -24,5 +24,12 @@ using Quickstart = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::
 int main(int argc, char** argv) {
   dvla::Config<Quickstart> defaults;
   defaults.run.name = "push";
+  defaults.run.iterations = 200;
+  defaults.run.demonstrations = 64;
+  defaults.run.demonstration_noise = 0.2;
+  defaults.environment.environments = 256;
+  defaults.algorithm.learning_rate = 6e-4;
+  defaults.algorithm.filter_lower = 0.01;  // groups that always fail or always succeed teach nothing
+  defaults.algorithm.filter_upper = 0.99;
   return dvla::experiment_main<Quickstart>(argc, argv, defaults);
 }
