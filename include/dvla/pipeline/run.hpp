@@ -281,8 +281,11 @@ class Run {
     RolloutOptions options;
     options.seed = static_cast<std::uint64_t>(config_.run.seed);
     options.chunk = config_.model.chunk;
-    options.group = config_.algorithm.group;
-    options.rollout_epochs = config_.algorithm.rollout_epochs;
+    // An algorithm without groups, or without several passes a batch, need not have knobs for them.
+    options.group = 1;
+    if constexpr (requires { config_.algorithm.group; }) options.group = config_.algorithm.group;
+    if constexpr (requires { config_.algorithm.rollout_epochs; })
+      options.rollout_epochs = config_.algorithm.rollout_epochs;
     options.threads = sampling_threads();
     options.stages = config_.schedule.sampling_stages;
     options.deadline = deadline();
