@@ -55,7 +55,7 @@ class LeaveOneOut {
   dvla::UpdateStats update(Model& model, Weights& weights, const dvla::Transition& transition,
                            const typename Model::Decision& decision, std::int64_t batch,
                            BeforeStep before_step, Trace& trace) {
-    const auto [T, B, C] = extents_;
+    const std::size_t T = extents_.decisions, B = extents_.episodes;
     dvla::loss_mask(extents_, dvla::RewardLevel::chunk, transition.done.span(), mask_);
     dvla::episode_returns(extents_, transition.reward.span(), transition.done.span(), return_B_);
 
