@@ -71,32 +71,27 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   return json;
 }
 
-/// Six episodes side by side, one frame a control step; the last frame is held.
+/// Three episodes side by side, one frame a control step; the last frame is held.
 template <class Run>
 void film(Run& run, const std::filesystem::path& path) {
   if constexpr (HasRender<typename Run::Environment>) {
-    constexpr int side = 160, columns = 3, lines = 2, held = 8;
-    constexpr std::size_t frame_bytes = std::size_t{side * columns} * side * lines * 3;
-    const std::int64_t shown = std::min<std::int64_t>(columns * lines, run.environment().size());
-    std::vector<std::uint8_t> tile(std::size_t{side} * side * 3), frames;
+    constexpr int side = 240, columns = 3, held = 8;
+    constexpr std::size_t line_bytes = side * 3, frame_bytes = line_bytes * side * columns;
+    const std::int64_t shown = std::min<std::int64_t>(columns, run.environment().size());
+    std::vector<std::uint8_t> tile(line_bytes * side), frames;
     run.watch([&](std::int64_t) {
-      const std::size_t base = frames.size();
-      frames.resize(base + frame_bytes);
-      for (std::int64_t i = 0; i < shown; ++i) {
-        run.environment().render(i, side, side, tile);
+      std::size_t at = frames.size();
+      frames.resize(at + frame_bytes);
+      for (std::int64_t column = 0; column < shown; ++column, at += line_bytes) {
+        run.environment().render(column, side, side, tile);
         for (std::size_t y = 0; y < side; ++y)
-          std::copy_n(
-              tile.begin() + static_cast<std::ptrdiff_t>(y * side * 3), side * 3,
-              frames.begin() + static_cast<std::ptrdiff_t>(
-                                   base + (((static_cast<std::size_t>(i) / columns) * side + y) * columns +
-                                           static_cast<std::size_t>(i) % columns) *
-                                              side * 3));
+          std::copy_n(&tile[y * line_bytes], line_bytes, &frames[at + y * line_bytes * columns]);
       }
     });
     const std::vector<std::uint8_t> last(frames.end() - static_cast<std::ptrdiff_t>(frame_bytes),
                                          frames.end());
     for (int i = 0; i < held; ++i) frames.insert(frames.end(), last.begin(), last.end());
-    io::write_gif(path, {frames, static_cast<int>(frames.size() / frame_bytes), side * lines, side * columns},
+    io::write_gif(path, {frames, static_cast<int>(frames.size() / frame_bytes), side, side * columns},
                   {.delay_centiseconds = 10});
   }
 }

@@ -50,7 +50,7 @@ struct Push {
   </asset>
   <worldbody>
     <light pos="-.3 -.3 1.2" dir=".25 .25 -1" diffuse=".5 .5 .5" specular=".2 .2 .2" castshadow="true"/>
-    <camera name="top" pos="0 -.36 .72" xyaxes="1 0 0 0 .906 .423" fovy="40"/>
+    <camera name="top" pos="0 -.36 .66" xyaxes="1 0 0 0 .894 .448" fovy="36"/>
     <geom name="table" type="box" size=".34 .34 .02" pos="0 0 -.02" material="wood" contype="0" conaffinity="0"/>
     <body name="red" mocap="true">
       <geom type="cylinder" size=".04 .001" material="red" contype="0" conaffinity="0"/>
