@@ -206,7 +206,7 @@ ExperimentResult run_experiment(const Config<P>& config) {
   }
   if (config.run.evaluation_episodes > 0)
     result.success_before = run->evaluate(config.run.evaluation_episodes);
-  if (!continues) detail::film(*run, folder.before_gif);
+  if (config.run.animation && !continues) detail::film(*run, folder.before_gif);
 
   io::TensorBoardWriter events(folder.events);
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
@@ -230,7 +230,7 @@ ExperimentResult run_experiment(const Config<P>& config) {
     events.scalar("evaluation/success", run->next_batch(), static_cast<float>(result.success_rate));
   }
   events.close();
-  detail::film(*run, folder.after_gif);
+  if (config.run.animation) detail::film(*run, folder.after_gif);
   detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
   if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
   nlohmann::json json = detail::report_json(result);
@@ -260,8 +260,8 @@ template <class P>
 int experiment_main(int argc, char** argv, const Config<P>& defaults = {}) {
   try {
     const auto config = parse_command_line<P>(argc, argv, defaults);
-    if (!config) return 0;  // --help and --print-config have answered
-    run_experiment<P>(*config);
+    if (!config) return 0;                                     // --help and --print-config have answered
+    if constexpr (buildable<P>()) run_experiment<P>(*config);  // else that error is enough
     return 0;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << std::endl;

@@ -17,14 +17,14 @@ struct RunKnobs {
   int iterations = 150;      ///< batches trained on
   int checkpoint_every = 0;  ///< iterations; 0 = at the end only
   int keep_checkpoints = 2;
-  int evaluation_episodes = 256;     ///< on fresh seeds; 0 = none
-  int evaluation_every = 0;          ///< iterations; 0 = at the end only
+  int evaluation_episodes = 256;     ///< before and after training, on fresh seeds; 0 = none
   int demonstrations = 32;           ///< scripted-expert episodes to clone; 0 = no warm start
   double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
   double imitation_target = 0.3;     ///< cloning stops at this success rate
   int imitation_steps = 400;         ///< or after this many steps
   std::string resume;                ///< checkpoint to continue from; empty = start anew
   bool trace = true;                 ///< write trace.json
+  bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
   bool quiet = false;                ///< no progress bar
   bool overwrite = false;            ///< an existing folder/name may be replaced
 };
@@ -38,13 +38,13 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
     {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
     {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
-    {"evaluation_every", "iterations between evaluations; 0 = at the end only", 0, 1e9},
     {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
     {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
     {"imitation_target", "success rate at which cloning stops", 0, 1},
     {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
     {"resume", "checkpoint to continue from; empty = start anew"},
     {"trace", "write trace.json"},
+    {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
     {"quiet", "no progress bar"},
     {"overwrite", "replace an existing run of this name"},
 });
@@ -61,5 +61,5 @@ inline void check(const RunKnobs& knobs) {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
-                        evaluation_episodes, evaluation_every, demonstrations, demonstration_noise,
-                        imitation_target, imitation_steps, resume, trace, quiet, overwrite);
+                        evaluation_episodes, demonstrations, demonstration_noise, imitation_target,
+                        imitation_steps, resume, trace, animation, quiet, overwrite);
