@@ -80,14 +80,14 @@ inline constexpr auto dvla::knob_docs<TwinKnobs> = std::to_array<dvla::KnobDoc>(
 
 TEST_CASE("flags set knobs of any slot, by name, dashed or not, with or without =") {
   const auto config =
-      parse({"--group", "4", "--learning-rate=1e-4", "--evaluation_every", "5", "--quiet", "--name", "a",
+      parse({"--group", "4", "--learning-rate=1e-4", "--checkpoint_every", "5", "--quiet", "--name", "a",
              "--log-prob-level", "chunk", "--trace", "false", "--seed", "77", "--algorithm.epochs", "3"});
   REQUIRE(config);
   CHECK(config->algorithm.group == 4);
   CHECK(config->algorithm.learning_rate == 1e-4);
   CHECK(config->algorithm.epochs == 3);
   CHECK(config->algorithm.log_prob_level == LogProbLevel::chunk);
-  CHECK(config->run.evaluation_every == 5);
+  CHECK(config->run.checkpoint_every == 5);
   CHECK(config->run.quiet);
   CHECK_FALSE(config->run.trace);
   CHECK(config->run.name == "a");
