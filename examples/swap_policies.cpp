@@ -41,8 +41,9 @@ void train(const char* title) {
   config.model.width = 64;
   config.model.blocks = 1;
   config.algorithm.learning_rate = 1e-4;
-  config.run.demonstrations = 32;
-  config.run.imitation_steps = 40;
+  config.schedule.sampling_threads = config.schedule.training_threads = 1;
+  config.run.demonstrations = 16;
+  config.run.imitation_steps = 10;
   config.run.iterations = 3;
   dvla::Run<P> run(config);
   const double ratio = run.self_test();
