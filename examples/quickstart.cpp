@@ -1,7 +1,7 @@
 // dvla-example: torch mujoco io
 // Quickstart: a small vision-language-action model learns to push a cube to the target that its instruction names.
 //
-// A pipeline is nine policies, composed at compile time; the four named here decide, the other five have defaults
+// A pipeline is nine policies, composed at compile time; three are named here, the other six have defaults
 // that `--help` and the first lines of output show. The program clones a noisy scripted expert until it succeeds
 // sometimes, then trains with GRPO on sparse success under the four-lane swimlane schedule, and leaves everything in
 // runs/push: curves, animations, trace, report and a checkpoint that examples/evaluate loads.
