@@ -1,4 +1,4 @@
-// dvla-bench: mujoco
+// dvla-bench: mujoco smoke=--benchmark_filter=Push,--benchmark_min_time=0.001
 // MujocoBatch (reset, action, physics, success, reward, done, observation) against the plainest loop over
 // mj_step that does the same physics on the same number of threads: each row's saved initial state is put
 // back, the same controls are written, mj_step is called. The two take turns within one benchmark, so that

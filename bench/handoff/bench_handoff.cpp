@@ -1,4 +1,4 @@
-// dvla-bench:
+// dvla-bench: smoke=5,500,--benchmark_min_time=0.001
 // What a hand-over costs. First table: one iteration of four lanes with empty stages (threads, mailboxes,
 // flow graph, credit, staleness check) against four std::counting_semaphore hand-overs around four threads,
 // interleaved. Aim: at most 2. Then the parts alone, by Google Benchmark, each beside its plainest
@@ -81,8 +81,7 @@ double swim(int rounds, int staleness, Recorder& recorder) {
   return seconds_since(start) / rounds;
 }
 
-void ratios(int rounds) {
-  constexpr int turns = 20000;
+void ratios(int rounds, int turns) {
   using standard = std::counting_semaphore<>;
   static dvla::trace::Off off;
   static dvla::trace::Recorder recorder;
@@ -208,6 +207,6 @@ BENCHMARK(start_and_join_four_threads)->UseRealTime();
 int main(int argc, char** argv) {
   bench::print_header(argc, argv);
   benchmark::Initialize(&argc, argv);
-  ratios(argc > 1 ? std::max(5, std::atoi(argv[1])) : 7);
+  ratios(argc > 1 ? std::max(5, std::atoi(argv[1])) : 7, argc > 2 ? std::max(1, std::atoi(argv[2])) : 20000);
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -1,4 +1,4 @@
-// dvla-bench: torch program
+// dvla-bench: torch smoke=--smoke
 // TinyVLA at its default size on one thread, at the quickstart's batch sizes: drawing actions for 128 rows,
 // and a micro-batch step (forward and backward) of 256 rows; each against the plainest hand-written torch
 // code for the same network and the same weights: one masked sequence per row, torch's own log_softmax and

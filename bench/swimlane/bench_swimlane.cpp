@@ -1,4 +1,4 @@
-// dvla-bench:
+// dvla-bench: smoke=5,2,100
 // Synchronous against Swimlane with simulated stages: `wait` (a stage waits on the clock, as for a GPU or a
 // network) and `busy` (a stage burns its core). Rollout to actor time of 1:1, 1:2, 3:1, and 1:1 jittered by
 // +-50 %. Printed: speed-up over Synchronous in the same round, and the achieved share of the ideal (R + A +
