@@ -24,7 +24,7 @@ inline constexpr const char* second_moment_name = "optimizer.exp_avg_sq";
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, optimiser steps, seed
 
-inline constexpr std::int64_t curve_columns = 3;                      // success, env_steps, chunk_steps
+inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
 
 /// The tensor of that name, of exactly `count` elements.
 template <class Value>
@@ -63,9 +63,8 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   std::vector<double> curve;  // a row per batch
   for (std::int64_t batch = 0; batch < run.next_batch(); ++batch) {
     const Iteration& iteration = run.history()[static_cast<std::size_t>(batch)];
-    curve.insert(curve.end(),
-                 {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps),
-                  static_cast<double>(iteration.counts.chunk_steps)});
+    curve.insert(curve.end(), {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps),
+                               static_cast<double>(iteration.counts.chunk_steps)});
   }
   checkpoint.tensors.push_back(io::tensor_to_write<double>(
       detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
@@ -74,8 +73,8 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   return folder.save(run.next_batch(), checkpoint);
 }
 
-/// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then leaves
-/// the model as it was.
+/// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then
+/// leaves the model as it was.
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file) {
   for (const bool copies : {false, true}) {  // everything is checked before anything changes
@@ -83,8 +82,9 @@ void load_weights(Model& model, const io::SafetensorsFile& file) {
       const std::string name = "model." + tensor.name;
       const io::TensorView view = file.tensor(name);
       if (!std::equal(view.shape.begin(), view.shape.end(), tensor.shape.begin(), tensor.shape.end()))
-        throw ConfigError("'" + file.path().string() + "': tensor " + name +
-                          " has another shape than this model: use the settings the checkpoint was made with");
+        throw ConfigError(
+            "'" + file.path().string() + "': tensor " + name +
+            " has another shape than this model: use the settings the checkpoint was made with");
       const std::span<const float> from = file.span<float>(name);
       if (copies) std::copy(from.begin(), from.end(), model.parameters().begin() + tensor.offset);
     }
@@ -99,10 +99,11 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   if (counters[2] != run.config().run.seed)
     throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[2]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
+  if (counters[0] < 0 || counters[1] < 0)
+    throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
   const std::span<const double> curve = file.span<double>(detail::curve_name);
   const auto columns = static_cast<std::size_t>(detail::curve_columns);
-  if (counters[0] < 0 || counters[1] < 0 || curve.size() % columns != 0 ||
-      curve.size() / columns != static_cast<std::size_t>(counters[0]))
+  if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))
     throw FormatError("'" + file.path().string() + "': tensor run.curve does not have a row for each of " +
                       std::to_string(counters[0]) + " batches");
   AdamWState& state = run.weights().state();

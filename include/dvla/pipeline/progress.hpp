@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -30,6 +31,10 @@ class ProgressLine {
     }
     const std::int64_t tenth = std::max<std::int64_t>(iterations_ / 10, 1);
     if (!terminal_ && done % tenth != 0 && done != iterations_) return;
+    // Reading the trace takes a core for a while, which the lanes want: at most a few times a second.
+    const auto now = std::chrono::steady_clock::now();
+    if (terminal_ && done != iterations_ && now - drawn_ < std::chrono::milliseconds(250)) return;
+    drawn_ = now;
     // Overlap of the last `window` batches, from the trace; env_steps/s since the first batch seen.
     auto spans = trace.spans();
     std::erase_if(spans,
@@ -65,6 +70,7 @@ class ProgressLine {
   bool terminal_;
   std::int64_t first_ = -1, env_steps_ = 0;
   double elapsed_ = 0;
+  std::chrono::steady_clock::time_point drawn_{};
 };
 
 }  // namespace dvla

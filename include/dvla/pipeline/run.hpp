@@ -4,6 +4,7 @@
 // and a progress bar, and checkpoint.hpp for saving and resuming.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -19,6 +20,7 @@
 #include "dvla/core/streams.hpp"
 #include "dvla/data_plane/in_process.hpp"
 #include "dvla/handoff/credit.hpp"
+#include "dvla/handoff/semaphore.hpp"
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/self_test.hpp"
@@ -61,22 +63,22 @@ struct RunReport {
 };
 
 namespace detail {
-/// While it lives, the model's tensors come from the model pool, if its tensor library can be told so: a model's
-/// machinery names what does it as `tensor_pool` (TinyVLA: TorchAllocator).
+/// While it lives, the model's tensors come from the model pool, if its tensor library can be told so: a
+/// model's machinery names what does it as `tensor_pool` (TinyVLA: TorchAllocator).
 template <class Model>
 struct TensorPool {
   template <class Pool>
   explicit TensorPool(Pool&) {}
 };
 template <class Model>
-  requires requires { typename Model::tensor_pool; }
+requires requires { typename Model::tensor_pool; }
 struct TensorPool<Model> : Model::tensor_pool {
   using Model::tensor_pool::tensor_pool;
 };
 }  // namespace detail
 
-/// `Buildable` is not for callers: where a policy's machinery is missing, the one error that says so stands in
-/// buildable<P>(), and the form below keeps others from following it.
+/// `Buildable` is not for callers: where a policy's machinery is missing, the one error that says so stands
+/// in buildable<P>(), and the form below keeps others from following it.
 template <class P, class Trace = trace::Recorder, bool Buildable = buildable<P>()>
 class Run {
  public:
@@ -131,7 +133,8 @@ class Run {
     worker_.probe(*transition, *decision);
     std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_.size()));
     std::iota(rows.begin(), rows.end(), std::int64_t{0});
-    return check_ratio(model_, cut_record(transition->observation, [](auto field) { return field.at(0); }), *decision, rows);
+    return check_ratio(model_, cut_record(transition->observation, [](auto field) { return field.at(0); }),
+                       *decision, rows);
   }
 
   /// Success over fresh episodes that training never sees.
@@ -210,13 +213,15 @@ class Run {
     /// Held by the weights while they have not been packed: an update reads them, but may not change them
     /// yet.
     credit<0> packed{0};
+    /// Weights could not be installed, so the sampler may have lost those that it was admitted with: it waits
+    /// for the reception lane's own error, which is the one to report.
+    std::atomic<bool> lost{false};
+    timed_semaphore ended{0};
 
     double elapsed() const {
       return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
-    Iteration& iteration(const Token& token) {
-      return run.history_[static_cast<std::size_t>(token.batch)];
-    }
+    Iteration& iteration(const Token& token) { return run.history_[static_cast<std::size_t>(token.batch)]; }
 
     void enter(lane_kind kind) noexcept {
       if (kind == lane_kind::sampling) Model::use_threads(run.sampling_threads());
@@ -226,6 +231,10 @@ class Run {
     void sample(Token& token) {
       Trajectory<Decision>& trajectory = run.data_.produce(token);
       token.version = run.worker_.rollout(trajectory.transition, trajectory.decision, token.batch);
+      if (lost.load(std::memory_order_acquire)) {
+        ended.acquire_for(run.deadline());
+        throw Error("sampling stops: the weights that it waited for could not be installed");
+      }
       iteration(token).batch = token.batch;
       iteration(token).staleness = token.batch - token.version;
       iteration(token).counts = run.worker_.counts();
@@ -256,12 +265,15 @@ class Run {
       auto span = run.trace_.span("publish", token.batch);
       run.control_.publish(token.version);
     }
-    void receive(Token& token) { run.receive(token.version); }
+    void receive(Token& token) { run.receive(token.version, lost); }
     void observe(const Token& token) {
       if (on_iteration) on_iteration(iteration(token));
     }
-    /// Another lane failed: nobody will pack any more.
-    void cancel() noexcept { packed.cancel(); }
+    /// A lane failed: nobody will pack any more.
+    void cancel() noexcept {
+      packed.cancel();
+      ended.cancel();
+    }
   };
 
   static Config<P> checked(const Config<P>& config) {
@@ -313,11 +325,16 @@ class Run {
     worker_.models().fill(copy);
     worker_.models().try_swap();
   }
-  void receive(std::int64_t version) {
+  void receive(std::int64_t version, std::atomic<bool>& lost) {
     auto span = trace_.span("install", version - 1);
     worker_.models().fill([&](VersionedModel<Model>& back) {
-      back.version = control_.receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
-                                      version, deadline());
+      try {
+        back.version = control_.receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
+                                        version, deadline());
+      } catch (...) {
+        lost.store(true, std::memory_order_release);
+        throw;
+      }
     });
   }
 
