@@ -36,10 +36,10 @@ CASES = {  # name: (source, budget in CPU seconds above the empty file)
     "describe": (pipelines(1) + "const auto text = P0::describe();\n", 0.75),
     "table": (pipelines(1) + "const auto table = P0::table();\n", 0.9),
     "validate.hpp": (pipelines(1) + "#include <dvla/pipeline/validate.hpp>\nvoid f() { dvla::validate(config0); }\n", 1.3),
-    "command_line.hpp": (FRONT, 2.5),
+    "command_line.hpp": (FRONT, 4.0),
     "a command line": (FRONT + "template std::optional<dvla::Config<dvla::Pipeline<dvla::Toy, dvla::GRPO>>> "
                        "dvla::parse_command_line(int, const char* const*, "
-                       "dvla::Config<dvla::Pipeline<dvla::Toy, dvla::GRPO>>, std::ostream&);\n", 3.5),
+                       "dvla::Config<dvla::Pipeline<dvla::Toy, dvla::GRPO>>, std::ostream&);\n", 4.5),
 }
 
 

@@ -99,6 +99,10 @@ TEST_CASE("the last of several flags counts, and flags override the file whereve
   const auto config = parse({"--group", "2", "--config", file.path, "--group", "4"});
   CHECK(config->algorithm.group == 4);
   CHECK(config->algorithm.epochs == 9);
+  const TemporaryFile second("dvla_command_line_2.toml", "[algorithm]\nepochs = 8\n");
+  const auto both = parse({"--config", file.path, "--config", second.path});
+  CHECK(both->algorithm.group == 16);
+  CHECK(both->algorithm.epochs == 8);
   Config<P> defaults;
   defaults.algorithm.epochs = 5;
   defaults.run.name = "push";
@@ -140,6 +144,26 @@ TEST_CASE("mistakes on the command line are one line with field, value and range
   CHECK(complaint({"--config", "/"}) == "--config: '/' is a folder; name a TOML file");
 }
 
+TEST_CASE("values may be empty or begin with a dash; a flag is never taken for a value") {
+  const auto config =
+      parse({"--name", "-x", "--quiet=false", "--quiet", "--algorithm.log-prob_level", "chunk"});
+  CHECK(config->run.name == "-x");
+  CHECK(config->run.quiet);
+  CHECK(config->algorithm.log_prob_level == LogProbLevel::chunk);
+  CHECK(parse({"--name=--x=_"})->run.name == "--x=_");
+  CHECK(parse({"--name=[a,b]"})->run.name == "[a,b]");
+  CHECK(parse({"--resume", "x", "--resume=", "--quiet"})->run.resume.empty());
+  CHECK(complaint({"--quiet="}).find("--quiet: run.quiet is ''") == 0);
+  CHECK(complaint({"--name", "--quiet"}) == "--name needs a value");
+  CHECK(complaint({"--config", "--group", "4"}).find("--config needs a value (a TOML") == 0);
+  CHECK(complaint({"--algorithm.group"}) == "--group needs a value in [2, 4096]");
+  CHECK(complaint({"--print_config=1"}) == "--print-config takes no value");
+  CHECK(complaint({"-x"}).find("'-x' on the command line belongs to no flag") == 0);
+  std::ostringstream help;
+  CHECK_FALSE(parse({"--group", "1", "-h"}, help));
+  CHECK(help.str().find("Usage: program ") == 0);
+}
+
 TEST_CASE("a knob name that two sections share, or that is reserved, takes its section in front") {
   CHECK(complaint<Twins>({"--group", "4"}) ==
         "--group is in more than one section; write --environment.group or --algorithm.group");
@@ -160,7 +184,7 @@ TEST_CASE("help is grouped by slot, with ranges and defaults") {
   std::ostringstream help;
   CHECK_FALSE(parse({"--help", "--group", "not looked at"}, help));
   for (const char* expected :
-       {"usage: program ", "\nenvironment: MuJoCo<Push>\n", "\nalgorithm: GRPO<", "\nrun\n", "--group INT",
+       {"Usage: program ", "\nenvironment: MuJoCo<Push>:\n", "\nalgorithm: GRPO<", "\nrun:\n", "--group INT",
         "episodes that share a reset state; in [2, 4096] (default 8)",
         "one of token, action, chunk (default \"token\")"})
     CHECK(help.str().find(expected) != std::string::npos);

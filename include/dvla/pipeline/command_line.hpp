@@ -4,19 +4,24 @@
 // field, the value and what is allowed; an unknown name says what it may have meant.
 //
 // A flag is the knob's name, `--group 8` or `--group=8`, as long as only one section has a knob of that name;
-// `--algorithm.group 8` always works. Dashes and underscores are the same. A bool may come without a value.
-// The only header that includes toml++ and nlohmann/json. No flags of one letter, no environment variables.
+// `--algorithm.group 8` always works. Dashes and underscores are the same. A bool may come without a value. A
+// value may begin with one dash; one that begins with two needs the `=`. CLI11 reads the arguments and lays
+// out --help; it knows every value as text only, which is checked here as a file's values are. The only
+// header that includes CLI11, toml++ and nlohmann/json. No environment variables.
 #pragma once
 
 #include <toml++/toml.h>
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
+#include <utility>
 
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/validate.hpp"
@@ -24,22 +29,6 @@
 namespace dvla {
 
 namespace detail {
-
-inline constexpr std::string_view own_flags[] = {"help", "config", "print_config"};
-
-/// How a knob is called on the command line, with underscores: its name, or "section.name" where another
-/// section has a knob of that name too.
-inline std::string flag_name(const KnobRef& knob, const std::vector<KnobRef>& knobs) {
-  const auto same = std::count_if(knobs.begin(), knobs.end(),
-                                  [&](const KnobRef& other) { return other.name == knob.name; });
-  const bool taken = std::find(std::begin(own_flags), std::end(own_flags), knob.name) != std::end(own_flags);
-  return same > 1 || taken ? knob.path() : std::string(knob.name);
-}
-
-inline std::string as_flag(std::string name) {
-  std::replace(name.begin(), name.end(), '_', '-');
-  return "--" + name;
-}
 
 inline std::string did_you_mean(const std::string& suggestion) {
   return suggestion.empty() ? "" : "; did you mean " + suggestion + "?";
@@ -178,77 +167,103 @@ inline void read_json(const std::vector<KnobRef>& knobs, const std::vector<std::
   }
 }
 
-/// argv without argv[0]. Returns which of --help, --print-config was asked for; empty if none.
-template <class ReadFile>
-std::string read_arguments(const std::vector<KnobRef>& knobs, std::span<const char* const> arguments,
-                           ReadFile read_file) {
-  std::vector<std::string> flags;
-  for (const KnobRef& knob : knobs) flags.push_back(as_flag(flag_name(knob, knobs)));
-  for (std::string_view own : own_flags) flags.push_back(as_flag(std::string(own)));
+/// "--" and a knob's name or path, with dashes.
+inline std::string as_flag(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return "--" + name;
+}
 
-  struct Assignment {
-    const KnobRef* knob;
-    Given given;
-    std::string source;
-  };
-  std::vector<Assignment> assignments;
-  std::vector<std::string> files;
-  std::string asked;
-  for (std::size_t i = 0; i < arguments.size(); ++i) {
-    const std::string_view argument = arguments[i];
-    if (argument == "-h") {
-      asked = "help";
-      continue;
-    }
-    if (argument.substr(0, 2) != "--" || argument.size() == 2)
-      throw ConfigError("'" + one_line(argument) +
-                        "' on the command line belongs to no flag; write --knob value (--help lists them)");
-    const std::size_t equals = argument.find('=');
-    std::string name(argument.substr(2, equals == argument.npos ? argument.npos : equals - 2));
-    std::replace(name.begin(), name.end(), '-', '_');
-    std::optional<std::string_view> value;
-    if (equals != argument.npos) value = argument.substr(equals + 1);
-    const auto next = [&](const std::string& flag, const std::string& expected) {
-      if (value) return *value;
-      if (i + 1 == arguments.size() || std::string_view(arguments[i + 1]).substr(0, 2) == "--")
-        throw ConfigError(flag + " needs a value" + (expected.empty() ? "" : " " + expected));
-      return std::string_view(arguments[++i]);
-    };
-    if (name == "help" || name == "print_config") {
-      if (value) throw ConfigError(as_flag(name) + " takes no value");
-      if (asked != "help") asked = name;
-      continue;
-    }
-    if (name == "config") {
-      files.emplace_back(next("--config", "(a TOML file, or a run's config.json)"));
-      continue;
-    }
-    std::vector<const KnobRef*> meant;
-    for (const KnobRef& knob : knobs) {
-      if (knob.path() == name || knob.name == name) meant.push_back(&knob);
-    }
-    if (meant.empty())
-      throw ConfigError(one_line(as_flag(name)) + " is not a flag" +
-                        did_you_mean(nearest(as_flag(name), flags)) + " (--help lists them)");
-    if (meant.size() > 1) {
-      std::string all;
-      for (const KnobRef* knob : meant) all += (all.empty() ? "" : " or ") + as_flag(knob->path());
-      throw ConfigError(as_flag(name) + " is in more than one section; write " + all);
-    }
-    const KnobRef& knob = *meant.front();
-    std::string_view text;
-    if (knob.kind == KnobKind::boolean && !value) {
-      const std::string_view after = i + 1 < arguments.size() ? arguments[i + 1] : "--";
-      text = after.substr(0, 2) == "--" || after == "-h" ? "true" : std::string_view(arguments[++i]);
-    } else {
-      text = next(as_flag(name), allowed(knob));
-    }
-    assignments.push_back({&knob, given_text(knob, text), as_flag(name) + ": "});
+/// --help shows the first of an option's names.
+struct HelpLayout : CLI::Formatter {
+  HelpLayout() { column_width(36); }
+  std::string make_option_name(const CLI::Option* option, bool) const override { return option->get_name(); }
+};
+
+/// Adds the program's own flags, then an option for each knob, which are returned in the order of `knobs`. An
+/// option's type name is what a missing value should have been.
+template <class Title>
+std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<KnobRef>& knobs, Title title) {
+  app.allow_extras()->formatter(std::make_shared<HelpLayout>());
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.set_help_flag("-h,--help", "print this, and stop");
+  app.add_flag("--print-config")->description("print the configuration as a TOML file, and stop");
+  app.add_option("--config")
+      ->description("a TOML file with [section]s of knobs, or a run's config.json; flags override it")
+      ->type_name("(a TOML file, or a run's config.json)")
+      ->option_text("FILE");
+  std::vector<const CLI::Option*> options;
+  for (const KnobRef& knob : knobs) {
+    const char* const kinds[] = {"BOOL", "INT", "INT", "REAL", "REAL", "TEXT", "NAME"};
+    const bool is_bool = knob.kind == KnobKind::boolean;
+    const std::string flag = as_flag(std::string(knob.name)), path = as_flag(knob.path());
+    const auto same = std::count_if(knobs.begin(), knobs.end(),
+                                    [&](const KnobRef& other) { return other.name == knob.name; });
+    const bool taken = same > 1 || app.get_option_no_throw(flag) != nullptr;
+    CLI::Option* const option = app.add_option(taken ? path : flag + "," + path);
+    option->description(std::string(knob.doc->text) +
+                        (is_bool || allowed(knob).empty() ? "" : "; " + allowed(knob)) + " (default " +
+                        knob_text(knob) + ")");
+    option->type_name(allowed(knob))->option_text(kinds[static_cast<std::size_t>(knob.kind)]);
+    option->group(title(knob.section));
+    if (is_bool) option->expected(0, 1)->default_str("true");
+    options.push_back(option);
   }
-  if (asked == "help") return asked;
-  for (const std::string& file : files) read_file(file);
-  for (const Assignment& one : assignments) assign_knob(*one.knob, one.given, one.source);
-  return asked;
+  return options;
+}
+
+[[noreturn]] inline void refuse_argument(const CLI::App& app, const std::vector<KnobRef>& knobs,
+                                         const std::string& argument) {
+  if (argument.substr(0, 2) != "--" || argument.size() == 2)
+    throw ConfigError("'" + one_line(argument) +
+                      "' on the command line belongs to no flag; write --knob value (--help lists them)");
+  const std::string flag = argument.substr(0, argument.find('='));
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : app.get_options()) flags.push_back(option->get_name());
+  std::string all;
+  for (const KnobRef& knob : knobs) {
+    if (as_flag(std::string(knob.name)) == flag) all += (all.empty() ? "" : " or ") + as_flag(knob.path());
+  }
+  throw ConfigError(all.empty() ? one_line(flag) + " is not a flag" + did_you_mean(nearest(flag, flags)) +
+                                      " (--help lists them)"
+                                : flag + " is in more than one section; write " + all);
+}
+
+/// Parses argv without argv[0] and refuses what belongs to no flag or lacks a value. True if --help is asked
+/// for.
+inline bool read_arguments(CLI::App& app, const std::vector<KnobRef>& knobs,
+                           std::span<const char* const> arguments) {
+  const auto needs_value = [](const CLI::Option& option) {
+    const std::string expected = option.get_type_name();
+    throw ConfigError(option.get_name() + " needs a value" + (expected.empty() ? "" : " " + expected));
+  };
+  std::vector<std::string> reversed;  // as CLI11 wants it, with dashes, and "--name=" as "--name", ""
+  for (std::string argument : arguments) {
+    if (argument.substr(0, 2) == "--") {
+      const std::size_t equals = std::min(argument.find('='), argument.size());
+      std::replace(argument.begin(), argument.begin() + static_cast<std::ptrdiff_t>(equals), '_', '-');
+      if (equals + 1 == argument.size()) reversed.push_back(std::exchange(argument, "").substr(0, equals));
+    }
+    reversed.push_back(argument);
+  }
+  std::reverse(reversed.begin(), reversed.end());
+  bool help = false;
+  try {
+    app.parse(std::vector<std::string>(reversed));
+  } catch (const CLI::CallForHelp&) {
+    help = true;
+  } catch (const CLI::ArgumentMismatch&) {  // arguments ran out after the last flag
+    needs_value(*app.get_option(reversed.front()));
+  }
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& text : option->results()) {
+      if (option->get_items_expected_max() == 0 && text != "true")
+        throw ConfigError(option->get_name() + " takes no value");
+      if (text.substr(0, 2) == "--" && std::find(reversed.begin(), reversed.end(), text) != reversed.end())
+        needs_value(*option);  // CLI11 took the next flag for it
+    }
+  }
+  if (const auto extras = app.remaining(); !extras.empty()) refuse_argument(app, knobs, extras.front());
+  return help;
 }
 
 /// A section's heading: "algorithm: GRPO<...>", or "run".
@@ -365,29 +380,6 @@ void read_file(Config<Pipeline>& config, const std::string& path) {
   }
 }
 
-template <class Pipeline>
-void print_help(const Config<Pipeline>& config, std::string_view program, std::ostream& out) {
-  Config<Pipeline> copy = config;
-  const std::vector<KnobRef> knobs = list_knobs(copy);
-  const auto line = [&out](std::string flag, const std::string& text) {
-    flag.resize(std::max<std::size_t>(flag.size() + 2, 34), ' ');
-    out << "  " << flag << text << "\n";
-  };
-  out << "usage: " << program << " [--config FILE] [--knob VALUE]...\n\n";
-  line("--config FILE", "a TOML file with [section]s of knobs, or a run's config.json; flags override it");
-  line("--print-config", "print the configuration as such a file, and stop");
-  line("--help", "print this, and stop");
-  std::string_view section;
-  for (const KnobRef& knob : knobs) {
-    if (knob.section != section) out << "\n" << section_title<Pipeline>(section = knob.section) << "\n";
-    const char* const kinds[] = {"BOOL", "INT", "INT", "REAL", "REAL", "TEXT", "NAME"};
-    std::string text(knob.doc->text);
-    if (knob.kind != KnobKind::boolean && !allowed(knob).empty()) text += "; " + allowed(knob);
-    line(as_flag(flag_name(knob, knobs)) + " " + kinds[static_cast<std::size_t>(knob.kind)],
-         text + " (default " + knob_text(knob) + ")");
-  }
-}
-
 }  // namespace detail
 
 /// The configuration in TOML text over `defaults`, validated. `name` opens error sentences.
@@ -415,18 +407,22 @@ std::optional<Config<Pipeline>> parse_command_line(int argc, const char* const* 
                                                    Config<Pipeline> defaults = {},
                                                    std::ostream& out = std::cout) {
   const std::span<const char* const> all(argv, argc > 0 ? static_cast<std::size_t>(argc) : 0);
+  CLI::App app("", all.empty() ? "program" : std::filesystem::path(all.front()).filename().string());
   Config<Pipeline> config = defaults;
-  const std::string asked =
-      detail::read_arguments(list_knobs(config), all.empty() ? all : all.subspan(1),
-                             [&config](const std::string& path) { detail::read_file(config, path); });
-  if (asked == "help") {
-    const std::string program =
-        all.empty() ? "program" : std::filesystem::path(all.front()).filename().string();
-    detail::print_help(defaults, program, out);
+  const std::vector<KnobRef> knobs = list_knobs(config);
+  const auto options = detail::add_options(app, knobs, detail::section_title<Pipeline>);
+  if (detail::read_arguments(app, knobs, all.empty() ? all : all.subspan(1))) {
+    out << app.help();
     return std::nullopt;
   }
+  for (const std::string& file : app.get_option("--config")->results()) detail::read_file(config, file);
+  for (std::size_t i = 0; i < knobs.size(); ++i) {
+    if (options[i]->count() > 0)
+      detail::assign_knob(knobs[i], detail::given_text(knobs[i], options[i]->results().back()),
+                          options[i]->get_name() + ": ");
+  }
   validate(config);
-  if (asked == "print_config") {
+  if (app.count("--print-config") > 0) {
     out << to_toml(config);
     return std::nullopt;
   }
