@@ -41,6 +41,7 @@ Outcome train(int seed, int iterations, int environments) {
   config.run.demonstration_noise = 0.2;
   config.environment.environments = environments;
   config.algorithm.learning_rate = 6e-4;
+  config.algorithm.beta2 = 0.999;
   config.algorithm.filter_lower = 0.01;
   config.algorithm.filter_upper = 0.99;
   dvla::Run<P> run(config);

@@ -58,7 +58,8 @@ class RolloutWorker {
   using Decision = typename Model::Decision;
 
   /// `front` and `back` are two copies of the policy with the same weights.
-  RolloutWorker(Environment& environment, std::unique_ptr<Model> front, std::unique_ptr<Model> back, RolloutOptions options, Trace& trace)
+  RolloutWorker(Environment& environment, std::unique_ptr<Model> front, std::unique_ptr<Model> back,
+                RolloutOptions options, Trace& trace)
       : environment_(environment),
         models_({std::move(front), 0}, {std::move(back), 0}),
         options_(options),
@@ -246,8 +247,8 @@ class RolloutWorker {
       VersionedModel<Model>& frozen = models_.front();
       Decision decision = rows_at(decisions, t, first + row, count);
       frozen.model->act(rows_at(all.observation, t, first + row, count), Decoding::sample,
-                       stream_seed(options_.seed, Stream::action, batch, t, first + row), decision,
-                       rows_at(all.action, t, first + row, count));
+                        stream_seed(options_.seed, Stream::action, batch, t, first + row), decision,
+                        rows_at(all.action, t, first + row, count));
       for (std::int64_t& version : rows_at(all.version, t, first + row, count).span())
         version = frozen.version;
       oldest = std::min(oldest, frozen.version);

@@ -86,9 +86,9 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
       if (by_pass[pass].empty()) continue;
       const double share = static_cast<double>(by_pass[pass].size()) / static_cast<double>(batch);
       const Transition& all = **recorded[pass];
-      result.loss +=
-          share * model.imitate(cut_record(all.observation, [T](auto field) { return field.rows(0, T).flat(); }),
-                                all.action.flat(), by_pass[pass], share);
+      result.loss += share * model.imitate(cut_record(all.observation,
+                                                      [T](auto field) { return field.rows(0, T).flat(); }),
+                                           all.action.flat(), by_pass[pass], share);
     }
     weights.step(optimiser);
     ++result.steps;
