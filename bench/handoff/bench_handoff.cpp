@@ -85,10 +85,10 @@ void ratios(int rounds, int turns) {
   using standard = std::counting_semaphore<>;
   static dvla::trace::Off off;
   static dvla::trace::Recorder recorder;
-  const auto plain = [](int tokens) {
+  const auto plain = [turns](int tokens) {
     return ring<standard>(turns, tokens, [](standard& permit) { permit.acquire(); });
   };
-  const auto timed = [](int tokens) {
+  const auto timed = [turns](int tokens) {
     return ring<dvla::timed_semaphore>(turns, tokens,
                                        [](dvla::timed_semaphore& permit) { permit.acquire_for(60s); });
   };

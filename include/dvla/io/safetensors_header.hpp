@@ -260,7 +260,8 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, cons
     const auto blame = [&](const std::string& why) {
       refuse("tensor " + detail::printable(tensor.name) + " " + why);
     };
-    const std::string range = "[" + std::to_string(tensor.begin) + ", " + std::to_string(tensor.end) + ")";
+    const std::string range =
+        std::string("[").append(std::to_string(tensor.begin)) + ", " + std::to_string(tensor.end) + ")";
     if (tensor.end < tensor.begin) blame("ends before it begins: data_offsets " + range);
     if (tensor.end > data_bytes)
       blame("has data_offsets " + range + ", but the file has only " + std::to_string(data_bytes) +
