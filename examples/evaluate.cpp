@@ -28,7 +28,7 @@
 
 /// Must be the composition that the checkpoint was trained with: here quickstart.cpp's.
 using Quickstart = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::TinyVLA<dvla::TokenHead>>,
-                                  dvla::Trainer<dvla::GRPO>>;
+                                  dvla::Trainer<dvla::BasicGRPO<dvla::Uncorrected>>>;
 
 namespace {
 

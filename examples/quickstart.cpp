@@ -20,7 +20,7 @@
 #include <dvla/sharding/unsharded.hpp>
 
 using Quickstart = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::TinyVLA<dvla::TokenHead>>,
-                                  dvla::Trainer<dvla::GRPO>>;
+                                  dvla::Trainer<dvla::BasicGRPO<dvla::Uncorrected>>>;
 
 int main(int argc, char** argv) {
   dvla::Config<Quickstart> defaults;

@@ -92,3 +92,24 @@ TEST_CASE("Hammered from both sides, the front is never torn and never goes back
   CHECK(backwards == 0);
   CHECK(swaps >= 1);
 }
+
+TEST_CASE("swap_within gives what was installed before it was called, however soon the next fill begins") {
+  FrontBack<long> weights(0, 0);
+  std::atomic<long> installed{0};
+  std::atomic<bool> done{false};
+  std::thread reception([&] {
+    for (long version = 1; !done; ++version) {
+      weights.fill([&](long& back) { back = version; });
+      installed.store(version);
+    }
+  });
+  long older = 0;
+  for (int swap = 0; swap < 200000; ++swap) {
+    const long needed = installed.load();
+    weights.swap_within(std::chrono::seconds(30));
+    older += weights.front() < needed;
+  }
+  done = true;
+  reception.join();
+  CHECK(older == 0);
+}

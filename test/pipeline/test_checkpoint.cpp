@@ -160,7 +160,8 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   }
 
   // Sound files that lack something or count wrongly.
-  auto foreign = [&](std::vector<std::int64_t> counters, std::vector<double> curve, bool moments) {
+  auto foreign = [&](std::vector<std::int64_t> counters, std::vector<double> curve, bool moments,
+                     const std::string& config = "{}") {
     const auto parameters = dvla_test::values(run.model().parameters());
     const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
     dvla::io::Checkpoint checkpoint;
@@ -176,8 +177,12 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
                                                 std::span<const std::int64_t>(counters)));
     checkpoint.tensors.push_back(dvla::io::tensor_to_write<double>(
         "run.curve", {static_cast<std::int64_t>(curve.size())}, std::span<const double>(curve)));
+    if (!config.empty()) checkpoint.metadata["config"] = config;
     return message(nothing, dvla::io::CheckpointFolder(folder / "foreign").save(1, checkpoint));
   };
+  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, ""), "metadata lacks config"));
+  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, R"({"pipeline": {"environment": "Else"}})"),
+                 "written by another pipeline"));
   CHECK(foreign({1, 2, 1}, {0.5, 10, 5}, true).empty());
   CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, false), "optimizer.exp_avg"));
   CHECK(contains(foreign({2, 2, 1}, {0.5, 10, 5}, true), "run.curve"));

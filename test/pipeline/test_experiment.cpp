@@ -140,7 +140,7 @@ TEST_CASE("An experiment that is resumed ends as one that was not interrupted") 
   auto whole = experiment_config<InTurn>(one, 16);
   whole.run.demonstrations = 16;
   whole.run.imitation_steps = 10;
-  const double success = dvla::run_experiment<InTurn>(whole).success_rate;
+  const double success = dvla::run_experiment<InTurn>(whole).success_rate.value();
 
   auto part = experiment_config<InTurn>(two, 6);
   part.run.demonstrations = 16;

@@ -77,7 +77,7 @@ class GrpoTrainer {
     advantage_B_.resize(extents_.episodes);
     keep_B_.resize(extents_.episodes);
     proximal_.resize(Correction::needs_proximal ? extents_.rows() * shape_.tokens() : 0);
-    const std::size_t micro = sizes_.micro;
+    const std::size_t micro = std::min(sizes_.micro, extents_.rows());
     rows_.resize(micro);
     for (std::vector<float>* buffer :
          {&current_, &entropy_, &behaviour_, &micro_proximal_, &d_current_, &d_entropy_})

@@ -50,16 +50,19 @@ class FrontBack {
   /// Sampler, at the start of a rollout: as try_swap, but waits for a fill that is under way. Throws
   /// DeadlineError if that fill does not end.
   bool swap_within(std::chrono::nanoseconds limit) {
-    if (phase(word_.load(std::memory_order_acquire)) == filling) {
+    const auto deadline = detail::deadline_after(limit);
+    // Again after each wait: reception may have begun another fill before this thread came to swap.
+    while (!try_swap()) {
+      if (phase(word_.load(std::memory_order_acquire)) == stale) return false;
       std::unique_lock lock(mutex_);
-      if (!filled_.wait_until(lock, detail::deadline_after(limit),
+      if (!filled_.wait_until(lock, deadline,
                               [&] { return phase(word_.load(std::memory_order_acquire)) != filling; })) {
         throw DeadlineError(
             "front/back: the sampler waited " + detail::seconds_text(limit) +
             " for weight reception to finish filling the back copy; is the reception lane stuck?");
       }
     }
-    return try_swap();
+    return true;
   }
 
   /// Reception: `write(back)` fills the back copy, which is ready when it returns. If it throws, the back

@@ -65,17 +65,20 @@ class CheckpointFolder {
 
   /// Opens and checks one. Throws FormatError when it is damaged or no checkpoint of this format, Error
   /// otherwise.
-  LoadedCheckpoint load(std::int64_t step) const {
-    LoadedCheckpoint loaded{step, SafetensorsFile(path_of(step))};
-    const auto version = loaded.file.metadata().find(std::string(format_key));
-    if (version == loaded.file.metadata().end())
-      throw FormatError("'" + loaded.file.path().string() + "' is not a checkpoint: its metadata lacks " +
+  LoadedCheckpoint load(std::int64_t step) const { return {step, open(path_of(step))}; }
+
+  /// Opens and checks one by its path, in whichever folder it lies. Throws as load() does.
+  static SafetensorsFile open(const std::filesystem::path& path) {
+    SafetensorsFile file(path);
+    const auto version = file.metadata().find(std::string(format_key));
+    if (version == file.metadata().end())
+      throw FormatError("'" + path.string() + "' is not a checkpoint: its metadata lacks " +
                         std::string(format_key));
     if (version->second != format_version)
-      throw FormatError("'" + loaded.file.path().string() + "' is a checkpoint of format " +
+      throw FormatError("'" + path.string() + "' is a checkpoint of format " +
                         detail::printable(version->second) + ", this program reads format '" +
                         std::string(format_version) + "'");
-    return loaded;
+    return file;
   }
 
   /// The newest sound one. Damaged ones are passed over with a warning. A folder that is missing has none.

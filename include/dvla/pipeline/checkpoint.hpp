@@ -99,6 +99,11 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   if (counters[2] != run.config().run.seed)
     throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[2]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
+  const auto config = file.metadata().find("config");
+  if (config == file.metadata().end())
+    throw FormatError("'" + file.path().string() +
+                      "' says nothing about its pipeline: metadata lacks config");
+  (void)from_json<typename Run::pipeline>(config->second);  // refuses another pipeline's
   if (counters[0] < 0 || counters[1] < 0)
     throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
   const std::span<const double> curve = file.span<double>(detail::curve_name);

@@ -30,8 +30,8 @@ namespace dvla {
 /// Success and timing of a finished experiment: what report.json holds, by the definitions of
 /// docs/numbers.md.
 struct ExperimentResult {
-  double success_before = 0;  ///< on fresh seeds, after the warm start
-  double success_rate = 0;    ///< on the same fresh seeds, after training
+  std::optional<double> success_before;  ///< on fresh seeds, after the warm start; none: not evaluated
+  std::optional<double> success_rate;    ///< on the same fresh seeds, after training
   std::optional<WarmStartResult> warm_start;
   double ratio_error = 0;  ///< of the start-up self-test
   RunReport report;
@@ -42,8 +42,6 @@ namespace detail {
 inline nlohmann::json report_json(const ExperimentResult& result) {
   const RunReport& report = result.report;
   nlohmann::json json{
-      {"success_rate", result.success_rate},
-      {"success_rate_before", result.success_before},
       {"env_steps_per_s", report.env_steps_per_s()},
       {"chunk_steps_per_s", report.chunk_steps_per_s()},
       {"overlap", report.timing.overlap},
@@ -63,6 +61,11 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
       {"ratio_error", result.ratio_error},
       {"stopped", report.stopped},
   };
+  const auto or_null = [](const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
+  json["success_rate"] = or_null(result.success_rate);
+  json["success_rate_before"] = or_null(result.success_before);
   if (result.warm_start)
     json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
                           {"steps", result.warm_start->steps},
@@ -146,7 +149,7 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 /// The checkpoint that `path` means: a file, or a run's folder, whose newest sound one is taken.
 inline io::LoadedCheckpoint find_checkpoint(const std::filesystem::path& path) {
   namespace fs = std::filesystem;
-  if (!fs::is_directory(path)) return {0, io::SafetensorsFile(path)};
+  if (!fs::is_directory(path)) return {0, io::CheckpointFolder::open(path)};
   const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
   io::LatestCheckpoint latest = io::CheckpointFolder(folder).latest();
   for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
@@ -170,10 +173,15 @@ ExperimentResult run_experiment(const Config<P>& config) {
 
   std::optional<io::LoadedCheckpoint> resumed;
   if (!config.run.resume.empty()) resumed = detail::find_checkpoint(config.run.resume);
-  auto run =
-      std::make_unique<Run<P>>(config);  // everything that can be wrong is found before a file is written
+  auto run = std::make_unique<Run<P>>(config);
+  if (resumed)
+    load_checkpoint(*run, resumed->file);  // whatever can be wrong is found before a file is written
   const std::filesystem::path root = config.run.folder;
-  const bool continues = resumed && std::filesystem::exists(root / config.run.name);
+  // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
+  std::error_code elsewhere;
+  const bool continues =
+      resumed && std::filesystem::equivalent(resumed->file.path().parent_path(),
+                                             root / config.run.name / "checkpoint", elsewhere);
   const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
                                                    continues              ? io::RunFolderMode::resume
                                                    : config.run.overwrite ? io::RunFolderMode::overwrite
@@ -183,7 +191,6 @@ ExperimentResult run_experiment(const Config<P>& config) {
 
   ExperimentResult result;
   if (resumed) {
-    load_checkpoint(*run, resumed->file);
     say("resumed from '" + resumed->file.path().string() + "': " + std::to_string(run->next_batch()) +
         " batches are done");
     resumed.reset();
@@ -227,15 +234,16 @@ ExperimentResult run_experiment(const Config<P>& config) {
   if (result.report.stopped) say("stopped by request; the checkpoint is complete");
   if (config.run.evaluation_episodes > 0) {
     result.success_rate = run->evaluate(config.run.evaluation_episodes);
-    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(result.success_rate));
+    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
   }
   events.close();
-  if (config.run.animation) detail::film(*run, folder.after_gif);
-  detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
-  if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
+  // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
   io::write_file(folder.report, json.dump(2) + "\n");
+  if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
+  detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
+  if (config.run.animation) detail::film(*run, folder.after_gif);
 
   say("");
   say(trace::to_text(result.report.timing));
@@ -244,13 +252,17 @@ ExperimentResult run_experiment(const Config<P>& config) {
                 result.report.env_steps_per_s(), result.report.chunk_steps_per_s(),
                 static_cast<long long>(result.report.max_staleness), result.report.train_wall_s);
   say(line);
-  std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",
-                config.run.evaluation_episodes, result.success_before, result.success_rate);
-  say(line);
-  say("written to " + folder.folder.string() +
-      ": report.json, success.svg, before.gif, after.gif, trace.json (ui.perfetto.dev), TensorBoard "
-      "events, " +
-      std::filesystem::relative(saved, folder.folder).string());
+  if (result.success_rate) {
+    std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",
+                  config.run.evaluation_episodes, *result.success_before, *result.success_rate);
+    say(line);
+  }
+  std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
+  for (const auto& file :
+       {folder.report, folder.success_svg, folder.before_gif, folder.after_gif, folder.trace, saved})
+    if (std::filesystem::exists(file))
+      written += ", " + std::filesystem::relative(file, folder.folder).string();
+  say(written);
   return result;
 }
 

@@ -107,7 +107,7 @@ class Run {
         data_(transition_layout(environment_.observation_spec(), environment_.action_spec(), worker_.shape()),
               model_.decision_layout({worker_.shape().decisions, worker_.shape().episodes}), staleness() + 1,
               memory_.environment()),
-        control_(weights_.packed_bytes(), memory_.environment()) {}
+        control_(weights_.packed_bytes(), memory_.environment(), deadline()) {}
 
   /// Clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
   WarmStartResult warm_start() requires HasExpert<Environment> {

@@ -45,7 +45,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"resume", "checkpoint to continue from; empty = start anew"},
     {"trace", "write trace.json"},
     {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
-    {"quiet", "no progress bar"},
+    {"quiet", "print nothing but warnings and errors"},
     {"overwrite", "replace an existing run of this name"},
 });
 

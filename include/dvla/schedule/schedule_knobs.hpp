@@ -22,11 +22,13 @@ struct SynchronousKnobs {
 
 template <>
 inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
-    {"staleness", "K: a rollout's weights are at most this many versions old", 0, 1024},
+    {"staleness", "K: a rollout's weights are at most this many versions old; at most the schedule's Max", 0,
+     1024},
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
     {"sampling_threads", "cores of the sampling lane", 1, 1024},
     {"training_threads", "cores of the training lane", 1, 1024},
-    {"sampling_stages", "parts of the environments: one part steps while another infers", 1, 16},
+    {"sampling_stages",
+     "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });
 
 template <>
@@ -34,7 +36,8 @@ inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
     {"sampling_threads", "cores of the sampling phase", 1, 1024},
     {"training_threads", "cores of the training phase", 1, 1024},
-    {"sampling_stages", "parts of the environments: one part steps while another infers", 1, 16},
+    {"sampling_stages",
+     "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });
 
 }  // namespace dvla
