@@ -116,7 +116,13 @@ class TinyVlaModel {
   /// Cores that torch may use for calls from *this* thread. Both OpenMP's and MKL's counts are set for the
   /// calling thread only, so lanes do not disturb each other; torch also keeps the number as the start value
   /// of threads that never call this, so every lane should. A backward pass runs in the thread that calls it.
-  static void use_threads(int threads) { at::set_num_threads(threads); }
+  static void use_threads(int threads) {
+    // A thread's first use of torch takes over the process's start value, which another lane may just have
+    // set: have that behind us (here and inside the library, which keep book apart), then choose.
+    at::internal::lazy_init_num_threads();
+    (void)at::get_num_threads();
+    at::set_num_threads(threads);
+  }
 
  private:
   std::int64_t elements() const { return head_.decision_layout({1}).log_prob.count(); }
