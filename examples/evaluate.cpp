@@ -74,19 +74,6 @@ Arguments parse(int argc, char** argv) {
   return all;
 }
 
-/// A file, a folder of checkpoints, or a run's folder.
-dvla::io::SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
-  namespace fs = std::filesystem;
-  if (!fs::is_directory(path)) return dvla::io::SafetensorsFile(path);
-  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
-  dvla::io::LatestCheckpoint latest = dvla::io::CheckpointFolder(folder).latest();
-  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
-  if (!latest.checkpoint)
-    throw dvla::ConfigError("there is no sound checkpoint in '" + folder.string() +
-                            "'; build/release/examples/quickstart makes one in runs/push");
-  return std::move(latest.checkpoint->file);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -95,7 +82,7 @@ int main(int argc, char** argv) try {
     std::cout << usage;
     return 0;
   }
-  const dvla::io::SafetensorsFile file = open_checkpoint(arguments.checkpoint);
+  const dvla::io::SafetensorsFile file = dvla::open_checkpoint(arguments.checkpoint);
   const auto text = file.metadata().find("config");
   if (text == file.metadata().end())
     throw dvla::FormatError("'" + file.path().string() +

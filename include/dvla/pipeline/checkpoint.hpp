@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <iostream>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,6 +39,20 @@ std::span<const Value> find_tensor(const io::SafetensorsFile& file, const std::s
   return found;
 }
 }  // namespace detail
+
+/// The checkpoint that `path` means: a file, a folder of checkpoints, or a run's folder, of which the newest
+/// sound one is taken; what was passed over is said on standard error.
+inline io::SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) return io::CheckpointFolder::open(path);
+  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
+  io::LatestCheckpoint latest = io::CheckpointFolder(folder).latest();
+  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
+  if (!latest.checkpoint)
+    throw ConfigError("checkpoint '" + path.string() + "': there is no sound checkpoint in '" +
+                      folder.string() + "'");
+  return std::move(latest.checkpoint->file);
+}
 
 /// Writes step-<next batch>.safetensors; weights under the model's tensor names.
 template <class Run>

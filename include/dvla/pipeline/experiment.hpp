@@ -146,19 +146,6 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
         static_cast<double>(iteration.counts.env_steps - earlier_steps) / iteration.elapsed_s);
 }
 
-/// The checkpoint that `path` means: a file, or a run's folder, whose newest sound one is taken.
-inline io::LoadedCheckpoint find_checkpoint(const std::filesystem::path& path) {
-  namespace fs = std::filesystem;
-  if (!fs::is_directory(path)) return {0, io::CheckpointFolder::open(path)};
-  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
-  io::LatestCheckpoint latest = io::CheckpointFolder(folder).latest();
-  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
-  if (!latest.checkpoint)
-    throw ConfigError("run.resume is '" + path.string() + "', but there is no sound checkpoint in '" +
-                      folder.string() + "'");
-  return std::move(*latest.checkpoint);
-}
-
 }  // namespace detail
 
 /// One experiment from a checked configuration. Writes config.folder/config.name; throws dvla::Error. SIGINT
@@ -171,16 +158,15 @@ ExperimentResult run_experiment(const Config<P>& config) {
   stop_flag stop;
   signal_guard guard(stop);
 
-  std::optional<io::LoadedCheckpoint> resumed;
-  if (!config.run.resume.empty()) resumed = detail::find_checkpoint(config.run.resume);
+  std::optional<io::SafetensorsFile> resumed;
+  if (!config.run.resume.empty()) resumed.emplace(open_checkpoint(config.run.resume));
   auto run = std::make_unique<Run<P>>(config);
-  if (resumed)
-    load_checkpoint(*run, resumed->file);  // whatever can be wrong is found before a file is written
+  if (resumed) load_checkpoint(*run, *resumed);  // whatever can be wrong is found before a file is written
   const std::filesystem::path root = config.run.folder;
   // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
   std::error_code elsewhere;
   const bool continues =
-      resumed && std::filesystem::equivalent(resumed->file.path().parent_path(),
+      resumed && std::filesystem::equivalent(resumed->path().parent_path(),
                                              root / config.run.name / "checkpoint", elsewhere);
   const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
                                                    continues              ? io::RunFolderMode::resume
@@ -191,7 +177,7 @@ ExperimentResult run_experiment(const Config<P>& config) {
 
   ExperimentResult result;
   if (resumed) {
-    say("resumed from '" + resumed->file.path().string() + "': " + std::to_string(run->next_batch()) +
+    say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
         " batches are done");
     resumed.reset();
   }
