@@ -9,6 +9,7 @@
 // loads.
 //
 //   build/release/examples/quickstart --iterations 100 --group 16 --overwrite true
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>

@@ -7,6 +7,7 @@
 // What is swapped at compile time is the same program afterwards, with the same knobs, command line,
 // checkpoints and trace. Baselines such as staleness 0 or a single pool cost a line.
 #include <cstdio>
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>

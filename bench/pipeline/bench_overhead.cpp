@@ -3,6 +3,7 @@
 // weights copied to the sampler) against Run under Synchronous, same work, co-located, interleaved. Aim: at
 // most 1 % more.
 //   bench_overhead [rounds = 7] [iterations = 4] [environments = 64]
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>

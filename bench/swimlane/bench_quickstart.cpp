@@ -6,6 +6,7 @@
 // <folder>/success_by_steps.svg and success_by_time.svg (with their numbers as .csv). docs/numbers.md holds
 // what was last measured.
 //   bench_quickstart [seeds = 3] [iterations = 200] [environments = 256] [folder = .]
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>

@@ -1,4 +1,5 @@
 // expect: dvla: C10d is declared but not built in this version; use DataPlane<InProcess>
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/dvla.hpp>
 #include <dvla/environment/toy.hpp>
 #include <dvla/memory/dual_pool.hpp>

@@ -1,4 +1,5 @@
 // expect: dvla: Separated is declared but not built in this version; use CoLocated
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/environment/toy.hpp>
 #include <dvla/memory/dual_pool.hpp>
 #include <dvla/pipeline/run.hpp>

@@ -1,4 +1,5 @@
 // expect: dvla: Toy is named but its machinery is not included: add #include <dvla/environment/toy.hpp>
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/dvla.hpp>
 #include <dvla/memory/dual_pool.hpp>
 #include <dvla/pipeline/run.hpp>

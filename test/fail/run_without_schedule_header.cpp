@@ -1,5 +1,6 @@
 // expect: dvla: Swimlane is named but its machinery is not included: add #include
 // <dvla/schedule/swimlane.hpp>
+#include <dvla/algorithm/grpo.hpp>
 #include <dvla/dvla.hpp>
 #include <dvla/environment/toy.hpp>
 #include <dvla/memory/dual_pool.hpp>

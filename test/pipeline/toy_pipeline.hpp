@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/algorithm/grpo.hpp"
 #include "dvla/dvla.hpp"
 #include "dvla/environment/toy.hpp"
 #include "dvla/memory/dual_pool.hpp"

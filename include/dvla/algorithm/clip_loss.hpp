@@ -25,6 +25,7 @@
 
 #include "dvla/algorithm/extents.hpp"
 #include "dvla/algorithm/staleness.hpp"
+#include "dvla/algorithm/update_stats.hpp"
 #include "dvla/core/error.hpp"
 
 namespace dvla {
@@ -82,58 +83,6 @@ struct ClipKnobs {
     if (!(log_ratio_min <= 0 && 0 <= log_ratio_max)) refuse("the clamp of the log-ratio must contain 0.");
     if (!std::isfinite(entropy_bonus)) refuse("entropy_bonus must be finite.");
   }
-};
-
-/// Of one call, or of several added up. Losses add because they share the denominator; the rest are plain
-/// means over the units whose weight is not 0.
-struct LossStats {
-  double policy_loss = 0;
-  double entropy_loss = 0;       ///< -entropy_bonus * weighted mean entropy
-  double entropy = 0;            ///< weighted mean entropy of a unit
-  std::size_t units = 0;         ///< not masked
-  std::size_t dropped = 0;       ///< of them, dropped by the staleness correction
-  std::size_t clipped_low = 0;   ///< of the others, clipped at 1 - low
-  std::size_t clipped_high = 0;  ///< ... at 1 + high
-  std::size_t dual_clipped = 0;  ///< ... bounded by the dual clip
-  double ratio_sum = 0;          ///< ratio to the anchor
-  double max_ratio_deviation =
-      0;              ///< max |ratio - 1|: 0 before the first step, or rollout and trainer disagree
-  double kl_sum = 0;  ///< see approx_kl
-  double anchor_weight_sum = 0;
-
-  double loss() const { return policy_loss + entropy_loss; }
-  double ratio_mean() const { return mean(ratio_sum); }
-  /// KL(behaviour || current) from the behaviour's own samples, Schulman's k3: mean of exp(x) - 1 - x, x =
-  /// current - behaviour. Never negative.
-  double approx_kl() const { return mean(kl_sum); }
-  double anchor_weight_mean() const { return mean(anchor_weight_sum); }
-  double clip_fraction_low() const { return mean(static_cast<double>(clipped_low)); }
-  double clip_fraction_high() const { return mean(static_cast<double>(clipped_high)); }
-  double dual_clip_fraction() const { return mean(static_cast<double>(dual_clipped)); }
-  double dropped_fraction() const { return mean(static_cast<double>(dropped)); }
-
-  LossStats& operator+=(const LossStats& other) {
-    policy_loss += other.policy_loss;
-    entropy_loss += other.entropy_loss;
-    entropy += other.entropy;
-    units += other.units;
-    dropped += other.dropped;
-    clipped_low += other.clipped_low;
-    clipped_high += other.clipped_high;
-    dual_clipped += other.dual_clipped;
-    ratio_sum += other.ratio_sum;
-    note_deviation(other.max_ratio_deviation);
-    kl_sum += other.kl_sum;
-    anchor_weight_sum += other.anchor_weight_sum;
-    return *this;
-  }
-
-  void note_deviation(double deviation) {  // a NaN stays
-    if (deviation > max_ratio_deviation || std::isnan(deviation)) max_ratio_deviation = deviation;
-  }
-
- private:
-  double mean(double sum) const { return units == 0 ? 0 : sum / static_cast<double>(units); }
 };
 
 namespace detail {

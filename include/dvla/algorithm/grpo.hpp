@@ -23,23 +23,13 @@
 #include "dvla/algorithm/minibatch.hpp"
 #include "dvla/algorithm/returns.hpp"
 #include "dvla/algorithm/staleness.hpp"
+#include "dvla/algorithm/update_stats.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
-
-/// What one update did. Means are over the batch.
-struct UpdateStats {
-  LossStats loss;            ///< summed over every micro-batch of every epoch
-  double success_rate = 0;   ///< share of the batch's episodes that were solved
-  double mean_return = 0;    ///< first-episode return
-  double gradient_norm = 0;  ///< of the last optimiser step, before clipping
-  std::int64_t optimiser_steps = 0;
-  std::int64_t rows = 0;               ///< decisions that were trained on, an epoch
-  std::size_t informative_groups = 0;  ///< groups with a non-zero advantage
-};
 
 template <ModelMachinery Model, class Weights, StalenessPolicy Correction>
 class GrpoTrainer {

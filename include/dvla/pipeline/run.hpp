@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "dvla/algorithm/grpo.hpp"
+#include "dvla/algorithm/update_stats.hpp"
 #include "dvla/control_plane/in_process.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/streams.hpp"
