@@ -1,0 +1,60 @@
+// A group: collectives over host memory among some ranks, in the same order on each. What sharding and the
+// start of a run are written against, without torch. Implementations: LoneGroup below, Gloo by LibTorch
+// (placement/c10d.hpp), threads of one process (testing/thread_cluster.hpp).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "dvla/core/error.hpp"
+
+namespace dvla {
+
+/// One call at a time per object, the same call with the same sizes on every member. Each call has the
+/// deadline that the group was made with. Throws PeerError (a member is gone) or DeadlineError, naming the
+/// group, the call and this member; the group is then finished.
+class Group {
+ public:
+  Group() = default;
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  virtual ~Group() = default;
+
+  virtual int rank() const = 0;  ///< of this member, in [0, size())
+  virtual int size() const = 0;
+
+  virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
+  virtual void sum(std::span<float> values) = 0;  ///< the same bits on every member
+  virtual void sum(std::span<double> values) = 0;
+  virtual void max(std::span<std::int64_t> values) = 0;
+  /// all: size() parts in the order of ranks.
+  virtual void all_gather(std::span<const std::byte> part, std::span<std::byte> all) = 0;
+  /// part = part number rank() of the sum of all members' `all`, which has size() parts.
+  virtual void reduce_scatter(std::span<const float> all, std::span<float> part) = 0;
+  virtual void barrier() = 0;
+};
+
+/// A group of one: nothing is communicated.
+class LoneGroup final : public Group {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  void broadcast(std::span<std::byte>, int) override {}
+  void sum(std::span<float>) override {}
+  void sum(std::span<double>) override {}
+  void max(std::span<std::int64_t>) override {}
+  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override { copy(part, all); }
+  void reduce_scatter(std::span<const float> all, std::span<float> part) override { copy(all, part); }
+  void barrier() override {}
+
+ private:
+  template <class From, class To>
+  static void copy(From from, To to) {
+    if (from.size() != to.size()) throw Error("LoneGroup: part and whole differ in size");
+    std::copy(from.begin(), from.end(), to.begin());
+  }
+};
+
+}  // namespace dvla
