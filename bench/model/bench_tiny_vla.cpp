@@ -23,7 +23,6 @@ namespace {
 
 using dvla::Decoding;
 using dvla::ModelInputs;
-using dvla::TinyVlaKnobs;
 using dvla::TinyVlaModel;
 
 ModelInputs push() {

@@ -87,8 +87,8 @@ struct Tiny {
     transition->reward.at(0)[0] = transition->reward.at(1)[2] = transition->reward.at(0)[3] = 1;
     for (const int b : {0, 1, 2, 3}) transition->success[b] = b == 1 ? 0 : 1;
   }
-  static dvla::GrpoKnobs knobs() {
-    dvla::GrpoKnobs knobs;
+  static dvla::DecoupledClipKnobs knobs() {
+    dvla::DecoupledClipKnobs knobs;
     knobs.group = 2;
     knobs.epochs = 1;
     knobs.global_batch = 0;
@@ -103,8 +103,8 @@ struct Tiny {
 };
 
 template <class Correction = dvla::Uncorrected, class Weights, class World>
-dvla::UpdateStats update(World& world, const dvla::GrpoKnobs& knobs, TableModel& model, Weights& weights,
-                         std::int64_t batch = 0, int* before = nullptr) {
+dvla::UpdateStats update(World& world, const dvla::DecoupledClipKnobs& knobs, TableModel& model,
+                         Weights& weights, std::int64_t batch = 0, int* before = nullptr) {
   dvla::trace::Off off;
   dvla::GrpoTrainer<TableModel, Weights, Correction> trainer(knobs, Tiny::shape, 1, 1);
   return trainer.update(
@@ -305,7 +305,7 @@ struct Sampled {
   }
   /// Parameters after one update of a fresh model; `old` is how many versions the data lag.
   template <class Correction = dvla::DecoupledClip>
-  std::vector<float> trained(const dvla::GrpoKnobs& knobs, std::int64_t old = 0) {
+  std::vector<float> trained(const dvla::DecoupledClipKnobs& knobs, std::int64_t old = 0) {
     auto fresh = model();
     using Weights = dvla::UnshardedWeights<dvla::testing::LinearModel>;
     Weights weights(*fresh, heap);
@@ -315,8 +315,8 @@ struct Sampled {
         *fresh, weights, *transition, *decision, old, [] {}, off);
     return {fresh->parameters().begin(), fresh->parameters().end()};
   }
-  static dvla::GrpoKnobs knobs() {
-    dvla::GrpoKnobs knobs;
+  static dvla::DecoupledClipKnobs knobs() {
+    dvla::DecoupledClipKnobs knobs;
     knobs.learning_rate = 0.01;
     knobs.global_batch = 0;
     knobs.micro_batch = 256;

@@ -17,8 +17,8 @@ using nlohmann::json;
 
 namespace {
 
-TinyVlaKnobs small() {
-  TinyVlaKnobs knobs;
+FlowHeadKnobs small() {
+  FlowHeadKnobs knobs;
   knobs.chunk = 2;
   return knobs;
 }

@@ -38,19 +38,20 @@ ModelInputs camera_inputs() {
   return inputs;
 }
 
-TinyVlaKnobs small(int chunk) {
-  TinyVlaKnobs knobs;
+template <class Head = TokenHead>
+typename Head::knobs small(int chunk) {
+  typename Head::knobs knobs;
   knobs.width = 32;
   knobs.blocks = 2;
   knobs.attention_heads = 2;
   knobs.chunk = chunk;
-  knobs.bins = 8;
+  if constexpr (requires { knobs.bins; }) knobs.bins = 8;
   return knobs;
 }
 
 template <class Head>
 struct Rollout {
-  Rollout(const TinyVlaKnobs& knobs, const ModelInputs& inputs, std::int64_t n)
+  Rollout(const typename Head::knobs& knobs, const ModelInputs& inputs, std::int64_t n)
       : model(knobs, inputs, 3),
         observation(observation_layout(inputs.observation, {n}), *std::pmr::new_delete_resource()),
         decision(model.decision_layout({n}), *std::pmr::new_delete_resource()),
@@ -86,7 +87,7 @@ TEST_CASE_TEMPLATE("TinyVLA keeps what a model promises, from state and from ima
   TinyVlaModel<Head>::use_threads(1);
   for (const ModelInputs& inputs : {state_inputs(), camera_inputs()}) {
     const auto make = [&](std::uint64_t seed) {
-      return TinyVlaModel<Head>(small(static_cast<int>(inputs.chunk)), inputs, seed);
+      return TinyVlaModel<Head>(small<Head>(static_cast<int>(inputs.chunk)), inputs, seed);
     };
     CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
   }
@@ -117,7 +118,7 @@ TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and 
 
 TEST_CASE_TEMPLATE("gradients accumulate in place, at the addresses that gradients() gave", Head, TokenHead,
                    FlowHead) {
-  Rollout<Head> rollout(small(4), state_inputs(), 6);
+  Rollout<Head> rollout(small<Head>(4), state_inputs(), 6);
   rollout.act(1);
   const float* before = rollout.model.gradients().data();
   std::vector<float> log_prob(rollout.storage.size()), entropy(log_prob.size()), ones(log_prob.size(), 1.0f);
@@ -194,7 +195,7 @@ TEST_CASE("the observation decides the action: proprioception, every camera and 
 }
 
 TEST_CASE_TEMPLATE("imitation brings the loss far below its start", Head, TokenHead, FlowHead) {
-  Rollout<Head> rollout(small(4), state_inputs(), 64);
+  Rollout<Head> rollout(small<Head>(4), state_inputs(), 64);
   TinyVlaModel<Head>::use_threads(1);
   // The expert: the instruction flips the sign of the first action, proprioception steers the second.
   const Observation& observation = *rollout.observation;
@@ -227,7 +228,7 @@ TEST_CASE_TEMPLATE("imitation brings the loss far below its start", Head, TokenH
 }
 
 TEST_CASE("inputs that do not fit are refused in one sentence") {
-  const auto message = [](const TinyVlaKnobs& knobs, const ModelInputs& inputs) -> std::string {
+  const auto message = [](const TokenHeadKnobs& knobs, const ModelInputs& inputs) -> std::string {
     try {
       const TinyVlaModel<TokenHead> model(knobs, inputs, 1);
     } catch (const ConfigError& error) {
@@ -247,7 +248,7 @@ TEST_CASE("inputs that do not fit are refused in one sentence") {
   CHECK(message(small(3), inputs).find("chunk is 3 in the knobs and 4 in the pipeline") != std::string::npos);
   inputs.observation.proprioception = 0;
   CHECK(message(small(4), inputs).find("neither proprioception nor a camera") != std::string::npos);
-  TinyVlaKnobs knobs = small(4);
+  TokenHeadKnobs knobs = small(4);
   knobs.attention_heads = 5;
   CHECK(message(knobs, state_inputs()).find("multiple of attention_heads 5") != std::string::npos);
 }

@@ -18,8 +18,8 @@ using nlohmann::json;
 
 namespace {
 
-TinyVlaKnobs knobs_of(int bins, float temperature) {
-  TinyVlaKnobs knobs;
+TokenHeadKnobs knobs_of(int bins, float temperature) {
+  TokenHeadKnobs knobs;
   knobs.chunk = 1;
   knobs.bins = bins;
   knobs.temperature = temperature;

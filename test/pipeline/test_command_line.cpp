@@ -190,6 +190,24 @@ TEST_CASE("help is grouped by slot, with ranges and defaults") {
     CHECK(help.str().find(expected) != std::string::npos);
 }
 
+TEST_CASE(
+    "only knobs that act are shown: a head's own, and the weight limit of a correction that has weights") {
+  const auto shows = []<class Of>(std::type_identity<Of>, const char* flag) {
+    std::ostringstream help;
+    CHECK_FALSE(parse<Of>({"--help"}, help));
+    return help.str().find(flag) != std::string::npos;
+  };
+  using Flow = Pipeline<Toy, TinyVLA<FlowHead>, BasicGRPO<Uncorrected>>;
+  for (const char* flag : {"--bins ", "--temperature ", "--weight-limit "}) {
+    CHECK(shows(std::type_identity<P>{}, flag));
+    CHECK_FALSE(shows(std::type_identity<Flow>{}, flag));
+  }
+  for (const char* flag : {"--denoise-steps ", "--noise-level "}) {
+    CHECK(shows(std::type_identity<Flow>{}, flag));
+    CHECK_FALSE(shows(std::type_identity<P>{}, flag));
+  }
+}
+
 TEST_CASE("what --print-config prints, --config reads") {
   std::ostringstream printed;
   CHECK_FALSE(parse({"--print-config", "--name", "a\"b\\c", "--learning-rate", "0.1", "--quiet"}, printed));
@@ -205,7 +223,7 @@ TEST_CASE("config.json comes back bit for bit") {
   config.algorithm.learning_rate = 0.1 + 0.2;
   config.algorithm.filter_lower = 1.0 / 3;
   config.algorithm.filter_upper = 4.5;
-  config.model.noise_level = 0.1F;
+  config.model.temperature = 0.1F;
   config.run.seed = 9007199254740993;
   config.run.name = "ümlaut \"quoted\" \\";
   config.algorithm.aggregation = Aggregation::masked_mean;
@@ -214,7 +232,7 @@ TEST_CASE("config.json comes back bit for bit") {
   const auto back = from_json<P>(text);
   CHECK(back.algorithm.learning_rate == config.algorithm.learning_rate);
   CHECK(back.algorithm.filter_lower == config.algorithm.filter_lower);
-  CHECK(back.model.noise_level == config.model.noise_level);
+  CHECK(back.model.temperature == config.model.temperature);
   CHECK(back.run.seed == config.run.seed);
   CHECK(back.run.name == config.run.name);
   CHECK(back.algorithm.aggregation == Aggregation::masked_mean);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/algorithm/grpo_knobs.hpp"
@@ -12,6 +13,23 @@
 #include "dvla/pipeline/mistake.hpp"
 
 namespace dvla {
+
+namespace detail {
+/// A correction's own knobs, or GrpoKnobs where it has none.
+template <class Correction>
+struct grpo_knobs {
+  using type = GrpoKnobs;
+};
+template <class Correction>
+requires requires { typename Correction::knobs; }
+struct grpo_knobs<Correction> {
+  using type = typename Correction::knobs;
+  static_assert(
+      std::is_base_of_v<GrpoKnobs, type>,
+      "dvla: a staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
+      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
+};
+}  // namespace detail
 
 /// Group-relative policy optimisation. What it allows of staleness is its correction's.
 template <class Correction = DecoupledClip>
@@ -25,7 +43,7 @@ struct BasicGRPO {
 template <StalenessPolicy Correction>
 struct BasicGRPO<Correction> {
   using slot = algorithm_slot;
-  using knobs = GrpoKnobs;
+  using knobs = typename detail::grpo_knobs<Correction>::type;
   static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr int max_staleness = Correction::max_staleness;

@@ -35,8 +35,9 @@ template <ModelMachinery Model, class Weights, StalenessPolicy Correction>
 class GrpoTrainer {
  public:
   using Decision = typename Model::Decision;
+  using Knobs = typename detail::grpo_knobs<Correction>::type;
 
-  GrpoTrainer(const GrpoKnobs& knobs, BatchShape shape, std::int64_t action_dim, std::uint64_t seed)
+  GrpoTrainer(const Knobs& knobs, BatchShape shape, std::int64_t action_dim, std::uint64_t seed)
       : knobs_(knobs),
         seed_(seed),
         extents_{static_cast<std::size_t>(shape.decisions), static_cast<std::size_t>(shape.episodes),
@@ -55,7 +56,7 @@ class GrpoTrainer {
               .log_ratio_max = knobs.log_ratio_clamp > 0 ? knobs.log_ratio_clamp : infinity,
               .entropy_bonus = knobs.entropy_bonus},
         batches_(extents_.rows(), sizes_) {
-    if constexpr (requires { correction_.weight_limit; }) correction_.weight_limit = knobs.weight_limit;
+    if constexpr (requires { correction_.read(knobs); }) correction_.read(knobs);
     sizes_.validate();
     clip_.validate();
     optimiser_.validate();

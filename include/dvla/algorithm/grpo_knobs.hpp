@@ -25,13 +25,17 @@ struct GrpoKnobs {
   double clip_high = 0.28;     ///< ratio <= 1 + clip_high
   double dual_clip = 0;        ///< above 1, or 0 = off
   double log_ratio_clamp = 0;  ///< 0 = off
-  double weight_limit = 2;     ///< DecoupledClip: samples whose importance weight exceeds it are dropped
   LogProbLevel log_prob_level = LogProbLevel::token;
   RewardLevel reward_level = RewardLevel::chunk;
   Aggregation aggregation = Aggregation::trajectory_equal;
   double filter_lower = 0;  ///< groups whose mean return is outside [lower, upper] are masked; both 0 = off
   double filter_upper = 0;
   double entropy_bonus = 0;
+};
+
+/// What is tuned besides under BasicDecoupledClip.
+struct DecoupledClipKnobs : GrpoKnobs {
+  double weight_limit = 2;  ///< samples whose importance weight exceeds it are dropped
 };
 
 template <>
@@ -60,7 +64,6 @@ inline constexpr auto knob_docs<GrpoKnobs> = std::to_array<KnobDoc>({
     {"clip_high", "the ratio is clipped above 1 + this", 0, 100},
     {"dual_clip", "bound of the loss for negative advantages, as a ratio above 1; 0 = off", 0, 1e6},
     {"log_ratio_clamp", "largest |log ratio|; 0 = off", 0, 100},
-    {"weight_limit", "importance weights above it drop the sample (DecoupledClip)", 1e-6, 1e6},
     {"log_prob_level", "what one ratio covers"},
     {"reward_level", "what one reward covers"},
     {"aggregation", "how the loss is averaged: over valid steps, or every trajectory alike"},
@@ -68,6 +71,11 @@ inline constexpr auto knob_docs<GrpoKnobs> = std::to_array<KnobDoc>({
     {"filter_upper", "groups with a higher mean return are masked; both 0 = off", -1e9, 1e9},
     {"entropy_bonus", "weight of the entropy in the objective", 0, 10},
 });
+
+template <>
+inline constexpr auto knob_docs<DecoupledClipKnobs> = joined_docs(
+    knob_docs<GrpoKnobs>,
+    std::to_array<KnobDoc>({{"weight_limit", "importance weights above it drop the sample", 1e-6, 1e6}}));
 
 /// Rules between members; found by validate(config).
 inline void check(const GrpoKnobs& knobs) {
@@ -88,5 +96,9 @@ inline void check(const GrpoKnobs& knobs) {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::GrpoKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
                         learning_rate, beta1, beta2, weight_decay, gradient_clip, clip_low, clip_high,
-                        dual_clip, log_ratio_clamp, weight_limit, log_prob_level, reward_level, aggregation,
-                        filter_lower, filter_upper, entropy_bonus);
+                        dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation, filter_lower,
+                        filter_upper, entropy_bonus);
+BOOST_HANA_ADAPT_STRUCT(dvla::DecoupledClipKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
+                        learning_rate, beta1, beta2, weight_decay, gradient_clip, clip_low, clip_high,
+                        dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation, filter_lower,
+                        filter_upper, entropy_bonus, weight_limit);

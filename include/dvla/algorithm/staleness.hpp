@@ -43,7 +43,9 @@ struct Anchor {
   double weight = 1;  ///< 0 drops the element: no loss, no gradient; it still counts in the denominator
 };
 
-/// What clip_loss asks of a correction; users may bring their own.
+/// What clip_loss asks of a correction; users may bring their own. One with something to tune names `knobs`,
+/// a struct that derives from GrpoKnobs (algorithm/grpo_knobs.hpp), and takes its values over in
+/// `read(knobs)`.
 template <class Correction>
 concept StalenessPolicy = requires(const Correction& correction, const LossElement& element) {
   { Correction::name } -> std::convertible_to<std::string_view>;
@@ -52,6 +54,8 @@ concept StalenessPolicy = requires(const Correction& correction, const LossEleme
   { Correction::needs_versions } -> std::convertible_to<bool>;  // LossInputs::version must be given
   { correction.anchor(element) } -> std::same_as<Anchor>;
 };
+
+struct DecoupledClipKnobs;  // algorithm/grpo_knobs.hpp
 
 /// Plain clipping. Good for K <= 1: with older data the ratio is clipped before the update has moved
 /// anything.
@@ -71,6 +75,7 @@ enum class ProximalSource : std::uint8_t { recomputed, interpolated };
 /// dropped_fraction().
 template <ProximalSource Source = ProximalSource::recomputed>
 struct BasicDecoupledClip {
+  using knobs = DecoupledClipKnobs;
   static constexpr std::string_view name =
       Source == ProximalSource::recomputed ? "DecoupledClip<recomputed>" : "DecoupledClip<interpolated>";
   static constexpr int max_staleness = 8;
@@ -78,6 +83,11 @@ struct BasicDecoupledClip {
   static constexpr bool needs_versions = Source == ProximalSource::interpolated;
 
   double weight_limit = 2.0;  ///< elements with exp(proximal - behaviour) above it are dropped; > 0
+
+  template <class Knobs>
+  void read(const Knobs& tuned) {
+    weight_limit = tuned.weight_limit;
+  }
 
   /// 0 for lag 0 and 1, then 1/2, 2/3, 3/4...
   static double alpha(std::int64_t lag) {

@@ -42,6 +42,17 @@ struct KnobDoc {
 template <class Knobs>
 inline constexpr std::array<KnobDoc, 0> knob_docs{};
 
+/// The documentation of a struct that inherits knobs: the inherited ones first. Its BOOST_HANA_ADAPT_STRUCT
+/// lists all members in the same order.
+template <std::size_t Inherited, std::size_t Own>
+constexpr std::array<KnobDoc, Inherited + Own> joined_docs(const std::array<KnobDoc, Inherited>& inherited,
+                                                           const std::array<KnobDoc, Own>& own) {
+  std::array<KnobDoc, Inherited + Own> all;
+  for (std::size_t i = 0; i < Inherited; ++i) all[i] = inherited[i];
+  for (std::size_t i = 0; i < Own; ++i) all[Inherited + i] = own[i];
+  return all;
+}
+
 /// Specialise for each enum that is a knob: the spelling of its enumerators 0, 1, ...
 template <class Enum>
 inline constexpr std::array<std::string_view, 0> enum_names{};

@@ -12,8 +12,11 @@
 #include "dvla/model/tiny_vla_knobs.hpp"
 #include "dvla/pipeline/mistake.hpp"
 
-BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, bins, temperature, patch,
-                        denoise_steps, noise_level);
+BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, patch);
+BOOST_HANA_ADAPT_STRUCT(dvla::TokenHeadKnobs, width, blocks, attention_heads, chunk, patch, bins,
+                        temperature);
+BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, denoise_steps,
+                        noise_level);
 
 namespace dvla {
 
@@ -23,12 +26,21 @@ inline constexpr auto knob_docs<TinyVlaKnobs> = std::to_array<KnobDoc>({
     {"blocks", "transformer blocks", 1, 24},
     {"attention_heads", "attention heads a block", 1, 32},
     {"chunk", "actions a decision; the horizon is a multiple of it", 1, 64, "control steps"},
-    {"bins", "bins an action dimension (token head)", 2, 1024},
-    {"temperature", "softmax temperature (token head)", 0.05, 10},
     {"patch", "side of an image patch", 1, 64, "pixels"},
-    {"denoise_steps", "Euler steps from noise to action (flow head)", 1, 64},
-    {"noise_level", "noise of the denoising chain when sampling (flow head, flow_sde)", 0.001, 2},
 });
+template <>
+inline constexpr auto knob_docs<TokenHeadKnobs> =
+    joined_docs(knob_docs<TinyVlaKnobs>, std::to_array<KnobDoc>({
+                                             {"bins", "bins an action dimension", 2, 1024},
+                                             {"temperature", "softmax temperature", 0.05, 10},
+                                         }));
+template <>
+inline constexpr auto knob_docs<FlowHeadKnobs> =
+    joined_docs(knob_docs<TinyVlaKnobs>,
+                std::to_array<KnobDoc>({
+                    {"denoise_steps", "Euler steps from noise to action", 1, 64},
+                    {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
+                }));
 
 /// Rules between members; found by validate(config).
 inline void check(const TinyVlaKnobs& knobs) {
@@ -39,11 +51,11 @@ inline void check(const TinyVlaKnobs& knobs) {
 }
 
 /// Image patches, proprioception and instruction through a small transformer to an action chunk. Head:
-/// TokenHead or FlowHead.
+/// TokenHead or FlowHead; its knobs are the body's and its own.
 template <class Head = TokenHead>
 struct TinyVLA {
   using slot = model_slot;
-  using knobs = TinyVlaKnobs;
+  using knobs = typename Head::knobs;
   static constexpr Spelling spelling{"TinyVLA<", type_name<Head>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = false;

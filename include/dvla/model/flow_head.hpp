@@ -80,7 +80,7 @@ class FlowHeadMachinery {
  public:
   using Decision = FlowDecision;
 
-  FlowHeadMachinery(const TinyVlaKnobs& knobs, std::int64_t dimensions, std::uint64_t seed)
+  FlowHeadMachinery(const FlowHeadKnobs& knobs, std::int64_t dimensions, std::uint64_t seed)
       : steps_(knobs.denoise_steps), chunk_(knobs.chunk), dimensions_(dimensions), imitation_(seed) {
     if (steps_ < 1) throw ConfigError("TinyVLA: denoise_steps must be 1 or more");
     if (!(knobs.noise_level > 0)) throw ConfigError("TinyVLA: noise_level must be above 0");

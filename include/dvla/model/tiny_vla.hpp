@@ -23,8 +23,8 @@
 namespace dvla {
 
 namespace detail {
-/// From a head's name to its arithmetic. Specialise it for a head of your own: a class with the members of
-/// TokenHeadMachinery.
+/// From a head's name (with its knobs, which derive from TinyVlaKnobs) to its arithmetic. Specialise it for a
+/// head of your own: a class with the members of TokenHeadMachinery.
 template <class Head>
 struct tiny_vla_head;
 template <>
@@ -46,7 +46,7 @@ class TinyVlaModel {
   using Decision = typename HeadMachinery::Decision;
   using tensor_pool = TorchAllocator;  ///< what lets a run keep this model's tensors in its model pool
 
-  TinyVlaModel(const TinyVlaKnobs& knobs, const ModelInputs& inputs, std::uint64_t seed)
+  TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed)
       : head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
         network_(knobs, inputs, {head_.queries(), head_.outputs(), head_.noise_inputs()}, mix_seed(seed, 0)) {
   }

@@ -6,26 +6,32 @@
 
 namespace dvla {
 
-/// What users tune. About 0.6 M parameters at the defaults.
+/// What users tune under either head. About 0.6 M parameters at the defaults.
 struct TinyVlaKnobs {
-  int width = 128;           ///< d, features a token; 16 to 1024, a multiple of attention_heads
-  int blocks = 3;            ///< transformer blocks; 1 to 24
-  int attention_heads = 4;   ///< query heads, one key/value head; 1 to 32
-  int chunk = 4;             ///< C, control steps a decision; 1 to 64
-  int bins = 32;             ///< token head: bins an action dimension; 2 to 1024
-  float temperature = 1;     ///< token head: of sampling and training alike; 0.05 to 10
-  int patch = 8;             ///< pixels a side of an image patch; 1 to 64
-  int denoise_steps = 4;     ///< flow head: K, Euler steps from noise to action; 1 to 64
-  float noise_level = 0.5f;  ///< flow head: a of flow_sde; above 0, to 2
+  int width = 128;          ///< d, features a token; 16 to 1024, a multiple of attention_heads
+  int blocks = 3;           ///< transformer blocks; 1 to 24
+  int attention_heads = 4;  ///< query heads, one key/value head; 1 to 32
+  int chunk = 4;            ///< C, control steps a decision; 1 to 64
+  int patch = 8;            ///< pixels a side of an image patch; 1 to 64
+};
+struct TokenHeadKnobs : TinyVlaKnobs {
+  int bins = 32;          ///< bins an action dimension; 2 to 1024
+  float temperature = 1;  ///< of sampling and training alike; 0.05 to 10
+};
+struct FlowHeadKnobs : TinyVlaKnobs {
+  int denoise_steps = 4;     ///< K, Euler steps from noise to action; 1 to 64
+  float noise_level = 0.5f;  ///< a of flow_sde; above 0, to 2
 };
 
 /// Discrete action tokens, decoded in parallel as OpenVLA-OFT does. Machinery: model/token_head.hpp.
 struct TokenHead {
+  using knobs = TokenHeadKnobs;
   static constexpr std::string_view name = "TokenHead";
 };
 
 /// Flow matching with flow_sde noise, as pi0.5 under RL. Machinery: model/flow_head.hpp.
 struct FlowHead {
+  using knobs = FlowHeadKnobs;
   static constexpr std::string_view name = "FlowHead";
 };
 

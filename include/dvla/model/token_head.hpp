@@ -88,7 +88,7 @@ class TokenHeadMachinery {
  public:
   using Decision = TokenDecision;
 
-  TokenHeadMachinery(const TinyVlaKnobs& knobs, std::int64_t dimensions, std::uint64_t /*seed*/)
+  TokenHeadMachinery(const TokenHeadKnobs& knobs, std::int64_t dimensions, std::uint64_t /*seed*/)
       : chunk_(knobs.chunk),
         dimensions_(dimensions),
         bins_(static_cast<std::size_t>(knobs.bins)),
