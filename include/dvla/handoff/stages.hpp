@@ -27,6 +27,10 @@ enum class lane_kind : std::uint8_t { sampling, training, distribution, receptio
 ///   batch's
 ///                               trajectory buffer may be in use again by then: keep what it needs elsewhere.
 ///   cancel() noexcept           called when a lane failed, from that lane: end every wait inside the stages.
+///   bool arrive(Token&)         called in the training lane before train(): waits for what other processes
+///   send of this
+///                               batch, and lowers token.version to the oldest weights in it; false: no more
+///                               batches will come. Needed where share is `actor`.
 ///   enter(lane_kind) noexcept   called once in each lane's thread before its first batch.
 template <class Stages>
 concept LaneStages = requires(Stages& stages, Token& token) {
@@ -40,6 +44,12 @@ concept LaneStages = requires(Stages& stages, Token& token) {
 template <class Stages>
 concept ObservingStages = requires(Stages& stages, const Token& token) {
   stages.observe(token);
+};
+
+/// Stages whose batches come from other processes too.
+template <class Stages>
+concept ArrivingStages = requires(Stages& stages, Token& token) {
+  { stages.arrive(token) } -> std::same_as<bool>;
 };
 
 namespace detail {

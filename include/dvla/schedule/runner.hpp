@@ -18,7 +18,12 @@
 
 namespace dvla {
 
+/// Which of the four lanes this process runs: all; those of a rollout (sampling, reception); those of an
+/// actor (training, distribution).
+enum class lane_share : std::uint8_t { all, rollout, actor };
+
 struct run_options {
+  lane_share share = lane_share::all;
   std::int64_t first_batch =
       0;                     ///< number of the first batch, which is also the version that is installed: >= 0
   std::int64_t batches = 1;  ///< how many to run: >= 0
@@ -32,7 +37,7 @@ struct run_options {
 };
 
 struct run_result {
-  std::int64_t batches = 0;             ///< batches that went through all four stages
+  std::int64_t batches = 0;             ///< batches that went through all stages of this process
   bool stopped = false;                 ///< ended early, and cleanly, because `stop` asked
   int signal = 0;                       ///< the signal that asked; 0: none
   std::int64_t max_staleness = 0;       ///< largest lag of a batch when it was trained
@@ -64,6 +69,8 @@ class checked_stages {
  public:
   checked_stages(Stages& stages, Recorder& recorder, const run_options& options)
       : stages_(stages), recorder_(recorder), staleness_(options.staleness) {
+    if (options.share == lane_share::actor && !ArrivingStages<Stages>)
+      throw Error("run_options.share is actor, but the stages have no arrive(token): nobody brings batches");
     lags_.assign(static_cast<std::size_t>(staleness_) + 1, 0);
   }
 
@@ -76,6 +83,23 @@ class checked_stages {
                         "; report the oldest version that it used, which is " +
                         std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
         });
+  }
+
+  /// Before train(): where batches come from elsewhere too, waits for them. False: no more will come.
+  bool arrive(Token& token, const std::string& lane = "training") {
+    bool more = true;
+    if constexpr (ArrivingStages<Stages>)
+      call(
+          lane, "arrive", token, [&] { more = stages_.arrive(token); },
+          [&] {
+            if (more && (token.version > token.batch || token.version < token.batch - staleness_))
+              throw Error("stage 'arrive' reports weight version " + std::to_string(token.version) +
+                          " for batch " + std::to_string(token.batch) + "; the oldest allowed is " +
+                          std::to_string(token.batch - staleness_) +
+                          ": a rollout started before the weights that it had to wait for were installed");
+          },
+          "wait");
+    return more;
   }
 
   void train(Token& token, const std::string& lane = "training") {
@@ -119,11 +143,12 @@ class checked_stages {
 
  private:
   template <class Work, class Check>
-  void call(const std::string& lane, const char* name, const Token& token, Work&& work, Check&& check) {
+  void call(const std::string& lane, const char* name, const Token& token, Work&& work, Check&& check,
+            const char* category = "lane") {
     run_stage(lane, token.batch, [&] {
       const Token before = token;
       {
-        auto span = recorder_.span(name, before.batch, "lane");
+        auto span = recorder_.span(name, before.batch, category);
         work();
       }
       if (token.batch != before.batch || token.buffer != before.buffer)

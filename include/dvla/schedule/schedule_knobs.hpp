@@ -23,7 +23,7 @@ struct SynchronousKnobs {
 template <>
 inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
     {"staleness", "K: a rollout's weights are at most this many versions old; at most the schedule's Max", 0,
-     1024},
+     1024},  // less where schedule or algorithm allow less: see list_knobs
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
     {"sampling_threads", "cores of the sampling lane", 1, 1024},
     {"training_threads", "cores of the training lane", 1, 1024},

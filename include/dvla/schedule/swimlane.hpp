@@ -3,6 +3,8 @@
 //   sampling --> training --> distribution --> reception --> observer (if the stages observe)
 //      ^---------------- one permit back ----------|
 //
+// A process that only rolls out runs the sampling and the reception lane of this ring, one that only trains
+// the other two (run_options::share); where an edge crosses processes, a plane stands in it.
 // A rollout takes a permit when it starts; the permit returns when reception has installed the weights made
 // from it. So at most K + 1 batches are live (one trajectory buffer each: buffer = batch % (K + 1)), and no
 // batch is trained more than K versions after the weights it was sampled with. K = 0 is synchronous, in the
@@ -11,6 +13,7 @@
 
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/handoff/credit.hpp"
@@ -34,8 +37,9 @@ class SwimlaneRunner {
     return run(stages, options, off);
   }
 
-  /// Blocks until all batches are through, or, after a stop request, all that have started. Starts four
-  /// threads (five if the stages observe) and joins them. Throws ConfigError (options), DeadlineError (one
+  /// Blocks until all batches are through, or, after a stop request, all that have started. Starts a
+  /// thread for each lane of its share (four, or two; one more if the stages observe what is trained) and
+  /// joins them. Throws ConfigError (options), DeadlineError (one
   /// lane waited too long for another: says which, and who is still at work), LaneError with the original
   /// nested (a stage threw). By then all lanes are joined.
   template <LaneStages Stages, class Recorder>
@@ -50,71 +54,105 @@ class SwimlaneRunner {
     swim(Stages& with, const run_options& how, Recorder& into)
         : stages(with), options(how), recorder(into), work(with, into, how), admission(how.staleness) {}
 
+    /// One lane of this process: its stage, and what it waits for in its mailbox.
+    struct place {
+      lane_kind kind;
+      const char* name;
+      const char* waits_for;
+      bool (swim::*stage)(Token&);
+    };
+
     run_result run() {
       const auto live = static_cast<std::size_t>(options.staleness) + 1;
-      lane& sampling = lanes.add("sampling", 0);
-      lane& training = lanes.add("training", live);
-      lane& distribution = lanes.add("distribution", live);
-      lane& reception = lanes.add("reception", live);
+      const bool rolls_out = options.share != lane_share::actor,
+                 trains = options.share != lane_share::rollout;
+      // In the order in which a batch passes them: the first takes a permit, the last gives it back.
+      std::vector<place> places;
+      if (rolls_out) places.push_back({lane_kind::sampling, "sampling", "", &swim::sample});
+      if (trains) {
+        places.push_back({lane_kind::training, "training", "a batch", &swim::train});
+        places.push_back({lane_kind::distribution, "distribution", "trained weights", &swim::distribute});
+      }
+      if (rolls_out)
+        places.push_back({lane_kind::reception, "reception", trains ? "published weights" : "a sampled batch",
+                          &swim::receive});
+      std::vector<lane*> row;
+      for (const place& each : places) row.push_back(&lanes.add(each.name, row.empty() ? 0 : live));
       lanes.on_failure([this] {
         admission.cancel(), room.cancel();
         if constexpr (requires { stages.cancel(); }) stages.cancel();
       });
 
-      auto& sampled = wires.add([this](const Token&) { return admission.try_release(); });
-      auto& trained = wires.add([&](const Token& token) { return training.inbox().try_push(token); });
-      auto& distributed = wires.add([&](const Token& token) { return distribution.inbox().try_push(token); });
-      auto& received = wires.add([&](const Token& token) { return reception.inbox().try_push(token); });
-      wires.connect(sampled, trained);
-      wires.connect(trained, distributed);
-      wires.connect(distributed, received);
-      wires.connect(received, sampled);
+      std::vector<wiring::node*> nodes;  // what enters a lane leaves the node of the lane before it
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        if (i == 0)
+          nodes.push_back(&wires.add([this](const Token&) { return admission.try_release(); }));
+        else
+          nodes.push_back(
+              &wires.add([to = row[i]](const Token& token) { return to->inbox().try_push(token); }));
+      }
+      for (std::size_t i = 0; i < nodes.size(); ++i) wires.connect(*nodes[i], *nodes[(i + 1) % nodes.size()]);
 
       lane* observer = nullptr;
       if constexpr (ObservingStages<Stages>) {
-        observer = &lanes.add("observer", observer_backlog, lane::on_failure::finish);
-        wires.connect(received,
-                      wires.add([observer](const Token& t) { return observer->inbox().try_push(t); }));
+        if (trains) {
+          observer = &lanes.add("observer", observer_backlog, lane::on_failure::finish);
+          wires.connect(*nodes.back(),
+                        wires.add([observer](const Token& t) { return observer->inbox().try_push(t); }));
+        }
       }
       // Started in the order of the ring: lanes that share a core then take turns in the order of the tokens,
       // which costs a third of the context switches of the reverse order (measured with empty stages).
-      lanes.start(sampling, [&](lane& self) {
-        produce(self, [&](Token& token) { wires.send(sampled, token); });
-        training.inbox().close();
-      });
-      lanes.start(training, [&](lane& self) {
-        consume(self, lane_kind::training, sampling, "a batch", [&](Token& token) {
-          work.train(token);
-          wires.send(trained, token);
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        const bool last = i + 1 == row.size();
+        const auto pass_on = [this, last, observer, node = nodes[i]](lane& self, Token& token) {
+          if (last) {
+            if (observer) make_room(self, *observer, token.batch);
+            installed.store(token.batch + 1, std::memory_order_release);
+            ++finished;
+          }
+          wires.send(*node, token);
+        };
+        lane* const next = last ? observer : row[i + 1];
+        lanes.start(*row[i], [this, here = places[i], from = i == 0 ? nullptr : row[i - 1], next,
+                              pass_on](lane& self) {
+          if (from)
+            consume(self, here.kind, *from, here.waits_for, [&](Token& token) {
+              (this->*here.stage)(token);
+              pass_on(self, token);
+            });
+          else
+            produce(self, here, [&](Token& token) { pass_on(self, token); });
+          if (next) next->inbox().close();
         });
-        distribution.inbox().close();
-      });
-      lanes.start(distribution, [&](lane& self) {
-        consume(self, lane_kind::distribution, training, "trained weights", [&](Token& token) {
-          work.distribute(token);
-          wires.send(distributed, token);
-        });
-        reception.inbox().close();
-      });
-      lanes.start(reception, [&, observer](lane& self) {
-        consume(self, lane_kind::reception, distribution, "published weights", [&](Token& token) {
-          work.receive(token);
-          if (observer) make_room(self, *observer, token.batch);
-          installed.store(token.batch + 1, std::memory_order_release);
-          ++finished;
-          wires.send(received, token);
-        });
-        if (observer) observer->inbox().close();
-      });
+      }
       if (observer)
         lanes.start(*observer, [&](lane& self) {
-          consume(self, lane_kind::observer, reception, "a finished batch", [&](Token& token) {
+          consume(self, lane_kind::observer, *row.back(), "a finished batch", [&](Token& token) {
             work.observe(token);
             room.release();
           });
         });
       lanes.wait(options.grace);
       return work.result(finished, options);
+    }
+
+    bool sample(Token& token) {
+      work.sample(token);
+      return true;
+    }
+    bool train(Token& token) {
+      if (!work.arrive(token)) return false;
+      work.train(token);
+      return true;
+    }
+    bool distribute(Token& token) {
+      work.distribute(token);
+      return true;
+    }
+    bool receive(Token& token) {
+      work.receive(token);
+      return true;
     }
 
     bool stop_requested() const { return options.stop && options.stop->stop_requested(); }
@@ -136,16 +174,17 @@ class SwimlaneRunner {
     }
 
     template <class Send>
-    void produce(lane& self, Send send) {
+    void produce(lane& self, const place& here, Send send) {
       auto row = recorder.enter(self.name().c_str());
-      detail::enter_lane(stages, lane_kind::sampling);
+      detail::enter_lane(stages, here.kind);
       for (std::int64_t batch = options.first_batch; batch < options.first_batch + options.batches; ++batch) {
         if (stop_requested() || !admit(self, batch) || stop_requested()) return;
         self.busy_with(batch);
         Token token{batch, installed.load(std::memory_order_acquire),
                     static_cast<std::int32_t>(batch % admission.permits()), 0};
-        work.sample(token);
+        const bool goes_on = (this->*here.stage)(token);
         self.idle();
+        if (!goes_on) return;
         send(token);
       }
     }

@@ -26,16 +26,20 @@ class SynchronousRunner {
     detail::checked_stages<Stages, Recorder> work(stages, recorder, options);
     auto row = recorder.enter("synchronous");
     detail::enter_lane(stages, lane_kind::every);
+    const bool rolls_out = options.share != lane_share::actor, trains = options.share != lane_share::rollout;
     std::int64_t finished = 0;
     for (; finished < options.batches; ++finished) {
       if (options.stop && options.stop->stop_requested()) break;
       const std::int64_t batch = options.first_batch + finished;
       Token token{batch, batch, 0, 0};
-      work.sample(token);
-      work.train(token);
-      work.distribute(token);
-      work.receive(token);
-      work.observe(token);
+      if (rolls_out) work.sample(token);
+      if (trains) {
+        if (!work.arrive(token)) break;
+        work.train(token);
+        work.distribute(token);
+      }
+      if (rolls_out) work.receive(token);
+      if (trains) work.observe(token);
     }
     return work.result(finished, options);
   }
