@@ -1,0 +1,394 @@
+// Which GRPO groups go from which rollout to which actor. Paper: the data plane's routing plan, computed from
+// sizes on the master and broadcast: point to point where rollouts = actors, contiguous and balanced by bytes
+// where they are not, all-to-all where every rank is both. Values only: routed.hpp moves the bytes.
+//
+// Properties (tested): every group goes exactly once and whole; the same input gives the same plan; every
+// actor gets a group; groups of equal size whose number divides by the actors' give each the same number; in
+// general no actor has more than one largest group above the best possible maximum (of any assignment).
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <numeric>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dvla/core/checksum.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/placement/cluster.hpp"
+
+namespace dvla {
+
+/// A run of groups of one rollout that go to one actor. Rollouts, actors: positions in Roles' lists.
+struct Route {
+  int rollout = 0;
+  int actor = 0;
+  std::int64_t first_group = 0;    ///< among the rollout's own groups
+  std::int64_t groups = 0;         ///< at least 1
+  std::int64_t first_episode = 0;  ///< column of the actor's batch where they go
+  std::int64_t bytes = 0;
+  bool local = false;  ///< both are one rank: nothing is sent
+  bool operator==(const Route&) const = default;
+};
+
+/// The routes in the order of rollouts and of their groups. An actor's columns are in that order too, so one
+/// actor sees the batch as one process would have made it.
+struct RoutingPlan {
+  int rollouts = 0;
+  int actors = 0;
+  std::int64_t group_episodes = 0;  ///< episodes of a GRPO group
+  std::vector<Route> routes;
+  bool operator==(const RoutingPlan&) const = default;
+
+  std::int64_t groups_from(int rollout) const {
+    return sum([&](const Route& route) { return route.rollout == rollout ? route.groups : 0; });
+  }
+  std::int64_t groups_to(int actor) const {
+    return sum([&](const Route& route) { return route.actor == actor ? route.groups : 0; });
+  }
+  std::int64_t bytes_to(int actor) const {
+    return sum([&](const Route& route) { return route.actor == actor ? route.bytes : 0; });
+  }
+  std::int64_t episodes_from(int rollout) const { return groups_from(rollout) * group_episodes; }
+  std::int64_t episodes_to(int actor) const { return groups_to(actor) * group_episodes; }
+  /// The largest number of bytes that an actor takes.
+  std::int64_t makespan() const {
+    std::int64_t largest = 0;
+    for (int actor = 0; actor < actors; ++actor) largest = std::max(largest, bytes_to(actor));
+    return largest;
+  }
+
+ private:
+  template <class Value>
+  std::int64_t sum(Value value) const {
+    return std::accumulate(routes.begin(), routes.end(), std::int64_t{0},
+                           [&](std::int64_t total, const Route& route) { return total + value(route); });
+  }
+};
+
+namespace detail {
+
+/// Level to which `amount` more fills the vessels `loads`; rounded up.
+inline std::int64_t water_level(std::vector<std::int64_t> loads, std::int64_t amount) {
+  std::sort(loads.begin(), loads.end());
+  std::int64_t below = 0;
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    below += loads[i];
+    const auto count = static_cast<std::int64_t>(i + 1);
+    const std::int64_t level = (below + amount + count - 1) / count;
+    if (i + 1 == loads.size() || level <= loads[i + 1]) return level;
+  }
+  return 0;
+}
+
+inline std::string mebibytes(std::int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g MiB", static_cast<double>(bytes) / (1 << 20));
+  return text;
+}
+
+}  // namespace detail
+
+/// Throws ConfigError unless the plan is whole: every group of every rollout once, every column of every
+/// actor once, no actor without groups.
+inline void check_routes(const RoutingPlan& plan) {
+  auto require = [](bool holds, const std::string& what) {
+    if (!holds) throw ConfigError("routing plan: " + what);
+  };
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  require(plan.rollouts > 0 && plan.actors > 0 && plan.rollouts < most && plan.actors < most,
+          "it needs a rollout and an actor at least");
+  require(plan.group_episodes > 0 && plan.group_episodes < most, "a group has 1 episode at least");
+  int rollout = 0;
+  std::int64_t next = 0;
+  std::vector<std::int64_t> columns(static_cast<std::size_t>(plan.actors), 0);
+  for (const Route& route : plan.routes) {
+    const std::string name =
+        "route from rollout " + std::to_string(route.rollout) + " to actor " + std::to_string(route.actor);
+    require(route.rollout >= rollout && route.rollout < plan.rollouts && route.actor >= 0 &&
+                route.actor < plan.actors && route.groups > 0 && route.groups < most && route.bytes > 0,
+            name + " is out of range or out of order");
+    if (route.rollout != rollout) next = 0;
+    rollout = route.rollout;
+    require(route.first_group == next, name + " leaves out or repeats a group");
+    std::int64_t& column = columns[static_cast<std::size_t>(route.actor)];
+    require(route.first_episode == column, name + " leaves out or repeats a column");
+    next += route.groups;
+    column += route.groups * plan.group_episodes;
+    require(next < most && column < most, name + " has too many groups");
+  }
+  for (int actor = 0; actor < plan.actors; ++actor)
+    require(columns[static_cast<std::size_t>(actor)] > 0,
+            "actor " + std::to_string(actor) + " gets no group");
+}
+
+/// `bytes[r][g]`: size of group g of rollout r, at least 1. `same_rank[r]`: the actor that is one rank with
+/// rollout r, or -1; empty means none. Throws ConfigError for sizes below 1, and where there are fewer groups
+/// than actors.
+inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& bytes,
+                               std::int64_t group_episodes, int actors,
+                               const std::vector<int>& same_rank = {}) {
+  struct Piece {
+    int rollout;
+    std::int64_t index, bytes;
+    int actor = -1;
+  };
+  if (actors < 1 || bytes.empty() || group_episodes < 1)
+    throw ConfigError("routing: " + std::to_string(bytes.size()) + " rollouts, " + std::to_string(actors) +
+                      " actors, groups of " + std::to_string(group_episodes) +
+                      " episodes; 1 of each is needed at least");
+  if (!same_rank.empty() && same_rank.size() != bytes.size())
+    throw ConfigError("routing: same_rank has " + std::to_string(same_rank.size()) + " entries for " +
+                      std::to_string(bytes.size()) + " rollouts");
+  std::vector<Piece> groups;
+  std::int64_t total = 0;
+  for (std::size_t rollout = 0; rollout < bytes.size(); ++rollout)
+    for (std::size_t i = 0; i < bytes[rollout].size(); ++i) {
+      const std::int64_t size = bytes[rollout][i];
+      if (size < 1 || size > (std::int64_t{1} << 60) - total)
+        throw ConfigError("routing: group " + std::to_string(i) + " of rollout " + std::to_string(rollout) +
+                          " has " + std::to_string(size) + " bytes; sizes are 1 or more, 2^60 in sum");
+      groups.push_back({static_cast<int>(rollout), static_cast<std::int64_t>(i), size});
+      total += size;
+    }
+  const auto A = static_cast<std::size_t>(actors);
+  if (groups.size() < A)
+    throw ConfigError("routing: " + std::to_string(groups.size()) + " groups a batch for " +
+                      std::to_string(actors) +
+                      " actors; each needs one: raise environments or lower the "
+                      "number of actors");
+
+  // At home: the same rank, or the partner where rollouts and actors stand in pairs.
+  const bool none_is_both =
+      std::all_of(same_rank.begin(), same_rank.end(), [](int actor) { return actor < 0; });
+  auto home = [&](int rollout) {
+    if (none_is_both) return bytes.size() == A ? rollout : -1;
+    const int actor = same_rank[static_cast<std::size_t>(rollout)];
+    if (actor >= actors) throw ConfigError("routing: same_rank names actor " + std::to_string(actor));
+    return actor;
+  };
+  // A rollout's first groups stay at home up to the mean (the group that crosses it stays if half of it
+  // fits).
+  std::vector<std::int64_t> load(A, 0), count(A, 0);
+  const std::int64_t mean = total / actors;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    Piece& group = groups[i];
+    const int actor = home(group.rollout);
+    const bool first_moved = group.index > 0 && groups[i - 1].actor < 0;
+    if (actor < 0 || first_moved) continue;
+    std::int64_t& own = load[static_cast<std::size_t>(actor)];
+    if (own + (group.bytes + 1) / 2 > mean && own + group.bytes > mean) continue;
+    group.actor = actor;
+    own += group.bytes;
+    ++count[static_cast<std::size_t>(actor)];
+  }
+  // The rest goes on in order: each actor takes up to the common level, one group at least if it has none.
+  std::vector<Piece*> rest;
+  auto collect = [&] {
+    rest.clear();
+    for (Piece& group : groups)
+      if (group.actor < 0) rest.push_back(&group);
+    return rest.size();
+  };
+  auto without = [&] { return static_cast<std::size_t>(std::count(count.begin(), count.end(), 0)); };
+  while (collect() < without()) {  // somebody with more than one group gives its last
+    std::size_t richest = A;
+    for (std::size_t a = 0; a < A; ++a)
+      if (count[a] > 1 && (richest == A || load[a] > load[richest])) richest = a;
+    const auto last = std::find_if(groups.rbegin(), groups.rend(), [&](const Piece& group) {
+      return group.actor == static_cast<int>(richest);
+    });
+    last->actor = -1;
+    load[richest] -= last->bytes;
+    --count[richest];
+  }
+  std::int64_t left = 0;
+  for (const Piece* group : rest) left += group->bytes;
+  // The level is rounded up, so all targets together hold the rest, and the last group finds its actor.
+  const std::int64_t level = detail::water_level(load, left);
+  std::size_t needed = without(), next = 0;
+  std::int64_t given = 0, target = 0;
+  for (std::size_t a = 0; a < A; ++a) {
+    const bool empty = count[a] == 0;
+    needed -= empty;
+    target += std::max<std::int64_t>(level - load[a], 0);
+    const bool takes = level > load[a];
+    for (bool first = true; next < rest.size() && rest.size() - next > needed; first = false) {
+      const std::int64_t size = rest[next]->bytes;
+      if (!(first && empty) && !(takes && given + (size + 1) / 2 <= target)) break;
+      rest[next++]->actor = static_cast<int>(a);
+      given += size;
+    }
+  }
+  RoutingPlan plan{static_cast<int>(bytes.size()), actors, group_episodes, {}};
+  std::vector<std::int64_t> column(A, 0);
+  for (const Piece& group : groups) {
+    std::int64_t& at = column[static_cast<std::size_t>(group.actor)];
+    Route* open = plan.routes.empty() ? nullptr : &plan.routes.back();
+    if (open != nullptr && open->rollout == group.rollout && open->actor == group.actor) {
+      ++open->groups;
+      open->bytes += group.bytes;
+    } else {
+      const bool local = !none_is_both && home(group.rollout) == group.actor;
+      plan.routes.push_back({group.rollout, group.actor, group.index, 1, at, group.bytes, local});
+    }
+    at += group_episodes;
+  }
+  check_routes(plan);
+  return plan;
+}
+
+/// For people: a line for the whole, then one for each route.
+inline std::string describe(const RoutingPlan& plan) {
+  auto count = [](std::int64_t n, const char* what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  };
+  std::int64_t groups = 0, total = 0, crossing = 0;
+  for (const Route& route : plan.routes) {
+    groups += route.groups;
+    total += route.bytes;
+    crossing += route.local ? 0 : route.bytes;
+  }
+  std::string text = "routing: " + count(plan.rollouts, "rollout") + " to " + count(plan.actors, "actor") +
+                     ", " + count(groups, "group") + " of " + count(plan.group_episodes, "episode") +
+                     " a batch, " + detail::mebibytes(total) + ", " + detail::mebibytes(crossing) +
+                     " of them between ranks; most at one actor: " + detail::mebibytes(plan.makespan()) +
+                     "\n";
+  for (const Route& route : plan.routes) {
+    text += "  rollout " + std::to_string(route.rollout) + " groups " + std::to_string(route.first_group);
+    if (route.groups > 1) text += "-" + std::to_string(route.first_group + route.groups - 1);
+    text += " -> actor " + std::to_string(route.actor) + " episodes " + std::to_string(route.first_episode) +
+            "-" + std::to_string(route.first_episode + route.groups * plan.group_episodes - 1) + ", " +
+            detail::mebibytes(route.bytes) + (route.local ? ", same rank" : "") + "\n";
+  }
+  return text;
+}
+
+/// A few lines of numbers that end with their checksum.
+inline std::string serialise(const RoutingPlan& plan) {
+  std::string text = "dvla-routes 1";
+  auto add = [&](std::int64_t number) { text += " " + std::to_string(number); };
+  for (const std::int64_t number : {std::int64_t{plan.rollouts}, std::int64_t{plan.actors},
+                                    plan.group_episodes, static_cast<std::int64_t>(plan.routes.size())})
+    add(number);
+  for (const Route& route : plan.routes) {
+    text += "\n";
+    for (const std::int64_t number :
+         {std::int64_t{route.rollout}, std::int64_t{route.actor}, route.first_group, route.groups,
+          route.first_episode, route.bytes, std::int64_t{route.local}})
+      add(number);
+  }
+  text += "\n";
+  return text + std::to_string(checksum(std::as_bytes(std::span(text))));
+}
+
+/// The plan that `serialise` wrote. Throws FormatError for any other text, ConfigError for a plan that is not
+/// whole; never anything else.
+inline RoutingPlan parse_routes(std::string_view text) {
+  auto refuse = [](const char* what) {
+    throw FormatError(std::string("routing plan: ") + what +
+                      "; the ranks' programs differ, or the text was cut");
+  };
+  const std::size_t end = text.rfind('\n');
+  if (!text.starts_with("dvla-routes 1 ") || end == std::string_view::npos) refuse("this text is none");
+  const std::string_view body = text.substr(0, end + 1);
+  std::string_view rest = text.substr(end + 1);
+  auto take = [&](auto& number) {
+    const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
+    if (error != std::errc{}) refuse("a number is missing or too large");
+    rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
+  };
+  std::uint64_t sum = 0;
+  take(sum);
+  if (!rest.empty() || sum != checksum(std::as_bytes(std::span(body)))) refuse("its checksum is wrong");
+  rest = body.substr(std::string_view("dvla-routes 1").size());
+  auto next = [&](auto& number, char before = ' ') {
+    if (rest.empty() || rest.front() != before) refuse("a number is missing");
+    rest.remove_prefix(1);
+    take(number);
+  };
+  RoutingPlan plan;
+  std::size_t routes = 0;
+  next(plan.rollouts);
+  next(plan.actors);
+  next(plan.group_episodes);
+  next(routes);
+  if (routes > body.size()) refuse("it has fewer routes than it says");
+  for (std::size_t i = 0; i < routes; ++i) {
+    Route route;
+    int local = 0;
+    if (rest.empty() || rest.front() != '\n') refuse("a line is missing");
+    rest.remove_prefix(1);
+    next(route.rollout);
+    next(route.actor);
+    next(route.first_group);
+    next(route.groups);
+    next(route.first_episode);
+    next(route.bytes);
+    next(local);
+    if (local != 0 && local != 1) refuse("a flag is neither 0 nor 1");
+    route.local = local == 1;
+    plan.routes.push_back(route);
+  }
+  if (rest != "\n") refuse("something follows its last line");
+  check_routes(plan);
+  return plan;
+}
+
+/// For each rollout, the actor that is one rank with it, or -1.
+inline std::vector<int> actors_at_rollouts(const Roles& roles) {
+  std::vector<int> same;
+  for (const int rank : roles.rollouts) same.push_back(roles.actor(rank));
+  return same;
+}
+
+/// Every rank calls it: rollouts give the sizes of their groups (others: nothing), the leader plans from all
+/// of them, everybody gets the same plan, through the job's store under `name`. A rank that comes later (a
+/// restarted rollout) gets the plan that there is. Throws DeadlineError, and what plan_routes throws.
+inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
+                                   const std::vector<std::int64_t>& own_bytes, std::int64_t group_episodes,
+                                   std::chrono::nanoseconds limit, const std::string& name = "routes") {
+  const int rollout = roles.rollout(cluster.rank());
+  auto key = [&](int index) { return name + "/bytes/" + std::to_string(index); };
+  if (rollout >= 0) {
+    std::string text;
+    for (const std::int64_t size : own_bytes) text += std::to_string(size) + " ";
+    cluster.put(key(rollout), text);
+  }
+  if (cluster.rank() == roles.leader() && !cluster.has(name + "/plan")) {
+    std::vector<std::vector<std::int64_t>> bytes(roles.rollouts.size());
+    for (std::size_t r = 0; r < bytes.size(); ++r) {
+      const std::string text = cluster.get(key(static_cast<int>(r)), limit);
+      const char* at = text.data();
+      const char* const end = at + text.size();
+      while (at != end) {
+        std::int64_t size = 0;
+        const auto [stop, error] = std::from_chars(at, end, size);
+        if (error != std::errc{} || stop == end || *stop != ' ')
+          throw FormatError("routing: rollout " + std::to_string(r) +
+                            " put group sizes that are no numbers: '" + text + "'");
+        bytes[r].push_back(size);
+        at = stop + 1;
+      }
+    }
+    std::string answer;
+    try {
+      answer = serialise(plan_routes(bytes, group_episodes, static_cast<int>(roles.actors.size()),
+                                     actors_at_rollouts(roles)));
+    } catch (const Error& error) {
+      cluster.put(name + "/plan", std::string("refused ") + error.what());  // so that nobody waits in vain
+      throw;
+    }
+    cluster.put(name + "/plan", answer);
+  }
+  const std::string text = cluster.get(name + "/plan", limit);
+  if (text.starts_with("refused ")) throw ConfigError(text.substr(8));
+  return parse_routes(text);
+}
+
+}  // namespace dvla

@@ -1,0 +1,220 @@
+// dvla-test: asan
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <functional>
+#include <limits>
+#include <set>
+
+#include "dvla/core/random.hpp"
+#include "dvla/data_plane/routing.hpp"
+
+using dvla::parse_routes;
+using dvla::plan_routes;
+using dvla::Route;
+using dvla::RoutingPlan;
+using Sizes = std::vector<std::vector<std::int64_t>>;
+
+namespace {
+
+Sizes equal(int rollouts, int groups, std::int64_t bytes = 100) {
+  return Sizes(static_cast<std::size_t>(rollouts),
+               std::vector<std::int64_t>(static_cast<std::size_t>(groups), bytes));
+}
+
+std::int64_t largest_of(const Sizes& sizes) {
+  std::int64_t largest = 0;
+  for (const auto& rollout : sizes)
+    for (const std::int64_t size : rollout) largest = std::max(largest, size);
+  return largest;
+}
+
+/// The least possible makespan, by trying every assignment.
+std::int64_t best_makespan(const Sizes& sizes, int actors) {
+  std::vector<std::int64_t> all, load(static_cast<std::size_t>(actors), 0);
+  for (const auto& rollout : sizes) all.insert(all.end(), rollout.begin(), rollout.end());
+  std::int64_t best = std::numeric_limits<std::int64_t>::max();
+  std::function<void(std::size_t)> place = [&](std::size_t i) {
+    if (i == all.size()) {
+      best = std::min(best, *std::max_element(load.begin(), load.end()));
+      return;
+    }
+    for (std::int64_t& one : load) {
+      one += all[i];
+      place(i + 1);
+      one -= all[i];
+    }
+  };
+  place(0);
+  return best;
+}
+
+/// Every group exactly once, whole; every column exactly once; bytes add up.
+void check_whole(const RoutingPlan& plan, const Sizes& sizes) {
+  std::set<std::pair<int, std::int64_t>> groups, columns;
+  for (const Route& route : plan.routes) {
+    std::int64_t bytes = 0;
+    for (std::int64_t i = 0; i < route.groups; ++i) {
+      REQUIRE(groups.emplace(route.rollout, route.first_group + i).second);
+      REQUIRE(columns.emplace(route.actor, route.first_episode / plan.group_episodes + i).second);
+      bytes += sizes.at(static_cast<std::size_t>(route.rollout))
+                   .at(static_cast<std::size_t>(route.first_group + i));
+    }
+    REQUIRE(route.first_episode % plan.group_episodes == 0);
+    REQUIRE(route.bytes == bytes);
+  }
+  std::size_t count = 0;
+  for (const auto& rollout : sizes) count += rollout.size();
+  REQUIRE(groups.size() == count);
+  for (int actor = 0; actor < plan.actors; ++actor) REQUIRE(plan.groups_to(actor) > 0);
+}
+
+}  // namespace
+
+TEST_CASE("Rollouts = actors with equal sizes: point to point, i to i") {
+  for (const int ranks : {1, 2, 3, 5}) {
+    const RoutingPlan plan = plan_routes(equal(ranks, 4), 8, ranks);
+    REQUIRE(plan.routes.size() == static_cast<std::size_t>(ranks));
+    for (int i = 0; i < ranks; ++i)
+      CHECK(plan.routes[static_cast<std::size_t>(i)] == Route{i, i, 0, 4, 0, 400, false});
+  }
+  const RoutingPlan nearly = plan_routes({{100, 101, 99}, {100, 100, 103}, {98, 100, 100}}, 8, 3);
+  CHECK(nearly.routes.size() == 3);
+}
+
+TEST_CASE("Every rank is both: nothing crosses when sizes are balanced, and only the excess when not") {
+  const RoutingPlan even = plan_routes(equal(4, 6), 2, 4, {0, 1, 2, 3});
+  for (const Route& route : even.routes) CHECK(route.local);
+  const RoutingPlan uneven = plan_routes({{10, 10, 10, 10, 10, 10}, {10, 10}}, 1, 2, {0, 1});
+  CHECK(uneven.groups_to(0) == 4);
+  CHECK(uneven.groups_to(1) == 4);
+  CHECK(uneven.routes ==
+        std::vector<Route>{{0, 0, 0, 4, 0, 40, true}, {0, 1, 4, 2, 0, 20, false}, {1, 1, 0, 2, 2, 20, true}});
+}
+
+TEST_CASE("Three rollouts to one actor, one to three, and a rank that is both among rollouts") {
+  const RoutingPlan gather = plan_routes(equal(3, 2), 4, 1);
+  CHECK(gather.routes == std::vector<Route>{{0, 0, 0, 2, 0, 200, false},
+                                            {1, 0, 0, 2, 8, 200, false},
+                                            {2, 0, 0, 2, 16, 200, false}});
+  const RoutingPlan scatter = plan_routes(equal(1, 6), 4, 3);
+  CHECK(scatter.routes == std::vector<Route>{{0, 0, 0, 2, 0, 200, false},
+                                             {0, 1, 2, 2, 0, 200, false},
+                                             {0, 2, 4, 2, 0, 200, false}});
+  const RoutingPlan hybrid = plan_routes(equal(3, 2), 4, 1, {-1, 0, -1});
+  CHECK(hybrid.routes[1].local);
+  CHECK_FALSE(hybrid.routes[0].local);
+}
+
+TEST_CASE(
+    "Random plans: whole, repeatable, balanced within one group of the best, equal where that is possible") {
+  dvla::SplitMix64 random(7);
+  auto below = [&](std::uint64_t n) { return static_cast<int>(random() % n); };
+  for (int round = 0; round < 3000; ++round) {
+    const int rollouts = 1 + below(5), actors = 1 + below(4);
+    const bool same_size = below(3) == 0;
+    const std::uint64_t spread = below(2) == 0 ? 10 : 1000;
+    Sizes sizes(static_cast<std::size_t>(rollouts));
+    int groups = 0;
+    for (auto& rollout : sizes)
+      for (int i = below(4); i > 0 && groups < 8; --i, ++groups)
+        rollout.push_back(same_size ? 64 : 1 + below(spread));
+    std::vector<int> same_rank;
+    if (below(2) == 0) {
+      same_rank.assign(static_cast<std::size_t>(rollouts), -1);
+      for (int actor = 0, rollout = below(2); actor < actors && rollout < rollouts; actor += 1 + below(2))
+        same_rank[static_cast<std::size_t>(rollout++)] = actor;
+    }
+    CAPTURE(round);
+    if (groups < actors) {
+      CHECK_THROWS_AS(plan_routes(sizes, 4, actors, same_rank), dvla::ConfigError);
+      continue;
+    }
+    const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank);
+    check_whole(plan, sizes);
+    REQUIRE(plan == plan_routes(sizes, 4, actors, same_rank));
+    REQUIRE(plan.makespan() <= best_makespan(sizes, actors) + largest_of(sizes));
+    if (same_size && groups % actors == 0)
+      for (int actor = 0; actor < actors; ++actor) REQUIRE(plan.groups_to(actor) == groups / actors);
+    REQUIRE(parse_routes(serialise(plan)) == plan);
+    REQUIRE(!describe(plan).empty());
+  }
+}
+
+TEST_CASE("Large plans: still whole, and within one group of the mean") {
+  dvla::SplitMix64 random(11);
+  for (int round = 0; round < 50; ++round) {
+    const int rollouts = 1 + static_cast<int>(random() % 64), actors = 1 + static_cast<int>(random() % 32);
+    Sizes sizes(static_cast<std::size_t>(rollouts));
+    std::int64_t total = 0;
+    for (auto& rollout : sizes)
+      for (int i = 0; i < 32; ++i) {
+        rollout.push_back(1 + static_cast<std::int64_t>(random() % 100000));
+        total += rollout.back();
+      }
+    const RoutingPlan plan = plan_routes(sizes, 8, actors);
+    check_whole(plan, sizes);
+    CHECK(plan.makespan() <= (total + actors - 1) / actors + largest_of(sizes));
+  }
+}
+
+TEST_CASE("Sizes and shapes that cannot work are refused in one sentence") {
+  CHECK_THROWS_AS(plan_routes({}, 4, 1), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(1, 1), 4, 0), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(1, 1), 0, 1), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes({{0}}, 4, 1), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes({{std::numeric_limits<std::int64_t>::max(), 1}}, 4, 1), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {0}), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {0, 7}), dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(plan_routes(equal(1, 2), 4, 3),
+                       doctest::Contains("2 groups a batch for 3 actors; each needs one"), dvla::ConfigError);
+}
+
+TEST_CASE("A damaged plan is refused, whatever was done to it") {
+  const RoutingPlan plan = plan_routes(equal(3, 4), 8, 2, {0, -1, 1});
+  const std::string text = serialise(plan);
+  CHECK(parse_routes(text) == plan);
+  dvla::SplitMix64 random(3);
+  for (int round = 0; round < 5000; ++round) {
+    std::string other = text;
+    switch (random() % 3) {
+      case 0:
+        other[random() % other.size()] = static_cast<char>(random());
+        break;
+      case 1:
+        other.resize(random() % other.size());
+        break;
+      default:
+        other.insert(random() % other.size(), 1, static_cast<char>('0' + random() % 10));
+    }
+    if (other != text) CHECK_THROWS_AS(parse_routes(other), dvla::Error);
+  }
+  auto forged = [&](auto change) {
+    RoutingPlan bad = plan;
+    change(bad);
+    CHECK_THROWS_AS(parse_routes(serialise(bad)), dvla::ConfigError);
+  };
+  forged([](RoutingPlan& bad) {
+    bad.routes.pop_back();
+    bad.routes.pop_back();
+  });
+  forged([](RoutingPlan& bad) { bad.routes[0].first_group = 1; });
+  forged([](RoutingPlan& bad) { bad.routes[1].actor = 5; });
+  forged([](RoutingPlan& bad) { bad.routes[1].first_episode += 8; });
+  forged([](RoutingPlan& bad) { bad.routes[0].groups = std::int64_t{1} << 40; });
+  forged([](RoutingPlan& bad) { bad.group_episodes = 0; });
+  forged([](RoutingPlan& bad) { std::swap(bad.routes[0], bad.routes.back()); });
+}
+
+TEST_CASE("A job of one process agrees with itself; the description names every route") {
+  dvla::LoneCluster cluster;
+  const RoutingPlan plan = dvla::agree_on_routes(cluster, {}, {10, 10, 10}, 4, std::chrono::seconds(1));
+  CHECK(plan.routes == std::vector<Route>{{0, 0, 0, 3, 0, 30, true}});
+  CHECK(describe(plan_routes(equal(2, 2, 1 << 20), 4, 1)) ==
+        "routing: 2 rollouts to 1 actor, 4 groups of 4 episodes a batch, 4 MiB, 4 MiB of them between ranks; "
+        "most at one actor: 4 MiB\n"
+        "  rollout 0 groups 0-1 -> actor 0 episodes 0-7, 2 MiB\n"
+        "  rollout 1 groups 0-1 -> actor 0 episodes 8-15, 2 MiB\n");
+  CHECK_THROWS_AS(dvla::agree_on_routes(cluster, {}, {0}, 4, std::chrono::seconds(1), "other"),
+                  dvla::ConfigError);
+}
