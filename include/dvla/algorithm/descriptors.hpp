@@ -19,15 +19,16 @@ namespace detail {
 template <class Correction>
 struct grpo_knobs {
   using type = GrpoKnobs;
+  using mistake = dvla::mistake::none;
 };
 template <class Correction>
 requires requires { typename Correction::knobs; }
 struct grpo_knobs<Correction> {
-  using type = typename Correction::knobs;
-  static_assert(
-      std::is_base_of_v<GrpoKnobs, type>,
-      "dvla: a staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
-      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
+  static constexpr bool joins = std::is_base_of_v<GrpoKnobs, typename Correction::knobs>;
+  using type = std::conditional_t<joins, typename Correction::knobs, GrpoKnobs>;
+  using mistake = std::conditional_t<
+      joins, dvla::mistake::none,
+      dvla::mistake::correction_does_not_join_the_knobs<Correction, typename Correction::knobs>>;
 };
 }  // namespace detail
 
@@ -42,6 +43,7 @@ struct BasicGRPO {
 };
 template <StalenessPolicy Correction>
 struct BasicGRPO<Correction> {
+  using mistake = typename detail::grpo_knobs<Correction>::mistake;
   using slot = algorithm_slot;
   using knobs = typename detail::grpo_knobs<Correction>::type;
   static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};

@@ -131,6 +131,45 @@ struct sharding_spans_more_than_the_data_plane {
       "the data plane out (its default then spans processes), or use DataPlane<C10d>");
 };
 
+// What is wrong with a policy's machinery. Found when a pipeline is built: buildable.hpp.
+
+template <class Algorithm, class Knobs>
+struct algorithm_has_no_such_constructor {
+  static_assert(
+      never<Algorithm>,
+      "dvla: a run makes this algorithm with (knobs, dvla::BatchShape, std::int64_t action dimensions, "
+      "std::uint64_t seed), and it has no such constructor; add it (algorithm/concept.hpp)");
+};
+
+template <class Algorithm>
+struct algorithm_has_no_update {
+  static_assert(
+      never<Algorithm>,
+      "dvla: this algorithm has no update(model, weights, transition, decision, batch, before_step, "
+      "trace) that a run can call; add it, with the types that algorithm/concept.hpp gives them");
+};
+
+template <class Algorithm>
+struct update_returns_no_stats {
+  static_assert(never<Algorithm>,
+                "dvla: this algorithm's update returns something else than dvla::UpdateStats; return the "
+                "figures of the update (algorithm/update_stats.hpp)");
+};
+
+template <class Schedule>
+struct schedule_has_no_run {
+  static_assert(never<Schedule>,
+                "dvla: this schedule has no static dvla::run_result run(stages, const dvla::run_options&, "
+                "recorder) that a run can call; add it (schedule/concept.hpp)");
+};
+
+template <class Schedule, class Knobs>
+struct schedule_lacks_a_knob {
+  static_assert(never<Schedule>,
+                "dvla: a run reads sampling_threads, training_threads, sampling_stages and deadline_s of a "
+                "schedule, and this one's knobs lack one of them; add it (schedule/concept.hpp)");
+};
+
 // What is wrong with a shipped policy's own arguments. A policy says so by a member type `mistake`.
 
 template <int Max>
@@ -152,6 +191,14 @@ struct not_a_correction {
   static_assert(never<Correction>,
                 "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
                 "DecoupledClip, or your own as algorithm/staleness.hpp says");
+};
+
+template <class Correction, class Knobs>
+struct correction_does_not_join_the_knobs {
+  static_assert(
+      never<Correction>,
+      "dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
+      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
 };
 
 template <class Model>

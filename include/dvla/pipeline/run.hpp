@@ -79,7 +79,7 @@ struct TensorPool<Model> : Model::tensor_pool {
 
 /// `Buildable` is not for callers: where a policy's machinery is missing, the one error that says so stands
 /// in buildable<P>(), and the form below keeps others from following it.
-template <class P, class Trace = trace::Recorder, bool Buildable = buildable<P>()>
+template <class P, class Trace = trace::Recorder, bool Buildable = buildable<P, Trace>()>
 class Run {
  public:
   using pipeline = P;

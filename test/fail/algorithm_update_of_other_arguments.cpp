@@ -1,0 +1,11 @@
+// expect: dvla: this algorithm has no update(model, weights, transition, decision, batch, before_step, trace)
+#include "whole.inc"
+
+struct Mine : Own<dvla::algorithm_slot> {
+  Mine(const dvla::NoKnobs&, dvla::BatchShape, std::int64_t, std::uint64_t) {}
+  template <class Model, class Weights>
+  dvla::UpdateStats update(Model&, Weights&, const dvla::Transition&, std::int64_t) {
+    return {};
+  }
+};
+template double train(const Whole::replace<Mine>::config&);
