@@ -62,7 +62,8 @@ struct TableModel {
 };
 
 /// Keeps each step's gradient and changes nothing.
-struct KeptGradients {
+struct KeptGradients : dvla::LoneActor {
+  explicit KeptGradients(TableModel& whose) : model(whose) {}
   TableModel& model;
   std::vector<std::vector<float>> steps{};
   void zero_gradients() { std::ranges::fill(model.gradient, 0.0F); }
@@ -81,6 +82,7 @@ struct Tiny {
     std::ranges::fill(transition->reward.span(), 0.0F);
     std::ranges::fill(transition->done.span(), std::uint8_t{1});
     std::ranges::fill(transition->version.span(), std::int64_t{0});
+    for (const int b : {0, 1, 2, 3}) transition->group[b] = b / 2;
     std::ranges::fill(transition->observation.instruction.span(), 0);
     std::ranges::fill(transition->observation.proprioception.span(), 0.0F);
     transition->done.at(0)[1] = transition->done.at(0)[2] = 0;

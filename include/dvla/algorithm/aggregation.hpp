@@ -53,13 +53,30 @@ inline void loss_weights(Aggregation aggregation, std::size_t episodes, std::siz
   }
 }
 
-/// What the loss of one global batch (the rows of one optimiser step) is divided by.
-///   weight       of the whole rollout, [T*B, R]; rows: the row numbers of this global batch
+/// The part of these rows in a global batch's elements: what trainers that share it add up.
+inline double loss_elements(Aggregation aggregation, std::size_t per_row, std::span<const float> weight,
+                            std::span<const std::uint32_t> rows) {
+  if (aggregation != Aggregation::masked_mean) return static_cast<double>(rows.size() * per_row);
+  double elements = 0;
+  for (const std::uint32_t row : rows)
+    for (std::size_t c = 0; c < per_row; ++c) elements += weight[row * per_row + c];
+  return elements;
+}
+
+/// What the loss of a global batch (the rows of one optimiser step) is divided by.
+///   elements     loss_elements of all its rows, summed over the trainers
 ///   loss_units   elements of the loss behind one weight: LossShape::units_per_weight
-///   drawn_rows   how many of the T*B rows are drawn at all. Mini-batches usually leave wholly masked rows
-///   out; the
-///                mean of trajectory_equal still counts them, so each drawn row stands for T*B / drawn_rows
-///                rows.
+///   all_rows     T*B, of all trainers; drawn_rows: how many of them are drawn at all. Mini-batches usually
+///                leave wholly masked rows out; the mean of trajectory_equal still counts them, so each drawn
+///                row stands for all_rows / drawn_rows rows.
+inline double loss_denominator(Aggregation aggregation, double elements, std::size_t loss_units,
+                               double all_rows, double drawn_rows) {
+  if (aggregation != Aggregation::masked_mean) elements = elements * all_rows / drawn_rows;
+  return elements * static_cast<double>(loss_units);
+}
+
+/// The same for one trainer, from the weights of its whole rollout, [T*B, R], and the row numbers of the
+/// global batch.
 inline double loss_denominator(Aggregation aggregation, std::size_t per_row, std::size_t loss_units,
                                std::span<const float> weight, std::span<const std::uint32_t> rows,
                                std::size_t drawn_rows) {
@@ -68,15 +85,8 @@ inline double loss_denominator(Aggregation aggregation, std::size_t per_row, std
     throw Error("loss_denominator: " + std::to_string(rows.size()) + " rows out of " +
                 std::to_string(drawn_rows) + " drawn out of " + std::to_string(all_rows) +
                 " is not a batch.");
-  double elements = 0;
-  if (aggregation == Aggregation::masked_mean) {
-    for (const std::uint32_t row : rows)
-      for (std::size_t c = 0; c < per_row; ++c) elements += weight[row * per_row + c];
-  } else {
-    elements = static_cast<double>(rows.size() * per_row) * static_cast<double>(all_rows) /
-               static_cast<double>(drawn_rows);
-  }
-  return elements * static_cast<double>(loss_units);
+  return loss_denominator(aggregation, loss_elements(aggregation, per_row, weight, rows), loss_units,
+                          static_cast<double>(all_rows), static_cast<double>(drawn_rows));
 }
 
 }  // namespace dvla

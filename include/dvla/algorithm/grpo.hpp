@@ -4,14 +4,22 @@
 // clip_loss, staleness, minibatch, adamw. Torch-free: the model is met through log-probabilities on spans. No
 // critic, no KL to a reference policy.
 //
+// Several actors share an update through their weights (sharding/actors.hpp): each brings its own episodes,
+// some perhaps none; optimiser steps, denominators, gradients and figures are those of all episodes together.
+//
 // Legend: T decisions, B episodes, C control steps a chunk, A action dimensions, G episodes a group; row n =
 // t*B + b.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dvla/algorithm/adamw.hpp"
@@ -37,16 +45,19 @@ class GrpoTrainer {
   using Decision = typename Model::Decision;
   using Knobs = typename detail::grpo_knobs<Correction>::type;
 
-  GrpoTrainer(const Knobs& knobs, BatchShape shape, std::int64_t action_dim, std::uint64_t seed)
+  /// `shape` is the most that this actor gets in a batch; `actors` share each batch, whose sizes then count
+  /// as BatchSizes says.
+  GrpoTrainer(const Knobs& knobs, BatchShape shape, std::int64_t action_dim, std::uint64_t seed,
+              int actors = 1)
       : knobs_(knobs),
         seed_(seed),
         extents_{static_cast<std::size_t>(shape.decisions), static_cast<std::size_t>(shape.episodes),
                  static_cast<std::size_t>(shape.chunk)},
         shape_{0, extents_.chunk, static_cast<std::size_t>(action_dim), knobs.log_prob_level,
                knobs.reward_level},
-        sizes_{
-            static_cast<std::size_t>(knobs.global_batch > 0 ? knobs.global_batch : whole_batch(knobs, shape)),
-            static_cast<std::size_t>(knobs.micro_batch), 1},
+        sizes_{static_cast<std::size_t>(knobs.global_batch > 0 ? knobs.global_batch
+                                                               : whole_batch(knobs, shape) * actors),
+               static_cast<std::size_t>(knobs.micro_batch), static_cast<std::size_t>(actors)},
         optimiser_{knobs.learning_rate, knobs.beta1,        knobs.beta2, 1e-8,
                    knobs.weight_decay,  knobs.gradient_clip},
         clip_{.clip_low = knobs.clip_low,
@@ -66,7 +77,10 @@ class GrpoTrainer {
     advantage_.resize(masked);
     return_B_.resize(extents_.episodes);
     advantage_B_.resize(extents_.episodes);
+    present_B_.resize(extents_.episodes);
     keep_B_.resize(extents_.episodes);
+    denominator_.reserve(extents_.rows() / sizes_.local() + 1);
+    micros_.reserve(extents_.rows() / sizes_.local() + 1);
     proximal_.resize(Correction::needs_proximal ? extents_.rows() * shape_.tokens() : 0);
     const std::size_t micro = std::min(sizes_.micro, extents_.rows());
     rows_.resize(micro);
@@ -80,10 +94,14 @@ class GrpoTrainer {
 
   /// One batch: all epochs. `batch` counts from 0 and is the version of the weights being trained; afterwards
   /// they are version batch + 1. `before_step()` is called exactly once, before the first change of the
-  /// weights: until it returns they may still be read elsewhere. Allocates nothing of its own.
+  /// weights: until it returns they may still be read elsewhere. Episodes whose group is -1 are absent. All
+  /// actors call it for the same batch. Allocates nothing of its own.
   template <class BeforeStep, class Trace>
   UpdateStats update(Model& model, Weights& weights, const Transition& transition, const Decision& decision,
                      std::int64_t batch, BeforeStep before_step, Trace& trace) {
+    if (static_cast<std::size_t>(weights.actors()) != sizes_.world)
+      throw Error("GrpoTrainer was made for " + std::to_string(sizes_.world) +
+                  " actors, but the weights are shared by " + std::to_string(weights.actors()));
     UpdateStats stats;
     prepare(transition, stats);
     const auto T = static_cast<std::int64_t>(extents_.decisions);
@@ -94,10 +112,7 @@ class GrpoTrainer {
 
     std::span<const float> proximal;
     if constexpr (Correction::needs_proximal) {
-      const auto& versions = transition.version.span();
-      const bool on_policy =
-          std::all_of(versions.begin(), versions.end(), [&](auto v) { return v == batch; });
-      if (on_policy) {
+      if (on_policy(transition.version.span(), batch)) {
         proximal = behaviour;  // the trainer's own weights acted
       } else {
         auto span = trace.span("proximal", batch);
@@ -109,15 +124,16 @@ class GrpoTrainer {
     for (int epoch = 0; epoch < knobs_.epochs; ++epoch) {
       batches_.draw(mask_, shape_.per_row(), stream_seed(seed_, Stream::shuffle, batch, epoch));
       stats.rows = static_cast<std::int64_t>(batches_.rows());
+      agree(weights);
       for (std::size_t mini = 0; mini < batches_.size(); ++mini) {
-        const double denominator =
-            loss_denominator(knobs_.aggregation, shape_.per_row(), shape_.units_per_weight(), weight_,
-                             batches_.mini(mini), batches_.rows());
         weights.zero_gradients();
-        for (std::size_t part = 0; part < batches_.micros(mini); ++part) {
+        for (std::int64_t part = 0; part < micros_[mini]; ++part) {
+          weights.begin_micro_batch(part + 1 == micros_[mini]);
+          if (static_cast<std::size_t>(part) >= batches_.micros(mini)) continue;
           auto span = trace.span("micro_batch", batch);
-          stats.loss += micro_step(model, observation, decisions, behaviour, proximal,
-                                   transition.version.span(), batches_.micro(mini, part), denominator, batch);
+          stats.loss +=
+              micro_step(model, observation, decisions, behaviour, proximal, transition.version.span(),
+                         batches_.micro(mini, static_cast<std::size_t>(part)), denominator_[mini], batch);
         }
         if (stats.optimiser_steps == 0) before_step();
         auto span = trace.span("optimiser", batch);
@@ -126,6 +142,7 @@ class GrpoTrainer {
       }
     }
     if (stats.optimiser_steps == 0) before_step();
+    add_up(weights, stats);
     return stats;
   }
 
@@ -140,25 +157,81 @@ class GrpoTrainer {
   static constexpr double infinity = std::numeric_limits<double>::infinity();
   using Rows = std::span<const MiniBatches::Row>;
 
-  /// Returns, advantages, loss mask and weights of the whole batch.
+  /// Returns, advantages, loss mask and weights of the whole batch. Success and return as sums, for add_up.
   void prepare(const Transition& transition, UpdateStats& stats) {
     const std::size_t per_row = shape_.per_row();
     const std::size_t group = static_cast<std::size_t>(knobs_.group);
     loss_mask(extents_, knobs_.reward_level, transition.done.span(), mask_);
     episode_returns(extents_, transition.reward.span(), transition.done.span(), return_B_);
     for (std::size_t b = 0; b < extents_.episodes; ++b) {
+      present_B_[b] = transition.group[static_cast<std::int64_t>(b)] >= 0;
+      if (present_B_[b] == 0) continue;
+      ++stats.episodes;
       stats.mean_return += return_B_[b];
       stats.success_rate += transition.success[static_cast<std::int64_t>(b)];
     }
-    stats.mean_return /= static_cast<double>(extents_.episodes);
-    stats.success_rate /= static_cast<double>(extents_.episodes);
-    stats.informative_groups = group_advantage(group, return_B_, {}, advantage_B_).informative;
+    present_rows_ = extents_.decisions * static_cast<std::size_t>(stats.episodes);
+    stats.informative_groups = group_advantage(group, return_B_, present_B_, advantage_B_).informative;
+    mask_episodes(present_B_, per_row, mask_);
     if (knobs_.filter_lower != 0 || knobs_.filter_upper != 0) {
-      filter_rewards(group, knobs_.filter_lower, knobs_.filter_upper, return_B_, {}, keep_B_);
+      filter_rewards(group, knobs_.filter_lower, knobs_.filter_upper, return_B_, present_B_, keep_B_);
       mask_episodes(keep_B_, per_row, mask_);
     }
     broadcast_advantage(advantage_B_, per_row, mask_, advantage_);
     loss_weights(knobs_.aggregation, extents_.episodes, per_row, mask_, weight_);
+  }
+
+  /// Did the trainer's own weights make every decision?
+  bool on_policy(std::span<const std::int64_t> version, std::int64_t batch) const {
+    for (std::size_t row = 0; row < version.size(); ++row)
+      if (present_B_[row % extents_.episodes] != 0 && version[row] != batch) return false;
+    return true;
+  }
+
+  /// Cuts the rows that were drawn into as many mini-batches, and these into as many micro-batches, on every
+  /// actor; what the loss of each is divided by counts the rows of all.
+  void agree(Weights& weights) {
+    std::array<double, 2> rows{static_cast<double>(batches_.rows()), static_cast<double>(present_rows_)};
+    weights.sum(rows);
+    batches_.cut((static_cast<std::size_t>(rows[0]) + sizes_.global - 1) / sizes_.global);
+    denominator_.resize(batches_.size());
+    micros_.resize(batches_.size());
+    for (std::size_t mini = 0; mini < batches_.size(); ++mini) {
+      denominator_[mini] = loss_elements(knobs_.aggregation, shape_.per_row(), weight_, batches_.mini(mini));
+      micros_[mini] = static_cast<std::int64_t>(batches_.micros(mini));
+    }
+    weights.sum(denominator_);
+    weights.max(micros_);
+    for (double& value : denominator_)
+      value = loss_denominator(knobs_.aggregation, value, shape_.units_per_weight(), rows[1], rows[0]);
+  }
+
+  /// An update's figures over all actors; sums over episodes become means.
+  static void add_up(Weights& weights, UpdateStats& stats) {
+    const auto each = [&](auto visit) {
+      LossStats& loss = stats.loss;
+      for (double* sum : {&loss.policy_loss, &loss.entropy_loss, &loss.entropy, &loss.ratio_sum, &loss.kl_sum,
+                          &loss.anchor_weight_sum, &stats.success_rate, &stats.mean_return})
+        visit(*sum);
+      for (std::size_t* count : {&loss.units, &loss.dropped, &loss.clipped_low, &loss.clipped_high,
+                                 &loss.dual_clipped, &stats.informative_groups})
+        visit(*count);
+      visit(stats.episodes);
+      visit(stats.rows);
+    };
+    std::array<double, 16> values{};
+    std::size_t i = 0;
+    each([&](auto value) { values[i++] = static_cast<double>(value); });
+    weights.sum(values);
+    i = 0;
+    each([&](auto& value) { value = static_cast<std::remove_reference_t<decltype(value)>>(values[i++]); });
+    // Bits of a double that is not negative sort as the double does, a NaN above all others.
+    std::array deviation{std::bit_cast<std::int64_t>(std::abs(stats.loss.max_ratio_deviation))};
+    weights.max(deviation);
+    stats.loss.max_ratio_deviation = std::bit_cast<double>(deviation[0]);
+    const double episodes = std::max(static_cast<double>(stats.episodes), 1.0);
+    stats.success_rate /= episodes;
+    stats.mean_return /= episodes;
   }
 
   /// Log-probabilities of every valid row under the trainer's weights before the first step on this batch.
@@ -226,7 +299,10 @@ class GrpoTrainer {
   ClipKnobs clip_;
   Correction correction_;
   MiniBatches batches_;
-  std::vector<std::uint8_t> mask_, keep_B_;
+  std::size_t present_rows_ = 0;
+  std::vector<double> denominator_;   ///< of each mini-batch
+  std::vector<std::int64_t> micros_;  ///< of each mini-batch, on the actor with the most
+  std::vector<std::uint8_t> mask_, present_B_, keep_B_;
   std::vector<float> weight_, advantage_, return_B_, advantage_B_, proximal_;
   std::vector<std::int64_t> rows_, micro_version_;
   std::vector<float> current_, entropy_, behaviour_, micro_proximal_, d_current_, d_entropy_,

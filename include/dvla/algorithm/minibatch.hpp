@@ -69,14 +69,19 @@ class MiniBatches {
                       mask.begin() + static_cast<std::ptrdiff_t>(first + per_row),
                       [](auto flag) { return flag != 0; }))
         rows_.push_back(static_cast<Row>(first / per_row));
+    size_ = (rows_.size() + sizes_.local() - 1) / sizes_.local();
     SplitMix64 random(seed);
     for (std::size_t i = 1; i < rows_.size(); ++i)
       std::swap(rows_[i], rows_[static_cast<std::size_t>(random.below(i + 1))]);
   }
 
+  /// Cuts the rows that were drawn into `minis` mini-batches instead: the number that all trainers agreed on.
+  /// With fewer rows than that, some are empty.
+  void cut(std::size_t minis) { size_ = minis; }
+
   std::size_t rows() const { return rows_.size(); }  ///< V, for loss_denominator's drawn_rows
   /// Number of mini-batches: optimiser steps of this epoch. 0 if nothing is valid.
-  std::size_t size() const { return (rows_.size() + sizes_.local() - 1) / sizes_.local(); }
+  std::size_t size() const { return size_; }
 
   std::span<const Row> mini(std::size_t index) const {
     const std::size_t begin = rows_.size() * index / size(), end = rows_.size() * (index + 1) / size();
@@ -96,6 +101,7 @@ class MiniBatches {
 
  private:
   BatchSizes sizes_;
+  std::size_t size_ = 0;
   std::vector<Row> rows_;
 };
 

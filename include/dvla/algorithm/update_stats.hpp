@@ -61,13 +61,14 @@ struct LossStats {
   double mean(double sum) const { return units == 0 ? 0 : sum / static_cast<double>(units); }
 };
 
-/// What one update did. Means are over the batch.
+/// What one update did. Means are over the batch, that of all trainers where several share it.
 struct UpdateStats {
   LossStats loss;            ///< summed over every micro-batch of every epoch
-  double success_rate = 0;   ///< share of the batch's episodes that were solved
+  double success_rate = 0;   ///< share of the episodes that were solved
   double mean_return = 0;    ///< first-episode return
   double gradient_norm = 0;  ///< of the last optimiser step, before clipping
   std::int64_t optimiser_steps = 0;
+  std::int64_t episodes = 0;           ///< of the batch; absent ones (their rollout died) are left out
   std::int64_t rows = 0;               ///< decisions that were trained on, an epoch
   std::size_t informative_groups = 0;  ///< groups with a non-zero advantage
 };

@@ -49,7 +49,7 @@ struct Transition {
   Field<std::uint8_t> done;     ///< [T, B, C]; 1 from the step that ended the episode on
   Field<std::uint8_t> success;  ///< [B]; 1 if the task was solved within the horizon
   Field<std::uint64_t> seed;    ///< [B] of the reset state; equal within a group
-  Field<std::int32_t> group;    ///< [B] index of the GRPO group within the batch
+  Field<std::int32_t> group;    ///< [B] GRPO group within the batch; -1: absent, nothing else of it counts
   Field<std::int64_t> version;  ///< [T, B] weight version that made the decision
 };
 

@@ -27,6 +27,12 @@ struct NamedTensor {
   std::int64_t offset = 0;  ///< in elements
 };
 
+/// Consecutive elements of a model's flat weight buffer.
+struct ParameterRange {
+  std::int64_t offset = 0, count = 0;
+  bool operator==(const ParameterRange&) const = default;
+};
+
 /// - `Decision`: a record with everything needed to recompute the sample's log-probability; it has a member
 ///   `log_prob`, Field<float> [.., C, A], the behaviour policy's.
 /// - `decision_layout(leading)`: extents of that record.

@@ -1,18 +1,24 @@
 // Every trainer holds the whole model: parameters where the model has them, AdamW's two moments beside them.
-// The counterpart of FSDP, and what one process uses. Gradients come from the model; nothing is communicated.
-// One thread at a time.
+// The counterpart of FSDP, and what one process uses, where nothing is communicated. Several actors are full
+// replicas (data parallelism): gradients are summed over them before each step, so all take the same step.
+// Torch-free. One thread at a time.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <memory_resource>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "dvla/algorithm/adamw.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/field.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/placement/topology.hpp"
+#include "dvla/sharding/actors.hpp"
 #include "dvla/sharding/descriptors.hpp"
 
 namespace dvla {
@@ -20,14 +26,19 @@ namespace dvla {
 template <ModelMachinery Model>
 class UnshardedWeights {
  public:
-  /// The moments live in `memory` (the model pool) and begin at 0. `model` must outlive this.
-  UnshardedWeights(Model& model, std::pmr::memory_resource& memory)
+  /// The moments live in `memory` (the model pool) and begin at 0. `model` must outlive this. Of several
+  /// actors, all begin with the first one's weights.
+  UnshardedWeights(Model& model, std::pmr::memory_resource& memory, const NoKnobs& = {},
+                   const GroupSource& groups = lone_group)
       : model_(model),
+        group_(groups("gradients")),
         moments_(2 * model.parameters().size(), 0.0F, &memory),
         state_{model.parameters(),
                {moments_.data(), model.parameters().size()},
                {moments_.data() + model.parameters().size(), model.parameters().size()},
-               0} {}
+               0} {
+    group_->broadcast(std::as_writable_bytes(state_.parameter), 0);
+  }
   UnshardedWeights(const UnshardedWeights&) = delete;
   UnshardedWeights& operator=(const UnshardedWeights&) = delete;
 
@@ -35,9 +46,19 @@ class UnshardedWeights {
     const std::span<float> gradients = model_.gradients();
     std::fill(gradients.begin(), gradients.end(), 0.0F);
   }
-  /// One optimiser step with the accumulated gradient. Returns its norm before clipping; throws Error if that
-  /// is not finite, and then changes nothing.
-  double step(const AdamWKnobs& knobs) { return adamw_step(state_, model_.gradients(), knobs); }
+  /// One optimiser step with the gradient accumulated by all actors, the same bits on each. Returns its norm
+  /// before clipping; throws Error if that is not finite, and then changes no weight.
+  double step(const AdamWKnobs& knobs) {
+    group_->sum(model_.gradients());
+    return adamw_step(state_, model_.gradients(), knobs);
+  }
+
+  /// See sharding/actors.hpp.
+  int actor() const { return group_->rank(); }
+  int actors() const { return group_->size(); }
+  void sum(std::span<double> values) { group_->sum(values); }
+  void max(std::span<std::int64_t> values) { group_->max(values); }
+  void begin_micro_batch(bool) {}
 
   /// Forgets the moments, keeps the weights: between warm start and reinforcement learning.
   void reset_optimiser() {
@@ -45,19 +66,34 @@ class UnshardedWeights {
     state_.step = 0;
   }
 
-  /// Bytes that `pack` writes: what the control plane carries.
-  std::size_t packed_bytes() const { return state_.parameter.size_bytes(); }
+  /// What each actor packs, in this order: elements of model.parameters(). Each sends an equal share.
+  std::vector<std::vector<ParameterRange>> parts() const {
+    std::vector<std::vector<ParameterRange>> all;
+    for (int actor = 0; actor < actors(); ++actor) all.push_back({share(actor)});
+    return all;
+  }
+  /// Bytes that `pack` writes: this actor's part of what the control plane carries.
+  std::size_t packed_bytes() const { return static_cast<std::size_t>(share(actor()).count) * sizeof(float); }
   void pack(std::span<std::byte> out) const {
     if (out.size() != packed_bytes())
-      throw Error("UnshardedWeights::pack: the buffer is not the size of the weights");
-    std::memcpy(out.data(), state_.parameter.data(), out.size());
+      throw Error("UnshardedWeights::pack: the buffer has " + std::to_string(out.size()) +
+                  " bytes, this actor's part of the weights " + std::to_string(packed_bytes()));
+    if (!out.empty()) std::memcpy(out.data(), state_.parameter.data() + share(actor()).offset, out.size());
   }
+  /// model.parameters() is whole on every actor, always.
+  void gather_all() {}
 
   /// Everything that a checkpoint has to hold, as views.
   AdamWState& state() { return state_; }
 
  private:
+  ParameterRange share(int actor) const {
+    const Share part = share_of(static_cast<std::int64_t>(state_.parameter.size()), actors(), actor);
+    return {part.first, part.count};
+  }
+
   Model& model_;
+  std::unique_ptr<Group> group_;
   std::pmr::vector<float> moments_;
   AdamWState state_;
 };
