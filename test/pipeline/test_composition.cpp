@@ -116,7 +116,7 @@ TEST_CASE("describe prints every slot, its policy, whether it is a default, and 
         "algorithm      GRPO<Uncorrected>                     allows staleness 1\n"
         "sharding       FSDP                                  spans processes, declared, not built\n"
         "data_plane     C10d (default)                        spans processes, declared, not built\n"
-        "control_plane  Gloo                                  spans processes, declared, not built\n"
+        "control_plane  Gloo                                  spans processes\n"
         "memory         DualPool (default)\n"
         "placement      CoLocated (default)\n"
         "schedule       Swimlane<1> (default)                 staleness up to 1\n");

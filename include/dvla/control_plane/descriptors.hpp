@@ -2,6 +2,8 @@
 // plane on the CPU: contiguous host buffers, broadcast in the background.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <string_view>
 
 #include "dvla/core/in_process.hpp"
@@ -27,17 +29,35 @@ struct InProcess::in<control_plane_slot> {
   using type = InProcessWeights;
 };
 
-/// A background broadcast between processes by LibTorch's Gloo. Declared, not built in this version.
+/// What a broadcast carries. `trainable`: after a first full version only the ranges that the plane was told
+/// change (LoRA). `delta`: 4 KiB blocks that differ from the last version, exact; the whole version where
+/// more than half differ.
+enum class WeightForm : std::uint8_t { full, trainable, delta };
+template <>
+inline constexpr auto enum_names<WeightForm> = std::to_array<std::string_view>({"full", "trainable",
+                                                                                "delta"});
+
+struct GlooKnobs {
+  WeightForm form = WeightForm::full;
+};
+template <>
+inline constexpr auto knob_docs<GlooKnobs> = std::to_array<KnobDoc>(
+    {{"form", "what a broadcast of weights carries: all of them, the trainable ones, or what changed"}});
+
+/// A background broadcast between processes, each actor its own part, over LibTorch's Gloo.
 struct Gloo {
   using slot = control_plane_slot;
-  using knobs = NoKnobs;
+  using knobs = GlooKnobs;
   static constexpr std::string_view name = "Gloo";
-  static constexpr bool built = false;
   static constexpr bool spans_processes = true;
   template <bool Never>
   struct missing {
-    static_assert(Never, "dvla: Gloo is declared but not built in this version; use ControlPlane<InProcess>");
+    static_assert(Never,
+                  "dvla: Gloo is named but its machinery is not included: add #include "
+                  "<dvla/control_plane/broadcast.hpp>");
   };
 };
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, form);

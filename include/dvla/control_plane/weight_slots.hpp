@@ -1,0 +1,130 @@
+// WeightSlots: two versions of every actor's part, and the rule by which a version is whole: all actors'
+// parts of it are there. Bounded: a part is overwritten only when a newer version is whole, or when its
+// version can never be (an actor has gone on without it, as after a restart), and when nobody reads it. Not
+// thread-safe: whoever owns it (broadcast.hpp) holds a lock, and waits where `free` says no.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory_resource>
+#include <span>
+#include <vector>
+
+namespace dvla::detail {
+
+struct alignas(64) CacheLine {
+  std::byte bytes[64];
+};
+
+struct WeightSlot {
+  enum class State : std::uint8_t { empty, filling, ready };
+  WeightSlot(std::size_t count, std::size_t which, std::pmr::memory_resource& pool)
+      : memory((count + 63) / 64, &pool),
+        bytes(reinterpret_cast<std::byte*>(memory.data()), count),
+        side(which) {}
+  WeightSlot(WeightSlot&&) = default;
+
+  std::pmr::vector<CacheLine> memory;
+  std::span<std::byte> bytes;
+  std::size_t side;  ///< 0 or 1
+  std::int64_t version = -1;
+  State state = State::empty;
+  int readers = 0;
+};
+
+class WeightSlots {
+ public:
+  /// Room for the parts of the actors in `held`, of bytes[actor] each. `collects`: whole versions are wanted
+  /// here, so all actors' parts are held; otherwise a slot is free as soon as nobody reads it.
+  WeightSlots(const std::vector<std::size_t>& bytes, const std::vector<int>& held, bool collects,
+              std::pmr::memory_resource& pool)
+      : collects_(collects), actors_(bytes.size()) {
+    for (const int actor : held)
+      for (std::size_t side = 0; side < 2; ++side)
+        at(actor).slots.emplace_back(bytes[index(actor)], side, pool);
+  }
+
+  /// The newest version of which all parts are ready; -1: none.
+  std::int64_t newest_whole() const {
+    std::int64_t newest = -1;
+    if (!collects_) return newest;
+    for (const WeightSlot& slot : actors_.front().slots) {
+      const bool whole = std::all_of(actors_.begin(), actors_.end(),
+                                     [&](const Actor& actor) { return has(actor, slot.version, true); });
+      if (slot.state == WeightSlot::State::ready && whole) newest = std::max(newest, slot.version);
+    }
+    return newest;
+  }
+  /// The newest version of this actor that is ready; -1: none.
+  std::int64_t newest(int actor) const {
+    std::int64_t version = -1;
+    for (const WeightSlot& slot : at(actor).slots)
+      if (slot.state == WeightSlot::State::ready) version = std::max(version, slot.version);
+    return version;
+  }
+
+  /// This actor's next version will be this one: older ones that it has not sent can never be whole.
+  void announce(int actor, std::int64_t version) { at(actor).front = version; }
+  /// Where the actor's next version goes.
+  WeightSlot& target(int actor) { return at(actor).slots[1 - at(actor).latest]; }
+  const WeightSlot& target(int actor) const { return at(actor).slots[1 - at(actor).latest]; }
+  /// Whether target(actor) may be overwritten now.
+  bool free(int actor) const {
+    const WeightSlot& slot = target(actor);
+    if (slot.readers > 0) return false;
+    return !collects_ || slot.state != WeightSlot::State::ready || slot.version < newest_whole() ||
+           std::any_of(actors_.begin(), actors_.end(), [&](const Actor& other) {
+             return other.front > slot.version && !has(other, slot.version, false);
+           });
+  }
+  WeightSlot& take(int actor, std::int64_t version) {
+    WeightSlot& slot = target(actor);
+    slot.version = version;
+    slot.state = WeightSlot::State::filling;
+    return slot;
+  }
+  void ready(int actor) {
+    target(actor).state = WeightSlot::State::ready;
+    at(actor).latest = 1 - at(actor).latest;
+  }
+  void abandon(int actor) { target(actor).state = WeightSlot::State::empty; }
+
+  /// The ready slot of this version; null if there is none.
+  WeightSlot* find(int actor, std::int64_t version) {
+    for (WeightSlot& slot : at(actor).slots)
+      if (slot.state == WeightSlot::State::ready && slot.version == version) return &slot;
+    return nullptr;
+  }
+  /// The ready slot with the lowest version above `version`, or, without `oldest`, with the highest.
+  WeightSlot* next(int actor, std::int64_t version, bool oldest) {
+    WeightSlot* found = nullptr;
+    for (WeightSlot& slot : at(actor).slots)
+      if (slot.state == WeightSlot::State::ready && slot.version > version &&
+          (!found || (slot.version < found->version) == oldest))
+        found = &slot;
+    return found;
+  }
+
+ private:
+  struct Actor {
+    std::vector<WeightSlot> slots;
+    std::size_t latest = 1;  ///< the slot that was filled last; the other is the next
+    std::int64_t front = -1;
+  };
+  static std::size_t index(int actor) { return static_cast<std::size_t>(actor); }
+  Actor& at(int actor) { return actors_[index(actor)]; }
+  const Actor& at(int actor) const { return actors_[index(actor)]; }
+  static bool has(const Actor& actor, std::int64_t version, bool ready) {
+    return std::any_of(actor.slots.begin(), actor.slots.end(), [&](const WeightSlot& slot) {
+      return slot.version == version &&
+             (slot.state == WeightSlot::State::ready || (!ready && slot.state == WeightSlot::State::filling));
+    });
+  }
+
+  bool collects_;
+  std::vector<Actor> actors_;
+};
+
+}  // namespace dvla::detail
