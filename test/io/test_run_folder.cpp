@@ -1,6 +1,8 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "dvla/io/run_folder.hpp"
 #include "temporary_folder.hpp"
 
@@ -28,9 +30,13 @@ TEST_CASE("names that could leave the folder or hide are refused") {
   for (const std::string& name :
        {std::string(), std::string("a/b"), std::string(".."), std::string(".hidden"), std::string("-flag"),
         std::string("a b"), std::string("a\nb"), std::string("a\0b", 3), std::string("\xc3\xa4"),
-        std::string(101, 'a')}) {
+        std::string("\xff"), std::string(101, 'a')}) {
     CAPTURE(name);
-    CHECK_THROWS_AS(RunFolder::open(root.path(), name, RunFolderMode::fresh), dvla::ConfigError);
+    const std::string why =
+        message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), name, RunFolderMode::fresh); });
+    CHECK(why.starts_with("run.name is '"));
+    CHECK(contains(why, "; it must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter"));
+    CHECK(std::all_of(why.begin(), why.end(), [](char c) { return c >= ' ' && c <= '~'; }));
   }
   CHECK(files_in(root.path()) == 0);
   CHECK_NOTHROW(RunFolder::open(root.path(), std::string(100, 'a'), RunFolderMode::fresh));

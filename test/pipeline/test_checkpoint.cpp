@@ -5,7 +5,9 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 
+#include <cmath>
 #include <filesystem>
+#include <limits>
 #include <string>
 
 #include "dvla/handoff/signals.hpp"
@@ -160,18 +162,29 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   }
 
   // Sound files that lack something or count wrongly.
+  struct Poison {
+    std::string tensor;
+    float value = 0;
+  };
   auto foreign = [&](std::vector<std::int64_t> counters, std::vector<double> curve, bool moments,
-                     const std::string& config = "{}") {
-    const auto parameters = dvla_test::values(run.model().parameters());
+                     const std::string& config = "{}", const Poison& poison = {}) {
+    std::vector<float> parameters = dvla_test::values(run.model().parameters());
+    std::vector<float> first = parameters, second = parameters;
+    for (float& value : second) value *= value;
+    if (poison.tensor == "model.weight") parameters[1] = poison.value;
+    if (poison.tensor == "optimizer.exp_avg") first[1] = poison.value;
+    if (poison.tensor == "optimizer.exp_avg_sq") second[1] = poison.value;
     const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
     dvla::io::Checkpoint checkpoint;
     const auto& tensor = run.model().tensors().at(0);
     checkpoint.tensors.push_back(dvla::io::tensor_to_write<float>("model." + tensor.name, tensor.shape,
                                                                   std::span<const float>(parameters)));
-    for (const char* name : {"optimizer.exp_avg", "optimizer.exp_avg_sq"})
-      if (moments)
-        checkpoint.tensors.push_back(
-            dvla::io::tensor_to_write<float>(name, flat, std::span<const float>(parameters)));
+    if (moments) {
+      checkpoint.tensors.push_back(
+          dvla::io::tensor_to_write<float>("optimizer.exp_avg", flat, std::span<const float>(first)));
+      checkpoint.tensors.push_back(
+          dvla::io::tensor_to_write<float>("optimizer.exp_avg_sq", flat, std::span<const float>(second)));
+    }
     checkpoint.tensors.push_back(
         dvla::io::tensor_to_write<std::int64_t>("run.counters", {static_cast<std::int64_t>(counters.size())},
                                                 std::span<const std::int64_t>(counters)));
@@ -189,4 +202,23 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   CHECK(contains(foreign({-1, 2, 1}, {}, true), "run.counters"));
   CHECK(contains(foreign({1, -2, 1}, {0.5, 10, 5}, true), "run.counters"));
   CHECK(contains(foreign({1, 2}, {0.5, 10, 5}, true), "run.counters"));
+
+  // Numbers that no run writes.
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = HUGE_VAL;
+  CHECK(
+      contains(foreign({1, 2, 1}, {nan, 10, 5}, true), "run.curve has nan at element 0: it must be finite"));
+  CHECK(contains(foreign({1, 2, 1}, {0.5, infinity, 5}, true), "run.curve has inf at element 1"));
+  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, -5}, true), "run.curve has -5"));
+  CHECK(contains(foreign({1, 2, 1}, {0.5, 1e17, 5}, true), "run.curve counts beyond 2^53"));
+  for (const char* tensor : {"model.weight", "optimizer.exp_avg", "optimizer.exp_avg_sq"})
+    for (const double value : {nan, infinity, -infinity}) {
+      CAPTURE(tensor);
+      CAPTURE(value);
+      CHECK(contains(
+          foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {tensor, static_cast<float>(value)}),
+          std::string(tensor) + " has " + std::to_string(value) + " at element 1: it must be finite"));
+    }
+  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {"optimizer.exp_avg_sq", -1e-30F}),
+                 "it must be finite and not negative"));
+  CHECK(foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {"optimizer.exp_avg", -1.0F}).empty());
 }

@@ -135,7 +135,9 @@ TEST_CASE("mistakes on the command line are one line with field, value and range
   for (const char* wrong : {"8.0", "0x8", "+8", "8 ", "", "99999999999999999999"})
     CHECK(complaint({"--group", wrong}).find("--group: algorithm.group is '") == 0);
   CHECK(complaint({"--name", "a\nb"}).find("--name: run.name is \"a?b\"") == 0);
+  CHECK(complaint({"--name", "a b"}).find("run.name is 'a b'; it must be 1 to 100 letters") == 0);
   CHECK(complaint({"--" + std::string(1000, 'x'), "1"}).size() < 200);
+  CHECK(complaint({"--\xff", "1"}).find("--? is not a flag") == 0);
   CHECK(complaint({"--"}).find("'--' on the command line") == 0);
   CHECK(complaint({"--help=1"}) == "--help takes no value");
   CHECK(complaint({"--config"}) == "--config needs a value (a TOML file, or a run's config.json)");
@@ -144,14 +146,73 @@ TEST_CASE("mistakes on the command line are one line with field, value and range
   CHECK(complaint({"--config", "/"}) == "--config: '/' is a folder; name a TOML file");
 }
 
+TEST_CASE("every number is read whole or refused in one sentence that shows it as it must be written") {
+  for (const char* wrong : {"1e3", "3.5", "-1", "1000000001", "1,000", "0x10", "+5", " 5", "5 ", "five",
+                            "nan", "inf", "", "٣", "\xff"}) {
+    CAPTURE(wrong);
+    const std::string shown = std::string(wrong) == "\xff" ? "?" : wrong;
+    CHECK(complaint({"--iterations", wrong}) ==
+          "--iterations: run.iterations is '" + shown +
+              "'; it must be a whole number in [0, 1000000000] (batches to train on)");
+    CHECK(complaint({"--iterations=" + std::string(wrong)}) == complaint({"--iterations", wrong}));
+  }
+  for (const char* wrong : {"-1", "1e3", "9300000000000000000", "18446744073709551616", ""})
+    CHECK(complaint({"--seed", wrong}) ==
+          "--seed: run.seed is '" + std::string(wrong) +
+              "'; it must be a whole number in [0, 9200000000000000000] (everything random follows from it)");
+  CHECK(parse({"--seed", "9200000000000000000"})->run.seed == 9200000000000000000);
+  for (const char* wrong : {"nan", "-nan", "inf", "-inf", "infinity", "0", "-5", "1e7", "1e999", "1e-999",
+                            "0x1p3", "+1", "1,5", ""}) {
+    CAPTURE(wrong);
+    CHECK(complaint({"--deadline-s", wrong}) ==
+          "--deadline-s: schedule.deadline_s is '" + std::string(wrong) +
+              "'; it must be a number in [0.001, 1e+06] seconds (longest wait of one lane for another)");
+  }
+  for (const char* wrong : {"inf", "nan", "-0.1", "1.5", "", "1e-3x"})
+    CHECK(complaint({"--learning-rate", wrong}) ==
+          "--learning-rate: algorithm.learning_rate is '" + std::string(wrong) +
+              "'; it must be a number in [0, 1] (of AdamW; 0 changes nothing)");
+  CHECK(parse({"--learning-rate", "1e-3", "--deadline-s", "5"})->schedule.deadline_s == 5);
+  CHECK(complaint({"--iterations"}) == "--iterations needs a value in [0, 1000000000]");
+}
+
+TEST_CASE("the largest staleness is what this pipeline allows, in --help, on the command line and in files") {
+  std::ostringstream help;
+  CHECK_FALSE(parse({"--help"}, help));
+  CHECK(help.str().find("in [0, 1] (default 1)") != std::string::npos);
+  CHECK(help.str().find("[0, 1024]") == std::string::npos);
+  CHECK(complaint({"--staleness", "2"})
+            .find("--staleness: schedule.staleness is '2'; it must be a whole number in [0, 1] (K") == 0);
+  CHECK(toml_complaint("[schedule]\nstaleness = 2").find("run.toml:2: schedule.staleness is 2; it must") ==
+        0);
+  using Four = P::replace<Swimlane<4>>;
+  CHECK(parse<Four>({"--staleness", "4"})->schedule.staleness == 4);
+  CHECK(complaint<Four>({"--staleness", "5"}).find("whole number in [0, 4] (K") != std::string::npos);
+}
+
+TEST_CASE("text that is no UTF-8 is refused wherever it comes from, in one sentence that names the field") {
+  CHECK(complaint({"--folder", "a\xff"}) ==
+        "--folder: run.folder is \"a?\"; it must be text in UTF-8 without control characters (where runs are "
+        "written)");
+  CHECK(complaint({"--resume=\xc3"}).find("--resume: run.resume is \"?\"; it must be text in UTF-8") == 0);
+  CHECK(complaint({"--name", "\xc3\xa4"}).find("run.name is '?\?'; it must be 1 to 100 letters") == 0);
+  CHECK(complaint({"--trace", "\xff"}).find("--trace: run.trace is '?'; it must be true or false") == 0);
+  CHECK(complaint({"--config", "/no\xff.toml"}).find("--config: cannot read '/no?.toml'") == 0);
+  CHECK(toml_complaint("[run]\nfolder = '\xff'").find("run.toml:") == 0);
+  CHECK(json_complaint("{\"run\":{\"folder\":\"\xff\"}}").find("config.json: not valid JSON") == 0);
+  Config<P> config;
+  config.run.resume = "\xff";
+  CHECK(complaint_of([&] { validate(config); }).find("run.resume is \"?\"; it must be text in UTF-8") == 0);
+}
+
 TEST_CASE("values may be empty or begin with a dash; a flag is never taken for a value") {
   const auto config =
-      parse({"--name", "-x", "--quiet=false", "--quiet", "--algorithm.log-prob_level", "chunk"});
-  CHECK(config->run.name == "-x");
+      parse({"--folder", "-x", "--quiet=false", "--quiet", "--algorithm.log-prob_level", "chunk"});
+  CHECK(config->run.folder == "-x");
   CHECK(config->run.quiet);
   CHECK(config->algorithm.log_prob_level == LogProbLevel::chunk);
-  CHECK(parse({"--name=--x=_"})->run.name == "--x=_");
-  CHECK(parse({"--name=[a,b]"})->run.name == "[a,b]");
+  CHECK(parse({"--folder=--x=_"})->run.folder == "--x=_");
+  CHECK(parse({"--folder=[a,b]"})->run.folder == "[a,b]");
   CHECK(parse({"--resume", "x", "--resume=", "--quiet"})->run.resume.empty());
   CHECK(complaint({"--quiet="}).find("--quiet: run.quiet is ''") == 0);
   CHECK(complaint({"--name", "--quiet"}) == "--name needs a value");
@@ -210,9 +271,9 @@ TEST_CASE(
 
 TEST_CASE("what --print-config prints, --config reads") {
   std::ostringstream printed;
-  CHECK_FALSE(parse({"--print-config", "--name", "a\"b\\c", "--learning-rate", "0.1", "--quiet"}, printed));
+  CHECK_FALSE(parse({"--print-config", "--folder", "a\"b\\c", "--learning-rate", "0.1", "--quiet"}, printed));
   const auto config = from_toml<P>(printed.str());
-  CHECK(config.run.name == "a\"b\\c");
+  CHECK(config.run.folder == "a\"b\\c");
   CHECK(config.algorithm.learning_rate == 0.1);
   CHECK(config.run.quiet);
   CHECK(to_toml(config) == printed.str());
@@ -225,7 +286,7 @@ TEST_CASE("config.json comes back bit for bit") {
   config.algorithm.filter_upper = 4.5;
   config.model.temperature = 0.1F;
   config.run.seed = 9007199254740993;
-  config.run.name = "ümlaut \"quoted\" \\";
+  config.run.folder = "ümlaut \"quoted\" \\";
   config.algorithm.aggregation = Aggregation::masked_mean;
   config.run.trace = false;
   const std::string text = to_json(config).dump(2);
@@ -234,7 +295,7 @@ TEST_CASE("config.json comes back bit for bit") {
   CHECK(back.algorithm.filter_lower == config.algorithm.filter_lower);
   CHECK(back.model.temperature == config.model.temperature);
   CHECK(back.run.seed == config.run.seed);
-  CHECK(back.run.name == config.run.name);
+  CHECK(back.run.folder == config.run.folder);
   CHECK(back.algorithm.aggregation == Aggregation::masked_mean);
   CHECK(to_json(back).dump(2) == text);
   const TemporaryFile file("dvla_command_line.json", text);

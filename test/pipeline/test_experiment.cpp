@@ -2,9 +2,11 @@
 // a stop, and what it refuses.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
+#include <signal.h>
 
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -163,6 +165,219 @@ TEST_CASE("An experiment that is resumed ends as one that was not interrupted") 
   CHECK(std::equal(curve.begin(), curve.end(), curve_joined.begin(), curve_joined.end()));
 }
 
+namespace {
+
+/// Raises SIGTERM at one call of step() or render(), counted over the whole experiment.
+struct Alarm {
+  std::int64_t steps = 0, frames = 0, at_step = -1, at_frame = -1;
+  static void pass(std::int64_t& calls, std::int64_t at) {
+    if (calls++ == at) ::raise(SIGTERM);
+  }
+} alarm_;
+
+/// Toy with an alarm, and a picture.
+struct AlarmToy {
+  using slot = dvla::environment_slot;
+  using knobs = dvla::ToyKnobs;
+  static constexpr std::string_view name = "AlarmToy";
+};
+struct AlarmEnvironment : dvla::ToyEnvironment {
+  using ToyEnvironment::ToyEnvironment;
+  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
+                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+    Alarm::pass(alarm_.steps, alarm_.at_step);
+    return ToyEnvironment::step(first, action, reward, done, next, arena);
+  }
+  void render(std::int64_t row, int, int, std::span<std::uint8_t> rgb) {
+    Alarm::pass(alarm_.frames, alarm_.at_frame);
+    for (std::size_t i = 0; i < rgb.size(); ++i)
+      rgb[i] = static_cast<std::uint8_t>(i * static_cast<std::size_t>(row + alarm_.frames));
+  }
+};
+static_assert(dvla::HasExpert<AlarmEnvironment> && dvla::HasRender<AlarmEnvironment>);
+using Alarmed = dvla::Pipeline<dvla::Sampler<AlarmToy, dvla::testing::LinearModel>, dvla::Trainer<dvla::GRPO>,
+                               dvla::Schedule<dvla::Synchronous>>;
+
+/// Calls of step() in each part of the experiment below: 16 expert episodes (4 control steps), each success
+/// check (4 decisions) after 5 imitation steps, the first evaluation (2 passes), a film, 6 batches.
+constexpr std::int64_t after_demonstrations = 4, after_warm_start = after_demonstrations + 2 * 4,
+                       after_evaluation = after_warm_start + 2 * 4, after_film = after_evaluation + 4,
+                       after_training = after_film + 6 * 4;
+
+dvla::Config<Alarmed> alarmed_config(const TemporaryFolder& folder, std::int64_t at_step,
+                                     std::int64_t at_frame = -1) {
+  alarm_ = {.at_step = at_step, .at_frame = at_frame};
+  auto config = experiment_config<Alarmed>(folder, 6);
+  config.run.demonstrations = 16;
+  config.run.imitation_target = 1;
+  config.run.imitation_steps = 10;
+  config.run.checkpoint_every = 2;
+  config.run.keep_checkpoints = 100;
+  config.run.quiet = false;
+  return config;
+}
+
+}  // namespace
+
+template <class Around>
+struct dvla::machinery<AlarmToy, Around> {
+  using type = AlarmEnvironment;
+};
+
+TEST_CASE("An animation has all frames, and nothing of the runs below is left out when nobody asks to stop") {
+  const TemporaryFolder folder;
+  const auto result = dvla::run_experiment<Alarmed>(alarmed_config(folder, -1));
+  CHECK(alarm_.steps == after_training + 2 * 4 + 4);  // the counts above are right
+  CHECK(alarm_.frames == 2 * 3 * 5);  // two films of three tiles at the start and after 4 steps
+  CHECK(!result.report.stopped);
+  for (const char* file : {"before.gif", "after.gif"}) CHECK(fs::file_size(folder / "toy" / file) > 1000);
+}
+
+TEST_CASE("A stop in the warm start keeps nothing; one later keeps a checkpoint to go on from") {
+  const TemporaryFolder whole;
+  const double success = dvla::run_experiment<Alarmed>(alarmed_config(whole, -1)).success_rate.value();
+
+  for (const std::int64_t step : {std::int64_t{0}, after_demonstrations - 1, after_demonstrations + 2}) {
+    CAPTURE(step);
+    const TemporaryFolder folder;
+    const auto config = alarmed_config(folder, step);
+    dvla::ExperimentResult result;
+    const std::string text = said([&] { result = dvla::run_experiment<Alarmed>(config); });
+    CHECK(contains(text, "stopped by request in the warm start: nothing was trained"));
+    CHECK(result.report.stopped);
+    CHECK(result.report.signal == SIGTERM);
+    CHECK(!result.warm_start.has_value());
+    CHECK(dvla_test::files_in(folder.path()) == 0);
+  }
+
+  struct Case {
+    std::int64_t step, frame, batches, steps;
+    bool before, before_gif, after;
+  };
+  const Case cases[] = {
+      {after_warm_start + 5, -1, 0, after_warm_start + 6, false, false, false},  // first evaluation
+      {-1, 4, 0, after_evaluation + 2, true, false, false},                      // first film, second frame
+      {after_film + 9, -1, 3, after_film + 12, true, true, false},               // third batch
+      {after_training + 2, -1, 6, after_training + 3, true, true, false},        // last evaluation
+      {-1, 15 + 4, 6, after_training + 2 * 4 + 2, true, true, true},             // last film
+  };
+  for (const Case& stop : cases) {
+    CAPTURE(stop.step);
+    CAPTURE(stop.frame);
+    const TemporaryFolder folder;
+    const fs::path run = folder / "toy";
+    auto config = alarmed_config(folder, stop.step, stop.frame);
+    dvla::ExperimentResult result;
+    const std::string text = said([&] { result = dvla::run_experiment<Alarmed>(config); });
+    CHECK(alarm_.steps == stop.steps);  // at once
+    CHECK(result.warm_start.has_value());
+    CHECK(result.report.batches == stop.batches);
+    CHECK(result.report.stopped == !stop.after);  // figures are complete before the last film
+    CHECK(contains(text, "stopped by request"));
+    CHECK(result.success_before.has_value() == stop.before);
+    CHECK(result.success_rate.has_value() == stop.after);
+    CHECK(fs::exists(run / "before.gif") == stop.before_gif);
+    CHECK(!fs::exists(run / "after.gif"));
+    CHECK(count_files(run, ".dvla-tmp-") == 0);
+    const json report = read_json(run / "report.json");
+    CHECK(report["stopped"] == !stop.after);
+    CHECK(report["batches"] == stop.batches);
+    CHECK(report["success_rate"].is_null() == !stop.after);
+    CHECK(fs::exists(run / ("checkpoint/step-" + std::to_string(stop.batches) + ".safetensors")));
+
+    config = alarmed_config(folder, -1);
+    config.run.resume = run.string();
+    if (stop.batches == 6) continue;
+    const auto resumed = dvla::run_experiment<Alarmed>(config);
+    CHECK(!resumed.warm_start.has_value());
+    CHECK(resumed.report.batches == 6 - stop.batches);
+    CHECK(resumed.success_rate == success);
+    CHECK(fs::exists(run / "after.gif"));
+  }
+}
+
+TEST_CASE("A resumed run that trains nothing changes nothing") {
+  const TemporaryFolder folder;
+  dvla::run_experiment<Alarmed>(alarmed_config(folder, -1));
+  const auto contents = [&] {
+    std::map<std::string, std::string> all;
+    for (const auto& entry : fs::recursive_directory_iterator(folder / "toy"))
+      if (entry.is_regular_file() && !contains(entry.path().filename().string(), "tfevents") &&
+          entry.path().filename() != "config.json")
+        all[entry.path().string()] = dvla_test::read_text(entry.path());
+    return all;
+  };
+  const auto before = contents();
+  CHECK(before.size() > 6);
+  auto config = alarmed_config(folder, -1);
+  config.run.resume = (folder / "toy").string();
+  dvla::ExperimentResult result;
+  CHECK(contains(said([&] { result = dvla::run_experiment<Alarmed>(config); }),
+                 "has 6 batches, and --iterations is 6"));
+  CHECK(result.report.batches == 0);
+  config.run.iterations = 5;
+  CHECK(contains(said([&] { dvla::run_experiment<Alarmed>(config); }), "nothing to do"));
+  config.run.name = "other";
+  CHECK(contains(said([&] { dvla::run_experiment<Alarmed>(config); }), "nothing to do"));
+  CHECK(!fs::exists(folder / "other"));
+  CHECK(contents() == before);
+
+  config = alarmed_config(folder, 0);  // stops in the first evaluation
+  config.run.resume = (folder / "toy").string();
+  config.run.iterations = 10;
+  CHECK(contains(said([&] { result = dvla::run_experiment<Alarmed>(config); }), "the run is as it was"));
+  CHECK(result.report.stopped);
+  CHECK(contents() == before);
+}
+
+TEST_CASE("A run goes back in its own folder only when told to, and then no later checkpoint is left over") {
+  const TemporaryFolder folder;
+  dvla::run_experiment<Alarmed>(alarmed_config(folder, -1));
+  const dvla::io::CheckpointFolder checkpoints(folder / "toy/checkpoint");
+  using Steps = std::vector<std::int64_t>;
+  CHECK(checkpoints.steps() == Steps{6, 4, 2});
+  auto config = alarmed_config(folder, -1);
+  config.run.iterations = 3;
+  config.run.checkpoint_every = 0;
+  config.run.resume = checkpoints.path_of(2).string();
+  const std::string message =
+      dvla_test::message_of<dvla::ConfigError>([&] { dvla::run_experiment<Alarmed>(config); });
+  CHECK(contains(message, "run.resume is step 2, but"));
+  CHECK(contains(message,
+                 "goes on to step 6: resume that one, begin a new run with another --name, or add "
+                 "--overwrite to drop the later checkpoints"));
+  CHECK(checkpoints.steps() == Steps{6, 4, 2});
+  CHECK(read_json(folder / "toy/report.json")["batches"] == 6);
+
+  // Stopped before anything new is complete: all is there.
+  auto stopped = config;
+  stopped.run.overwrite = true;
+  alarm_ = {.at_step = 0};
+  said([&] { dvla::run_experiment<Alarmed>(stopped); });
+  CHECK(checkpoints.steps() == Steps{6, 4, 2});
+
+  // Elsewhere nothing has to be dropped.
+  auto elsewhere = config;
+  elsewhere.run.name = "branch";
+  alarm_ = {};
+  dvla::run_experiment<Alarmed>(elsewhere);
+  CHECK(checkpoints.steps() == Steps{6, 4, 2});
+
+  config.run.overwrite = true;
+  const std::string text = said([&] { dvla::run_experiment<Alarmed>(config); });
+  CHECK(contains(text, "the checkpoints of later steps go when the first new one is complete"));
+  CHECK(checkpoints.steps() == Steps{3, 2});
+  CHECK(dvla::open_checkpoint(folder / "toy").path() == checkpoints.path_of(3));
+
+  // A later one that is damaged is not in the way: it is never taken for the newest.
+  dvla_test::write_text(checkpoints.path_of(9), "damaged");
+  config.run.overwrite = false;
+  config.run.iterations = 4;
+  config.run.resume = (folder / "toy").string();
+  said([&] { dvla::run_experiment<Alarmed>(config); });
+  CHECK(checkpoints.steps() == Steps{9, 4, 3, 2});
+}
+
 TEST_CASE("From the command line: the end code and one line for a mistake") {
   const TemporaryFolder folder;
   const std::string where = folder.path().string();
@@ -191,6 +406,10 @@ TEST_CASE("From the command line: the end code and one line for a mistake") {
     CAPTURE(part);
     CHECK(contains(text, part));
   }
+  CHECK(main_with({"--name", "\xff"}, &text) == 1);
+  CHECK(text.starts_with("error: --name: run.name is \"?\"; it must be text in UTF-8"));
+  CHECK(main_with({"--folder", "\xff"}, &text) == 1);
+  CHECK(text.starts_with("error: --folder: run.folder is"));
   CHECK(main_with({"--trace", "false", "--name", "untraced"}) == 0);
   CHECK(!fs::exists(folder / "untraced/trace.json"));
   CHECK(fs::exists(folder / "untraced/report.json"));

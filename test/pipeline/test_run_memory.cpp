@@ -39,6 +39,9 @@ template <class P>
 void check_flat(int iterations) {
   constexpr int warm = 2000;
   dvla::Run<P, dvla::trace::Off> run(tiny_config<P>(iterations));
+  // The history keeps every batch, so it may grow: the test below sees to that. Here it has its room from the
+  // start, and each of its pages was written to.
+  run.continue_from(0, std::vector<dvla::Iteration>(static_cast<std::size_t>(iterations)));
   std::int64_t allocations_warm = 0, allocations_end = 0, resident_warm = 0, resident_end = 0;
   const auto pools = run.memory().report();
   run.train([&](const dvla::Iteration& iteration) {
@@ -70,6 +73,46 @@ void check_flat(int iterations) {
 TEST_CASE("Memory is flat over 1e5 iterations, and a batch takes nothing from the heap") {
   check_flat<dvla_test::ToyPipeline<dvla::Schedule<dvla::Synchronous>>>(100000);
   check_flat<dvla_test::ToyPipeline<dvla::Schedule<dvla::Swimlane<1>>>>(100000);
+}
+
+TEST_CASE("The longest run that can be asked for starts with little memory and keeps what it has trained") {
+  using P = dvla_test::ToyPipeline<dvla::Schedule<dvla::Swimlane<1>>>;
+  using TinyRun = dvla::Run<P, dvla::trace::Off>;
+  TinyRun run(tiny_config<P>(1'000'000'000));
+  const std::int64_t before = resident_bytes();
+  dvla::stop_flag stop;
+  std::int64_t next = 0;
+  std::size_t room = 0;
+  const auto report = run.train(
+      [&](const dvla::Iteration& iteration) {
+        CHECK(iteration.batch == next++);  // what the observer is given is its own batch's
+        CHECK(iteration.counts.chunk_steps > 0);
+        if (iteration.batch == 200) stop.request_stop();
+      },
+      [&](std::int64_t batch) {
+        if (run.history().size() != static_cast<std::size_t>(batch) + 1) stop.request_stop();
+        room = run.history().capacity();
+      },
+      &stop);
+  CHECK(report.batches > 200);
+  CHECK(room == TinyRun::history_room);
+  CHECK(run.history().size() == static_cast<std::size_t>(report.batches));
+  CHECK(resident_bytes() - before < 8 * 1024 * 1024);
+}
+
+TEST_CASE("A history that outgrows its room takes more, now and then, and loses nothing") {
+  using P = dvla_test::ToyPipeline<dvla::Schedule<dvla::Swimlane<1>>>;
+  using TinyRun = dvla::Run<P, dvla::trace::Off>;
+  constexpr std::int64_t more = 1000;
+  TinyRun run(tiny_config<P>(static_cast<int>(TinyRun::history_room + more)));
+  std::int64_t in_order = 0;
+  run.train([&](const dvla::Iteration& iteration) {
+    in_order += iteration.batch == in_order && iteration.counts.chunk_steps > 0;
+  });
+  CHECK(in_order == TinyRun::history_room + more);
+  REQUIRE(run.history().size() == static_cast<std::size_t>(TinyRun::history_room + more));
+  for (std::size_t i = 0; i < run.history().size(); ++i)
+    if (run.history()[i].batch != static_cast<std::int64_t>(i)) FAIL("lost batch " << i);
 }
 
 namespace {

@@ -53,8 +53,32 @@ TEST_CASE("a choice that does not exist and text with control characters are ref
   CHECK(complaint([](auto& c) {
           c.algorithm.log_prob_level = static_cast<LogProbLevel>(9);
         }).find("algorithm.log_prob_level is 9; it must be one of token, action, chunk") == 0);
-  CHECK(complaint([](auto& c) { c.run.folder = "a\nb"; }).find("run.folder is \"a?b\"; it must be text") ==
-        0);
+  CHECK(
+      complaint([](auto& c) { c.run.folder = "a\nb"; }) ==
+      "run.folder is \"a?b\"; it must be text in UTF-8 without control characters (where runs are written)");
+}
+
+TEST_CASE("text is UTF-8, whichever field it stands in") {
+  for (const char* good :
+       {"", "ascii", "\xc3\xa4", "\xe2\x82\xac", "\xed\x9f\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+    CAPTURE(good);
+    CHECK(complaint([&](auto& c) { c.run.resume = good; }) == "none");
+  }
+  // Cut short, overlong, surrogates, beyond U+10FFFF, and bytes that never occur.
+  for (const char* bad : {"a\x80", "\xc3", "\xc3(", "\xc0\xaf", "\xe0\x80\xaf", "\xe2\x82", "\xed\xa0\x80",
+                          "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff"}) {
+    CAPTURE(bad);
+    CHECK(complaint([&](auto& c) { c.run.resume = bad; }).find("run.resume is \"") == 0);
+    CHECK(complaint([&](auto& c) { c.run.folder = bad; }).find("run.folder is \"") == 0);
+    CHECK(complaint([&](auto& c) { c.run.name = bad; }).find("run.name is ") == 0);
+  }
+}
+
+TEST_CASE("errors show text in one line of sound UTF-8, cut between characters") {
+  CHECK(dvla::detail::one_line("a\nb\xff\xc3\xa4\xc3") == "a?b?\xc3\xa4?");
+  CHECK(dvla::detail::one_line("ab\xc3\xa4z", 3) == "ab...");
+  CHECK(dvla::detail::one_line("ab\xc3\xa4z", 4) == "ab\xc3\xa4...");
+  CHECK(dvla::detail::one_line(std::string(100, '\xff'), 80).size() < 90);
 }
 
 TEST_CASE("rules between members of one slot") {
@@ -65,7 +89,9 @@ TEST_CASE("rules between members of one slot") {
   CHECK(complaint([](auto& c) { c.algorithm.filter_lower = 1; }).find("algorithm.filter_lower is 1") == 0);
   CHECK(complaint([](auto& c) { c.model.width = 130; }) ==
         "model.width is 130; it must be a multiple of model.attention_heads, which is 4");
-  CHECK(complaint([](auto& c) { c.run.name = "../up"; }).find("run.name is '../up'") == 0);
+  CHECK(complaint([](auto& c) { c.run.name = "../up"; }) ==
+        "run.name is '../up'; it must be 1 to 100 letters, digits, '.', '_' or '-', the first a letter or "
+        "digit: it becomes a folder's name");
 }
 
 TEST_CASE("rules between slots") {
@@ -75,6 +101,6 @@ TEST_CASE("rules between slots") {
         "environment.horizon is 6; it must be a multiple of model.chunk, which is 4");
   CHECK(complaint([](auto& c) {
           c.schedule.staleness = 2;
-        }).find("schedule.staleness is 2; it must be a whole number in [0, 1] with Swimlane<1>") == 0);
+        }).find("schedule.staleness is 2; it must be a whole number in [0, 1] (K: a rollout's") == 0);
   CHECK(complaint<P::replace<Swimlane<2>>>([](auto& c) { c.schedule.staleness = 2; }) == "none");
 }

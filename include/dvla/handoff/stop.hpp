@@ -1,8 +1,12 @@
 // A request to stop cleanly: one atomic, so that a signal handler may set it (see signals.hpp).
-// Asking wakes nobody: no further batch starts, and every batch that has started is finished.
+// Asking wakes nobody: no further batch starts, and every batch that has started is finished. What has no
+// batches (warm start, evaluation, pictures) ends in Stopped at its next boundary.
 #pragma once
 
 #include <atomic>
+#include <string>
+
+#include "dvla/core/error.hpp"
 
 namespace dvla {
 
@@ -31,5 +35,16 @@ class stop_flag {
   std::atomic<int> why_{0};
   static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
 };
+
+/// A call ended early because a stop_flag asked; what it was to give is missing, everything else is in order.
+class Stopped : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Throws Stopped, naming `what` was stopped, if there is a flag and it asks.
+inline void throw_if_stopped(const stop_flag* stop, const char* what) {
+  if (stop && stop->stop_requested()) throw Stopped(std::string(what) + " was stopped by request");
+}
 
 }  // namespace dvla

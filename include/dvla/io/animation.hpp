@@ -1,6 +1,6 @@
-// RGB frames as a looping GIF, through giflib 5 (link -lgif): one palette of at most 256 colours for all
-// frames (giflib's median cut, then the mean of what each colour stands for), each frame cropped to what
-// changed since the last. No dithering (it flickers), no transparency, no reading.
+// RGB frames as a looping GIF, through giflib 5 (link -lgif), a frame at a time: each is cropped to what
+// changed since the last and has its own palette of at most 256 colours (giflib's median cut, then the mean
+// of what each colour stands for). No dithering (it flickers), no transparency, no reading.
 #pragma once
 
 #include <gif_lib.h>
@@ -8,61 +8,38 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
-#include "dvla/io/image.hpp"
+#include "dvla/io/atomic_file.hpp"
 
 namespace dvla::io {
 
-struct GifOptions {
-  int delay_centiseconds = 5;  ///< 0..65535; browsers stretch less than 2
-  int loops = 0;               ///< 0..65535; 0 = for ever
-};
-
 namespace detail {
 
-/// A palette for all frames, and the palette index for every colour cut to 5 bits a channel.
+/// A palette for some pixels, and each pixel's place in it.
 struct GifPalette {
   std::array<GifColorType, 256> colors{};
-  std::vector<std::uint8_t> index = std::vector<std::uint8_t>(32 * 32 * 32);
+  std::vector<GifByteType> index;
 
-  static std::size_t cell(const std::uint8_t* pixel) {
-    return (static_cast<std::size_t>(pixel[0] >> 3) << 10) | (static_cast<std::size_t>(pixel[1] >> 3) << 5) |
-           static_cast<std::size_t>(pixel[2] >> 3);
-  }
-
-  GifPalette(std::span<const std::uint8_t> pixels, const std::filesystem::path& path) {
-    // At most about a million pixels, evenly spread, decide.
-    const std::size_t count = pixels.size() / 3;
-    const std::size_t stride = count / 1'000'000 + 1;
-    std::vector<GifByteType> red, green, blue;
-    for (std::size_t i = 0; i < count; i += stride) {
-      red.push_back(pixels[3 * i]);
-      green.push_back(pixels[3 * i + 1]);
-      blue.push_back(pixels[3 * i + 2]);
-    }
+  GifPalette(std::vector<GifByteType>& red, std::vector<GifByteType>& green, std::vector<GifByteType>& blue)
+      : index(red.size()) {
     int size = static_cast<int>(colors.size());
-    std::vector<GifByteType> assigned(red.size());
     {
       static std::mutex giflib_sorts_through_a_global;
       const std::lock_guard lock(giflib_sorts_through_a_global);
       if (GifQuantizeBuffer(static_cast<unsigned>(red.size()), 1, &size, red.data(), green.data(),
-                            blue.data(), assigned.data(), colors.data()) != GIF_OK)
-        throw Error("cannot write '" + path.string() +
-                    "': giflib could not choose a palette (out of memory?)");
+                            blue.data(), index.data(), colors.data()) != GIF_OK)
+        throw std::bad_alloc();  // the only way it fails
     }
     // giflib works on 5 bits a channel, so its white is 248: take the mean of the true colours instead.
     std::array<std::array<std::uint64_t, 4>, 256> sums{};
-    std::array<bool, 32 * 32 * 32> used{};
-    for (std::size_t i = 0; i < assigned.size(); ++i) {
-      const std::array<std::uint8_t, 3> pixel{red[i], green[i], blue[i]};
-      auto& sum = sums[assigned[i]];
-      for (std::size_t c = 0; c < 3; ++c) sum[c] += pixel[c];
-      ++sum[3];
-      index[cell(pixel.data())] = assigned[i];
-      used[cell(pixel.data())] = true;
+    for (std::size_t i = 0; i < index.size(); ++i) {
+      auto& sum = sums[index[i]];
+      sum[0] += red[i], sum[1] += green[i], sum[2] += blue[i], ++sum[3];
     }
     for (std::size_t i = 0; i < sums.size(); ++i) {
       const std::uint64_t n = sums[i][3];
@@ -70,113 +47,135 @@ struct GifPalette {
       const auto mean = [&](std::size_t c) { return static_cast<GifByteType>((sums[i][c] + n / 2) / n); };
       colors[i] = {mean(0), mean(1), mean(2)};
     }
-    for (std::size_t c = 0; stride > 1 && c < index.size();
-         ++c)  // Colours that the sample missed: the nearest.
-      if (!used[c]) index[c] = nearest(c, sums);
-  }
-
- private:
-  std::uint8_t nearest(std::size_t cell, const std::array<std::array<std::uint64_t, 4>, 256>& sums) const {
-    const auto middle = [&](int shift) { return static_cast<int>((cell >> shift & 31) * 8 + 4); };
-    int best = 0, best_distance = 4 * 256 * 256;
-    for (int i = 0; i < 256; ++i) {
-      if (sums[static_cast<std::size_t>(i)][3] == 0) continue;
-      const GifColorType& color = colors[static_cast<std::size_t>(i)];
-      const int red = color.Red - middle(10), green = color.Green - middle(5), blue = color.Blue - middle(0);
-      const int distance = red * red + green * green + blue * blue;
-      if (distance < best_distance) best = i, best_distance = distance;
-    }
-    return static_cast<std::uint8_t>(best);
   }
 };
 
 }  // namespace detail
 
-/// Writes the animation atomically; thread-safe. Memory: the encoded file plus three frames of indices.
-/// Throws Error.
-inline void write_gif(const std::filesystem::path& path, const RgbFrames& frames,
-                      const GifOptions& options = {}) {
-  frames.check(path);
-  const auto outside = [](int value) { return value < 0 || value > 65535; };
-  if (outside(options.delay_centiseconds) || outside(options.loops))
-    throw Error("cannot write '" + path.string() + "': delay_centiseconds and loops must lie in 0..65535");
-  const detail::GifPalette palette(frames.pixels, path);
-
-  std::vector<std::byte> encoded;
-  const OutputFunc collect = [](GifFileType* gif, const GifByteType* bytes, int count) -> int {
-    try {
-      auto& out = *static_cast<std::vector<std::byte>*>(gif->UserData);
-      const auto* first = reinterpret_cast<const std::byte*>(bytes);
-      out.insert(out.end(), first, first + count);
-      return count;
-    } catch (const std::bad_alloc&) {
-      return 0;  // giflib is C: it reports a failed write.
-    }
-  };
-  int code = 0;
-  const auto fail = [&](int error) {
-    const char* text = GifErrorString(error);
-    throw Error("cannot write '" + path.string() + "': giflib says " + (text != nullptr ? text : "nothing"));
-  };
-  GifFileType* const gif = EGifOpen(&encoded, collect, &code);
-  if (gif == nullptr) fail(code);
-  const auto close = [](GifFileType* file) { EGifCloseFile(file, nullptr); };
-  std::unique_ptr<GifFileType, decltype(close)> owner(gif, close);
-  const auto check = [&](int result) {
-    if (result != GIF_OK) fail(gif->Error);
-  };
-  const auto low = [](int value) { return static_cast<GifByteType>(value & 255); };
-  const auto high = [](int value) { return static_cast<GifByteType>(value >> 8); };
-
-  const std::unique_ptr<ColorMapObject, decltype(&GifFreeMapObject)> colors(
-      GifMakeMapObject(256, palette.colors.data()), &GifFreeMapObject);
-  if (!colors) throw std::bad_alloc();
-  EGifSetGifVersion(gif, true);
-  check(EGifPutScreenDesc(gif, frames.width, frames.height, 8, 0, colors.get()));
-  const std::array<GifByteType, 3> loop{1, low(options.loops), high(options.loops)};
-  check(EGifPutExtensionLeader(gif, APPLICATION_EXT_FUNC_CODE));
-  check(EGifPutExtensionBlock(gif, 11, "NETSCAPE2.0"));
-  check(EGifPutExtensionBlock(gif, 3, loop.data()));
-  check(EGifPutExtensionTrailer(gif));
-
-  const int width = frames.width, height = frames.height;
-  const auto row_of = [&](std::vector<GifByteType>& indices, int y) {
-    return indices.begin() + std::ptrdiff_t{y} * width;
-  };
-  std::vector<GifByteType> now(frames.frame_bytes() / 3), before;
-  for (int f = 0; f < frames.frames; ++f) {
-    const std::uint8_t* pixel = frames.pixels.data() + static_cast<std::size_t>(f) * frames.frame_bytes();
-    for (GifByteType& out : now) {
-      out = palette.index[detail::GifPalette::cell(pixel)];
-      pixel += 3;
-    }
-    int top = 0, bottom = height, left = 0, right = width;  // Half-open; at least one pixel must remain.
-    if (!before.empty()) {
-      const auto same_row = [&](int y) {
-        return std::equal(row_of(now, y), row_of(now, y) + width, row_of(before, y));
-      };
-      const auto same_column = [&](int x) {
-        for (int y = top; y < bottom; ++y)
-          if (row_of(now, y)[x] != row_of(before, y)[x]) return false;
-        return true;
-      };
-      while (top + 1 < bottom && same_row(top)) ++top;
-      while (top + 1 < bottom && same_row(bottom - 1)) --bottom;
-      while (left + 1 < right && same_column(left)) ++left;
-      while (left + 1 < right && same_column(right - 1)) --right;
-    }
-    const GraphicsControlBlock control{DISPOSE_DO_NOT, false, options.delay_centiseconds,
-                                       NO_TRANSPARENT_COLOR};
-    std::array<GifByteType, 4> control_bytes{};
-    check(EGifGCBToExtension(&control, control_bytes.data()) == 4 ? GIF_OK : GIF_ERROR);
-    check(EGifPutExtension(gif, GRAPHICS_EXT_FUNC_CODE, 4, control_bytes.data()));
-    check(EGifPutImageDesc(gif, left, top, right - left, bottom - top, false, nullptr));
-    for (int y = top; y < bottom; ++y) check(EGifPutLine(gif, &row_of(now, y)[left], right - left));
-    std::swap(now, before);
-    now.resize(before.size());
+/// Writes an animation frame by frame; it appears under `path`, whole, on commit(), and without one there is
+/// nothing. Memory: two frames, whatever the number. One thread at a time; writers of different files may run
+/// side by side. Everything throws Error, naming the path; after a failure the writer is of no more use.
+class GifWriter {
+ public:
+  /// Sides of 1 to 65535 pixels. `loops`: 0 to 65535; 0 = for ever. Creates a temporary file at once.
+  GifWriter(const std::filesystem::path& path, int height, int width, int loops = 0)
+      : height_(height), width_(width), file_(path) {
+    const auto side = [](int pixels) { return pixels >= 1 && pixels <= 65535; };
+    if (!side(height) || !side(width) || loops < 0 || loops > 65535)
+      refuse("frames of " + std::to_string(height) + " x " + std::to_string(width) + " pixels, " +
+             std::to_string(loops) + " loops; sides must lie in 1..65535, loops in 0..65535");
+    int code = 0;
+    gif_.reset(EGifOpen(this, &GifWriter::write, &code));
+    if (!gif_) fail(code);
+    EGifSetGifVersion(gif_.get(), true);
+    check(EGifPutScreenDesc(gif_.get(), width, height, 8, 0, nullptr));
+    const std::array<GifByteType, 3> loop{1, low(loops), high(loops)};
+    check(EGifPutExtensionLeader(gif_.get(), APPLICATION_EXT_FUNC_CODE));
+    check(EGifPutExtensionBlock(gif_.get(), 11, "NETSCAPE2.0"));
+    check(EGifPutExtensionBlock(gif_.get(), 3, loop.data()));
+    check(EGifPutExtensionTrailer(gif_.get()));
   }
-  if (EGifCloseFile(owner.release(), &code) != GIF_OK) fail(code);
-  write_file(path, encoded);
-}
+  GifWriter(const GifWriter&) = delete;
+  GifWriter& operator=(const GifWriter&) = delete;
+
+  /// One frame: pixels [height, width, 3], uint8, row-major, red first, shown for `delay` hundredths of a
+  /// second (0 to 65535; browsers stretch less than 2).
+  void add(std::span<const std::uint8_t> pixels, int delay) {
+    if (pixels.size() != static_cast<std::size_t>(height_) * static_cast<std::size_t>(width_) * 3)
+      refuse(std::to_string(pixels.size()) + " bytes of pixels are not [" + std::to_string(height_) + ", " +
+             std::to_string(width_) + ", 3]");
+    if (delay < 0 || delay > 65535)
+      refuse("a delay of " + std::to_string(delay) + " hundredths of a second is not in 0..65535");
+    const auto [left, top, right, bottom] = changed(pixels);
+    std::vector<GifByteType> red, green, blue;
+    for (int y = top; y < bottom; ++y)
+      for (int x = left; x < right; ++x) {
+        const std::uint8_t* const pixel = &pixels[at(y, x)];
+        red.push_back(pixel[0]), green.push_back(pixel[1]), blue.push_back(pixel[2]);
+      }
+    detail::GifPalette palette(red, green, blue);
+    const std::unique_ptr<ColorMapObject, decltype(&GifFreeMapObject)> colors(
+        GifMakeMapObject(256, palette.colors.data()), &GifFreeMapObject);
+    if (!colors) throw std::bad_alloc();
+    const std::array<GifByteType, 4> control{DISPOSE_DO_NOT << 2, low(delay), high(delay), 0};
+    check(EGifPutExtension(gif_.get(), GRAPHICS_EXT_FUNC_CODE, control.size(), control.data()));
+    check(EGifPutImageDesc(gif_.get(), left, top, right - left, bottom - top, false, colors.get()));
+    const auto columns = static_cast<std::size_t>(right - left);
+    for (std::size_t i = 0; i < palette.index.size(); i += columns)
+      check(EGifPutLine(gif_.get(), &palette.index[i], right - left));
+    before_.assign(pixels.begin(), pixels.end());
+  }
+
+  /// Throws Error if there is no frame.
+  void commit() {
+    if (before_.empty()) refuse("an animation needs a frame");
+    int code = 0;
+    if (EGifCloseFile(gif_.release(), &code) != GIF_OK) fail(code);
+    file_.commit();
+  }
+
+ private:
+  struct Rectangle {
+    int left, top, right, bottom;  ///< half-open
+  };
+  struct Close {
+    void operator()(GifFileType* gif) const { EGifCloseFile(gif, nullptr); }
+  };
+
+  static GifByteType low(int value) { return static_cast<GifByteType>(value & 255); }
+  static GifByteType high(int value) { return static_cast<GifByteType>(value >> 8); }
+  std::size_t at(int y, int x) const {
+    return (static_cast<std::size_t>(y) * static_cast<std::size_t>(width_) + static_cast<std::size_t>(x)) * 3;
+  }
+
+  /// Where `now` differs from the frame before; at least one pixel.
+  Rectangle changed(std::span<const std::uint8_t> now) const {
+    Rectangle all{0, 0, width_, height_};
+    if (before_.empty()) return all;
+    int &left = all.left, &top = all.top, &right = all.right, &bottom = all.bottom;
+    const auto same = [&](int y, int x, int pixels) {
+      return std::equal(&now[at(y, x)], &now[at(y, x)] + 3 * pixels, &before_[at(y, x)]);
+    };
+    const auto same_column = [&](int x) {
+      for (int y = top; y < bottom; ++y)
+        if (!same(y, x, 1)) return false;
+      return true;
+    };
+    while (top + 1 < bottom && same(top, 0, width_)) ++top;
+    while (top + 1 < bottom && same(bottom - 1, 0, width_)) --bottom;
+    while (left + 1 < right && same_column(left)) ++left;
+    while (left + 1 < right && same_column(right - 1)) --right;
+    return all;
+  }
+
+  /// giflib's way out. It is C, so an exception waits until it is back.
+  static int write(GifFileType* gif, const GifByteType* bytes, int count) {
+    auto& self = *static_cast<GifWriter*>(gif->UserData);
+    try {
+      self.file_.write(std::as_bytes(std::span(bytes, static_cast<std::size_t>(count))));
+      return count;
+    } catch (...) {
+      self.thrown_ = std::current_exception();
+      return 0;
+    }
+  }
+  void check(int result) {
+    if (result != GIF_OK) fail(gif_->Error);
+  }
+  [[noreturn]] void fail(int code) {
+    if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
+    const char* const text = GifErrorString(code);
+    refuse(std::string("giflib says ") + (text != nullptr ? text : "nothing"));
+  }
+  [[noreturn]] void refuse(const std::string& why) const {
+    throw Error("cannot write '" + file_.path().string() + "': " + why);
+  }
+
+  int height_, width_;
+  AtomicFile file_;
+  std::vector<std::uint8_t> before_;
+  std::exception_ptr thrown_;
+  std::unique_ptr<GifFileType, Close> gif_;  // before file_ goes: closing writes
+};
 
 }  // namespace dvla::io

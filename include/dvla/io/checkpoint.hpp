@@ -49,7 +49,7 @@ class CheckpointFolder {
 
   /// Writes the checkpoint (the folder is made if need be); returns its path once it is durable. Only then
   /// deletes: sound older ones beyond keep_last, damaged older ones, and temporary files of killed processes.
-  /// Checkpoints of later steps (a run that went back) stay until this run has passed them. Throws Error.
+  /// Checkpoints of later steps stay until this run has passed them (see remove_after). Throws Error.
   std::filesystem::path save(std::int64_t step, const Checkpoint& checkpoint) const {
     if (step < 0)
       throw Error("cannot save a checkpoint of step " + std::to_string(step) + ": steps begin at 0");
@@ -61,6 +61,12 @@ class CheckpointFolder {
     write_safetensors(path_of(step), checkpoint.tensors, metadata);
     prune(step);
     return path_of(step);
+  }
+
+  /// Deletes those of later steps, for a run that went back on purpose: call it when save() has returned.
+  void remove_after(std::int64_t step) const {
+    for (const std::int64_t later : steps())
+      if (later > step) remove(path_of(later));
   }
 
   /// Opens and checks one. Throws FormatError when it is damaged or no checkpoint of this format, Error
@@ -140,9 +146,11 @@ class CheckpointFolder {
       }
       doomed.push_back(path_of(step));
     }
-    for (const std::filesystem::path& file : doomed)
-      if (::unlink(file.c_str()) != 0 && errno != ENOENT)
-        detail::throw_errno("delete the old checkpoint", file);
+    for (const std::filesystem::path& file : doomed) remove(file);
+  }
+  static void remove(const std::filesystem::path& file) {
+    if (::unlink(file.c_str()) != 0 && errno != ENOENT)
+      detail::throw_errno("delete the old checkpoint", file);
   }
 
   std::filesystem::path folder_;

@@ -2,7 +2,6 @@
 // does not write the files.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <string>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/io/run_name.hpp"
 
 namespace dvla::io {
 
@@ -27,11 +27,11 @@ struct RunFolder {
       events;  ///< a TensorBoard file that does not exist yet; each start of a run has its own
   std::filesystem::path trace, success_svg, before_gif, after_gif, config, report, checkpoint;
 
-  /// `name`: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit. Throws ConfigError for a
-  /// bad name or a folder that `mode` does not allow, Error when the disk refuses.
+  /// `name`: see check_run_name. Throws ConfigError for a bad name or a folder that `mode` does not allow,
+  /// Error when the disk refuses.
   static RunFolder open(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
     namespace fs = std::filesystem;
-    check_name(name);
+    check_run_name(name);
     RunFolder run;
     run.folder = root / name;
     run.trace = run.folder / "trace.json";
@@ -68,16 +68,6 @@ struct RunFolder {
   }
 
  private:
-  static void check_name(const std::string& name) {
-    const auto letter_or_digit = [](char c) {
-      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-    };
-    const auto allowed = [&](char c) { return letter_or_digit(c) || c == '.' || c == '_' || c == '-'; };
-    if (name.empty() || name.size() > 100 || !letter_or_digit(name[0]) ||
-        !std::all_of(name.begin(), name.end(), allowed))
-      throw ConfigError(
-          "a run name must have 1 to 100 letters, digits, '.', '_' or '-' and begin with a letter or digit");
-  }
   void remove_own_files() const {
     namespace fs = std::filesystem;
     for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report}) fs::remove(file);

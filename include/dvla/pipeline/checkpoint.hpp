@@ -5,9 +5,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,6 +39,17 @@ std::span<const Value> find_tensor(const io::SafetensorsFile& file, const std::s
                       std::to_string(found.size()) + " elements, this pipeline needs " +
                       std::to_string(count) + ": use the settings the checkpoint was made with");
   return found;
+}
+
+/// Throws FormatError unless every element is finite and at least `least`.
+template <class Value>
+void check_numbers(const io::SafetensorsFile& file, const std::string& name, std::span<const Value> numbers,
+                   Value least = std::numeric_limits<Value>::lowest()) {
+  for (std::size_t i = 0; i < numbers.size(); ++i)
+    if (!(std::isfinite(numbers[i]) && numbers[i] >= least))
+      throw FormatError("'" + file.path().string() + "': tensor " + name + " has " +
+                        std::to_string(numbers[i]) + " at element " + std::to_string(i) + ": it must be " +
+                        (least < 0 ? "finite" : "finite and not negative"));
 }
 }  // namespace detail
 
@@ -101,6 +114,7 @@ void load_weights(Model& model, const io::SafetensorsFile& file) {
             "'" + file.path().string() + "': tensor " + name +
             " has another shape than this model: use the settings the checkpoint was made with");
       const std::span<const float> from = file.span<float>(name);
+      if (!copies) detail::check_numbers(file, name, from);
       if (copies) std::copy(from.begin(), from.end(), model.parameters().begin() + tensor.offset);
     }
   }
@@ -130,6 +144,12 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   const auto first = detail::find_tensor<float>(file, detail::first_moment_name, state.first_moment.size());
   const auto second =
       detail::find_tensor<float>(file, detail::second_moment_name, state.second_moment.size());
+  detail::check_numbers(file, detail::curve_name, curve, 0.0);
+  for (const double number : curve)
+    if (number > 0x1p53)
+      throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
+  detail::check_numbers(file, detail::first_moment_name, first);
+  detail::check_numbers(file, detail::second_moment_name, second, 0.0F);
   load_weights(run.model(), file);
   std::copy(first.begin(), first.end(), state.first_moment.begin());
   std::copy(second.begin(), second.end(), state.second_moment.begin());

@@ -200,7 +200,7 @@ std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<Kno
                                     [&](const KnobRef& other) { return other.name == knob.name; });
     const bool taken = same > 1 || app.get_option_no_throw(flag) != nullptr;
     CLI::Option* const option = app.add_option(taken ? path : flag + "," + path);
-    option->description(std::string(knob.doc->text) +
+    option->description(std::string(knob.doc.text) +
                         (is_bool || allowed(knob).empty() ? "" : "; " + allowed(knob)) + " (default " +
                         knob_text(knob) + ")");
     option->type_name(allowed(knob))->option_text(kinds[static_cast<std::size_t>(knob.kind)]);

@@ -74,29 +74,42 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   return json;
 }
 
-/// Three episodes side by side, one frame a control step; the last frame is held.
+/// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
+/// frame once `stop` asks; there is no file then.
 template <class Run>
-void film(Run& run, const std::filesystem::path& path) {
+void film(Run& run, const std::filesystem::path& path, const stop_flag* stop) {
   if constexpr (HasRender<typename Run::Environment>) {
-    constexpr int side = 240, columns = 3, held = 8;
-    constexpr std::size_t line_bytes = side * 3, frame_bytes = line_bytes * side * columns;
+    constexpr int side = 240, columns = 3, delay = 10, held = 90;  // hundredths of a second
+    constexpr std::size_t line_bytes = side * 3;
     const std::int64_t shown = std::min<std::int64_t>(columns, run.environment().size());
-    std::vector<std::uint8_t> tile(line_bytes * side), frames;
-    run.watch([&](std::int64_t) {
-      std::size_t at = frames.size();
-      frames.resize(at + frame_bytes);
-      for (std::int64_t column = 0; column < shown; ++column, at += line_bytes) {
+    std::vector<std::uint8_t> tile(line_bytes * side), frame(tile.size() * columns);
+    io::GifWriter gif(path, side, side * columns);
+    run.watch([&](std::int64_t step) {
+      throw_if_stopped(stop, "the animation");
+      for (std::int64_t column = 0; column < shown; ++column) {
         run.environment().render(column, side, side, tile);
         for (std::size_t y = 0; y < side; ++y)
-          std::copy_n(&tile[y * line_bytes], line_bytes, &frames[at + y * line_bytes * columns]);
+          std::copy_n(&tile[y * line_bytes], line_bytes,
+                      &frame[(y * columns + static_cast<std::size_t>(column)) * line_bytes]);
       }
+      gif.add(frame, step == run.environment().horizon() ? held : delay);
     });
-    const std::vector<std::uint8_t> last(frames.end() - static_cast<std::ptrdiff_t>(frame_bytes),
-                                         frames.end());
-    for (int i = 0; i < held; ++i) frames.insert(frames.end(), last.begin(), last.end());
-    io::write_gif(path, {frames, static_cast<int>(frames.size() / frame_bytes), side, side * columns},
-                  {.delay_centiseconds = 10});
+    gif.commit();
   }
+}
+
+/// Whether a run that goes on from `checkpoint` in its own folder leaves later checkpoints behind it, which
+/// would be taken for the newest. Throws ConfigError if they may not be dropped.
+inline bool goes_back(const io::SafetensorsFile& checkpoint, std::int64_t step, bool may_drop) {
+  const std::filesystem::path folder = checkpoint.path().parent_path();
+  const io::LatestCheckpoint newest = io::CheckpointFolder(folder).latest();
+  if (!newest.checkpoint || newest.checkpoint->step <= step) return false;
+  if (!may_drop)
+    throw ConfigError("run.resume is step " + std::to_string(step) + ", but '" + folder.string() +
+                      "' goes on to step " + std::to_string(newest.checkpoint->step) +
+                      ": resume that one, begin a new run with another --name, or add --overwrite to drop "
+                      "the later checkpoints");
+  return true;
 }
 
 inline void draw_success(const std::filesystem::path& path, const std::string& title,
@@ -148,8 +161,14 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 
 }  // namespace detail
 
-/// One experiment from a checked configuration. Writes config.folder/config.name; throws dvla::Error. SIGINT
-/// and SIGTERM end it cleanly: what has started is finished, the checkpoint and the report are written.
+/// One experiment. Writes config.run.folder/config.run.name; throws dvla::Error, with ConfigError before
+/// anything is written. SIGINT and SIGTERM end it cleanly and are no error:
+/// - in the warm start, at its next step: half-cloned weights are good for nothing, so no folder is left;
+/// - in training, when the batches that have started are trained: checkpoint and report are written;
+/// - in an evaluation or an animation, at its next decision or frame: that figure is null, that file is not
+///   there, and so for all evaluations and animations after it; checkpoint and report are written.
+/// A resumed run goes on in its own folder, or begins a new one if the checkpoint lies elsewhere. One that
+/// has no batch to train, or is stopped before its first, leaves report, curve and checkpoints as they are.
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config) {
   const auto say = [&](const std::string& text) {
@@ -157,7 +176,15 @@ ExperimentResult run_experiment(const Config<P>& config) {
   };
   stop_flag stop;
   signal_guard guard(stop);
+  const auto unless_stopped = [&](auto work) {
+    try {
+      throw_if_stopped(&stop, "the run");
+      work();
+    } catch (const Stopped&) {
+    }
+  };
 
+  validate(config);
   std::optional<io::SafetensorsFile> resumed;
   if (!config.run.resume.empty()) resumed.emplace(open_checkpoint(config.run.resume));
   auto run = std::make_unique<Run<P>>(config);
@@ -168,6 +195,13 @@ ExperimentResult run_experiment(const Config<P>& config) {
   const bool continues =
       resumed && std::filesystem::equivalent(resumed->path().parent_path(),
                                              root / config.run.name / "checkpoint", elsewhere);
+  const bool anew = !resumed;
+  const bool goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
+  if (resumed && run->next_batch() >= config.run.iterations) {
+    say("nothing to do: '" + resumed->path().string() + "' has " + std::to_string(run->next_batch()) +
+        " batches, and --iterations is " + std::to_string(config.run.iterations));
+    return {};
+  }
   const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
                                                    continues              ? io::RunFolderMode::resume
                                                    : config.run.overwrite ? io::RunFolderMode::overwrite
@@ -178,7 +212,8 @@ ExperimentResult run_experiment(const Config<P>& config) {
   ExperimentResult result;
   if (resumed) {
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
-        " batches are done");
+        " batches are done" +
+        (goes_back ? "; the checkpoints of later steps go when the first new one is complete" : ""));
     resumed.reset();
   }
   result.ratio_error = run->self_test();
@@ -187,8 +222,17 @@ ExperimentResult run_experiment(const Config<P>& config) {
                 result.ratio_error);
   say(line);
   if constexpr (HasExpert<typename Run<P>::Environment>) {
-    if (run->next_batch() == 0 && config.run.demonstrations > 0) {
-      result.warm_start = run->warm_start();
+    if (anew && config.run.demonstrations > 0) {
+      unless_stopped([&] { result.warm_start = run->warm_start(&stop); });
+      if (!result.warm_start) {
+        say("stopped by request in the warm start: nothing was trained, so nothing is kept");
+        std::error_code not_empty;  // then it stays
+        for (const auto& path : {folder.config, folder.checkpoint, folder.folder})
+          std::filesystem::remove(path, not_empty);
+        result.report.stopped = true;
+        result.report.signal = stop.signal();
+        return result;
+      }
       std::snprintf(
           line, sizeof line,
           "warm start: %d demonstrations (the noisy expert solves %.2f), %lld steps, sampled success %.2f",
@@ -197,12 +241,23 @@ ExperimentResult run_experiment(const Config<P>& config) {
       say(line);
     }
   }
-  if (config.run.evaluation_episodes > 0)
-    result.success_before = run->evaluate(config.run.evaluation_episodes);
-  if (config.run.animation && !continues) detail::film(*run, folder.before_gif);
+  const auto evaluate = [&](std::optional<double>& success) {
+    if (config.run.evaluation_episodes > 0)
+      unless_stopped([&] { success = run->evaluate(config.run.evaluation_episodes, Decoding::mode, &stop); });
+  };
+  const auto film = [&](const std::filesystem::path& path) {
+    if (config.run.animation) unless_stopped([&] { detail::film(*run, path, &stop); });
+  };
+  evaluate(result.success_before);
+  if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   io::TensorBoardWriter events(folder.events);
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
+  const auto save = [&] {
+    std::filesystem::path path = save_checkpoint(*run, checkpoints);
+    if (goes_back) checkpoints.remove_after(run->next_batch());
+    return path;
+  };
   ProgressLine progress(config.run.iterations, config.run.quiet);
   const std::int64_t earlier_steps = run->worker().counts().env_steps;
   result.report = run->train(
@@ -211,25 +266,32 @@ ExperimentResult run_experiment(const Config<P>& config) {
         progress.show(iteration, run->trace());
       },
       [&](std::int64_t batch) {
-        if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0)
-          save_checkpoint(*run, checkpoints);
+        if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
       },
       &stop);
   progress.finish();
-  const std::filesystem::path saved = save_checkpoint(*run, checkpoints);
-  if (result.report.stopped) say("stopped by request; the checkpoint is complete");
-  if (config.run.evaluation_episodes > 0) {
-    result.success_rate = run->evaluate(config.run.evaluation_episodes);
-    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
+  if (continues && result.report.batches == 0) {
+    say("stopped by request before a batch was trained; the run is as it was");
+    return result;
   }
+  const std::filesystem::path saved = save();
+  evaluate(result.success_rate);
+  if (result.success_rate)
+    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
   events.close();
+  result.report.stopped = stop.stop_requested();
+  result.report.signal = stop.signal();
+  if (result.report.stopped)
+    say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
   io::write_file(folder.report, json.dump(2) + "\n");
   if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
   detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
-  if (config.run.animation) detail::film(*run, folder.after_gif);
+  film(folder.after_gif);
+  if (stop.stop_requested() && !result.report.stopped)
+    say("stopped by request: the last animation is left out");
 
   say("");
   say(trace::to_text(result.report.timing));
@@ -252,8 +314,8 @@ ExperimentResult run_experiment(const Config<P>& config) {
   return result;
 }
 
-/// For main(): parses the command line over `defaults`, runs, and turns errors into one line and an exit
-/// code.
+/// For main(): parses the command line over `defaults`, runs, and turns errors into one line. The exit code
+/// is 1 for an error; 0 else, so for a run that was stopped by request, too.
 template <class P>
 int experiment_main(int argc, char** argv, const Config<P>& defaults = {}) {
   try {

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,7 +26,7 @@ enum class KnobKind : std::uint8_t { boolean, whole32, whole64, real32, real64, 
 struct KnobRef {
   std::string_view section;
   std::string_view name;
-  const KnobDoc* doc = nullptr;
+  KnobDoc doc{};
   KnobKind kind = KnobKind::boolean;
   void* value = nullptr;
   std::span<const std::string_view> names{};          ///< of a choice
@@ -47,14 +48,29 @@ struct Given {
   std::string shown{};
 };
 
-/// Every knob of `config`, section by section, in the order of declaration. The list points into it.
+namespace detail {
+template <class Pipeline>
+constexpr double most_staleness() {
+  double most = std::numeric_limits<double>::infinity();
+  if constexpr (requires { Pipeline::schedule::max_staleness; })
+    most = std::min<double>(most, Pipeline::schedule::max_staleness);
+  if constexpr (requires { Pipeline::algorithm::max_staleness; })
+    most = std::min<double>(most, Pipeline::algorithm::max_staleness);
+  return most;
+}
+}  // namespace detail
+
+/// Every knob of `config`, section by section, in the order of declaration. The list points into it. The
+/// staleness may be what schedule and algorithm both allow.
 template <class Config>
 std::vector<KnobRef> list_knobs(Config& config) {
   std::vector<KnobRef> list;
   for_each_section(config, [&](std::string_view section, auto& knobs) {
     for_each_knob(knobs, [&](std::string_view name, auto& value, const KnobDoc& doc) {
       using Type = std::remove_cvref_t<decltype(value)>;
-      KnobRef knob{section, name, &doc, KnobKind::boolean, &value};
+      KnobRef knob{section, name, doc, KnobKind::boolean, &value};
+      if (section == schedule_slot::name && name == "staleness")
+        knob.doc.most = std::min(knob.doc.most, detail::most_staleness<typename Config::pipeline>());
       if constexpr (std::is_same_v<Type, int>) knob.kind = KnobKind::whole32;
       if constexpr (std::is_same_v<Type, std::int64_t>) knob.kind = KnobKind::whole64;
       if constexpr (std::is_same_v<Type, float>) knob.kind = KnobKind::real32;
@@ -82,13 +98,46 @@ std::string number_text(Number number) {
   return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
 }
 
-/// Text from outside, fit for one line of an error: no control characters, at most `most` characters.
-inline std::string one_line(std::string_view text, std::size_t most = 80) {
-  std::string line(text.substr(0, most));
-  for (char& c : line) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
+
+/// Bytes up to the first that no UTF-8 (RFC 3629) begins with: no overlong forms, no surrogates.
+inline std::size_t utf8_length(std::string_view text) {
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const auto byte = [&](std::size_t k) {
+      return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0U;
+    };
+    const unsigned first = byte(0), second = byte(1);
+    const std::size_t more = first < 0x80    ? 0
+                             : first < 0xc2  ? 4
+                             : first < 0xe0  ? 1
+                             : first < 0xf0  ? 2
+                             : first <= 0xf4 ? 3
+                                             : 4;
+    if (more == 4 || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
+        (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f))
+      return i;
+    for (std::size_t k = 1; k <= more; ++k)
+      if ((byte(k) & 0xc0) != 0x80) return i;
+    i += more + 1;
   }
-  return text.size() > most ? line + "..." : line;
+  return i;
+}
+
+/// Text from outside, fit for one line of an error: UTF-8 without control characters, at most about `most`
+/// bytes.
+inline std::string one_line(std::string_view text, std::size_t most = 80) {
+  const bool cut = text.size() > most;
+  std::string line;
+  for (text = text.substr(0, most); !text.empty();) {
+    const std::size_t good = utf8_length(text);
+    line += text.substr(0, good);
+    const bool split = cut && good + 4 > text.size();  // a character that the cut went through is left out
+    if (good < text.size() && !split) line += '?';
+    text.remove_prefix(split ? text.size() : std::min(good + 1, text.size()));
+  }
+  std::replace_if(line.begin(), line.end(), is_control, '?');
+  return cut ? line + "..." : line;
 }
 
 inline double knob_number(const KnobRef& knob) {
@@ -147,12 +196,15 @@ inline std::string allowed(const KnobRef& knob) {
       all += (name == knob.names.front() ? "" : ", ") + std::string(name);
     return all;
   }
-  const KnobDoc& doc = *knob.doc;
+  const KnobDoc& doc = knob.doc;
+  const auto bound = [&](double number) {  // a whole number without exponent, as it must be written
+    return knob.is_whole() ? number_text(static_cast<std::int64_t>(number)) : number_text(number);
+  };
   const bool from = std::isfinite(doc.least), to = std::isfinite(doc.most);
   std::string range;
-  if (from && to) range = "in [" + number_text(doc.least) + ", " + number_text(doc.most) + "]";
-  if (from && !to) range = "at least " + number_text(doc.least);
-  if (!from && to) range = "at most " + number_text(doc.most);
+  if (from && to) range = "in [" + bound(doc.least) + ", " + bound(doc.most) + "]";
+  if (from && !to) range = "at least " + bound(doc.least);
+  if (!from && to) range = "at most " + bound(doc.most);
   if (!range.empty() && !doc.unit.empty()) range += " " + std::string(doc.unit);
   return range;
 }
@@ -161,9 +213,9 @@ inline std::string allowed(const KnobRef& knob) {
   std::string must = allowed(knob);
   if (knob.is_whole()) must = "a whole number " + must;
   if (knob.is_real()) must = "a number " + must;
-  if (knob.kind == KnobKind::text) must = "text without control characters";
+  if (knob.kind == KnobKind::text) must = "text in UTF-8 without control characters";
   throw ConfigError(std::string(source) + knob.path() + " is " + one_line(shown) + "; it must be " + must +
-                    " (" + std::string(knob.doc->text) + ")");
+                    " (" + std::string(knob.doc.text) + ")");
 }
 
 /// The value that is there now: in range, finite, a known choice.
@@ -171,14 +223,13 @@ inline void check_knob(const KnobRef& knob, std::string_view source = {}) {
   bool good = true;
   if (knob.is_whole() || knob.is_real()) {
     const double number = knob_number(knob);
-    good = std::isfinite(number) && number >= knob.doc->least && number <= knob.doc->most;
+    good = std::isfinite(number) && number >= knob.doc.least && number <= knob.doc.most;
   } else if (knob.kind == KnobKind::choice) {
     const std::int64_t choice = knob.get_choice(knob.value);
     good = choice >= 0 && choice < static_cast<std::int64_t>(knob.names.size());
   } else if (knob.kind == KnobKind::text) {
     const auto& text = *static_cast<const std::string*>(knob.value);
-    good = std::none_of(text.begin(), text.end(),
-                        [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+    good = utf8_length(text) == text.size() && std::none_of(text.begin(), text.end(), is_control);
   }
   if (!good) refuse(knob, source, knob_text(knob));
 }
@@ -187,7 +238,7 @@ inline void check_knob(const KnobRef& knob, std::string_view source = {}) {
 inline void assign_knob(const KnobRef& knob, const Given& given, std::string_view source) {
   using Kind = Given::Kind;
   const auto in_range = [&](double number) {
-    return std::isfinite(number) && number >= knob.doc->least && number <= knob.doc->most;
+    return std::isfinite(number) && number >= knob.doc.least && number <= knob.doc.most;
   };
   const bool number = given.kind == Kind::whole || given.kind == Kind::real;
   const double real = given.kind == Kind::whole ? static_cast<double>(given.whole) : given.real;

@@ -24,6 +24,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/environment/concept.hpp"
+#include "dvla/handoff/stop.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
@@ -116,9 +117,10 @@ class RolloutWorker {
                  transition.action.at(0));
   }
 
-  /// Success over `episodes` fresh episodes of `stream` with the newest installed weights.
+  /// Success over `episodes` fresh episodes of `stream` with the newest installed weights. Throws Stopped at
+  /// the next decision once `stop`, which may be null, asks.
   double evaluate(std::int64_t episodes, Decoding decoding, Stream stream = Stream::evaluation,
-                  std::int64_t first_pass = 0) {
+                  std::int64_t first_pass = 0, const stop_flag* stop = nullptr) {
     OwnedRecord<Transition> scratch(layout(1, C()), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
     std::int64_t solved = 0;
@@ -126,6 +128,7 @@ class RolloutWorker {
          ++pass, played += environment_.size()) {
       begin(*scratch, stream, pass);
       for (std::int64_t t = 0; t < shape().decisions; ++t) {
+        throw_if_stopped(stop, "the evaluation");
         newest().act(now(*scratch), decoding, stream_seed(options_.seed, Stream::action, -1 - pass, t),
                      *decision, scratch->action.at(0));
         environment_.step(0, scratch->action.at(0), scratch->reward.at(0), scratch->done.at(0), now(*scratch),
@@ -138,7 +141,7 @@ class RolloutWorker {
   }
 
   /// Plays one pass of fresh episodes and calls `on_step(control step)` at the start and after every control
-  /// step: for pictures. The environment's rows can be rendered inside the call.
+  /// step: for pictures. The environment's rows can be rendered inside the call, and it may throw.
   template <class OnStep>
   void watch(Decoding decoding, OnStep on_step) {
     OwnedRecord<Transition> chunk(layout(1, C()), heap());
@@ -161,15 +164,17 @@ class RolloutWorker {
 
   /// One pass of the scripted expert over all environments, pass number `pass`, with Gaussian noise of
   /// standard deviation `noise` on every executed action. `all` has T decisions of N episodes; its `done`
-  /// says which rows count. Returns how many of the first `episodes` rows the noisy expert solved.
-  std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass,
-                           double noise) requires HasExpert<Environment> {
+  /// says which rows count. Returns how many of the first `episodes` rows the noisy expert solved. Throws
+  /// Stopped at the next decision once `stop`, which may be null, asks.
+  std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass, double noise,
+                           const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     OwnedRecord<Transition> single(layout(1, 1), heap());
     const std::int64_t N = environment_.size();
     for (std::int64_t row = 0; row < N; ++row)
       seeds_[static_cast<std::size_t>(row)] = stream_seed(options_.seed, Stream::demonstration, pass, row);
     environment_.reset(0, seeds_, rows_at(all.observation, 0, 0, N), arena_);
     for (std::int64_t t = 0; t < shape().decisions; ++t) {
+      throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
         for (std::int64_t row = 0; row < N; ++row) {
           const Field<float> action = single->action.at(0).at(row).at(0);

@@ -4,11 +4,13 @@
 // and a progress bar, and checkpoint.hpp for saving and resuming.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -93,6 +95,9 @@ class Run {
   using Schedule = machinery_t<typename P::schedule, P>;
   using Decision = typename Model::Decision;
 
+  /// Batches that train() makes room for in the history before it begins; more room comes as it is needed.
+  static constexpr std::int64_t history_room = std::int64_t{1} << 17;
+
   /// Builds everything; throws ConfigError before anything starts if a value is wrong or parts do not fit.
   explicit Run(const Config<P>& config)
       : config_(checked(config)),
@@ -109,8 +114,9 @@ class Run {
               memory_.environment()),
         control_(weights_.packed_bytes(), memory_.environment(), deadline()) {}
 
-  /// Clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
-  WarmStartResult warm_start() requires HasExpert<Environment> {
+  /// Clones the scripted expert until the policy succeeds sometimes. Call before train(), once. Throws
+  /// Stopped at the next decision or optimiser step once `stop` asks; the weights are then half cloned.
+  WarmStartResult warm_start(const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     Model::use_threads(caller_threads());
     WarmStartOptions options;
     options.seed = static_cast<std::uint64_t>(config_.run.seed);
@@ -118,7 +124,8 @@ class Run {
     options.noise = config_.run.demonstration_noise;
     options.target = config_.run.imitation_target;
     options.most_steps = config_.run.imitation_steps;
-    return dvla::warm_start(worker_, model_, weights_, options, [this] { install(); });
+    return dvla::warm_start(
+        worker_, model_, weights_, options, [this] { install(); }, stop);
   }
 
   /// exp(log_prob - behaviour) must be 1 for weights that have not changed: sampling and training then agree
@@ -137,11 +144,13 @@ class Run {
                        *decision, rows);
   }
 
-  /// Success over fresh episodes that training never sees.
-  double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode) {
+  /// Success over fresh episodes that training never sees. Throws Stopped at the next decision once `stop`
+  /// asks.
+  double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode,
+                  const stop_flag* stop = nullptr) {
     Model::use_threads(caller_threads());
     install();
-    return worker_.evaluate(episodes, decoding);
+    return worker_.evaluate(episodes, decoding, Stream::evaluation, 0, stop);
   }
 
   /// See RolloutWorker::watch.
@@ -155,14 +164,16 @@ class Run {
   /// Trains until `config.run.iterations` batches have been trained in all (a resumed run does the rest), or
   /// `stop` asks. `on_iteration(const Iteration&)` is called for each batch, in order, off the lanes'
   /// critical path; `after_update(batch)` in the training lane between two updates, where the weights stand
-  /// still: for checkpoints.
+  /// still: for checkpoints. In steady state a batch allocates nothing, but that the history of a run of more
+  /// than history_room batches doubles its room from time to time.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
     install();
     const std::int64_t first = next_batch_;
     const std::int64_t batches = std::max<std::int64_t>(config_.run.iterations - first, 0);
-    history_.resize(static_cast<std::size_t>(first + batches));
-    Stages stages{*this, std::move(on_iteration), std::move(after_update)};
+    history_.resize(static_cast<std::size_t>(first));
+    history_.reserve(static_cast<std::size_t>(first + std::min(batches, history_room)));
+    Stages stages(*this, std::move(on_iteration), std::move(after_update));
     run_options options;
     options.first_batch = first;
     options.batches = batches;
@@ -181,12 +192,12 @@ class Run {
     report.env_steps = worker_.counts().env_steps - before.env_steps;
     report.chunk_steps = worker_.counts().chunk_steps - before.chunk_steps;
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
-    history_.resize(static_cast<std::size_t>(first + result.batches));
     return report;
   }
 
   const Config<P>& config() const { return config_; }
-  /// All batches since the start, those before a resume included.
+  /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
+  /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
   const std::vector<Iteration>& history() const { return history_; }
   Environment& environment() { return environment_; }
   Model& model() { return model_; }
@@ -206,9 +217,19 @@ class Run {
  private:
   /// What the schedule's lanes call. Nested so that a lane can touch only what stands here.
   struct Stages {
+    Stages(Run& whose, std::function<void(const Iteration&)> each, std::function<void(std::int64_t)> after)
+        : run(whose),
+          on_iteration(std::move(each)),
+          after_update(std::move(after)),
+          sampled(static_cast<std::size_t>(whose.staleness()) + 1) {}
+
     Run& run;
     std::function<void(const Iteration&)> on_iteration;
     std::function<void(std::int64_t)> after_update;
+    /// What sampling knows of a live batch, one slot a trajectory buffer: passes to training with it.
+    std::vector<Iteration> sampled;
+    /// Guards the history: training appends to it, an observer that lags behind copies out of it.
+    std::mutex history;
     std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
     /// Held by the weights while they have not been packed: an update reads them, but may not change them
     /// yet.
@@ -221,7 +242,9 @@ class Run {
     double elapsed() const {
       return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
-    Iteration& iteration(const Token& token) { return run.history_[static_cast<std::size_t>(token.batch)]; }
+    Iteration& live(const Token& token) {
+      return sampled[static_cast<std::size_t>(token.batch) % sampled.size()];
+    }
 
     void enter(lane_kind kind) noexcept {
       if (kind == lane_kind::sampling) Model::use_threads(run.sampling_threads());
@@ -235,9 +258,10 @@ class Run {
         ended.acquire_for(run.deadline());
         throw Error("sampling stops: the weights that it waited for could not be installed");
       }
-      iteration(token).batch = token.batch;
-      iteration(token).staleness = token.batch - token.version;
-      iteration(token).counts = run.worker_.counts();
+      Iteration& iteration = live(token);
+      iteration.batch = token.batch;
+      iteration.staleness = token.batch - token.version;
+      iteration.counts = run.worker_.counts();
       run.data_.commit(token);
     }
     void train(Token& token) {
@@ -247,14 +271,18 @@ class Run {
                             {"training", "the last weights to be packed", "distribution", token.batch}))
           throw Error("training stops: the last weights were not packed because another lane failed");
       };
-      iteration(token).update =
-          run.algorithm_.update(run.model_, run.weights_, trajectory.transition, trajectory.decision,
-                                token.batch, before_step, run.trace_);
+      Iteration iteration = live(token);
+      iteration.update = run.algorithm_.update(run.model_, run.weights_, trajectory.transition,
+                                               trajectory.decision, token.batch, before_step, run.trace_);
       run.data_.release(token);
+      iteration.elapsed_s = elapsed();
+      {
+        const std::scoped_lock lock(history);
+        run.history_.push_back(iteration);
+      }
       token.version = token.batch + 1;
       run.next_batch_ = token.version;
       if (after_update) after_update(token.batch);
-      iteration(token).elapsed_s = elapsed();
     }
     void distribute(Token& token) {
       {
@@ -267,7 +295,12 @@ class Run {
     }
     void receive(Token& token) { run.receive(token.version, lost); }
     void observe(const Token& token) {
-      if (on_iteration) on_iteration(iteration(token));
+      if (!on_iteration) return;
+      const Iteration iteration = [&] {
+        const std::scoped_lock lock(history);
+        return run.history_[static_cast<std::size_t>(token.batch)];
+      }();
+      on_iteration(iteration);
     }
     /// A lane failed: nobody will pack any more.
     void cancel() noexcept {
@@ -359,9 +392,9 @@ class Run<P, Trace, false> {
  public:
   using pipeline = P;
   explicit Run(const Config<P>&);
-  WarmStartResult warm_start();
+  WarmStartResult warm_start(const stop_flag* = nullptr);
   double self_test();
-  double evaluate(std::int64_t, Decoding = Decoding::mode);
+  double evaluate(std::int64_t, Decoding = Decoding::mode, const stop_flag* = nullptr);
   RunReport train(std::function<void(const Iteration&)> = {}, std::function<void(std::int64_t)> = {},
                   const stop_flag* = nullptr);
 };

@@ -7,6 +7,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
+#include "dvla/io/run_name.hpp"
 
 namespace dvla {
 
@@ -26,7 +27,7 @@ struct RunKnobs {
   bool trace = true;                 ///< write trace.json
   bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
   bool quiet = false;                ///< no progress bar
-  bool overwrite = false;            ///< an existing folder/name may be replaced
+  bool overwrite = false;            ///< may replace folder/name, or drop what is later than `resume`
 };
 
 template <>
@@ -46,14 +47,12 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"trace", "write trace.json"},
     {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
     {"quiet", "print nothing but warnings and errors"},
-    {"overwrite", "replace an existing run of this name"},
+    {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
 });
 
 /// Rules between members; found by validate(config).
 inline void check(const RunKnobs& knobs) {
-  if (knobs.name.empty() || knobs.name == "." || knobs.name == ".." ||
-      knobs.name.find('/') != std::string::npos)
-    throw ConfigError("run.name is '" + knobs.name + "'; it must be the name of one folder, without '/'");
+  io::check_run_name(knobs.name);
   if (knobs.folder.empty())
     throw ConfigError("run.folder is empty; name the folder that runs are written to");
 }

@@ -27,13 +27,6 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.horizon % config.model.chunk; })
     detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
                            config.model.chunk);
-  if constexpr (requires { config.schedule.staleness > Pipeline::schedule::max_staleness; }) {
-    if (config.schedule.staleness > Pipeline::schedule::max_staleness)
-      throw ConfigError("schedule.staleness is " + std::to_string(config.schedule.staleness) +
-                        "; it must be a whole number in [0, " +
-                        std::to_string(Pipeline::schedule::max_staleness) + "] with " +
-                        std::string(Pipeline::schedule::name) + " (K: a larger bound is a larger Max)");
-  }
 }
 
 template <class Pipeline>

@@ -17,6 +17,7 @@
 #include "dvla/algorithm/adamw.hpp"
 #include "dvla/core/record.hpp"
 #include "dvla/core/streams.hpp"
+#include "dvla/handoff/stop.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
@@ -41,10 +42,12 @@ struct WarmStartResult {
 };
 
 /// Clones the expert into `model` by AdamW on `weights`, then forgets the moments. `install()` copies the
-/// trained weights to the worker before each success check. Throws what the model and the environment throw.
+/// trained weights to the worker before each success check. Throws what the model and the environment throw,
+/// and Stopped at the next decision or optimiser step once `stop`, which may be null, asks: the weights are
+/// then half cloned, so nothing should be made of them.
 template <class Worker, class Model, class Weights, class Install>
 WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const WarmStartOptions& options,
-                           Install install) {
+                           Install install, const stop_flag* stop = nullptr) {
   WarmStartResult result;
   const BatchShape shape = worker.shape();
   const Transition layout = worker.layout(shape.decisions, shape.chunk);
@@ -58,7 +61,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     recorded.push_back(std::make_unique<OwnedRecord<Transition>>(layout, *std::pmr::new_delete_resource()));
     Transition& all = **recorded.back();
     const std::int64_t count = std::min(left, N);
-    result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise));
+    result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise, stop));
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t b = 0; b < count; ++b)
         if (t == 0 || all.done.at(t - 1).at(b)[shape.chunk - 1] == 0) rows.emplace_back(pass, t * N + b);
@@ -71,6 +74,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
   optimiser.weight_decay = 0;
   std::vector<std::vector<std::int64_t>> by_pass(static_cast<std::size_t>(passes));
   while (result.steps < options.most_steps) {
+    throw_if_stopped(stop, "the warm start");
     // A batch drawn with replacement; one imitate() a pass that has rows in it, gradients added up by their
     // share.
     SplitMix64 random(stream_seed(options.seed, Stream::imitation, result.steps));
@@ -94,7 +98,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     ++result.steps;
     if (result.steps % options.check_every == 0 || result.steps == options.most_steps) {
       install();
-      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps);
+      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps, stop);
       if (result.success >= options.target) break;
     }
   }
