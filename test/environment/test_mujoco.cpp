@@ -241,6 +241,7 @@ TEST_CASE("a pool that is too small is one sentence, whenever it runs out") {
       FAIL_CHECK("a pool of ", limit, " bytes of ", measure.most.load(), " was enough");
     } catch (const Error& error) {
       CHECK(has(error.what(), "pool is too small"));
+      CHECK(has(error.what(), "raise --environment-pool-mib"));
     } catch (const std::bad_alloc&) {
       // the batch's own list of rows, by the resource's own exception
     }

@@ -52,7 +52,7 @@ TEST_CASE("lanes that return are joined, and wait() returns") {
   lane& two = lanes.add("two", 4);
   int sum = 0;
   lanes.start(one, [&](lane&) {
-    for (int i = 0; i < 100; ++i) two.inbox().push({i, 0, 0, 0}, 60s, {});
+    for (int i = 0; i < 100; ++i) two.inbox().push({i, 0, 0}, 60s, {});
     two.inbox().close();
   });
   lanes.start(two, [&](lane& self) {
@@ -78,7 +78,7 @@ TEST_CASE("the first exception ends all waits, runs the hooks once and is rethro
 TEST_CASE("a lane that should finish gets what is in its mailbox even after a failure") {
   lane_group lanes;
   lane& reader = lanes.add("reader", 8, lane::on_failure::finish);
-  for (int i = 0; i < 5; ++i) reader.inbox().try_push({i, 0, 0, 0});
+  for (int i = 0; i < 5; ++i) reader.inbox().try_push({i, 0, 0});
   int seen = 0;
   dvla::timed_semaphore failed;
   lanes.on_failure([&] { failed.release(); });

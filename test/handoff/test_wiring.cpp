@@ -3,13 +3,13 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <oneapi/tbb/global_control.h>
-#include <sched.h>
 
 #include <thread>
 #include <vector>
 
 #include "dvla/handoff/mailbox.hpp"
 #include "dvla/handoff/wiring.hpp"
+#include "one_core.hpp"
 
 using namespace std::chrono_literals;
 using dvla::Token;
@@ -27,7 +27,7 @@ TEST_CASE("a token is posted along every arrow before send() returns, in the sen
   }));
   wires.connect(source, wires.add([&](const Token& token) { return second.push_back(token.batch), true; }));
   for (int i = 0; i < 100; ++i) {
-    wires.send(source, {i, 0, 0, 0});
+    wires.send(source, {i, 0, 0});
     REQUIRE(first.size() == static_cast<std::size_t>(i) + 1);
     REQUIRE(second.size() == first.size());
   }
@@ -44,9 +44,9 @@ TEST_CASE("a receiver without room is an error that names the batch") {
   dvla::mailbox<Token> box(1);
   auto& source = wires.add([](const Token&) { return true; });
   wires.connect(source, wires.add([&](const Token& token) { return box.try_push(token); }));
-  wires.send(source, {0, 0, 0, 0});
-  CHECK_THROWS_WITH_AS(wires.send(source, {1, 0, 0, 0}),
-                       doctest::Contains("no room for the token of batch 1"), dvla::Error);
+  wires.send(source, {0, 0, 0});
+  CHECK_THROWS_WITH_AS(wires.send(source, {1, 0, 0}), doctest::Contains("no room for the token of batch 1"),
+                       dvla::Error);
 }
 
 namespace {
@@ -83,12 +83,7 @@ TEST_CASE("a ring turns with one TBB thread") {
 }
 
 TEST_CASE("a ring turns on one core") {
-  cpu_set_t before, one;
-  REQUIRE(::sched_getaffinity(0, sizeof before, &before) == 0);
-  CPU_ZERO(&one);
-  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu)
-    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
-  REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
+  const OneCore core;
+  REQUIRE(core.good());
   CHECK(ping_pong(2000) == 2000);
-  ::sched_setaffinity(0, sizeof before, &before);
 }

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -120,6 +121,40 @@ TEST_CASE("A bound that cannot be is one clear line") {
   CHECK_THROWS_WITH_AS(dvla::DualPoolMachinery({.environment_pool_mib = 0}),
                        "--environment-pool-mib is 0 and must lie in [1, 1048576]", dvla::ConfigError);
   CHECK_THROWS_AS(dvla::DualPoolMachinery({.model_pool_mib = -5}), dvla::ConfigError);
+}
+
+TEST_CASE("More memory than the machine has is one clear line that names the knob") {
+  const auto message = [](auto make) {
+    try {
+      make();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  CHECK(message([] { EnvironmentPool pool(std::size_t{1} << 50); }) ==
+        "environment pool (--environment-pool-mib): the system refused 1125899906842624 bytes of memory "
+        "(Cannot "
+        "allocate memory); make the pool smaller or free memory");
+  CHECK(message([] { ModelPool pool(std::size_t{1} << 60); }).find("model pool (--model-pool-mib): ") == 0);
+}
+
+TEST_CASE("Whichever pool is too small names the knob that raises it") {
+  const auto refusal = [](std::pmr::memory_resource& pool) {
+    try {
+      (void)pool.allocate(64 * mib);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const auto ends_with = [](const std::string& text, const char* end) { return text.ends_with(end); };
+  const dvla::MemoryKnobs knobs{.environment_pool_mib = 1, .model_pool_mib = 2};
+  dvla::DualPoolMachinery two(knobs);
+  CHECK(ends_with(refusal(two.environment()), "raise --environment-pool-mib (now 1)"));
+  CHECK(ends_with(refusal(two.model()), "raise --model-pool-mib (now 2)"));
+  dvla::SinglePoolMachinery one(knobs);
+  CHECK(ends_with(refusal(one.model()), "raise --environment-pool-mib or --model-pool-mib (now 3)"));
 }
 
 TEST_CASE("Blocks cross threads: allocated by one, freed by another, contents intact") {

@@ -57,7 +57,7 @@ TEST_CASE("a signal ends the run after the running batch") {
   how.stop = &stop;
   const auto result = SynchronousRunner::run(stages, how);
   CHECK(result.batches == 4);
-  CHECK(result.stopped_by_signal());
+  CHECK(result.stopped);
   CHECK(result.signal == SIGTERM);
 }
 

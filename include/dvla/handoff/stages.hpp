@@ -21,7 +21,7 @@ enum class lane_kind : std::uint8_t { sampling, training, distribution, receptio
 ///   train(token)       consumes the buffer, makes version token.batch + 1 and stores that in token.version.
 ///   distribute(token)  packs the weights of token.version and publishes them.
 ///   receive(token)     installs them for the sampler. When it returns, the buffer may be filled anew.
-/// Stages change nothing of a token but its version and flags. What they throw stops all lanes (see
+/// Stages change nothing of a token but its version. What they throw stops all lanes (see
 /// LaneError). Optional:
 ///   observe(const Token&)       called for each finished batch, in order, off the lanes' critical path. The
 ///   batch's

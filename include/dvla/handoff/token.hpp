@@ -12,7 +12,6 @@ struct Token {
   std::int64_t version =
       0;  ///< sampling: oldest weight version in the batch; after training: the version it made
   std::int32_t buffer = 0;  ///< index of the trajectory buffer that holds the batch
-  std::int32_t flags = 0;   ///< reserved for schedules; 0
 };
 static_assert(std::is_trivially_copyable_v<Token> && sizeof(Token) == 24);
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -28,6 +29,10 @@ class Mapping {
   static constexpr std::size_t huge_page = std::size_t{2} << 20;
 
   Mapping(std::size_t bytes, bool prefault, const std::string& what) : mapped_(round_up(bytes) + huge_page) {
+    if (prefault && bytes > machine_bytes()) {  // Linux would promise the pages and kill whoever touches them
+      errno = ENOMEM;
+      refuse(what, bytes);
+    }
     base_ =
         ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base_ == MAP_FAILED) refuse(what, bytes);
@@ -48,6 +53,10 @@ class Mapping {
   std::byte* data() const { return data_; }
 
  private:
+  static std::size_t machine_bytes() {
+    return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
+           static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  }
   static std::size_t round_up(std::size_t bytes) { return (bytes + huge_page - 1) / huge_page * huge_page; }
   [[noreturn]] static void refuse(const std::string& what, std::size_t bytes) {
     throw Error(what + ": the system refused " + std::to_string(bytes) + " bytes of memory (" +

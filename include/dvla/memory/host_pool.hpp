@@ -47,7 +47,8 @@ namespace detail {
 class PoolCore {
  public:
   explicit PoolCore(PoolOptions options)
-      : options_(std::move(options)), arena_(options_.bytes, options_.prefault, options_.name) {}
+      : options_(std::move(options)),
+        arena_(options_.bytes, options_.prefault, options_.name + " (" + options_.knob + ")") {}
 
   void* allocate(std::size_t bytes, std::size_t alignment) {
     const std::size_t needed = BlockArena::granules(bytes);

@@ -30,8 +30,9 @@ struct run_options {
   int staleness = 0;  ///< K: how many versions a batch may lag when it is trained; 0 to the runner's maximum
   /// Limit of each single wait of one lane for another: longer than the longest stage behind it can take.
   std::chrono::nanoseconds deadline = std::chrono::minutes(30);
-  /// How long after a failure a lane may stay in its stage before the process is ended (see
-  /// lane_group::wait).
+  /// The deadline of the last wait, the one for lanes to come back after a failure: a stage that is in work
+  /// may end by itself, but no thread can be stopped from outside. When it runs out, the process names the
+  /// lane on stderr and ends itself (std::abort). Ten minutes unless a program says otherwise; not a knob.
   std::chrono::nanoseconds grace = std::chrono::minutes(10);
   const stop_flag* stop = nullptr;  ///< asks for a clean stop; may be null
 };
@@ -42,8 +43,6 @@ struct run_result {
   int signal = 0;                       ///< the signal that asked; 0: none
   std::int64_t max_staleness = 0;       ///< largest lag of a batch when it was trained
   std::vector<std::int64_t> staleness;  ///< how many batches had lag 0, 1, ..., K
-
-  bool stopped_by_signal() const noexcept { return stopped && signal != 0; }
 };
 
 namespace detail {

@@ -181,7 +181,7 @@ class SwimlaneRunner {
         if (stop_requested() || !admit(self, batch) || stop_requested()) return;
         self.busy_with(batch);
         Token token{batch, installed.load(std::memory_order_acquire),
-                    static_cast<std::int32_t>(batch % admission.permits()), 0};
+                    static_cast<std::int32_t>(batch % admission.permits())};
         const bool goes_on = (this->*here.stage)(token);
         self.idle();
         if (!goes_on) return;

@@ -31,7 +31,7 @@ class SynchronousRunner {
     for (; finished < options.batches; ++finished) {
       if (options.stop && options.stop->stop_requested()) break;
       const std::int64_t batch = options.first_batch + finished;
-      Token token{batch, batch, 0, 0};
+      Token token{batch, batch, 0};
       if (rolls_out) work.sample(token);
       if (trains) {
         if (!work.arrive(token)) break;

@@ -42,7 +42,8 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
   auto call = [&] { copy = mj_copyModel(nullptr, compiled.get()); };
   if (!MujocoGuard::run(call) || copy == nullptr) {
     scope.roll_back();
-    throw Error("the environment pool is too small for the model of " + task + "; make it larger");
+    throw Error("the environment pool is too small for the model of " + task +
+                "; raise --environment-pool-mib");
   }
   return MujocoPointer<mjModel>(copy);
 }
@@ -56,7 +57,7 @@ inline MujocoPointer<mjData> make_mujoco_data(const mjModel& model, std::pmr::me
     scope.roll_back();
     throw Error("the environment pool is too small: a MuJoCo state needs more than " +
                 std::to_string((sizeof(mjData) + static_cast<std::size_t>(model.narena)) / 1024) +
-                " KiB a row; make the pool larger or use fewer environments");
+                " KiB a row; raise --environment-pool-mib or use fewer environments");
   }
   return MujocoPointer<mjData>(data);
 }
