@@ -13,15 +13,11 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/weight_range.hpp"
 #include "dvla/placement/topology.hpp"
 
 namespace dvla {
 
-/// `count` floats of the flat weights from `offset` on.
-struct WeightRange {
-  std::int64_t offset = 0, count = 0;
-  bool operator==(const WeightRange&) const = default;
-};
 /// What one actor sends, packed in this order.
 using WeightPart = std::vector<WeightRange>;
 

@@ -8,12 +8,14 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "dvla/core/observation.hpp"
+#include "dvla/core/weight_range.hpp"
 
 namespace dvla {
 
@@ -25,12 +27,6 @@ struct NamedTensor {
   std::string name;
   std::vector<std::int64_t> shape;
   std::int64_t offset = 0;  ///< in elements
-};
-
-/// Consecutive elements of a model's flat weight buffer.
-struct ParameterRange {
-  std::int64_t offset = 0, count = 0;
-  bool operator==(const ParameterRange&) const = default;
 };
 
 /// - `Decision`: a record with everything needed to recompute the sample's log-probability; it has a member
@@ -66,6 +62,31 @@ concept ModelMachinery = Record<typename Type::Decision> &&
   { view.tensors() } -> std::convertible_to<const std::vector<NamedTensor>&>;
   /// Called once by each lane that will use models, in its own thread: how many cores it may use.
   Type::use_threads(threads);
+};
+
+/// Is told which unit a model works at, in the thread that calls the model.
+class UnitHooks {
+ public:
+  virtual void before_unit(
+      std::size_t unit) = 0;  ///< its parameters are read from now on; may wait, may throw
+  virtual void gradient_ready(
+      std::size_t unit) = 0;  ///< this backward pass adds nothing more to its gradients
+
+ protected:
+  ~UnitHooks() = default;
+};
+
+/// Optional: a model in units, so that sharding (sharding/fsdp.hpp) can let their parameters and gradients
+/// travel while others are worked at.
+/// - `units()`: ascending ranges that cover the flat buffer, in the order in which a forward pass needs them
+///   first.
+/// - `hook_units(hooks)`: until the next such call, `hooks` is told before a unit's parameters are read (by
+///   any call, as often as the model likes), and once a unit and backward pass (or imitate) that its gradient
+///   is complete. nullptr, as at the beginning: nobody is.
+template <class Type>
+concept ModelOfUnits = requires(Type& model, const Type& view, UnitHooks* hooks) {
+  { view.units() } -> std::convertible_to<std::vector<WeightRange>>;
+  model.hook_units(hooks);
 };
 
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which

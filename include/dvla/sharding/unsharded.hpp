@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "dvla/algorithm/adamw.hpp"
+#include "dvla/control_plane/parts.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/field.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/concept.hpp"
-#include "dvla/placement/topology.hpp"
 #include "dvla/sharding/actors.hpp"
 #include "dvla/sharding/descriptors.hpp"
 
@@ -66,19 +66,19 @@ class UnshardedWeights {
     state_.step = 0;
   }
 
-  /// What each actor packs, in this order: elements of model.parameters(). Each sends an equal share.
-  std::vector<std::vector<ParameterRange>> parts() const {
-    std::vector<std::vector<ParameterRange>> all;
-    for (int actor = 0; actor < actors(); ++actor) all.push_back({share(actor)});
-    return all;
+  /// What each actor packs, in this order: an equal share of model.parameters(). For whoever has a model and
+  /// no weights, as a rollout.
+  static std::vector<WeightPart> parts_of(Model& model, int actors) {
+    return equal_parts(std::ssize(model.parameters()), actors);
   }
+  std::vector<WeightPart> parts() const { return parts_of(model_, actors()); }
   /// Bytes that `pack` writes: this actor's part of what the control plane carries.
-  std::size_t packed_bytes() const { return static_cast<std::size_t>(share(actor()).count) * sizeof(float); }
+  std::size_t packed_bytes() const { return share().size_bytes(); }
   void pack(std::span<std::byte> out) const {
     if (out.size() != packed_bytes())
       throw Error("UnshardedWeights::pack: the buffer has " + std::to_string(out.size()) +
                   " bytes, this actor's part of the weights " + std::to_string(packed_bytes()));
-    if (!out.empty()) std::memcpy(out.data(), state_.parameter.data() + share(actor()).offset, out.size());
+    if (!out.empty()) std::memcpy(out.data(), share().data(), out.size());
   }
   /// model.parameters() is whole on every actor, always.
   void gather_all() {}
@@ -87,9 +87,10 @@ class UnshardedWeights {
   AdamWState& state() { return state_; }
 
  private:
-  ParameterRange share(int actor) const {
-    const Share part = share_of(static_cast<std::int64_t>(state_.parameter.size()), actors(), actor);
-    return {part.first, part.count};
+  std::span<const float> share() const {
+    const auto [first, count] =
+        share_of(static_cast<std::int64_t>(state_.parameter.size()), actors(), actor());
+    return state_.parameter.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
   }
 
   Model& model_;
