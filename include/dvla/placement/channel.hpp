@@ -11,6 +11,7 @@
 #include <string>
 
 #include "dvla/core/error.hpp"
+#include "dvla/handoff/waiting.hpp"
 
 namespace dvla {
 
@@ -21,7 +22,8 @@ class PeerError : public Error {
   using Error::Error;
 };
 
-/// One thread may send while another receives; each direction by one thread at a time.
+/// One thread may send while another receives; each direction by one thread at a time. Destroying a channel
+/// closes it.
 class Channel {
  public:
   Channel() = default;
@@ -29,16 +31,33 @@ class Channel {
   Channel& operator=(const Channel&) = delete;
   virtual ~Channel() = default;
 
-  /// Returns when `bytes` may be changed again. A send matches one receive of the same size. Empty spans send
-  /// nothing. Throws PeerError, or DeadlineError after `limit`.
+  /// Returns when `bytes` may be changed again, which may be only once the peer receives: two ends that both
+  /// send first and receive then wait for each other until the limit. A send matches one receive of the same
+  /// size. Empty spans send nothing. Throws PeerError, or DeadlineError after `limit`.
   virtual void send(std::span<const std::byte> bytes, std::chrono::nanoseconds limit) = 0;
   /// Fills `bytes` from one send of the same size. Throws as send does.
   virtual void receive(std::span<std::byte> bytes, std::chrono::nanoseconds limit) = 0;
   /// Ends it from any thread, at once: calls under way here and at the other end, and all later ones, throw
-  /// PeerError.
+  /// PeerError. May overtake what was sent and not yet received: ends that part in peace say so first.
   virtual void close() noexcept = 0;
   /// For messages: "rank 3".
   virtual const std::string& peer() const = 0;
 };
+
+namespace detail {
+
+/// The sentences of a channel, alike in every implementation. `action`: "send 12 bytes".
+inline DeadlineError channel_deadline(const std::string& name, int rank, const std::string& peer,
+                                      const std::string& action, std::chrono::nanoseconds limit) {
+  return DeadlineError("rank " + std::to_string(rank) + " waited " + seconds_text(limit) + " for " + peer +
+                       " to " + action + " (channel '" + name + "')");
+}
+inline PeerError channel_broken(const std::string& name, int rank, const std::string& peer,
+                                const std::string& why) {
+  return PeerError("rank " + std::to_string(rank) + " lost " + peer + ": " + why + " (channel '" + name +
+                   "')");
+}
+
+}  // namespace detail
 
 }  // namespace dvla

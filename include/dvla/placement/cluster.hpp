@@ -3,7 +3,11 @@
 // TCPStore and Gloo), LoneCluster below (one process), threads of one process (testing/thread_cluster.hpp).
 #pragma once
 
+#include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -44,7 +48,31 @@ class Cluster {
   virtual bool has(const std::string& key) = 0;
   /// Adds 1 to a counter that starts at 0, and returns it.
   virtual std::int64_t count(const std::string& key) = 0;
+
+ protected:
+  /// What every implementation refuses alike.
+  void check_peer(const std::string& name, int peer) const {
+    if (peer < 0 || peer >= world() || peer == rank())
+      throw Error("channel '" + name + "': peer is rank " + std::to_string(peer) + "; it must be from 0 to " +
+                  std::to_string(world() - 1) + " and not this rank, " + std::to_string(rank()));
+  }
+  void check_members(const std::string& name, const std::vector<int>& members) const {
+    const bool ascending =
+        std::adjacent_find(members.begin(), members.end(), std::greater_equal()) == members.end();
+    if (members.empty() || !ascending || members.front() < 0 || members.back() >= world())
+      throw Error("group '" + name + "': members must be ranks from 0 to " + std::to_string(world() - 1) +
+                  ", ascending and without repeats");
+    if (Roles::place(members, rank()) < 0)
+      throw Error("group '" + name + "': rank " + std::to_string(rank()) + " is not one of its members");
+  }
 };
+
+namespace detail {
+inline DeadlineError store_deadline(const std::string& key, int rank, std::chrono::nanoseconds limit) {
+  return DeadlineError("rank " + std::to_string(rank) + " waited " + seconds_text(limit) +
+                       " for somebody to put '" + key + "' into the job's store");
+}
+}  // namespace detail
 
 /// One process, which is every role.
 class LoneCluster final : public Cluster {
@@ -54,18 +82,21 @@ class LoneCluster final : public Cluster {
   std::unique_ptr<Channel> channel(const std::string& name, int, std::chrono::nanoseconds) override {
     throw Error("channel '" + name + "': this job has one process; there is nobody to talk to");
   }
-  std::unique_ptr<Group> group(const std::string&, const std::vector<int>&,
+  std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
                                std::chrono::nanoseconds) override {
-    return std::make_unique<LoneGroup>();
+    check_members(name, members);
+    return std::make_unique<LoneGroup>(name);
   }
   void put(const std::string& key, const std::string& value) override {
     const std::scoped_lock lock(mutex_);
     store_[key] = value;
+    changed_.notify_all();
   }
-  std::string get(const std::string& key, std::chrono::nanoseconds) override {
-    const std::scoped_lock lock(mutex_);
-    if (const auto found = store_.find(key); found != store_.end()) return found->second;
-    throw DeadlineError("store: '" + key + "' was never put, and this job has one process");
+  std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_until(lock, detail::deadline_after(limit), [&] { return store_.contains(key); }))
+      throw detail::store_deadline(key, 0, limit);
+    return store_[key];
   }
   bool has(const std::string& key) override {
     const std::scoped_lock lock(mutex_);
@@ -79,6 +110,7 @@ class LoneCluster final : public Cluster {
  private:
   Topology topology_;
   std::mutex mutex_;
+  std::condition_variable changed_;
   std::map<std::string, std::string> store_;
   std::map<std::string, std::int64_t> counters_;
 };

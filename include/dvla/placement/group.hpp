@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "dvla/core/error.hpp"
 
@@ -29,19 +31,36 @@ class Group {
   virtual void sum(std::span<float> values) = 0;  ///< the same bits on every member
   virtual void sum(std::span<double> values) = 0;
   virtual void max(std::span<std::int64_t> values) = 0;
-  /// all: size() parts in the order of ranks.
+  /// all: size() parts in the order of ranks. `part` may be its own place in `all`.
   virtual void all_gather(std::span<const std::byte> part, std::span<std::byte> all) = 0;
   /// part = part number rank() of the sum of all members' `all`, which has size() parts.
   virtual void reduce_scatter(std::span<const float> all, std::span<float> part) = 0;
   virtual void barrier() = 0;
 };
 
+namespace detail {
+
+/// What every implementation refuses alike.
+inline void check_parts(std::size_t all, std::size_t part, int size, const std::string& name) {
+  if (all != part * static_cast<std::size_t>(size))
+    throw Error("group '" + name + "': the whole has " + std::to_string(all) + " values; it must have " +
+                std::to_string(size) + " parts of " + std::to_string(part));
+}
+inline void check_root(int root, int size, const std::string& name) {
+  if (root < 0 || root >= size)
+    throw Error("group '" + name + "': root is " + std::to_string(root) + "; it must be from 0 to " +
+                std::to_string(size - 1));
+}
+
+}  // namespace detail
+
 /// A group of one: nothing is communicated.
 class LoneGroup final : public Group {
  public:
+  explicit LoneGroup(std::string name = "lone") : name_(std::move(name)) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
-  void broadcast(std::span<std::byte>, int) override {}
+  void broadcast(std::span<std::byte>, int root) override { detail::check_root(root, 1, name_); }
   void sum(std::span<float>) override {}
   void sum(std::span<double>) override {}
   void max(std::span<std::int64_t>) override {}
@@ -51,10 +70,12 @@ class LoneGroup final : public Group {
 
  private:
   template <class From, class To>
-  static void copy(From from, To to) {
-    if (from.size() != to.size()) throw Error("LoneGroup: part and whole differ in size");
-    std::copy(from.begin(), from.end(), to.begin());
+  void copy(From from, To to) const {
+    detail::check_parts(to.size(), from.size(), 1, name_);
+    if (from.data() != to.data()) std::copy(from.begin(), from.end(), to.begin());
   }
+
+  std::string name_;
 };
 
 }  // namespace dvla
