@@ -29,16 +29,18 @@ struct InProcess::in<data_plane_slot> {
   using type = InProcessData;
 };
 
-/// Torch's process groups: NCCL on GPUs, Gloo on CPUs. Declared, not built in this version.
+/// Between processes, point to point by a routing plan: Torch's process groups (Gloo on CPUs), or whatever
+/// the job's Cluster is.
 struct C10d {
   using slot = data_plane_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "C10d";
-  static constexpr bool built = false;
   static constexpr bool spans_processes = true;
   template <bool Never>
   struct missing {
-    static_assert(Never, "dvla: C10d is declared but not built in this version; use DataPlane<InProcess>");
+    static_assert(Never,
+                  "dvla: C10d is the data plane but its machinery is not included: add #include "
+                  "<dvla/data_plane/routed.hpp>");
   };
 };
 

@@ -1,4 +1,4 @@
-// expect: dvla: C10d is declared but not built in this version; use DataPlane<InProcess>
+// expect: dvla: C10d is the data plane but its machinery is not included: add #include
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/dvla.hpp>
 #include <dvla/environment/toy.hpp>

@@ -1,0 +1,261 @@
+// What goes over a data plane's channel, without the channel: the one fixed message, and how the episode
+// columns of a record become a stream of bytes and back. Design: "Records are described once": which fields
+// there are is the record's own list; here they are strips of memory.
+//
+// A conversation, rollout's end first (all sizes are known to both, so nothing is read that was not
+// announced):
+//   hello -> offer, start -> accepted                  once: who, which layout, from which batch on
+//   part -> go, chunks -> accepted                     one route's share of one batch
+//   part -> refused | part -> go, chunks -> refused    with a reason; the part is dropped
+//   goodbye -> accepted                                the last batch that will come
+// A chunk is at most `chunk_bytes` of the part and 8 bytes more, their checksum: proved before any byte of it
+// is put into a batch. Both ends are little-endian (x86-64, AArch64).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "dvla/core/checksum.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/record.hpp"
+
+namespace dvla {
+
+static_assert(std::endian::native == std::endian::little);
+
+/// Why an actor refused a message. Counted by reason in the report.
+enum class Refusal : std::uint32_t {
+  none,
+  malformed,    ///< no message of this program: magic, version, kind, or its own checksum
+  foreign,      ///< from another rollout, for another actor, or a route that is not in the plan
+  incarnation,  ///< from a process that has been replaced since
+  layout,       ///< another number of bytes, or other fields, than here
+  old_batch,    ///< of a batch that is being trained on, or that was
+  early,        ///< of a batch further ahead than both sides' buffers allow
+  duplicate,    ///< came already
+  damaged,      ///< a chunk's checksum is wrong
+  ended,        ///< the actor trains on no more batches
+  count_
+};
+inline constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> refusal_names{
+    "none",      "malformed", "foreign",   "incarnation", "layout",
+    "old batch", "early",     "duplicate", "damaged",     "ended"};
+inline std::string_view refusal_name(Refusal refusal) {
+  const auto i = static_cast<std::size_t>(refusal);
+  return i < refusal_names.size() ? refusal_names[i] : "unknown";
+}
+
+/// What a batch's sender did for it. Adds up over batches, rollouts and actors: it travels once.
+struct SenderCounts {
+  std::int64_t env_steps = 0;
+  std::int64_t chunk_steps = 0;
+};
+
+namespace detail {
+
+enum class MessageKind : std::uint16_t { hello = 1, offer, start, part, go, accepted, refused, goodbye };
+
+/// The one message, both ways.
+struct DataMessage {
+  static constexpr std::uint32_t magic_number = 0x61746144;  // "Data"
+  static constexpr std::uint16_t format_version = 1;
+
+  std::uint32_t magic = magic_number;
+  std::uint16_t format = format_version;
+  MessageKind kind = MessageKind::hello;
+  std::int32_t rollout = 0;
+  std::int32_t actor = 0;
+  std::int64_t incarnation = 0;
+  std::int64_t batch = 0;        ///< hello: first one wished; offer: first one possible; goodbye: the last
+  std::int64_t first_group = 0;  ///< of the part, among the rollout's own
+  std::int64_t groups = 0;
+  std::int64_t bytes = 0;  ///< of the part, without the chunks' checksums; hello: number of buffers
+  std::int64_t oldest_version = 0;
+  std::int64_t env_steps = 0;
+  std::int64_t chunk_steps = 0;
+  std::uint64_t fingerprint = 0;  ///< hello: of plan and layout
+  Refusal refusal = Refusal::none;
+  std::uint32_t unused = 0;
+  std::uint64_t own_checksum = 0;  ///< over all before it
+};
+inline constexpr std::size_t message_bytes = 104;
+static_assert(sizeof(DataMessage) == message_bytes && std::is_trivially_copyable_v<DataMessage> &&
+              std::has_unique_object_representations_v<DataMessage>);
+using MessageBytes = std::array<std::byte, message_bytes>;
+
+inline MessageBytes write_message(DataMessage message) {
+  MessageBytes bytes;
+  std::memcpy(bytes.data(), &message, bytes.size());
+  message.own_checksum = checksum(std::span(bytes).first(message_bytes - sizeof(std::uint64_t)));
+  std::memcpy(bytes.data(), &message, bytes.size());
+  return bytes;
+}
+
+/// False: these bytes are no message; `message` is then unspecified. A message that is read has a known kind
+/// and no negative number but versions.
+inline bool read_message(const MessageBytes& bytes, DataMessage& message) {
+  std::uint16_t kind = 0;
+  std::uint32_t refusal = 0;
+  std::memcpy(&kind, bytes.data() + offsetof(DataMessage, kind), sizeof kind);
+  std::memcpy(&refusal, bytes.data() + offsetof(DataMessage, refusal), sizeof refusal);
+  if (kind < static_cast<std::uint16_t>(MessageKind::hello) ||
+      kind > static_cast<std::uint16_t>(MessageKind::goodbye) ||
+      refusal >= static_cast<std::uint32_t>(Refusal::count_))
+    return false;
+  std::memcpy(&message, bytes.data(), bytes.size());
+  return message.magic == DataMessage::magic_number && message.format == DataMessage::format_version &&
+         message.own_checksum == checksum(std::span(bytes).first(message_bytes - sizeof(std::uint64_t))) &&
+         message.rollout >= 0 && message.actor >= 0 && message.incarnation >= 0 && message.batch >= -1 &&
+         message.first_group >= 0 && message.groups >= 0 && message.bytes >= 0 && message.env_steps >= 0 &&
+         message.chunk_steps >= 0;
+}
+
+/// Memory of one field's columns: `rows` pieces of `piece` bytes, `stride` apart, from `offset` in the
+/// record's block.
+struct Strip {
+  std::size_t offset, stride, piece;
+  std::int64_t rows;
+};
+using Strips = std::vector<Strip>;
+
+/// Columns [first, first + count) of a record laid out by place_record, whose fields are [T, B, ...] or [B]
+/// with B = `episodes`. Throws ConfigError, naming the field, if one is neither.
+template <Record Type>
+Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t first, std::int64_t count) {
+  Strips strips;
+  std::size_t offset = 0;
+  for_each_field(record, [&](const char* name, const auto& field) {
+    const Extents& extents = field.extents();
+    const bool per_episode = extents.rank() == 1;
+    if (extents[per_episode ? 0 : 1] != episodes)
+      throw ConfigError(std::string("data plane: field '") + name + "' has " +
+                        std::to_string(extents[per_episode ? 0 : 1]) + " episodes where the batch has " +
+                        std::to_string(episodes) + "; a record's fields are [T, B, ...] or [B]");
+    using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
+    const auto column = static_cast<std::size_t>(extents.tail(per_episode ? 1 : 2).count()) * sizeof(Element);
+    Strip strip{offset + static_cast<std::size_t>(first) * column,
+                static_cast<std::size_t>(episodes) * column, static_cast<std::size_t>(count) * column,
+                per_episode ? 1 : extents[0]};
+    if (strip.piece == strip.stride) {  // all columns: one piece
+      strip.piece *= static_cast<std::size_t>(strip.rows);
+      strip.rows = 1;
+    }
+    if (strip.piece > 0 && strip.rows > 0) strips.push_back(strip);
+    offset += (field.bytes() + record_alignment - 1) / record_alignment * record_alignment;
+  });
+  return strips;
+}
+
+inline std::size_t strips_bytes(const Strips& strips) {
+  std::size_t bytes = 0;
+  for (const Strip& strip : strips) bytes += strip.piece * static_cast<std::size_t>(strip.rows);
+  return bytes;
+}
+
+/// Walks over strips in order, in as many steps as one likes.
+class StripCursor {
+ public:
+  explicit StripCursor(const Strips& strips) : strips_(&strips) {}
+
+  /// Calls visit(offset, bytes) for the next contiguous stretches, `bytes` in sum.
+  template <class Visit>
+  void next(std::size_t bytes, Visit visit) {
+    while (bytes > 0) {
+      const Strip& strip = (*strips_)[strip_];
+      const std::size_t length = std::min(bytes, strip.piece - within_);
+      visit(strip.offset + static_cast<std::size_t>(row_) * strip.stride + within_, length);
+      bytes -= length;
+      within_ += length;
+      if (within_ < strip.piece) continue;
+      within_ = 0;
+      if (++row_ < strip.rows) continue;
+      row_ = 0;
+      ++strip_;
+    }
+  }
+
+ private:
+  const Strips* strips_;
+  std::size_t strip_ = 0, within_ = 0;
+  std::int64_t row_ = 0;
+};
+
+/// The next out.size() bytes of the strips of `block`.
+inline void gather(const std::byte* block, StripCursor& from, std::span<std::byte> out) {
+  std::byte* to = out.data();
+  from.next(out.size(), [&](std::size_t offset, std::size_t bytes) {
+    std::memcpy(to, block + offset, bytes);
+    to += bytes;
+  });
+}
+inline void scatter(std::span<const std::byte> in, std::byte* block, StripCursor& to) {
+  const std::byte* from = in.data();
+  to.next(in.size(), [&](std::size_t offset, std::size_t bytes) {
+    std::memcpy(block + offset, from, bytes);
+    from += bytes;
+  });
+}
+/// The same columns from one block to another, of other widths perhaps.
+inline void copy_strips(const std::byte* block, const Strips& from, std::byte* target, const Strips& to) {
+  StripCursor source(from), sink(to);
+  source.next(strips_bytes(from), [&](std::size_t offset, std::size_t bytes) {
+    scatter({block + offset, bytes}, target, sink);
+  });
+}
+inline void clear_strips(std::byte* block, const Strips& strips) {
+  StripCursor cursor(strips);
+  cursor.next(strips_bytes(strips),
+              [&](std::size_t offset, std::size_t bytes) { std::memset(block + offset, 0, bytes); });
+}
+
+/// Of everything but the number of episodes: fields, order, names, element sizes, extents.
+template <Record Type>
+void fingerprint_layout(const Type& record, Checksum& sum) {
+  for_each_field(record, [&](const char* name, const auto& field) {
+    using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
+    sum.update(std::as_bytes(std::span(name, std::strlen(name))));
+    std::array<std::int64_t, Extents::max_rank + 2> numbers{sizeof(Element), field.extents().rank()};
+    for (int i = 0; i < field.extents().rank(); ++i)
+      numbers[static_cast<std::size_t>(i) + 2] =
+          i == (field.extents().rank() == 1 ? 0 : 1) ? 0 : field.extents()[i];
+    sum.update(std::as_bytes(std::span(numbers)));
+  });
+}
+
+/// Of a message's payload. Large enough that the rendezvous of a message costs little, small enough to be
+/// still in a cache when it is scattered.
+inline constexpr std::size_t chunk_bytes = std::size_t{4} << 20;
+inline constexpr std::size_t seal_bytes = sizeof(std::uint64_t);
+
+/// Writes the checksum behind `payload` bytes of `chunk`.
+inline std::span<const std::byte> seal_chunk(std::span<std::byte> chunk, std::size_t payload) {
+  const std::uint64_t sum = checksum(chunk.first(payload));
+  std::memcpy(chunk.data() + payload, &sum, sizeof sum);
+  return chunk.first(payload + seal_bytes);
+}
+inline bool chunk_is_whole(std::span<const std::byte> chunk) {
+  const std::size_t payload = chunk.size() - seal_bytes;
+  std::uint64_t sum = 0;
+  std::memcpy(&sum, chunk.data() + payload, sizeof sum);
+  return sum == checksum(chunk.first(payload));
+}
+
+}  // namespace detail
+
+/// Bytes on the wire of one GRPO group of a batch with this layout: what routing plans with.
+template <Record Type>
+std::int64_t group_bytes(const Type& layout, std::int64_t episodes, std::int64_t group_episodes) {
+  return static_cast<std::int64_t>(
+      detail::strips_bytes(detail::column_strips(layout, episodes, 0, group_episodes)));
+}
+
+}  // namespace dvla
