@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   defaults.run.demonstration_noise = 0.2;
   defaults.environment.environments = 256;
   defaults.algorithm.learning_rate = 6e-4;
+  defaults.algorithm.decay_batches = 200;  // a constant rate wanders off again in some seeds
   defaults.algorithm.beta2 = 0.999;
   defaults.algorithm.filter_lower = 0.01;  // groups that always fail or always succeed teach nothing
   defaults.algorithm.filter_upper = 0.99;

@@ -67,8 +67,10 @@ struct KeptGradients : dvla::LoneActor {
   TableModel& model;
   std::vector<std::vector<float>> steps{};
   void zero_gradients() { std::ranges::fill(model.gradient, 0.0F); }
-  double step(const dvla::AdamWKnobs&) {
+  std::vector<double> rates{};
+  double step(const dvla::AdamWKnobs& knobs) {
     steps.push_back(model.gradient);
+    rates.push_back(knobs.learning_rate);
     return 0;
   }
 };
@@ -142,6 +144,24 @@ TEST_CASE("Loss, gradient and statistics of a batch worked out by hand") {
   const std::array<double, 8> expected{-2 * 1.1 * a / 8, 0, 0, 0, 0, 1.3 * a / 8, 0, 0};
   for (std::size_t row = 0; row < 8; ++row)
     CHECK(weights.steps[0][row] == doctest::Approx(expected[row]).epsilon(1e-5));
+}
+
+TEST_CASE("The learning rate falls linearly to a tenth, by the number of the batch, and stays there") {
+  Tiny world;
+  dvla::DecoupledClipKnobs knobs = Tiny::knobs();
+  knobs.learning_rate = 0.5;
+  knobs.decay_batches = 10;
+  TableModel model(std::vector<float>(8));
+  KeptGradients weights(model);
+  for (const std::int64_t batch : {0, 5, 10, 1000}) {
+    std::ranges::fill(world.transition->version.span(), batch);
+    update(world, knobs, model, weights, batch);
+  }
+  REQUIRE(weights.rates.size() == 4);
+  CHECK(weights.rates[0] == doctest::Approx(0.5));
+  CHECK(weights.rates[1] == doctest::Approx(0.275));
+  CHECK(weights.rates[2] == doctest::Approx(0.05));
+  CHECK(weights.rates[3] == doctest::Approx(0.05));
 }
 
 TEST_CASE("A masked mean divides by the steps that count") {

@@ -121,6 +121,11 @@ class GrpoTrainer {
       }
     }
 
+    AdamWKnobs optimiser = optimiser_;
+    if (knobs_.decay_batches > 0) {
+      const double gone = static_cast<double>(batch) / knobs_.decay_batches;
+      optimiser.learning_rate *= 1 - 0.9 * std::min(gone, 1.0);
+    }
     for (int epoch = 0; epoch < knobs_.epochs; ++epoch) {
       batches_.draw(mask_, shape_.per_row(), stream_seed(seed_, Stream::shuffle, batch, epoch));
       stats.rows = static_cast<std::int64_t>(batches_.rows());
@@ -137,7 +142,7 @@ class GrpoTrainer {
         }
         if (stats.optimiser_steps == 0) before_step();
         auto span = trace.span("optimiser", batch);
-        stats.gradient_norm = weights.step(optimiser_);
+        stats.gradient_norm = weights.step(optimiser);
         ++stats.optimiser_steps;
       }
     }

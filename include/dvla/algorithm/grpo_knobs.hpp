@@ -17,6 +17,7 @@ struct GrpoKnobs {
   int global_batch = 512;  ///< decisions per optimiser step; 0 = all; a multiple of micro_batch
   int micro_batch = 256;   ///< decisions per forward and backward pass
   double learning_rate = 3e-4;
+  int decay_batches = 0;  ///< the learning rate falls linearly to a tenth over so many batches; 0 = constant
   double beta1 = 0.9;
   double beta2 = 0.95;
   double weight_decay = 0;
@@ -56,6 +57,7 @@ inline constexpr auto knob_docs<GrpoKnobs> = std::to_array<KnobDoc>({
      1 << 24},
     {"micro_batch", "decisions a forward and backward pass", 1, 1 << 24},
     {"learning_rate", "of AdamW; 0 changes nothing", 0, 1},
+    {"decay_batches", "batches over which the learning rate falls linearly to a tenth; 0 = it stays", 0, 1e9},
     {"beta1", "decay of AdamW's first moment", 0, 0.9999999},
     {"beta2", "decay of AdamW's second moment", 0, 0.9999999},
     {"weight_decay", "of AdamW, decoupled", 0, 10},
@@ -95,10 +97,10 @@ inline void check(const GrpoKnobs& knobs) {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::GrpoKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
-                        learning_rate, beta1, beta2, weight_decay, gradient_clip, clip_low, clip_high,
-                        dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation, filter_lower,
-                        filter_upper, entropy_bonus);
+                        learning_rate, decay_batches, beta1, beta2, weight_decay, gradient_clip, clip_low,
+                        clip_high, dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation,
+                        filter_lower, filter_upper, entropy_bonus);
 BOOST_HANA_ADAPT_STRUCT(dvla::DecoupledClipKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
-                        learning_rate, beta1, beta2, weight_decay, gradient_clip, clip_low, clip_high,
-                        dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation, filter_lower,
-                        filter_upper, entropy_bonus, weight_limit);
+                        learning_rate, decay_batches, beta1, beta2, weight_decay, gradient_clip, clip_low,
+                        clip_high, dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation,
+                        filter_lower, filter_upper, entropy_bonus, weight_limit);
