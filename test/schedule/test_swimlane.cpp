@@ -2,20 +2,18 @@
 // The swimlane: staleness exactly K, buffers, order, stops, failures, one core, a thousand starts.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
-#include <sched.h>
-
-#include <thread>
 
 #include "dvla/handoff/signals.hpp"
 #include "dvla/schedule/swimlane.hpp"
-#include "simulated.hpp"
+#include "dvla/testing/schedule.hpp"
+#include "test/handoff/one_core.hpp"
 
 using namespace std::chrono_literals;
 using dvla::SwimlaneRunner;
+using dvla::testing::lane_names;
+using dvla::testing::WatchedStages;
 
 namespace {
-constexpr const char* lane_name[] = {"sampling", "training", "distribution", "reception", "observer"};
-
 dvla::run_options options(std::int64_t batches, int staleness) {
   dvla::run_options out;
   out.batches = batches;
@@ -24,58 +22,44 @@ dvla::run_options options(std::int64_t batches, int staleness) {
   return out;
 }
 
-dvla::run_result run(simulated& stages, const dvla::run_options& how) {
-  stages.start_at(how.first_batch, how.batches);
-  return SwimlaneRunner<3>::run(stages, how);
+WatchedStages staged(const dvla::run_options& how) { return {how.staleness, how.first_batch, how.batches}; }
+
+dvla::run_result run(WatchedStages& stages, const dvla::run_options& how) {
+  const auto result = SwimlaneRunner<3>::run(stages, how);
+  for (const std::string& fault : stages.faults()) FAIL_CHECK(fault);
+  return result;
+}
+
+/// `count` batches with a trainer that is slower than the sampler: the lag is K for all but the first K.
+void check_slow_trainer(std::int64_t count, int k) {
+  CAPTURE(k);
+  const auto how = options(count, k);
+  WatchedStages stages = staged(how);
+  stages.slow_trainer = true;
+  const auto result = run(stages, how);
+  CHECK(result.max_staleness == k);
+  CHECK(stages.most_lag == k);
+  CHECK(stages.least_lag == 0);
+  CHECK(result.staleness.back() == count - k);
 }
 }  // namespace
 
-TEST_CASE("the lag of a batch reaches K when training is slower, and never exceeds it") {
-  for (int k = 0; k <= 3; ++k) {
-    CAPTURE(k);
-    simulated stages(k);
-    stages.slow_trainer = true;
-    const auto result = run(stages, options(50, k));
-    CHECK(result.max_staleness == k);
-    CHECK(stages.most_lag == k);
-    CHECK(stages.least_lag == 0);
-    CHECK(result.staleness.size() == static_cast<std::size_t>(k) + 1);
-    CHECK(result.staleness.back() == 50 - k);  // all but the first K batches
-    CHECK_FALSE(stages.buffer_clash);
-  }
+TEST_CASE("SwimlaneRunner keeps what a schedule promises") {
+  for (const std::string& violation : dvla::testing::check_schedule<SwimlaneRunner<3>>(3))
+    FAIL_CHECK(violation);
+  for (const std::string& violation : dvla::testing::check_schedule<SwimlaneRunner<0>>(0))
+    FAIL_CHECK(violation);
 }
 
-TEST_CASE("the lag stays within K whatever the timing, and all batches pass all lanes in order") {
-  for (int k = 0; k <= 3; ++k) {
-    simulated stages(k);
-    const auto result = run(stages, options(2000, k));
-    CHECK(result.batches == 2000);
-    CHECK_FALSE(result.stopped);
-    CHECK(stages.most_lag <= k);
-    CHECK(result.max_staleness == stages.most_lag);
-    CHECK(stages.sampled_order == counted(0, 2000));
-    CHECK(stages.received_order == counted(0, 2000));
-    CHECK(stages.observed_order == counted(0, 2000));
-    CHECK_FALSE(stages.buffer_clash);
-    CHECK(stages.entered == 0x011111);  // each lane once, `every` not at all
-  }
+TEST_CASE("the lag of a batch reaches K when training is slower") {
+  for (int k = 0; k <= 3; ++k) check_slow_trainer(50, k);
 }
 
-TEST_CASE("a run continues where another one ended") {
-  simulated stages(2);
-  auto how = options(10, 2);
+TEST_CASE("each lane enters once") {
+  const auto how = options(20, 1);
+  WatchedStages stages = staged(how);
   run(stages, how);
-  how.first_batch = 10;
-  const auto result = run(stages, how);
-  CHECK(result.batches == 10);
-  CHECK(stages.received_order == counted(0, 20));
-  CHECK(stages.most_lag <= 2);
-}
-
-TEST_CASE("without a batch to run nothing is called") {
-  simulated stages(1);
-  CHECK(run(stages, options(0, 1)).batches == 0);
-  CHECK(stages.sampled_order.empty());
+  CHECK(stages.entered == 0x011111);  // `every` not at all
 }
 
 namespace {
@@ -100,7 +84,7 @@ std::int64_t lag_with_early_credit(std::int64_t batches, int staleness) {
   lanes.start(sampling, [&](dvla::lane&) {
     for (std::int64_t batch = 0; batch < batches; ++batch) {
       admission.acquire(60s, {});
-      wires.send(sampled, {batch, installed.load(), 0});
+      wires.send(sampled, {.batch = batch, .version = installed.load()});
     }
     training.inbox().close();
   });
@@ -127,71 +111,39 @@ TEST_CASE("giving the permit back when the trainer merely pops the batch breaks 
 }
 
 TEST_CASE("the ring turns on one core") {
-  cpu_set_t before, one;
-  REQUIRE(::sched_getaffinity(0, sizeof before, &before) == 0);
-  CPU_ZERO(&one);
-  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu)
-    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
-  REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
-  for (int k = 0; k <= 3; ++k) {
-    simulated stages(k);
-    stages.slow_trainer = true;
-    CHECK(run(stages, options(200, k)).max_staleness == k);
-  }
-  ::sched_setaffinity(0, sizeof before, &before);
+  const OneCore core;
+  REQUIRE(core.good());
+  for (int k = 0; k <= 3; ++k) check_slow_trainer(200, k);
 }
 
 TEST_CASE("a thousand starts and stops") {
   for (int i = 0; i < 1000; ++i) {
-    simulated stages(i % 4);
-    const int batches = i % 3;
-    REQUIRE(run(stages, options(batches, i % 4)).batches == batches);
+    const auto how = options(i % 3, i % 4);
+    WatchedStages stages = staged(how);
+    REQUIRE(run(stages, how).batches == i % 3);
   }
-}
-
-TEST_CASE("an exception in any lane at any batch stops the others and names lane and batch") {
-  constexpr std::int64_t batches = 9;
-  for (int k : {0, 1, 3})
-    for (int lane = 0; lane < 5; ++lane)
-      for (std::int64_t at : {std::int64_t{0}, batches / 2, batches - 1}) {
-        CAPTURE(k);
-        CAPTURE(lane);
-        CAPTURE(at);
-        simulated stages(k);
-        stages.on_call = [&](int in, std::int64_t batch) {
-          if (in == lane && batch == at) throw std::domain_error("the arm fell off");
-        };
-        try {
-          run(stages, options(batches, k));
-          FAIL("did not throw");
-        } catch (const dvla::LaneError& error) {
-          CHECK(error.lane() == lane_name[lane]);
-          CHECK(error.step() == at);
-          CHECK(std::string(error.what()).find("the arm fell off") != std::string::npos);
-          CHECK_THROWS_AS(std::rethrow_if_nested(error), std::domain_error);
-        }
-      }
 }
 
 TEST_CASE("all lanes throwing at once is one LaneError") {
   for (int i = 0; i < 50; ++i) {
-    simulated stages(3);
+    const auto how = options(10, 3);
+    WatchedStages stages = staged(how);
     stages.on_call = [&](int, std::int64_t batch) {
       if (batch == 3) throw 42;
     };
-    CHECK_THROWS_AS(run(stages, options(10, 3)), dvla::LaneError);
+    CHECK_THROWS_AS(run(stages, how), dvla::LaneError);
   }
 }
 
 TEST_CASE("a deadline that runs out names who waited for whom and who is still at work") {
   for (int lane = 0; lane < 4; ++lane) {
     CAPTURE(lane);
-    simulated stages(0);
-    stages.on_call = [&](int in, std::int64_t batch) {
-      if (in == lane && batch == 2) dvla::timed_semaphore().acquire_for(400ms);
-    };
     auto how = options(5, 0);
     how.deadline = 100ms;
+    WatchedStages stages = staged(how);
+    stages.on_call = [&](int in, std::int64_t batch) {
+      if (in == lane && batch == 2) stages.wait_for_cancel();
+    };
     std::string said;
     try {
       run(stages, how);
@@ -202,13 +154,14 @@ TEST_CASE("a deadline that runs out names who waited for whom and who is still a
     CHECK(said.find("lane '") == 0);
     CHECK(said.find("' waited 0.1 s for ") != std::string::npos);
     CHECK(said.find(" from lane '") != std::string::npos);
-    CHECK(said.find(std::string("; still at work: lane '") + lane_name[lane] + "' on batch 2") !=
-          std::string::npos);
+    CHECK(said.find(std::string("; still at work: lane '") + lane_names[static_cast<std::size_t>(lane)] +
+                    "' on batch 2") != std::string::npos);
   }
 }
 
 TEST_CASE("a slow observer holds the lanes back instead of growing a queue") {
-  simulated stages(1);
+  auto how = options(300, 1);
+  WatchedStages stages = staged(how);
   constexpr int backlog = SwimlaneRunner<3>::observer_backlog;
   std::atomic<std::int64_t> observing{0};
   std::atomic<bool> within{true};
@@ -217,66 +170,45 @@ TEST_CASE("a slow observer holds the lanes back instead of growing a queue") {
     if (lane == 4 && batch == 0) dvla::timed_semaphore().acquire_for(50ms);
     if (lane == 3 && batch > observing.load() + backlog) within = false;
   };
-  CHECK(run(stages, options(300, 1)).batches == 300);
+  CHECK(run(stages, how).batches == 300);
   CHECK(within);
-  CHECK(stages.observed_order == counted(0, 300));
-  auto how = options(300, 1);
   how.deadline = 50ms;
-  simulated stuck(1);
+  WatchedStages stuck = staged(how);
   stuck.on_call = [&](int lane, std::int64_t batch) {
-    if (lane == 4 && batch == 0) dvla::timed_semaphore().acquire_for(300ms);
+    if (lane == 4 && batch == 0) stuck.wait_for_cancel();
   };
   CHECK_THROWS_WITH_AS(run(stuck, how), doctest::Contains("lane 'observer' on batch 0"), dvla::DeadlineError);
 }
 
-TEST_CASE("a stop request lets no further batch start and finishes those that have") {
-  for (int signal : {0, SIGINT, SIGTERM})
-    for (int k : {0, 1, 3}) {
-      dvla::stop_flag stop;
-      dvla::signal_guard guard(stop);
-      simulated stages(k);
-      stages.on_call = [&](int lane, std::int64_t batch) {
-        if (lane == 1 && batch == 5) signal ? static_cast<void>(::raise(signal)) : stop.request_stop();
-      };
-      auto how = options(1000000, k);
-      how.stop = &stop;
-      const auto result = run(stages, how);
-      CHECK(result.stopped);
-      CHECK(result.signal == signal);
-      CHECK(result.batches >= 6);
-      CHECK(result.batches <= 6 + k + 1);
-      CHECK(stages.trained == result.batches);
-      CHECK(stages.installed == result.batches);
-      CHECK(stages.sampled_order == counted(0, result.batches));
-      CHECK(stages.observed_order == counted(0, result.batches));
-    }
-}
-
-TEST_CASE("a stop request before the start runs nothing") {
-  dvla::stop_flag stop;
-  stop.request_stop();
-  simulated stages(1);
-  auto how = options(5, 1);
-  how.stop = &stop;
-  const auto result = run(stages, how);
-  CHECK(result.batches == 0);
-  CHECK(result.stopped);
+TEST_CASE("SIGINT and SIGTERM end a run as a stop request does, and are told") {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    dvla::stop_flag stop;
+    dvla::signal_guard guard(stop);
+    auto how = options(1000000, 1);
+    how.stop = &stop;
+    WatchedStages stages = staged(how);
+    stages.on_call = [&](int lane, std::int64_t batch) {
+      if (lane == 1 && batch == 5) ::raise(signal);
+    };
+    const auto result = run(stages, how);
+    CHECK(result.stopped);
+    CHECK(result.signal == signal);
+    CHECK(stages.done[4] == result.batches);
+  }
 }
 
 TEST_CASE("options out of range are refused by name and range") {
-  simulated stages(0);
-  auto how = options(1, 4);
-  CHECK_THROWS_WITH_AS(run(stages, how), "run_options.staleness is 4, choose 0 to 3", dvla::ConfigError);
-  how = options(-1, 0);
-  CHECK_THROWS_WITH_AS(run(stages, how), "run_options.batches is -1, choose 0 or more", dvla::ConfigError);
-  how = options(1, 0);
-  how.deadline = 0s;
-  CHECK_THROWS_WITH_AS(run(stages, how), "run_options.deadline is 0 s, choose more than 0 s",
-                       dvla::ConfigError);
-  how = options(1, 0);
-  how.first_batch = -2;
-  CHECK_THROWS_WITH_AS(run(stages, how), "run_options.first_batch is -2, choose 0 or more",
-                       dvla::ConfigError);
+  WatchedStages stages(3, 0, 1);
+  const auto refused = [&](auto change, const char* sentence) {
+    auto how = options(1, 0);
+    change(how);
+    CHECK_THROWS_WITH_AS(run(stages, how), sentence, dvla::ConfigError);
+  };
+  refused([](auto& how) { how.staleness = 4; }, "run_options.staleness is 4, choose 0 to 3");
+  refused([](auto& how) { how.batches = -1; }, "run_options.batches is -1, choose 0 or more");
+  refused([](auto& how) { how.deadline = 0s; }, "run_options.deadline is 0 s, choose more than 0 s");
+  refused([](auto& how) { how.grace = 0s; }, "run_options.grace is 0 s, choose more than 0 s");
+  refused([](auto& how) { how.first_batch = -2; }, "run_options.first_batch is -2, choose 0 or more");
 }
 
 namespace {
