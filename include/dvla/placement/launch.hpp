@@ -1,0 +1,174 @@
+// Who this process is in its job, from the environment that torchrun, mpirun (Open MPI, MPICH), srun or a
+// user's own shells set; nothing set means one process. Design: "Processes are started by what users have",
+// the variables of `env://` rendezvous. Starts nothing and connects to nobody: that is C10dCluster's.
+#pragma once
+
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "dvla/core/error.hpp"
+
+namespace dvla {
+
+/// A plain value. Thread-safe as such; from_environment reads the environment, which nobody may change then.
+struct Launch {
+  int rank = 0, world = 1;
+  std::optional<int> local_rank;      ///< among the ranks of this machine, where the launcher says it
+  std::string address = "127.0.0.1";  ///< of the job's store
+  int port = 29500;
+  bool store_is_hosted = false;  ///< by torchrun's agent; otherwise rank 0 hosts it
+  std::string attempt;           ///< differs where a launcher starts the same job again beside an old store
+  std::string host;              ///< names this machine: ranks with the same name share it
+  std::string launcher = "none";
+
+  /// An environment variable's value, or nothing. For tests: any map.
+  using Lookup = std::function<std::optional<std::string>(const char*)>;
+
+  /// Throws ConfigError, one sentence with variable, value and range, where variables are missing, malformed
+  /// or contradict each other.
+  static Launch from_environment(const Lookup& variable = process_environment) {
+    Launch launch;
+    launch.host = variable("DVLA_HOST_ID").value_or(host_name());
+    const std::optional<std::string> run_id = variable("TORCHELASTIC_RUN_ID");
+    if (variable("RANK") || variable("WORLD_SIZE")) {
+      launch.launcher = run_id ? "torchrun" : "env://";
+      launch.take(variable, "RANK", "WORLD_SIZE", "LOCAL_RANK");
+      if (!run_id) refuse_contradiction(variable, launch);
+      if (launch.world > 1) {
+        launch.address = text(variable, "MASTER_ADDR", "RANK is set");
+        launch.port = number(variable, "MASTER_PORT", 1, 65535, "RANK is set");
+      }
+      const std::string hosted = variable("TORCHELASTIC_USE_AGENT_STORE").value_or("False");
+      launch.store_is_hosted = hosted == "True" || hosted == "1";
+      if (run_id) launch.attempt = *run_id + "." + variable("TORCHELASTIC_RESTART_COUNT").value_or("0");
+    } else if (variable("OMPI_COMM_WORLD_RANK") || variable("OMPI_COMM_WORLD_SIZE")) {
+      launch.launcher = "mpirun (Open MPI)";
+      launch.take(variable, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK");
+      launch.find_master(variable, "OMPI_COMM_WORLD_LOCAL_SIZE");
+    } else if (variable("PMI_RANK") || variable("PMI_SIZE")) {
+      launch.launcher = "mpirun (MPICH)";
+      launch.take(variable, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
+      launch.find_master(variable, "MPI_LOCALNRANKS");
+    } else if (variable("SLURM_PROCID")) {
+      launch.launcher = "srun";
+      // Inside a step, SLURM_NTASKS may still be the whole allocation's.
+      const char* size = variable("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
+      launch.take(variable, "SLURM_PROCID", size, "SLURM_LOCALID");
+      launch.find_slurm_master(variable);
+    }
+    return launch;
+  }
+
+  /// "node[003-010,012],login" -> "node003": the first machine of a Slurm node list.
+  static std::string first_node(const std::string& list) {
+    std::string first;
+    for (std::size_t i = 0; i < list.size() && list[i] != ','; ++i) {
+      if (list[i] != '[') {
+        first += list[i];
+        continue;
+      }
+      const std::size_t close = list.find(']', i), end = list.find_first_of(",-]", i + 1);
+      if (close == list.npos || end == i + 1) return {};
+      first += list.substr(i + 1, end - i - 1);
+      i = close;
+    }
+    return first;
+  }
+
+ private:
+  static std::optional<std::string> process_environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value ? std::optional<std::string>(value) : std::nullopt;
+  }
+  static std::string host_name() {
+    char name[256] = {};
+    if (::gethostname(name, sizeof name - 1) != 0) return "unknown";
+    return name;
+  }
+
+  static std::string text(const Lookup& variable, const char* name, const std::string& why) {
+    const std::optional<std::string> value = variable(name);
+    if (!value || value->empty())
+      throw ConfigError(std::string(name) + " is " + (value ? "empty" : "not set") + ", and " + why +
+                        "; a job of several processes needs it");
+    return *value;
+  }
+  static int number(const Lookup& variable, const char* name, int least, int most, const std::string& why) {
+    const std::string value = text(variable, name, why);
+    int parsed = 0;
+    const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), parsed);
+    if (code != std::errc() || end != value.data() + value.size() || parsed < least || parsed > most)
+      throw ConfigError(std::string(name) + " is '" + value + "'; it must be a whole number from " +
+                        std::to_string(least) + " to " + std::to_string(most));
+    return parsed;
+  }
+
+  void take(const Lookup& variable, const char* rank_name, const char* world_name, const char* local_name) {
+    constexpr int most_ranks = 65536;
+    world = number(variable, world_name, 1, most_ranks, std::string(rank_name) + " is set");
+    rank = number(variable, rank_name, 0, most_ranks - 1, std::string(world_name) + " is set");
+    if (rank >= world)
+      throw ConfigError(std::string(rank_name) + " is " + std::to_string(rank) + " and " + world_name +
+                        " is " + std::to_string(world) + "; the rank must be from 0 to " +
+                        std::to_string(world - 1));
+    if (variable(local_name)) local_rank = number(variable, local_name, 0, world - 1, "");
+  }
+
+  /// RANK exported by hand under mpirun: either may be meant.
+  static void refuse_contradiction(const Lookup& variable, const Launch& launch) {
+    for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
+      if (variable(name) && number(variable, name, 0, 65535, "") != launch.rank)
+        throw ConfigError("RANK is " + std::to_string(launch.rank) + " and " + name + " is " +
+                          *variable(name) + "; they must be the same, or one of them unset");
+    }
+  }
+
+  void find_master(const Lookup& variable, const char* local_size) {
+    if (world == 1) return;
+    if (variable("MASTER_PORT")) port = number(variable, "MASTER_PORT", 1, 65535, "");
+    if (variable("MASTER_ADDR")) {
+      address = text(variable, "MASTER_ADDR", "");
+    } else if (!variable(local_size) || number(variable, local_size, 1, world, "") != world) {
+      throw ConfigError(
+          "MASTER_ADDR is not set, and the " + std::to_string(world) + " ranks of this " + launcher +
+          " job are not known to share one machine; set it to the address of rank 0's machine (" + "mpirun " +
+          (launcher.find("Open") != launcher.npos ? "-x" : "-genv") + " MASTER_ADDR" +
+          (launcher.find("Open") != launcher.npos ? "=" : " ") + "...)");
+    }
+  }
+
+  void find_slurm_master(const Lookup& variable) {
+    if (world == 1) return;
+    const std::string why = launcher + " started " + std::to_string(world) + " tasks";
+    if (variable("MASTER_ADDR")) {
+      address = text(variable, "MASTER_ADDR", "");
+    } else {
+      const char* list = "SLURM_NODELIST";
+      for (const char* name : {"SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"}) {
+        if (variable(name)) {
+          list = name;
+          break;
+        }
+      }
+      const std::string nodes = text(variable, list, why);
+      address = first_node(nodes);
+      if (address.empty())
+        throw ConfigError(std::string(list) + " is '" + nodes + "'; it must be a list of machines such as " +
+                          "node[01-04], or set MASTER_ADDR");
+    }
+    if (variable("MASTER_PORT")) {
+      port = number(variable, "MASTER_PORT", 1, 65535, "");
+    } else {  // below the ports that the kernel gives out itself; two steps of a job get two ports
+      const int job = number(variable, "SLURM_JOB_ID", 0, 2147483647, why + " without MASTER_PORT");
+      const int step = variable("SLURM_STEP_ID") ? number(variable, "SLURM_STEP_ID", 0, 2147483647, "") : 0;
+      port = 16384 + (job % 1024 * 16 + step % 16);
+    }
+  }
+};
+
+}  // namespace dvla
