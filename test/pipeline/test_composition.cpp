@@ -114,7 +114,7 @@ TEST_CASE("describe prints every slot, its policy, whether it is a default, and 
         "environment    ManiSkill                             declared, not built\n"
         "model          TinyVLA<TokenHead> (default)\n"
         "algorithm      GRPO<Uncorrected>                     allows staleness 1\n"
-        "sharding       FSDP                                  spans processes, declared, not built\n"
+        "sharding       FSDP                                  spans processes\n"
         "data_plane     C10d (default)                        spans processes\n"
         "control_plane  Gloo                                  spans processes\n"
         "memory         DualPool (default)\n"

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "dvla/core/weight_range.hpp"
 #include "dvla/placement/group.hpp"
 
 namespace dvla {
@@ -19,6 +20,12 @@ using GroupSource = std::function<std::unique_ptr<Group>(const std::string& purp
 
 /// The source of a job with one actor.
 inline std::unique_ptr<Group> lone_group(const std::string&) { return std::make_unique<LoneGroup>(); }
+
+/// A stretch of the weights and of AdamW's moments that an actor keeps, as views.
+struct ShardPiece {
+  WeightRange range;
+  std::span<float> weight, first_moment, second_moment;
+};
 
 /// The answers of weights that know no other actor; derive from it. Weights of several actors have the same
 /// members:

@@ -85,6 +85,12 @@ class UnshardedWeights {
 
   /// Everything that a checkpoint has to hold, as views.
   AdamWState& state() { return state_; }
+  std::vector<ShardPiece> pieces() {
+    return {{{0, std::ssize(state_.parameter)}, state_.parameter, state_.first_moment, state_.second_moment}};
+  }
+  /// As ShardedWeights has them: here the model's parameters are the weights.
+  void refresh() {}
+  void take_parameters() {}
 
  private:
   std::span<const float> share() const {

@@ -88,6 +88,7 @@ class LinearModel {
   void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
            Field<float> action) {
     const std::int64_t n = observation.instruction.count();
+    before_units();
     for (std::int64_t row = 0; row < n; ++row) {
       fill_features(observation, row, feature_F_);
       SplitMix64 random(mix_seed(seed, row));
@@ -129,14 +130,14 @@ class LinearModel {
       throw Error("LinearModel: backward is called once after each forward, with as many elements");
     }
     pending_ = false;
-    for (std::size_t i = 0; i < chosen_nE_.size(); ++i) {
+    for_each_backwards(chosen_nE_.size(), [&](std::size_t i) {
       const std::span<const float> logs = logs_of(i);
       add_gradient(i, [&](std::int64_t k) {
         const float log = logs[static_cast<std::size_t>(k)], prob = std::exp(log);
         return d_log_prob[i] * ((k == chosen_nE_[i] ? 1.0F : 0.0F) - prob) -
                d_entropy[i] * prob * (log + entropy_nE_[i]);
       });
-    }
+    });
   }
 
   double imitate(const Observation& observation, Field<float> action, std::span<const std::int64_t> rows,
@@ -145,7 +146,7 @@ class LinearModel {
     pending_ = false;
     const std::size_t count = rows.size() * static_cast<std::size_t>(elements_);
     double loss = 0;
-    for (std::size_t i = 0; i < count; ++i) {
+    for_each_backwards(count, [&](std::size_t i) {
       const auto e = static_cast<std::int64_t>(i) % elements_;
       const std::int64_t wanted =
           nearest(action[rows[i / static_cast<std::size_t>(elements_)] * elements_ + e]);
@@ -155,7 +156,7 @@ class LinearModel {
       add_gradient(i, [&](std::int64_t k) {
         return weight * (std::exp(logs[static_cast<std::size_t>(k)]) - (k == wanted ? 1.0F : 0.0F));
       });
-    }
+    });
     return count == 0 ? 0 : loss / static_cast<double>(count);
   }
 
@@ -163,7 +164,21 @@ class LinearModel {
   std::span<float> gradients() { return gradients_; }
   const std::vector<NamedTensor>& tensors() const { return tensors_; }
 
+  /// A unit an action element: the rows of its bins.
+  std::vector<WeightRange> units() const {
+    std::vector<WeightRange> all;
+    for (std::int64_t e = 0; e < elements_; ++e) all.push_back({e * bins_ * features_, bins_ * features_});
+    return all;
+  }
+  void hook_units(UnitHooks* hooks) { hooks_ = hooks; }
+
  private:
+  void before_units() const {
+    for (std::int64_t e = 0; hooks_ != nullptr && e < elements_; ++e) before_unit(e);
+  }
+  void before_unit(std::int64_t e) const {
+    if (hooks_ != nullptr) hooks_->before_unit(static_cast<std::size_t>(e));
+  }
   float centre(std::int64_t bin) const {
     return -1.0F + 2.0F * static_cast<float>(bin) / static_cast<float>(bins_ - 1);
   }
@@ -211,12 +226,21 @@ class LinearModel {
   void run(const Observation& observation, std::span<const std::int64_t> rows) {
     feature_nF_.resize(rows.size() * static_cast<std::size_t>(features_));
     log_prob_nEK_.resize(rows.size() * static_cast<std::size_t>(elements_ * bins_));
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      fill_features(observation, rows[i], features_of(i));
-      for (std::int64_t e = 0; e < elements_; ++e) {
+    for (std::size_t i = 0; i < rows.size(); ++i) fill_features(observation, rows[i], features_of(i));
+    for (std::int64_t e = 0; e < elements_; ++e) {
+      before_unit(e);
+      for (std::size_t i = 0; i < rows.size(); ++i)
         fill_log_probs(e, features_of(i),
                        logs_of(i * static_cast<std::size_t>(elements_) + static_cast<std::size_t>(e)));
-      }
+    }
+  }
+  /// Visits the indices of [n, E], the last unit first, and says when a unit's gradient is complete.
+  template <class Visit>
+  void for_each_backwards(std::size_t count, Visit visit) const {
+    const auto elements = static_cast<std::size_t>(elements_);
+    for (std::size_t e = elements; e-- > 0;) {
+      for (std::size_t i = e; i < count; i += elements) visit(i);
+      if (hooks_ != nullptr) hooks_->gradient_ready(e);
     }
   }
   std::span<float> features_of(std::size_t row) {
@@ -246,8 +270,9 @@ class LinearModel {
   std::vector<float> feature_nF_, log_prob_nEK_, entropy_nE_;
   std::vector<std::int32_t> chosen_nE_;
   bool pending_ = false;
+  UnitHooks* hooks_ = nullptr;
 };
 
-static_assert(ModelMachinery<LinearModel>);
+static_assert(ModelMachinery<LinearModel> && ModelOfUnits<LinearModel>);
 
 }  // namespace dvla::testing
