@@ -1,0 +1,101 @@
+// dvla-test: core
+// The sharding suite must find each way of breaking a promise: weights of one trainer, broken by a switch.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/sharding/unsharded.hpp"
+#include "dvla/testing/sharding.hpp"
+
+using dvla::testing::LinearModel;
+
+namespace {
+
+enum class Break {
+  nothing,
+  dirty,
+  old_pack,
+  any_size,
+  gradients,
+  accumulates,
+  decay,
+  clipped,
+  not_a_number,
+  half_step,
+  forgets_weights,
+  keeps_steps
+};
+
+struct Broken : dvla::UnshardedWeights<LinearModel> {
+  using Base = dvla::UnshardedWeights<LinearModel>;
+  Broken(LinearModel& whose, std::pmr::memory_resource& memory, Break broken = Break::nothing)
+      : Base(whose, memory), model(whose), how(broken), packed(packed_bytes()) {
+    Base::pack(packed);
+    if (how == Break::dirty) state().second_moment[2] = 1;
+  }
+  void zero_gradients() {
+    if (how != Break::gradients) Base::zero_gradients();
+  }
+  double step(dvla::AdamWKnobs knobs) {
+    if (how == Break::decay) knobs.weight_decay = 0;
+    if (how == Break::half_step) state().first_moment[0] += 1;
+    if (how == Break::not_a_number)
+      for (float& value : model.gradients())
+        if (!std::isfinite(value)) value = 0;
+    const double norm = Base::step(knobs);
+    if (how == Break::accumulates) Base::step(knobs);
+    return how == Break::clipped && knobs.max_grad_norm > 0 ? std::min(norm, knobs.max_grad_norm) : norm;
+  }
+  void reset_optimiser() {
+    const std::int64_t steps = state().step;
+    Base::reset_optimiser();
+    if (how == Break::keeps_steps) state().step = steps;
+    if (how == Break::forgets_weights) model.parameters()[0] = 0;
+  }
+  void pack(std::span<std::byte> out) const {
+    if (how == Break::any_size && out.size() != packed.size()) return;
+    Base::pack(out);
+    if (how == Break::old_pack) std::ranges::copy(packed, out.begin());
+  }
+  LinearModel& model;
+  const Break how;
+  std::vector<std::byte> packed;
+};
+
+std::string said(Break how) {
+  std::string text;
+  const auto make = [how](LinearModel& model, std::pmr::memory_resource& memory) {
+    return Broken(model, memory, how);
+  };
+  for (const std::string& sentence : dvla::testing::check_sharding(make)) text += sentence + "\n";
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("weights that keep their promises are not accused") { CHECK(said(Break::nothing) == ""); }
+
+TEST_CASE("each broken promise is found and named") {
+  const std::vector<std::pair<Break, const char*>> all{
+      {Break::dirty, "must begin with moments and steps at 0"},
+      {Break::old_pack, "pack after a step must write the new weights"},
+      {Break::any_size, "pack must refuse a buffer of another size"},
+      {Break::gradients, "zero_gradients must leave no gradient"},
+      {Break::accumulates, "off plain AdamW"},
+      {Break::decay, "off plain AdamW"},
+      {Break::clipped, "step with clipping must return the gradient's norm before clipping"},
+      {Break::not_a_number, "step must refuse a gradient of nan"},
+      {Break::half_step, "a step that is refused for a gradient of inf must change nothing"},
+      {Break::forgets_weights, "reset_optimiser must keep the weights"},
+      {Break::keeps_steps, "reset_optimiser must forget moments and steps"},
+  };
+  for (const auto& one : all) {
+    const std::string sentence = one.second, found = said(one.first);
+    CAPTURE(sentence);
+    CAPTURE(found);
+    CHECK(found.find(sentence) != std::string::npos);
+  }
+}
