@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dvla/control_plane/broadcast.hpp"
+#include "dvla/core/random.hpp"
 #include "dvla/testing/control_plane.hpp"
 #include "dvla/testing/thread_cluster.hpp"
 
@@ -123,7 +124,7 @@ void run_job(Job& job, std::int64_t versions, bool scripted_rollouts = true) {
           }
         } catch (const dvla::EndOfWeights&) {
         } catch (const dvla::Error& error) {
-          MESSAGE(error.what());
+          MESSAGE(std::string(error.what()));
           good = false;
         }
         if (last != versions - 1) good = false;
@@ -189,4 +190,304 @@ TEST_CASE("Parts may be any ranges, and need not be equal") {
   CHECK(report.published == 10);
   CHECK(report.bytes_sent == report.versions_sent * 405 * 4);
   CHECK(report.lost == 0);
+}
+
+TEST_CASE("The trainable form sends a full version, then only what trains; the delta form what changed") {
+  for (const WeightForm form : {WeightForm::trainable, WeightForm::delta}) {
+    const std::int64_t floats = 100000;
+    const WeightPart trainable{{80000, 1000}, {5000, 2000}, {49000, 2500}};
+    Job job(4, Roles{{0, 1}, {2, 3}}, floats, {form}, {}, trainable);
+    dvla::SplitMix64 random(7);
+    Floats weights = weights_of(0, floats), got;
+    const std::int64_t versions = 20;
+    for (std::int64_t version = 0; version < versions; ++version) {
+      for (const auto& [offset, count] : trainable)
+        for (std::int64_t i = 0; i < count; ++i)
+          if (random() % 16 == 0) weights[static_cast<std::size_t>(offset + i)] += 0.5F;
+      if (form == WeightForm::delta && version == 15)  // more than half
+        for (float& weight : weights) weight *= 1.5F;
+      on_ranks(4, [&](int rank) {
+        if (rank >= 2) job.publish(rank, version, weights);
+      });
+      for (const int rank : {0, 1}) {
+        CHECK(job.receive(rank, got, version) == version);
+        CHECK(std::memcmp(got.data(), weights.data(), got.size() * sizeof(float)) == 0);
+      }
+    }
+    on_ranks(4, [&](int rank) { job.plane(rank)->finish(patience); });
+    dvla::WeightPlaneReport sent;
+    for (const int rank : {2, 3}) {
+      const auto one = job.plane(rank)->report();
+      sent.bytes_sent += one.bytes_sent;
+      sent.bytes_saved += one.bytes_saved;
+      sent.full_because_new += one.full_because_new;
+      sent.full_because_changed += one.full_because_changed;
+    }
+    CHECK(sent.bytes_sent + sent.bytes_saved == 2 * versions * floats * 4);
+    CHECK(sent.full_because_new == 4);
+    CHECK(sent.full_because_changed == (form == WeightForm::delta ? 4 : 0));
+    if (form == WeightForm::trainable) {
+      CHECK(sent.bytes_sent == 2 * 4 * (floats + (versions - 1) * 5500));
+    } else {
+      CHECK(sent.bytes_sent < 2 * 4 * (2 * floats + (versions - 2) * 12000));
+    }
+    CHECK(job.plane(0)->report().bytes_received * 2 == sent.bytes_sent);
+  }
+}
+
+TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and the others go on") {
+  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, {}, 400ms);
+  Floats got;
+  job.publish(2, 0, weights_of(0, 1000));
+  CHECK(job.receive(0, got, 0) == 0);
+  CHECK(job.receive(1, got, 0) == 0);
+  job.cluster(2)->freeze(0);
+  for (std::int64_t version = 1; version < 6; ++version) {
+    job.publish(2, version, weights_of(version, 1000));
+    CHECK(job.receive(1, got, version) == version);
+    CHECK(got == weights_of(version, 1000));
+  }
+  const auto report = job.plane(2)->report();
+  CHECK(report.lost == 1);
+  CHECK(has(report.last_loss, "rank 0 (rollout 0): rank 2 waited 0.2 s for rank 0"));
+}
+
+namespace {
+/// What an actor sends passes through `spoil` first.
+class SpoilingChannel final : public dvla::Channel {
+ public:
+  using Spoil = std::function<void(std::vector<std::byte>&)>;
+  SpoilingChannel(std::unique_ptr<dvla::Channel> channel, Spoil spoil)
+      : channel_(std::move(channel)), spoil_(std::move(spoil)) {}
+  void send(std::span<const std::byte> bytes, std::chrono::nanoseconds limit) override {
+    std::vector<std::byte> spoiled(bytes.begin(), bytes.end());
+    spoil_(spoiled);
+    channel_->send(spoiled, limit);
+  }
+  void receive(std::span<std::byte> bytes, std::chrono::nanoseconds limit) override {
+    channel_->receive(bytes, limit);
+  }
+  void close() noexcept override { channel_->close(); }
+  const std::string& peer() const override { return channel_->peer(); }
+
+ private:
+  std::unique_ptr<dvla::Channel> channel_;
+  Spoil spoil_;
+};
+
+/// Rank 0 dies and comes again, with the actor on rank 1 behind a channel that spoils.
+void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil) {
+  job.plane(0).reset();
+  job.cluster(0) = job.cluster(1)->restart(0);
+  on_ranks(2, [&](int rank) {
+    if (rank == 0) return job.make(0, 1);
+    auto channel = job.cluster(1)->channel(BroadcastWeightPlane::channel_name(0, 0, 1), 0, patience);
+    job.plane(1)->rejoin(0, std::make_unique<SpoilingChannel>(std::move(channel), std::move(spoil)), 1);
+  });
+}
+}  // namespace
+
+TEST_CASE("A slow rollout holds the distribution lane back, which says whom it waited for") {
+  const std::int64_t floats = 1000;
+  Job job(2, Roles{{0}, {1}}, floats, {}, {}, {}, 400ms);
+  std::atomic<bool> sending{false}, taken{false};
+  rejoin_spoiled(job, [&](auto&) {
+    sending = true;
+    sending.notify_all();
+    taken.wait(false);
+  });
+  job.publish(1, 3, weights_of(3, floats));
+  sending.wait(false);
+  job.publish(1, 4, weights_of(4, floats));
+  const std::string text = text_of([&] { job.plane(1)->begin(5); });
+  taken = true;
+  taken.notify_all();
+  CHECK(text ==
+        "control plane: lane 'distribution' of rank 1 (actor 0) waited 0.4 s to pack version 5 for rank 0 "
+        "(rollout 0) to take version 3; is it stuck?");
+  Floats got;
+  CHECK(job.receive(0, got, 4) == 4);  // it was only slow
+  CHECK(got == weights_of(4, floats));
+  CHECK_NOTHROW(job.publish(1, 5, weights_of(5, floats)));
+}
+
+TEST_CASE("What is damaged on the way is refused, and its actor is lost to the rollout") {
+  for (const std::size_t size : {std::size_t{64}, std::size_t{4000}}) {
+    Job job(2, Roles{{0}, {1}}, 1000);
+    rejoin_spoiled(job, [size](auto& bytes) {
+      if (bytes.size() == size) bytes[size / 2] ^= std::byte{4};
+    });
+    job.publish(1, 0, weights_of(0, 1000));
+    Floats got;
+    const std::string text = text_of([&] { job.receive(0, got, 0); });
+    CHECK(has(text,
+              "control plane: lane 'reception' of rank 0 (rollout 0) waited for version 0 from lane "
+              "'distribution' of rank 1 (actor 0), which is lost: control plane: "));
+    CHECK(has(text, size == 64 ? "a frame of weights from rank 1 (actor 0) is damaged: its header does not"
+                               : "version 0 from rank 1 (actor 0) does not match its checksum"));
+    CHECK(job.plane(0)->latest() == -1);
+    job.plane(1)->finish(patience);
+    CHECK(job.plane(1)->report().lost >= 1);
+  }
+}
+
+TEST_CASE("An actor that is lost: reception says who waited for whom, in which lane, for which version") {
+  Job job(3, Roles{{0}, {1, 2}}, 1000);
+  Floats got;
+  for (const int rank : {1, 2}) job.publish(rank, 7, weights_of(7, 1000));
+  CHECK(job.receive(0, got, 0) == 7);
+  job.publish(1, 8, weights_of(8, 1000));
+  job.plane(2).reset();
+  job.cluster(1)->kill(2);
+  CHECK(has(text_of([&] { job.receive(0, got, 8); }),
+            "control plane: lane 'reception' of rank 0 (rollout 0) waited for version 8 from lane "
+            "'distribution' of rank 2 (actor 1), which is lost: rank 0 lost rank 2: "));
+  CHECK_THROWS_AS(job.receive(0, got, 8), dvla::PeerError);
+  CHECK(job.receive(0, got, 7) == 7);  // what is whole stays readable
+}
+
+TEST_CASE("A rank that is both does not wait for an actor that is lost, and names one that is late") {
+  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, {}, 200ms);
+  for (const std::int64_t version : {0, 1}) job.publish(0, version, weights_of(version, 1000));
+  CHECK(text_of([&] { job.plane(0)->begin(2); }) ==
+        "control plane: lane 'distribution' of rank 0 (actor 0 and rollout 0) waited 0.2 s to pack version 2 "
+        "for "
+        "rank 1 (actor 1 and rollout 1) to come beyond version -1; is it stuck?");
+  job.plane(1).reset();
+  job.cluster(0)->kill(1);
+  CHECK_THROWS_AS(job.plane(0)->begin(2), dvla::PeerError);
+}
+
+TEST_CASE("Waits and wrong calls are told in one sentence") {
+  Job job(2, Roles{{0}, {1}}, 1000);
+  Floats got, small(10);
+  job.publish(1, 2, weights_of(2, 1000));
+  job.receive(0, got, 2);
+  CHECK(text_of([&] { job.receive(0, got, 5, 1ms); }) ==
+        "control plane: lane 'reception' of rank 0 (rollout 0) waited 0.001 s for version 5 from lane "
+        "'distribution' of rank 1 (actor 0); the newest from there is 2; is the training lane behind?");
+  CHECK(has(text_of([&] { job.plane(0)->begin(3); }), "rank 0 (rollout 0) is no actor"));
+  CHECK(has(text_of([&] { job.receive(1, got, 2); }), "rank 1 (actor 0) is no rollout"));
+  CHECK(has(text_of([&] { job.plane(1)->begin(2); }), "version 2 cannot follow version 2"));
+  CHECK(has(text_of([&] { job.plane(1)->rejoin(0, 0); }),
+            "incarnation 0 of rank 0 (rollout 0) is not newer than 0"));
+  CHECK(has(text_of([&] { job.plane(1)->rejoin(5, 1); }), "rank 1 (actor 0) sends no weights to rollout 5"));
+  CHECK(has(text_of([&] { job.plane(1)->rejoin(0, nullptr, 0); }),
+            "incarnation 0 of rank 0 (rollout 0) is not newer than 0"));
+  on_ranks(2, [&](int rank) { job.plane(rank)->finish(patience); });
+  CHECK(job.receive(0, got, 2) == 2);
+  CHECK(text_of([&] { job.receive(0, got, 3); }) ==
+        "control plane: lane 'reception' of rank 0 (rollout 0) waited for version 3, but the actors have "
+        "ended; "
+        "the last whole version is 2");
+  CHECK_THROWS_AS(job.receive(0, got, 3), dvla::EndOfWeights);
+  CHECK(has(text_of([&] { job.plane(1)->begin(3); }), "version 3 comes after finish()"));
+}
+
+TEST_CASE("Shapes that cannot work are refused before anything is sent") {
+  dvla::LoneCluster cluster;
+  auto refusal = [&](std::int64_t floats, std::vector<WeightPart> parts, GlooKnobs knobs = {}) {
+    return text_of(
+        [&] { BroadcastWeightPlane(floats, parts, knobs, cluster, Roles{}, 0, patience, heap()); });
+  };
+  CHECK(has(refusal(10, {{{0, 5}}, {{5, 5}}}), "are 2 and the actors 1"));
+  CHECK(has(refusal(10, {{{0, 5}, {4, 5}}}), "overlap at float 4"));
+  CHECK(has(refusal(10, {{{0, 5}, {6, 4}}}), "leave out float 5"));
+  CHECK(has(refusal(10, {{{0, 5}}}), "leave out float 5"));
+  CHECK(has(refusal(10, {{{0, 5}, {5, 6}}}), "reach beyond the weights"));
+  CHECK(has(refusal(10, {{{0, -1}, {0, 10}}}), "reach beyond the weights"));
+  CHECK(has(refusal(-1, {}), "negative number of floats"));
+  CHECK(has(refusal(10, {}, {WeightForm::trainable}), "form trainable needs a model that says which"));
+}
+
+TEST_CASE("Actor and rollout that cut the weights differently are told so") {
+  Job job(2, Roles{{0}, {1}}, 1000);
+  job.plane(0).reset();
+  job.cluster(0) = job.cluster(1)->restart(0);
+  std::unique_ptr<BroadcastWeightPlane> other;
+  on_ranks(2, [&](int rank) {
+    if (rank == 0)
+      other = std::make_unique<BroadcastWeightPlane>(2000, std::vector<WeightPart>{}, GlooKnobs{},
+                                                     *job.cluster(0), job.roles, 1, patience, heap());
+    else
+      job.plane(1)->rejoin(0, 1);
+  });
+  job.publish(1, 0, weights_of(0, 1000));
+  std::vector<std::byte> all(8000);
+  CHECK(has(text_of([&] { other->receive(all, 0, patience); }), "cuts the weights into other parts"));
+  other.reset();
+}
+
+TEST_CASE("Rollouts are killed at any moment and come again: the others never notice, nothing is torn") {
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    CAPTURE(seed);
+    dvla::SplitMix64 random(seed);
+    const std::int64_t floats = 9000, versions = 60;
+    const WeightForm form = seed % 3 == 2 ? WeightForm::delta : WeightForm::full;
+    Job job(5, Roles{{0, 1, 2}, {3, 4}}, floats, {form});
+    std::atomic<bool> good{true};
+    std::atomic<int> ended{0}, deaths{0};
+    std::atomic<bool> over{false};
+    /// One life of a rollout: until the weights end, or it does.
+    auto life = [&](int rank, std::int64_t last) {
+      Floats weights;
+      try {
+        for (;;) {
+          const std::int64_t version = job.receive(rank, weights, last + 1);
+          if (version <= last || weights != weights_of(version, floats)) good = false;
+          last = version;
+        }
+      } catch (const dvla::EndOfWeights&) {
+        if (last != versions - 1) good = false;
+        job.plane(rank)->finish(patience);
+        ++ended;
+      } catch (const dvla::PeerError&) {
+        ++deaths;
+      } catch (const dvla::Error& error) {
+        MESSAGE(std::string(error.what()));
+        good = false;
+      }
+    };
+    std::vector<std::jthread> lives;
+    for (const int rank : {1, 2}) lives.emplace_back([&life, rank] { life(rank, -1); });
+    std::jthread victim([&] {
+      for (int incarnation = 1;; ++incarnation) {
+        std::jthread one([&] { life(0, -1); });
+        if (incarnation == 4) return;
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 4000));
+        if (over) return;
+        job.cluster(1)->kill(0);
+        one.join();
+        job.plane(0).reset();
+        job.cluster(0) = job.cluster(1)->restart(0);
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+        on_ranks(5, [&](int rank) {
+          if (rank == 0) job.make(0, incarnation);
+          if (rank >= 3) {
+            std::this_thread::sleep_for(rank % 2 * 400us);  // by then the other has sent newer ones
+            job.plane(rank)->rejoin(0, incarnation);
+          }
+        });
+      }
+    });
+    on_ranks(5, [&](int rank) {
+      if (rank < 3) return;
+      for (std::int64_t version = 0; version < versions; ++version) {
+        job.publish(rank, version, weights_of(version, floats));
+        std::this_thread::sleep_for(200us);
+      }
+    });
+    over = true;
+    on_ranks(5, [&](int rank) {
+      if (rank >= 3) job.plane(rank)->finish(patience);
+    });
+    victim.join();
+    lives.clear();
+    CHECK(good);
+    CHECK(ended >= 2);
+    const auto report = job.plane(3)->report();
+    CHECK(report.published == versions);
+    CHECK(report.rejoined == deaths);
+    CHECK(report.lost == deaths);
+  }
 }

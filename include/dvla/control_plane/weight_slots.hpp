@@ -75,9 +75,14 @@ class WeightSlots {
     const WeightSlot& slot = target(actor);
     if (slot.readers > 0) return false;
     return !collects_ || slot.state != WeightSlot::State::ready || slot.version < newest_whole() ||
-           std::any_of(actors_.begin(), actors_.end(), [&](const Actor& other) {
-             return other.front > slot.version && !has(other, slot.version, false);
-           });
+           dead(slot.version);
+  }
+  /// Whether this actor has sent what can still make a version >= `wanted` whole.
+  bool has_sent(int actor, std::int64_t wanted) const {
+    const auto& slots = at(actor).slots;
+    return std::any_of(slots.begin(), slots.end(), [&](const WeightSlot& slot) {
+      return slot.state == WeightSlot::State::ready && slot.version >= wanted && !dead(slot.version);
+    });
   }
   WeightSlot& take(int actor, std::int64_t version) {
     WeightSlot& slot = target(actor);
@@ -91,6 +96,19 @@ class WeightSlots {
   }
   void abandon(int actor) { target(actor).state = WeightSlot::State::empty; }
 
+  /// The actor whose newest version is the oldest.
+  int last_actor() const {
+    int last = 0;
+    for (int actor = 1; actor < static_cast<int>(actors_.size()); ++actor)
+      if (newest(actor) < newest(last)) last = actor;
+    return last;
+  }
+
+  /// Begins (1) or ends (-1) to read all parts of a whole version.
+  void read(std::int64_t version, int count) {
+    for (int actor = 0; actor < static_cast<int>(actors_.size()); ++actor)
+      find(actor, version)->readers += count;
+  }
   /// The ready slot of this version; null if there is none.
   WeightSlot* find(int actor, std::int64_t version) {
     for (WeightSlot& slot : at(actor).slots)
@@ -116,6 +134,12 @@ class WeightSlots {
   static std::size_t index(int actor) { return static_cast<std::size_t>(actor); }
   Actor& at(int actor) { return actors_[index(actor)]; }
   const Actor& at(int actor) const { return actors_[index(actor)]; }
+  /// Some actor has gone on without this version.
+  bool dead(std::int64_t version) const {
+    return std::any_of(actors_.begin(), actors_.end(), [&](const Actor& actor) {
+      return actor.front > version && !has(actor, version, false);
+    });
+  }
   static bool has(const Actor& actor, std::int64_t version, bool ready) {
     return std::any_of(actor.slots.begin(), actor.slots.end(), [&](const WeightSlot& slot) {
       return slot.version == version &&

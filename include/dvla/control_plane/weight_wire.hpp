@@ -20,6 +20,8 @@
 
 namespace dvla::detail {
 
+/// Weights are sent, received and checked so many bytes at a time.
+inline constexpr std::size_t weight_piece = std::size_t{4} << 20;
 inline constexpr std::size_t delta_block = 4096;
 
 inline std::size_t delta_blocks(std::size_t bytes) { return (bytes + delta_block - 1) / delta_block; }

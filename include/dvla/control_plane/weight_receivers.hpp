@@ -1,0 +1,201 @@
+// A rollout's side of the broadcast plane: one thread an actor, which checks every frame, fills that actor's
+// slot and proves it by its checksum. It waits before it overwrites what is still needed, so an actor that is
+// ahead of the others is held back, never stored. What is wrong ends that actor here; receive says why.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "dvla/control_plane/weight_board.hpp"
+#include "dvla/control_plane/weight_frame.hpp"
+#include "dvla/control_plane/weight_wire.hpp"
+#include "dvla/handoff/waiting.hpp"
+#include "dvla/placement/channel.hpp"
+
+namespace dvla::detail {
+
+class WeightReceivers {
+ public:
+  explicit WeightReceivers(WeightBoard& board)
+      : board_(board), links_(board.rollout >= 0 ? board.roles.actors.size() : 0) {}
+  ~WeightReceivers() {
+    for (auto& link : links_)
+      if (link && link->thread.joinable()) link->thread.join();
+  }
+
+  /// The way from an actor, which is listened to from now on.
+  void connect(int actor, std::unique_ptr<Channel> channel) {
+    auto& link = links_[WeightBoard::place(actor)];
+    link = std::make_unique<Link>(terms(actor), std::move(channel), board_.deadline);
+    link->thread = std::thread([this, &from = *link] { listen(from); });
+  }
+
+  // ---- With the board's lock held
+  struct Gone {
+    int actor = -1;
+    std::string why;
+    explicit operator bool() const { return actor >= 0; }
+  };
+  /// An actor that has gone, and sent nothing that can make `version` or a later one whole.
+  Gone without(WeightPeer how, std::int64_t version) const {
+    for (const auto& link : links_)
+      if (link && link->peer == how && !board_.slots.has_sent(link->terms.actor, version))
+        return {link->terms.actor, link->why};
+    return {};
+  }
+  /// An actor that is listened to, or -1.
+  int live() const {
+    for (const auto& link : links_)
+      if (link && link->peer == WeightPeer::live) return link->terms.actor;
+    return -1;
+  }
+  void close() {
+    for (const auto& link : links_)
+      if (link) link->channel->close();
+  }
+
+ private:
+  /// Between versions an actor need not send anything: lanes that wait have deadlines of their own, and a
+  /// peer that dies or stops closes the channel.
+  static constexpr std::chrono::hours idle{1000};
+
+  struct Link {
+    Link(WeightFrameTerms its_terms, std::unique_ptr<Channel> its_channel, std::chrono::nanoseconds limit)
+        : terms(std::move(its_terms)), channel(std::move(its_channel)), wire(*channel, weight_piece, limit) {}
+    WeightFrameTerms terms;
+    const std::unique_ptr<Channel> channel;
+    WeightWire wire;
+    WeightPeer peer = WeightPeer::live;
+    std::string why;
+    /// Which of the actor's two slots holds a whole part, so that a trainable version need not copy the rest.
+    std::array<bool, 2> whole{};
+    std::vector<std::byte> bitmap;
+    std::vector<ByteRange> ranges;
+    std::thread thread;
+  };
+
+  WeightFrameTerms terms(int actor) const {
+    WeightFrameTerms terms;
+    const PartLayout& its = board_.layout(actor);
+    terms.from = board_.actor_name(actor);
+    terms.actor = static_cast<std::int16_t>(actor);
+    terms.rollout = static_cast<std::int16_t>(board_.rollout);
+    terms.incarnation = board_.incarnation;
+    terms.layout = its.identity;
+    terms.full_bytes = its.bytes;
+    terms.trainable_bytes = bytes_in(its.trainable);
+    terms.delta_least = bitmap_bytes(its.bytes);
+    terms.delta_most = terms.delta_least + its.bytes;
+    return terms;
+  }
+
+  void listen(Link& link) {
+    try {
+      std::array<std::byte, 64> head;
+      for (;;) {
+        link.channel->receive(head, idle);
+        const WeightFrame frame = read_frame(head, link.terms);
+        if (frame.kind == FrameKind::end) break;
+        take_version(link, frame);
+      }
+      link.channel->send(std::array<std::byte, 8>{}, board_.deadline);
+      end(link, WeightPeer::ended, {});
+    } catch (const std::exception& error) {
+      link.channel->close();
+      end(link, WeightPeer::lost, error.what());
+    }
+  }
+  void end(Link& link, WeightPeer how, std::string why) {
+    {
+      const std::scoped_lock lock(board_.mutex);
+      link.peer = how;
+      link.why = std::move(why);
+    }
+    board_.changed.notify_all();
+  }
+
+  void take_version(Link& link, const WeightFrame& frame) {
+    const int actor = link.terms.actor;
+    const WeightSlot* base = nullptr;
+    WeightSlot& slot = claim(actor, frame, base);
+    const auto start = std::chrono::steady_clock::now();
+    try {
+      fill(link, frame, slot, base);
+    } catch (...) {
+      const std::scoped_lock lock(board_.mutex);
+      board_.slots.abandon(actor);
+      throw;
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    {
+      const std::scoped_lock lock(board_.mutex);
+      board_.slots.ready(actor);
+      ++board_.report.versions_received;
+      board_.report.bytes_received += static_cast<std::int64_t>(frame.bytes);
+      board_.report.receive_s += took.count();
+    }
+    link.terms.last = frame.version;
+    board_.changed.notify_all();
+  }
+  WeightSlot& claim(int actor, const WeightFrame& frame, const WeightSlot*& base) {
+    std::unique_lock lock(board_.mutex);
+    board_.slots.announce(actor, frame.version);
+    board_.changed.notify_all();
+    const bool free = board_.changed.wait_until(lock, deadline_after(board_.deadline),
+                                                [&] { return board_.closed || board_.slots.free(actor); });
+    if (board_.closed) throw Error("control plane: closed");
+    if (!free)
+      throw DeadlineError("control plane: version " + std::to_string(frame.version) + " of " +
+                          board_.actor_name(actor) + " waited " + seconds_text(board_.deadline) + " at " +
+                          board_.me + " for " + board_.actor_name(board_.slots.last_actor()) +
+                          " to come beyond version " +
+                          std::to_string(board_.slots.newest(board_.slots.last_actor())) + "; is it stuck?");
+    base = board_.slots.find(actor, frame.base);
+    return board_.slots.take(actor, frame.version);
+  }
+  void fill(Link& link, const WeightFrame& frame, WeightSlot& slot, const WeightSlot* base) {
+    const PartLayout& its = board_.layout(link.terms.actor);
+    // What does not travel is that of the version before; what never trains is there since the first.
+    const bool rest_is_there = frame.kind == FrameKind::trainable && link.whole[slot.side];
+    if (frame.kind != FrameKind::full && !rest_is_there && its.bytes > 0)
+      std::memcpy(slot.bytes.data(), base->bytes.data(), its.bytes);
+    std::uint64_t sum = 0;
+    switch (frame.kind) {
+      case FrameKind::full:
+        sum = link.wire.receive(slot.bytes, its.all);
+        break;
+      case FrameKind::trainable:
+        sum = link.wire.receive(slot.bytes, its.trainable);
+        break;
+      default:
+        link.bitmap.resize(bitmap_bytes(its.bytes));
+        link.channel->receive(link.bitmap, board_.deadline);
+        marked_ranges(link.bitmap, its.bytes, link.ranges);
+        if (bytes_in(link.ranges) + link.bitmap.size() != frame.bytes)
+          throw Error("control plane: a delta from " + link.terms.from +
+                      " marks another number of bytes than it announces; it is damaged");
+        link.wire.receive(slot.bytes, link.ranges);
+        sum = checksum(slot.bytes);
+    }
+    if (sum != frame.sum)
+      throw Error(
+          "control plane: version " + std::to_string(frame.version) + " from " + link.terms.from +
+          " does not match its checksum: it is torn or damaged; nobody may write to published weights");
+    link.whole[slot.side] = true;
+  }
+
+  WeightBoard& board_;
+  std::vector<std::unique_ptr<Link>> links_;  ///< by actor; null: this rank
+};
+
+}  // namespace dvla::detail

@@ -1,0 +1,159 @@
+// dvla-test: asan tsan
+// Frames as a hostile or damaged peer would send them: each is refused with one sentence, at once.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <functional>
+#include <thread>
+
+#include "dvla/control_plane/broadcast.hpp"
+#include "dvla/core/random.hpp"
+#include "dvla/testing/thread_cluster.hpp"
+
+using namespace std::chrono_literals;
+using dvla::FrameKind;
+using dvla::WeightFrame;
+using dvla::WeightFrameTerms;
+using Bytes = std::array<std::byte, 64>;
+
+namespace {
+
+WeightFrameTerms terms() {
+  WeightFrameTerms all;
+  all.from = "rank 1 (actor 0)";
+  all.layout = 77;
+  all.full_bytes = 4000;
+  all.trainable_bytes = 400;
+  all.delta_least = 1;
+  all.delta_most = 4001;
+  all.last = 5;
+  return all;
+}
+WeightFrame good() {
+  WeightFrame frame;
+  frame.version = 6;
+  frame.bytes = 4000;
+  frame.layout = 77;
+  return frame;
+}
+std::string refusal(const Bytes& bytes, const WeightFrameTerms& known = terms()) {
+  try {
+    dvla::read_frame(bytes, known);
+  } catch (const dvla::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+std::string refusal(const std::function<void(WeightFrame&)>& change) {
+  WeightFrame frame = good();
+  change(frame);
+  return refusal(frame.bytes_of());
+}
+const std::string start = "control plane: a frame of weights from rank 1 (actor 0) ";
+
+}  // namespace
+
+TEST_CASE("A frame that may follow is taken, and every other refused in one sentence") {
+  CHECK(refusal(good().bytes_of()) == "");
+  CHECK(refusal([](auto& f) { f.magic = 1; }) ==
+        start + "does not start as one; both ends must be the same version of dvla");
+  CHECK(refusal([](auto& f) { f.actor = 2; }) ==
+        start + "is of actor 2 for rollout 0, not of actor 0 for rollout 0");
+  CHECK(refusal([](auto& f) { f.incarnation = 3; }) ==
+        start + "is for incarnation 3 of this rollout, which is incarnation 0");
+  CHECK(refusal([](auto& f) { f.layout = 78; }) ==
+        start + "cuts the weights into other parts; trainer and sampler must have the same model and knobs");
+  CHECK(refusal([](auto& f) { f.version = 5; }) ==
+        start + "is version 5 after version 5; versions strictly increase");
+  CHECK(refusal([](auto& f) { f.version = -9; }) ==
+        start + "is version -9 after version 5; versions strictly increase");
+  CHECK(refusal([](auto& f) { f.kind = static_cast<FrameKind>(9); }) ==
+        start + "is of kind 9, which is none");
+  CHECK(refusal([](auto& f) { f.bytes = 1ULL << 60; }) ==
+        start + "announces 1152921504606846976 bytes instead of 4000");
+  CHECK(refusal([](auto& f) { f.kind = FrameKind::trainable; }) ==
+        start + "announces 4000 bytes instead of 400");
+  CHECK(refusal([](auto& f) {
+          f.kind = FrameKind::delta;
+          f.bytes = 0;
+        }) == start + "announces 0 bytes instead of 1 to 4001");
+  CHECK(refusal([](auto& f) {
+          f.kind = FrameKind::delta;
+          f.base = 4;
+        }) == start + "changes version 4, but the last that came is 5");
+  CHECK(refusal([](auto& f) {
+          f.kind = FrameKind::end;
+          f.bytes = 0;
+          f.version = 4;
+        }) == start + "ends the weights at version 4, but version 5 has come");
+}
+
+TEST_CASE("A frame with any bit turned, and any 64 bytes at random, are refused") {
+  for (std::size_t bit = 0; bit < 512; ++bit) {
+    Bytes bytes = good().bytes_of();
+    bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+    CHECK_FALSE(refusal(bytes).empty());
+  }
+  dvla::SplitMix64 random(1);
+  for (int i = 0; i < 20000; ++i) {
+    Bytes bytes;
+    for (std::size_t at = 0; at < 64; at += 8) {
+      const std::uint64_t word = random();
+      std::memcpy(bytes.data() + at, &word, 8);
+    }
+    if (i % 2 == 0) std::memcpy(bytes.data(), &WeightFrame::expected_magic, 8);
+    CHECK_FALSE(refusal(bytes).empty());
+  }
+}
+
+TEST_CASE("Whatever an actor sends, a rollout neither crashes nor hangs nor takes what is not proven") {
+  dvla::SplitMix64 random(5);
+  const std::int64_t floats = 3000;  // three blocks of a delta
+  const auto identity = dvla::detail::PartLayout(dvla::equal_parts(floats, 1)[0], {}).identity;
+  for (int round = 0; round < 150; ++round) {
+    auto clusters = dvla::testing::ThreadCluster::make(2);
+    std::jthread actor([&] {
+      try {
+        auto channel = clusters[1]->channel("weights/0/0/0", 0, 5s);
+        std::vector<std::byte> part(floats * 4, std::byte{1});
+        std::int64_t version = -1;
+        for (int i = 0; i < 4; ++i) {  // good ones first, then one that is not
+          const bool bad = i == 3 || random() % 4 == 0;
+          WeightFrame frame;
+          frame.layout = identity;
+          frame.base = version;
+          frame.version = version += 1;
+          frame.kind = i == 0 ? FrameKind::full : static_cast<FrameKind>(random() % 2 * 2);
+          std::vector<std::byte> bitmap;
+          if (frame.kind == FrameKind::delta) {
+            bitmap.push_back(static_cast<std::byte>(bad ? random() : random() % 8));
+            part[random() % part.size()] ^= std::byte{1};
+            bitmap[0] |= std::byte{7};
+          }
+          frame.bytes = bitmap.size() + part.size();
+          frame.sum = dvla::checksum(part) + (bad && random() % 2 == 0 ? 1 : 0);
+          if (bad && random() % 2 == 0) frame.bytes += random() % 3 - 1;
+          Bytes head = frame.bytes_of();
+          if (bad && random() % 4 == 0) head[random() % 64] ^= std::byte{2};
+          channel->send(head, 5s);
+          channel->send(bitmap, 5s);
+          channel->send(part, 5s);
+          if (bad) break;
+        }
+      } catch (const dvla::PeerError&) {  // refused
+      }
+    });
+    dvla::BroadcastWeightPlane plane(floats, {}, {dvla::WeightForm::delta}, *clusters[0],
+                                     dvla::Roles{{0}, {1}}, 0, 5s, *std::pmr::new_delete_resource());
+    std::vector<std::byte> all(floats * 4);
+    std::string end;
+    std::int64_t last = -1;
+    try {
+      for (;;) last = plane.receive(all, last + 1, 5s);
+    } catch (const dvla::PeerError& error) {
+      end = error.what();
+    }
+    CHECK(end.find("which is lost: ") != std::string::npos);
+    CHECK(plane.latest() == last);
+  }
+}
