@@ -5,6 +5,7 @@
 // Knows blocks and strips of memory, not what the fields mean: routed.hpp does.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <condition_variable>
@@ -168,6 +169,11 @@ class Inbox {
     sender.thread = std::thread([this, &sender] { serve(sender); });
   }
 
+  /// Whether anything comes from it over a channel.
+  bool expects(int rollout) const {
+    return std::any_of(senders_.begin(), senders_.end(),
+                       [&](const auto& sender) { return sender->rollout == rollout && !sender->local; });
+  }
   /// Ends a rollout's channel: its thread then counts it as lost.
   void lose(int rollout, const std::string& why) {
     Sender& sender = find(rollout);
@@ -447,7 +453,9 @@ class Inbox {
                 std::int64_t batch) {
     if (sender != nullptr) {
       if (batch < sender->expected_from) return Refusal::old_batch;
-      if (batch >= next_ && batch - next_ >= options_.buffers + sender->buffers) return Refusal::early;
+      // Other actors may be ahead, so the batch that was agreed on may be.
+      if (batch - std::max(next_, sender->expected_from) >= options_.buffers + sender->buffers)
+        return Refusal::early;
     }
     newest_ = std::max(newest_, batch);
     auto lost = [&] { return sender != nullptr && !sender->why_closed.empty(); };
@@ -536,6 +544,12 @@ class Inbox {
     return message.incarnation == sender.incarnation ? Refusal::none : Refusal::incarnation;
   }
 
+  void expect(Sender& sender, std::int64_t batch) {
+    sender.expected_from = batch;
+    sender.last = never;
+    sender.why.clear();
+    changed_.notify_all();
+  }
   /// hello -> offer, start -> accepted.
   void greet(Sender& sender) {
     auto hear = [&](MessageKind kind) {
@@ -559,15 +573,13 @@ class Inbox {
       // One that comes back joins behind the batch that the others are at: nobody waits for its start.
       hello.batch = std::max(hello.batch, sender.present() ? sender.expected_from : newest_ + 1);
       hello.batch = std::max(hello.batch, next_);
+      expect(sender, hello.batch);  // from now on: what is offered is waited for
     }
     reply(sender, MessageKind::offer, hello);
     const DataMessage start = hear(MessageKind::start);
     {
       const std::scoped_lock lock(mutex_);
-      sender.expected_from = start.batch;
-      sender.last = never;
-      sender.why.clear();
-      changed_.notify_all();
+      expect(sender, std::max(start.batch, sender.expected_from));
     }
     reply(sender, MessageKind::accepted, start);
   }

@@ -75,7 +75,11 @@ class RoutedTrajectories {
   /// options. Throws ConfigError where layouts and plan, or two ranks' programs, do not fit.
   RoutedTrajectories(RoutedLayouts<Decision> layouts, RoutingPlan plan, Cluster& cluster, const Roles& roles,
                      RoutedOptions options, std::pmr::memory_resource& environment_pool)
-      : layouts_(std::move(layouts)), plan_(std::move(plan)), options_(options) {
+      : cluster_(cluster),
+        roles_(roles),
+        layouts_(std::move(layouts)),
+        plan_(std::move(plan)),
+        options_(options) {
     const int rollout = roles.rollout(cluster.rank()), actor = roles.actor(cluster.rank());
     check(rollout, actor, roles);
     const std::string name = rank_name(roles, cluster.rank());
@@ -214,8 +218,18 @@ class RoutedTrajectories {
     inbox("drop").drop(token.batch);
   }
 
-  /// Actor: the channel of a rollout's next incarnation. Returns at once; the two agree in the background on
-  /// the batch from which on it is expected again. Throws Error for an incarnation that was here already.
+  /// Actor: lets a rollout's next incarnation in. Waits until that one makes its end of the channel; the two
+  /// then agree in the background on the batch from which on it is expected again. False: the plan has no
+  /// route from it to here. Throws Error for an incarnation that was here already.
+  bool rejoin(int rollout, std::int64_t incarnation) {
+    if (!inbox("rejoin").expects(rollout)) return false;
+    inbox_->join(rollout,
+                 cluster_.channel(channel_name(rollout, roles_.actor(cluster_.rank()), incarnation),
+                                  roles_.rollouts[static_cast<std::size_t>(rollout)], options_.deadline),
+                 incarnation);
+    return true;
+  }
+  /// The same, over a channel that the caller has made.
   void rejoin(int rollout, std::unique_ptr<Channel> channel, std::int64_t incarnation) {
     inbox("rejoin").join(rollout, std::move(channel), incarnation);
   }
@@ -328,6 +342,8 @@ class RoutedTrajectories {
     return *inbox_;
   }
 
+  Cluster& cluster_;
+  const Roles roles_;
   const RoutedLayouts<Decision> layouts_;
   const RoutingPlan plan_;
   const RoutedOptions options_;
