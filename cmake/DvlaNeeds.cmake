@@ -1,5 +1,5 @@
 # dvla_needs(<out> <file>): which optional libraries a file includes, directly or through this repository's headers: a subset
-# of torch, mujoco, io, cuda. Read from the #include lines, so no list of headers has to be kept by hand.
+# of torch, c10d, mujoco, io, cuda. Read from the #include lines, so no list of headers has to be kept by hand.
 function(dvla_needs out file)
   string(MAKE_C_IDENTIFIER "dvla_needs_${file}" memo)
   get_property(known GLOBAL PROPERTY ${memo} SET)
@@ -24,9 +24,14 @@ function(dvla_needs out file)
         endforeach()
       elseif(name MATCHES "^(torch|ATen|c10)/")
         list(APPEND needs torch)
+        if(name MATCHES "^torch/csrc/distributed/")
+          list(APPEND needs c10d)
+        endif()
         if(name MATCHES "^(ATen|c10|torch)/.*cuda/")
           list(APPEND needs cuda)
         endif()
+      elseif(name MATCHES "^gloo/")
+        list(APPEND needs torch c10d)
       elseif(name MATCHES "^(mujoco|EGL|GL)/")
         list(APPEND needs mujoco)
       elseif(name MATCHES "^gif_lib\\.h$|^(nlohmann|CLI|toml\\+\\+)/")

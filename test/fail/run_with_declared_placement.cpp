@@ -1,4 +1,4 @@
-// expect: dvla: Separated is declared but not built in this version; use CoLocated
+// expect: dvla: Adaptive is declared but not built in this version; use Separated or Hybrid
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/environment/toy.hpp>
 #include <dvla/memory/dual_pool.hpp>
@@ -15,5 +15,5 @@ struct Wide : Own<Slot> {
 };
 using P = dvla::Pipeline<dvla::Sampler<dvla::Toy, dvla::testing::LinearModel>, dvla::Trainer<dvla::GRPO>,
                          Wide<dvla::data_plane_slot>, Wide<dvla::control_plane_slot>,
-                         dvla::Placement<dvla::Separated<3, 1>>>;
+                         dvla::Placement<dvla::Adaptive>>;
 double train(const dvla::Config<P>& config) { return dvla::Run<P>(config).train().train_wall_s; }

@@ -4,6 +4,7 @@
 #include <concepts>
 
 #include "dvla/core/machinery.hpp"
+#include "dvla/placement/topology.hpp"
 
 namespace dvla {
 
@@ -11,5 +12,12 @@ namespace dvla {
 /// role is left out.
 template <class Type>
 concept PlacementPolicy = NamedPolicyFor<Type, placement_slot>;
+
+/// What a job needs of it: who does what, the same on every rank, from the topology alone. Throws ConfigError
+/// where the job has no such roles.
+template <class Type, class Knobs>
+concept PlacementMachinery = requires(const Knobs& knobs, const Topology& topology) {
+  { Type::roles(knobs, topology) } -> std::same_as<Roles>;
+};
 
 }  // namespace dvla

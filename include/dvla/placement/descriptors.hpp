@@ -1,55 +1,63 @@
-// Which rank is a rollout, an actor, or both. Descriptors only. Paper: co-located, separated and hybrid
-// placement; ratios 3:1 and 1:1.
+// Which rank is a rollout, an actor, or both. Paper: co-located, separated and hybrid placement; ratios 3:1
+// and 1:1. Each is its own machinery: a pure function from the job's topology to its roles. Starts no
+// process.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <type_traits>
 
-#include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/pipeline/mistake.hpp"
+#include "dvla/placement/deal.hpp"
+#include "dvla/placement/placement_knobs.hpp"
 
 namespace dvla {
 
-/// Every rank is both: four lanes in one process. Needs no machinery.
+/// Every rank is both: four lanes in one process.
 struct CoLocated {
   using slot = placement_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "CoLocated";
   static constexpr bool separates_roles = false;
+  static Roles roles(const NoKnobs&, const Topology& topology) {
+    return {detail::all_ranks(topology), detail::all_ranks(topology)};
+  }
 };
 
-/// Some ranks roll out, the others train. A ratio of 0:0 is read at run time. Declared, not built in this
-/// version.
+/// Some ranks roll out, the others train. Without a ratio, knobs say it at run time.
 template <int Rollouts = 0, int Actors = 0>
 struct Separated {
+  static constexpr bool fixed = Rollouts != 0 || Actors != 0;
   using slot = placement_slot;
-  using knobs = NoKnobs;
+  using knobs = std::conditional_t<fixed, NoKnobs, SeparatedKnobs>;
   static constexpr std::string_view name = type_name<Separated>;
-  static constexpr bool built = false;
   static constexpr bool separates_roles = true;
   using mistake = std::conditional_t<(Rollouts >= 0 && Actors >= 0), dvla::mistake::none,
                                      dvla::mistake::shares_are_negative<Rollouts, Actors>>;
   static constexpr bool has_rollouts = Rollouts > 0 || Actors == 0;
   static constexpr bool has_actors = Actors > 0 || Rollouts == 0;
-  template <bool Never>
-  struct missing {
-    static_assert(Never, "dvla: Separated is declared but not built in this version; use CoLocated");
-  };
+  static Roles roles(const knobs& shares, const Topology& topology) {
+    if constexpr (fixed)
+      return detail::separate(Rollouts, Actors, std::string(name), topology);
+    else
+      return detail::separate(shares.rollouts, shares.actors, "placement.rollouts:actors", topology);
+  }
 };
 
-/// Some ranks are both, some roll out only. Declared, not built in this version.
+/// All roll out, some train too.
 struct Hybrid {
   using slot = placement_slot;
-  using knobs = NoKnobs;
+  using knobs = HybridKnobs;
   static constexpr std::string_view name = "Hybrid";
-  static constexpr bool built = false;
   static constexpr bool separates_roles = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never, "dvla: Hybrid is declared but not built in this version; use CoLocated");
-  };
+  static Roles roles(const HybridKnobs& shares, const Topology& topology) {
+    if (shares.actors < 1 || shares.actors > topology.world())
+      throw ConfigError("placement.actors is " + std::to_string(shares.actors) +
+                        "; it must be from 1 to the number of ranks, " + std::to_string(topology.world()));
+    return {detail::all_ranks(topology), detail::spread(shares.actors, topology)};
+  }
 };
 
 /// Shares move until rollout and actor times meet. Declared, not built in this version.
@@ -61,7 +69,7 @@ struct Adaptive {
   static constexpr bool separates_roles = true;
   template <bool Never>
   struct missing {
-    static_assert(Never, "dvla: Adaptive is declared but not built in this version; use CoLocated");
+    static_assert(Never, "dvla: Adaptive is declared but not built in this version; use Separated or Hybrid");
   };
 };
 

@@ -49,11 +49,11 @@ struct Launch {
     } else if (variable("OMPI_COMM_WORLD_RANK") || variable("OMPI_COMM_WORLD_SIZE")) {
       launch.launcher = "mpirun (Open MPI)";
       launch.take(variable, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK");
-      launch.find_master(variable, "OMPI_COMM_WORLD_LOCAL_SIZE");
+      launch.find_master(variable, "OMPI_COMM_WORLD_LOCAL_SIZE", "-x MASTER_ADDR=...");
     } else if (variable("PMI_RANK") || variable("PMI_SIZE")) {
       launch.launcher = "mpirun (MPICH)";
       launch.take(variable, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
-      launch.find_master(variable, "MPI_LOCALNRANKS");
+      launch.find_master(variable, "MPI_LOCALNRANKS", "-genv MASTER_ADDR ...");
     } else if (variable("SLURM_PROCID")) {
       launch.launcher = "srun";
       // Inside a step, SLURM_NTASKS may still be the whole allocation's.
@@ -128,17 +128,16 @@ struct Launch {
     }
   }
 
-  void find_master(const Lookup& variable, const char* local_size) {
+  void find_master(const Lookup& variable, const char* local_size, const char* setting) {
     if (world == 1) return;
     if (variable("MASTER_PORT")) port = number(variable, "MASTER_PORT", 1, 65535, "");
     if (variable("MASTER_ADDR")) {
       address = text(variable, "MASTER_ADDR", "");
     } else if (!variable(local_size) || number(variable, local_size, 1, world, "") != world) {
-      throw ConfigError(
-          "MASTER_ADDR is not set, and the " + std::to_string(world) + " ranks of this " + launcher +
-          " job are not known to share one machine; set it to the address of rank 0's machine (" + "mpirun " +
-          (launcher.find("Open") != launcher.npos ? "-x" : "-genv") + " MASTER_ADDR" +
-          (launcher.find("Open") != launcher.npos ? "=" : " ") + "...)");
+      throw ConfigError("MASTER_ADDR is not set, and the " + std::to_string(world) + " ranks of this " +
+                        launcher +
+                        " job are not known to share one machine; set it to the address of rank 0's " +
+                        "machine (mpirun " + setting + ")");
     }
   }
 

@@ -1,0 +1,301 @@
+// A job of processes on LibTorch's c10d: TCPStore for the rendezvous, Gloo for channels and groups. Design:
+// "Roles, processes, engines"; "Gloo is the one inside LibTorch".
+// Dear to compile (10 s): included by programs alone. CMake: dvla::c10d.
+#pragma once
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <sys/socket.h>
+
+#include <csignal>
+#include <future>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include "dvla/placement/c10d_group.hpp"
+#include "dvla/placement/cluster.hpp"
+#include "dvla/placement/launch.hpp"
+
+namespace dvla {
+
+/// Rank 0 hosts the store, unless torchrun's agent does: it leaves last, after a barrier of all who still use
+/// the store. Has to outlive its channels and groups. Quiets c10d's own log unless TORCH_CPP_LOG_LEVEL is
+/// set, and SIGPIPE unless the program handles it: both are errors here.
+class C10dCluster final : public Cluster {
+ public:
+  /// Returns when every rank has joined. Throws ConfigError, PeerError, or DeadlineError that names the
+  /// missing rank. `limit` is also that of put, has and count.
+  C10dCluster(const Launch& launch, std::chrono::nanoseconds limit)
+      : rank_(launch.rank), limit_(limit), where_(launch.address + ":" + std::to_string(launch.port)) {
+    if (launch.world < 1 || rank_ < 0 || rank_ >= launch.world)
+      throw ConfigError("rank is " + std::to_string(rank_) + " of " + std::to_string(launch.world) +
+                        "; it must be from 0 to world - 1");
+    settle_process();
+    const auto until = detail::deadline_after(limit);
+    connect(launch, limit);
+    try {
+      join(launch, until);
+    } catch (...) {
+      let_others_know(launch);
+      throw;
+    }
+    const std::string address = own_address(launch);
+    try {
+      const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+      device_ = interface && *interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                                        : c10d::ProcessGroupGloo::createDeviceForHostname(address);
+    } catch (const std::exception& error) {
+      throw ConfigError("rank " + std::to_string(rank_) + " cannot listen for the others on " + address +
+                        ": " + detail::torch_words(error) +
+                        "; set GLOO_SOCKET_IFNAME to the network interface to use");
+    }
+  }
+
+  int rank() const override { return rank_; }
+  const Topology& topology() const override { return topology_; }
+
+  std::unique_ptr<Channel> channel(const std::string& name, int peer,
+                                   std::chrono::nanoseconds limit) override {
+    check_peer(name, peer);
+    return std::make_unique<detail::C10dChannel>(
+        meet("channel '" + name + "'", {std::min(rank_, peer), std::max(rank_, peer)}, limit), name, rank_,
+        peer);
+  }
+  std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
+                               std::chrono::nanoseconds limit) override {
+    check_members(name, members);
+    if (members.size() == 1) return std::make_unique<LoneGroup>(name);
+    return std::make_unique<detail::C10dGroup>(meet("group '" + name + "'", members, limit), name, members,
+                                               limit);
+  }
+
+  void put(const std::string& key, const std::string& value) override {
+    ask(limit_, [=](c10d::Store& store) {
+      store.set("text/" + key, std::vector<std::uint8_t>(value.begin(), value.end()));
+      return true;
+    });
+  }
+  std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
+    return ask(
+        limit,
+        [=](c10d::Store& store) {
+          store.wait({"text/" + key}, detail::torch_limit(limit));
+          const std::vector<std::uint8_t> value = store.get("text/" + key);
+          return std::string(value.begin(), value.end());
+        },
+        [&] { return detail::store_deadline(key, rank_, limit); });
+  }
+  bool has(const std::string& key) override {
+    return ask(limit_, [=](c10d::Store& store) { return store.check({"text/" + key}); });
+  }
+  std::int64_t count(const std::string& key) override {
+    return ask(limit_, [=](c10d::Store& store) { return store.add("count/" + key, 1); });
+  }
+
+ private:
+  using Store = c10::intrusive_ptr<c10d::Store>;
+
+  static void settle_process() {
+    if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
+      c10::initLogging();
+    } else {
+      FLAGS_caffe2_log_level = c10::GLOG_FATAL;  // what it would say is in our exceptions
+    }
+    struct sigaction old {};
+    if (::sigaction(SIGPIPE, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) std::signal(SIGPIPE, SIG_IGN);
+  }
+
+  void connect(const Launch& launch, std::chrono::nanoseconds limit) {
+    c10d::TCPStoreOptions options;
+    options.port = static_cast<std::uint16_t>(launch.port);
+    options.waitWorkers = false;
+    options.timeout = detail::torch_limit(limit);
+    if (rank_ == 0 && !launch.store_is_hosted) {
+      options.isServer = true;
+      try {
+        store_ = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
+      } catch (const std::exception& error) {
+        throw ConfigError("rank 0 cannot host the job's store at " + where_ + ": " +
+                          detail::torch_words(error) +
+                          "; set MASTER_PORT to a free port, from 1 to 65535, the same on every rank");
+      }
+    } else {
+      const auto open = [address = launch.address, options]() -> Store {
+        return c10::make_intrusive<c10d::TCPStore>(address, options);
+      };
+      store_ = bounded(limit, open, [&] {
+        return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
+                             " for the job's store at " + where_ + ", which " +
+                             (launch.store_is_hosted ? "torchrun hosts" : "rank 0 hosts"));
+      });
+    }
+    store_ = c10::make_intrusive<c10d::PrefixStore>("dvla/" + launch.attempt, store_);
+  }
+
+  void join(const Launch& launch, detail::Clock::time_point until) {
+    const std::string world = std::to_string(launch.world);
+    put("host/" + std::to_string(rank_), world + "\n" + launch.host);
+    std::vector<std::string> hosts;
+    topology_.node.clear();
+    for (int rank = 0; rank < launch.world; ++rank) {
+      const std::string name = std::to_string(rank);
+      std::string text;
+      try {
+        text = get("host/" + name, detail::left(until));
+      } catch (const DeadlineError&) {
+        throw DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit_) +
+                            " for rank " + name + " of " + world + " to join the job at " + where_);
+      }
+      const std::size_t end = text.find('\n');
+      if (text.substr(0, end) != world)
+        throw ConfigError("WORLD_SIZE is " + world + " on rank " + std::to_string(rank_) + " and " +
+                          text.substr(0, end) + " on rank " + name + "; it must be the same on every rank");
+      const std::string host = text.substr(end + 1);
+      const auto found = std::find(hosts.begin(), hosts.end(), host);
+      topology_.node.push_back(static_cast<int>(found - hosts.begin()));
+      if (found == hosts.end()) hosts.push_back(host);
+    }
+  }
+
+  /// The job cannot start. The others read why before the store goes with rank 0.
+  void let_others_know(const Launch& launch) noexcept try {
+    const auto told = [](int rank) { return "told/" + std::to_string(rank); };
+    put(told(rank_), "");
+    if (rank_ > 0 || launch.store_is_hosted) return;
+    const auto until = detail::deadline_after(std::chrono::seconds(1));
+    for (int rank = 1; rank < launch.world; ++rank)
+      if (has("host/" + std::to_string(rank))) get(told(rank), detail::left(until));
+  } catch (...) {  // then they see that the store is gone
+  }
+
+  /// The address by which the others reach this machine: the one that leads to the store's machine.
+  std::string own_address(const Launch& launch) const {
+    const std::string loopback = "127.0.0.1";
+    if (topology_.node == std::vector<int>(topology_.node.size(), 0)) return loopback;
+    addrinfo hints{}, *found = nullptr;
+    hints.ai_socktype = SOCK_DGRAM;
+    if (::getaddrinfo(launch.address.c_str(), std::to_string(launch.port).c_str(), &hints, &found) != 0)
+      return loopback;
+    std::string address = loopback;
+    const int probe = ::socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    sockaddr_storage own{};
+    socklen_t size = sizeof own;
+    char text[INET6_ADDRSTRLEN] = {};
+    if (probe >= 0 && ::connect(probe, found->ai_addr, found->ai_addrlen) == 0 &&
+        ::getsockname(probe, reinterpret_cast<sockaddr*>(&own), &size) == 0 &&
+        ::getnameinfo(reinterpret_cast<sockaddr*>(&own), size, text, sizeof text, nullptr, 0,
+                      NI_NUMERICHOST) == 0)
+      address = text;
+    if (probe >= 0) ::close(probe);
+    ::freeaddrinfo(found);
+    return address;
+  }
+
+  /// Runs `work` in a thread and leaves it behind where `limit` runs out: the store's client has calls that
+  /// wait for a stopped server without end. `work` owns what it uses.
+  template <class Work, class Late>
+  static std::invoke_result_t<Work> bounded(std::chrono::nanoseconds limit, Work work, Late late) {
+    using Result = std::invoke_result_t<Work>;
+    const auto until = detail::deadline_after(limit);
+    auto task = std::make_shared<std::packaged_task<Result()>>(std::move(work));
+    std::future<Result> result = task->get_future();
+    std::thread thread([task] { (*task)(); });
+    // A wait inside that ends at the same limit says more, and may need a moment to say it.
+    constexpr std::chrono::milliseconds grace{250};
+    if (result.wait_for(detail::torch_limit(limit) + grace) != std::future_status::ready) {
+      thread.detach();
+      throw late();
+    }
+    thread.join();
+    try {
+      return result.get();
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
+      if (detail::Clock::now() >= until) throw late();
+      throw PeerError(detail::torch_words(error));
+    }
+  }
+
+  /// One question to the job's store, over a connection that nobody else uses meanwhile: a client serialises
+  /// its calls, and a waiting one would hold up the rest.
+  template <class Call, class Late>
+  std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call, Late late) {
+    Store client;
+    {
+      const std::scoped_lock lock(mutex_);
+      if (!idle_.empty()) {
+        client = idle_.back();
+        idle_.pop_back();
+      }
+    }
+    auto shared = std::make_shared<Store>(std::move(client));
+    try {
+      auto answer = bounded(
+          limit,
+          [shared, store = store_, call] {
+            if (!*shared) *shared = store->clone();
+            return call(**shared);
+          },
+          late);
+      const std::scoped_lock lock(mutex_);
+      idle_.push_back(*shared);
+      return answer;
+    } catch (const PeerError& error) {
+      throw PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + ": " +
+                      error.what());
+    }
+  }
+  template <class Call>
+  std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call) {
+    return ask(limit, std::move(call), [&] {
+      return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
+                           " for the job's store at " + where_ + " to answer");
+    });
+  }
+
+  /// Waits until every member has asked for the same thing, and connects them.
+  std::unique_ptr<detail::Links> meet(const std::string& what, const std::vector<int>& members,
+                                      std::chrono::nanoseconds limit) {
+    const auto until = detail::deadline_after(limit);
+    const std::string me = "rank " + std::to_string(rank_);
+    std::string key = "meet/" + what;
+    for (const int member : members) key += " " + std::to_string(member);
+    const auto here = [&](int member) { return key + "/" + std::to_string(member); };
+    if (count(here(rank_)) != 1) throw Error(me + " has made " + what + " before; names must be new");
+    put(here(rank_), "");
+    for (const int member : members) {
+      try {
+        get(here(member), detail::left(until));
+      } catch (const DeadlineError&) {
+        throw DeadlineError(me + " waited " + detail::seconds_text(limit) + " for rank " +
+                            std::to_string(member) + " to make " + what);
+      }
+    }
+    try {
+      return bounded(
+          detail::left(until),
+          [key, until, store = store_, device = device_, size = static_cast<int>(members.size()),
+           place = Roles::place(members, rank_)] {
+            const Store own = c10::make_intrusive<c10d::PrefixStore>(key, store->clone());
+            return std::make_unique<detail::Links>(own, device, place, size, detail::left(until));
+          },
+          [&] {
+            return DeadlineError(me + " waited " + detail::seconds_text(limit) + " to connect " + what);
+          });
+    } catch (const PeerError& error) {
+      throw PeerError(me + " cannot connect " + what + ": " + error.what());
+    }
+  }
+
+  const int rank_;
+  const std::chrono::nanoseconds limit_;
+  const std::string where_;
+  Topology topology_;
+  Store store_;
+  std::mutex mutex_;
+  std::vector<Store> idle_;  ///< connections to the store; as many as ever asked at once
+  std::shared_ptr<gloo::transport::Device> device_;
+};
+
+}  // namespace dvla

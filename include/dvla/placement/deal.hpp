@@ -1,0 +1,82 @@
+// Deals a job's ranks to roles so that every machine gets its share of both: the unit of replication is a
+// node-local sampling-inference loop. Paper: "local topology replication". Pure functions of the topology, so
+// that every rank finds the same roles by itself.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "dvla/placement/topology.hpp"
+
+namespace dvla::detail {
+
+inline std::vector<int> all_ranks(const Topology& topology) {
+  std::vector<int> ranks(topology.node.size());
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+/// `count` of the ranks, 1 <= count <= world, ascending: of each machine its first ones, in proportion to how
+/// many it has (largest remainder; of equals the lower machine). Rank 0 is always one.
+inline std::vector<int> spread(int count, const Topology& topology) {
+  const std::int64_t world = topology.world();
+  const int home = topology.node.front();
+  std::vector<std::vector<int>> ranks;  // of each machine
+  for (int rank = 0; rank < world; ++rank) {
+    const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
+    if (ranks.size() <= node) ranks.resize(node + 1);
+    ranks[node].push_back(rank);
+  }
+  struct Machine {
+    std::size_t node;
+    std::int64_t share, remainder;
+  };
+  std::vector<Machine> machines;
+  std::int64_t left = count;
+  for (std::size_t node = 0; node < ranks.size(); ++node) {
+    const std::int64_t quota = count * static_cast<std::int64_t>(ranks[node].size());
+    machines.push_back({node, quota / world, quota % world});
+    left -= quota / world;
+  }
+  std::stable_sort(machines.begin(), machines.end(), [&](const Machine& a, const Machine& b) {
+    const auto first = [&](const Machine& machine) {  // rank 0's machine does not go empty
+      return machine.share == 0 && machine.node == static_cast<std::size_t>(home);
+    };
+    return first(a) != first(b) ? first(a) : a.remainder > b.remainder;
+  });
+  std::vector<int> chosen;
+  for (Machine& machine : machines) {
+    if (left > 0 && machine.remainder > 0) {
+      ++machine.share;
+      --left;
+    }
+    const auto& here = ranks[machine.node];
+    chosen.insert(chosen.end(), here.begin(), here.begin() + static_cast<std::ptrdiff_t>(machine.share));
+  }
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+/// Actors as spread() says, the others are rollouts.
+inline Roles separate(int rollouts, int actors, const std::string& name, const Topology& topology) {
+  const int world = topology.world();
+  const std::int64_t shares = std::int64_t{rollouts} + actors;
+  if (rollouts < 1 || actors < 1 || world % shares != 0)
+    throw ConfigError(name + " is " + std::to_string(rollouts) + ":" + std::to_string(actors) +
+                      " and the job has " + std::to_string(world) + (world == 1 ? " rank" : " ranks") +
+                      "; both shares must be at least 1, and the ranks a multiple of their sum, " +
+                      std::to_string(shares));
+  Roles roles;
+  roles.actors = spread(static_cast<int>(world / shares) * actors, topology);
+  const std::vector<int> all = all_ranks(topology);
+  roles.rollouts.clear();
+  std::set_difference(all.begin(), all.end(), roles.actors.begin(), roles.actors.end(),
+                      std::back_inserter(roles.rollouts));
+  return roles;
+}
+
+}  // namespace dvla::detail

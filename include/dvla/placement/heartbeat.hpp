@@ -1,0 +1,149 @@
+// Heartbeats: whether the other end of each pair lives. A channel per pair carries nothing but beats: one is
+// sent each period, and one expected within two. A peer that dies or stops is reported once; one that leaves
+// says so first, which is no loss. Issue: "A peer that stops is noticed within two heartbeats". What a loss
+// means (closing the pair's other channels, ending the run) is the callback's business.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "dvla/handoff/waiting.hpp"
+#include "dvla/placement/channel.hpp"
+
+namespace dvla {
+
+/// Members may be called from any thread but those that call back. Two threads per pair, which sleep.
+class Heartbeat {
+ public:
+  /// Called once per loss, from a thread of this class; must not throw and not call this object.
+  using OnLost = std::function<void(int peer, const std::string& reason)>;
+
+  Heartbeat(std::chrono::nanoseconds period, OnLost on_lost) : period_(period), on_lost_(std::move(on_lost)) {
+    if (period_ < std::chrono::milliseconds(1))
+      throw ConfigError("the period of heartbeats is " + detail::seconds_text(period_) +
+                        "; it must be at least 0.001 s");
+  }
+  Heartbeat(const Heartbeat&) = delete;
+  Heartbeat& operator=(const Heartbeat&) = delete;
+  /// Without leave() before: the peers see this rank as lost.
+  ~Heartbeat() {
+    for (Pair& pair : pairs_) {
+      pair.end(State::lost);
+      pair.channel->close();
+    }
+  }
+
+  /// From now on; `channel` is of the pair's heartbeats alone, and the peer does the same. A peer that comes
+  /// again, after a loss, is watched anew; if its loss was not noticed yet, it is reported now.
+  void watch(int peer, std::unique_ptr<Channel> channel) {
+    const std::scoped_lock lock(mutex_);
+    for (auto old = pairs_.begin(); old != pairs_.end(); ++old) {
+      if (old->peer != peer) continue;
+      lose(*old, old->channel->peer() + " came again");
+      pairs_.erase(old);
+      break;
+    }
+    Pair& pair = pairs_.emplace_back(peer, std::move(channel));
+    pair.sender = std::jthread([this, &pair] { send_beats(pair); });
+    pair.receiver = std::jthread([this, &pair] { receive_beats(pair); });
+  }
+
+  /// The end in peace: says goodbye to every peer that is there and waits for its answer, at most two
+  /// periods. Nothing is reported from now on.
+  void leave() {
+    const std::scoped_lock lock(mutex_);
+    for (Pair& pair : pairs_) {
+      const std::scoped_lock inner(pair.mutex);
+      pair.leaving = true;
+      pair.changed.notify_all();
+    }
+    pairs_.clear();
+  }
+
+ private:
+  enum class State { alive, left, lost };
+
+  struct Pair {
+    Pair(int peer_, std::unique_ptr<Channel> channel_) : peer(peer_), channel(std::move(channel_)) {}
+    const int peer;
+    const std::unique_ptr<Channel> channel;
+    std::mutex mutex;
+    std::condition_variable changed;
+    State state = State::alive;
+    bool leaving = false;
+    std::jthread sender, receiver;  ///< joined first
+
+    /// False: it has ended already.
+    bool end(State how) {
+      const std::scoped_lock lock(mutex);
+      if (state != State::alive) return false;
+      state = how;
+      changed.notify_all();
+      return true;
+    }
+  };
+  static constexpr std::byte beat{1}, goodbye{2};
+
+  std::chrono::nanoseconds patience() const { return 2 * period_; }
+
+  void lose(Pair& pair, const std::string& reason) {
+    if (!pair.end(State::lost)) return;
+    pair.channel->close();
+    const bool told = [&] {
+      const std::scoped_lock lock(pair.mutex);
+      return !pair.leaving;
+    }();
+    if (told) on_lost_(pair.peer, reason);
+  }
+
+  /// Ends with a goodbye: of one's own, or in answer to the peer's.
+  void send_beats(Pair& pair) {
+    for (;;) {
+      std::byte word = beat;
+      {
+        std::unique_lock lock(pair.mutex);
+        if (pair.state == State::lost) return;
+        if (pair.leaving || pair.state == State::left) word = goodbye;
+      }
+      const auto next = std::chrono::steady_clock::now() + period_;
+      if (!exchange(pair, [&] { pair.channel->send(std::span(&word, 1), patience()); })) return;
+      if (word == goodbye) return;
+      std::unique_lock lock(pair.mutex);
+      pair.changed.wait_until(lock, next, [&] { return pair.leaving || pair.state != State::alive; });
+    }
+  }
+  void receive_beats(Pair& pair) {
+    std::byte word = beat;
+    while (word != goodbye) {
+      if (!exchange(pair, [&] { pair.channel->receive(std::span(&word, 1), patience()); })) return;
+    }
+    pair.end(State::left);
+  }
+  template <class Call>
+  bool exchange(Pair& pair, Call call) {
+    try {
+      call();
+      return true;
+    } catch (const DeadlineError&) {
+      lose(pair,
+           pair.channel->peer() + " was silent for " + detail::seconds_text(patience()) + ", two heartbeats");
+    } catch (const std::exception& error) {
+      lose(pair, error.what());
+    }
+    return false;
+  }
+
+  const std::chrono::nanoseconds period_;
+  const OnLost on_lost_;
+  std::mutex mutex_;  ///< taken before a pair's
+  std::list<Pair> pairs_;
+};
+
+}  // namespace dvla

@@ -1,0 +1,424 @@
+// C10dCluster with real processes over loopback: the conformance suite, ranks that die, stop, come again or
+// never come. The same program is the test and, with --role, one rank of a job that it starts;
+// `--launcher mpirun` and `--launcher torchrun` run the suite under those (77: there is none).
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <doctest/doctest.h>
+#include <netinet/in.h>
+
+#include <iostream>
+
+#include "dvla/io/child_process.hpp"
+#include "dvla/placement/c10d.hpp"
+#include "dvla/testing/cluster.hpp"
+
+using namespace std::chrono_literals;
+using dvla::C10dCluster;
+using dvla::Cluster;
+using dvla::Launch;
+using dvla::testing::detail::outcome;
+
+namespace {
+
+const auto long_enough = 20s;  // no test waits for it where all is well
+const auto job_limit = 60s;
+
+int free_port() {
+  const int probe = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ::bind(probe, reinterpret_cast<sockaddr*>(&address), size);
+  ::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size);
+  ::close(probe);
+  return ntohs(address.sin_port);
+}
+
+// ---- One rank: prints what is wrong; nothing is right.
+
+bool wrong = false;
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  std::cout << what << std::endl;
+  wrong = true;
+}
+/// `how` begins with `kind` and says `names`.
+void expect_how(const std::string& how, const std::string& kind, const std::string& names) {
+  expect(how.starts_with(kind) && how.find(names) != std::string::npos,
+         "expected " + kind + " that says '" + names + "', not: " + how);
+}
+
+void conform(Cluster& cluster) {
+  for (const auto& line : dvla::testing::check_cluster(cluster, long_enough)) expect(false, line);
+}
+
+void bits(Cluster& cluster) {
+  const auto group = cluster.group("bits", {0, 1, 2}, long_enough);
+  const auto value = [](int rank, std::size_t i) {
+    return 1.0f / static_cast<float>(3 * i + 7) * static_cast<float>(rank + 1);
+  };
+  for (const std::size_t size : {100u, 100000u}) {  // sent whole, and in shares
+    std::vector<float> sum(size), plain(size);
+    for (std::size_t i = 0; i < size; ++i) {
+      sum[i] = value(cluster.rank(), i);
+      plain[i] = value(0, i) + value(1, i) + value(2, i);
+    }
+    group->sum(std::span(sum));
+    expect(sum == plain, "a sum must add in the order of ranks, to the bit");
+  }
+}
+
+void nodes(Cluster& cluster) {
+  expect(cluster.topology().node == std::vector<int>{0, 1, 0}, "nodes are numbered by DVLA_HOST_ID");
+  cluster.group("all", {0, 1, 2}, long_enough)->barrier();
+}
+
+/// Rank 2 is killed while the others wait for it.
+void killed_idle(Cluster& cluster) {
+  std::byte byte{};
+  const auto channel =
+      cluster.rank() == 1 ? nullptr : cluster.channel("data", 2 - cluster.rank(), long_enough);
+  const auto group = cluster.group("all", {0, 1, 2}, long_enough);
+  group->barrier();
+  if (cluster.rank() == 2) std::raise(SIGKILL);
+  if (channel)
+    expect_how(outcome([&] { channel->receive(std::span(&byte, 1), long_enough); }), "PeerError",
+               "rank 0 lost rank 2");
+  expect_how(outcome([&] { group->barrier(); }), "PeerError", "in barrier of group 'all'");
+  if (channel)
+    expect_how(outcome([&] { channel->send(std::span(&byte, 1), long_enough); }), "PeerError", "rank 2");
+}
+
+void die_after(std::chrono::milliseconds delay) {
+  std::thread([delay] {
+    std::this_thread::sleep_for(delay);
+    std::raise(SIGKILL);
+  }).detach();
+}
+
+/// Rank 1 is killed in the middle of a message's bytes, both ways.
+void killed_sending(Cluster& cluster) {
+  const auto channel = cluster.channel("data", 1 - cluster.rank(), long_enough);
+  std::vector<std::byte> bytes(std::size_t{64} << 20);
+  if (cluster.rank() == 1) die_after(200ms);
+  expect_how(outcome([&] {
+               for (;;)
+                 cluster.rank() == 1 ? channel->send(bytes, long_enough)
+                                     : channel->receive(bytes, long_enough);
+             }),
+             "PeerError", "rank 0 lost rank 1");
+}
+void killed_receiving(Cluster& cluster) {
+  const auto channel = cluster.channel("data", 1 - cluster.rank(), long_enough);
+  std::vector<std::byte> bytes(std::size_t{64} << 20);
+  if (cluster.rank() == 1) die_after(200ms);
+  expect_how(outcome([&] {
+               for (;;)
+                 cluster.rank() == 0 ? channel->send(bytes, long_enough)
+                                     : channel->receive(bytes, long_enough);
+             }),
+             "PeerError", "rank 0 lost rank 1");
+}
+void killed_together(Cluster& cluster) {
+  const auto group = cluster.group("all", {0, 1, 2}, long_enough);
+  std::vector<std::byte> part(std::size_t{16} << 20), all(3 * part.size());
+  if (cluster.rank() == 2) die_after(200ms);
+  expect_how(outcome([&] {
+               for (;;) group->all_gather(part, all);
+             }),
+             "PeerError", "in all_gather of group 'all'");
+}
+
+/// A channel closed by one end in the middle of a message.
+void closed_midway(Cluster& cluster) {
+  const auto channel = cluster.channel("data", 1 - cluster.rank(), long_enough);
+  std::vector<std::byte> bytes(std::size_t{64} << 20);
+  std::thread closer([&] {
+    if (cluster.rank() == 1) std::this_thread::sleep_for(150ms);
+    if (cluster.rank() == 1) channel->close();
+  });
+  expect_how(outcome([&] {
+               for (;;)
+                 cluster.rank() == 0 ? channel->send(bytes, long_enough)
+                                     : channel->receive(bytes, long_enough);
+             }),
+             "PeerError", "lost rank");
+  closer.join();
+}
+
+/// What was sent before a channel is destroyed arrives, however late it is asked for.
+void last_words(Cluster& cluster) {
+  for (int round = 0; round < 20; ++round) {
+    const std::string name = "data/" + std::to_string(round);
+    auto channel = cluster.channel(name, 1 - cluster.rank(), long_enough);
+    std::byte text[4] = {};
+    if (cluster.rank() == 0) {
+      channel->send(std::as_bytes(std::span("bye")), long_enough);
+    } else {
+      expect_how(outcome([&] { channel->receive(text, long_enough); }), "done", "");
+      expect(std::memcmp(text, "bye", 4) == 0, "last words");
+    }
+  }
+}
+
+/// A rank stops itself, once the other one knows how to let it go.
+void stop_here(Cluster& cluster) {
+  cluster.put("pid", std::to_string(::getpid()));
+  cluster.get("pid is known", long_enough);
+  std::raise(SIGSTOP);
+}
+int pid_of_other(Cluster& cluster) {
+  const int pid = std::stoi(cluster.get("pid", long_enough));
+  cluster.put("pid is known", "");
+  return pid;
+}
+void stopped(Cluster& cluster) {
+  std::byte byte{};
+  const auto channel = cluster.channel("data", 1 - cluster.rank(), long_enough);
+  const auto group = cluster.group("all", {0, 1}, 600ms);
+  if (cluster.rank() == 1) return stop_here(cluster);
+  const int pid = pid_of_other(cluster);
+  expect_how(outcome([&] { channel->receive(std::span(&byte, 1), 300ms); }), "DeadlineError",
+             "rank 0 waited 0.3 s for rank 1 to send 1 bytes (channel 'data')");
+  expect_how(outcome([&] { group->barrier(); }), "DeadlineError",
+             "rank 0 waited 0.6 s for rank 1 in barrier of group 'all'");
+  ::kill(pid, SIGKILL);
+}
+/// The rank that hosts the store stops.
+void stopped_store(Cluster& cluster) {
+  if (cluster.rank() == 0) return stop_here(cluster);
+  const int pid = pid_of_other(cluster);
+  std::this_thread::sleep_for(100ms);
+  expect_how(outcome([&] { cluster.get("never", 300ms); }), "DeadlineError", "rank 1 waited 0.3 s");
+  ::kill(pid, SIGKILL);
+}
+void killed_store(Cluster& cluster) {
+  if (cluster.rank() == 0) {
+    cluster.get("rank 1 has joined", long_enough);
+    std::raise(SIGKILL);
+  }
+  cluster.put("rank 1 has joined", "");
+  expect_how(outcome([&] { cluster.get("never", long_enough); }), "PeerError",
+             "rank 1 lost the job's store at");
+}
+
+/// Rank 1 dies and comes again.
+void restarted(Cluster& cluster) {
+  std::byte byte{};
+  if (cluster.rank() == 1) {
+    const bool first_life = cluster.count("lives") == 1;
+    const auto channel = cluster.channel(first_life ? "data/0" : "data/1", 0, long_enough);
+    if (first_life) std::raise(SIGKILL);
+    channel->send(std::as_bytes(std::span("x")).first(1), long_enough);
+    cluster.get("done", long_enough);
+    return;
+  }
+  const auto old = cluster.channel("data/0", 1, long_enough);
+  expect_how(outcome([&] { old->receive(std::span(&byte, 1), long_enough); }), "PeerError", "rank 1");
+  const auto fresh = cluster.channel("data/1", 1, long_enough);
+  expect_how(outcome([&] { fresh->receive(std::span(&byte, 1), long_enough); }), "done", "");
+  cluster.put("done", "yes");
+}
+
+const std::map<std::string, void (*)(Cluster&)> roles{{"conform", conform},
+                                                      {"bits", bits},
+                                                      {"nodes", nodes},
+                                                      {"killed_idle", killed_idle},
+                                                      {"killed_sending", killed_sending},
+                                                      {"killed_receiving", killed_receiving},
+                                                      {"killed_together", killed_together},
+                                                      {"closed_midway", closed_midway},
+                                                      {"last_words", last_words},
+                                                      {"stopped", stopped},
+                                                      {"stopped_store", stopped_store},
+                                                      {"killed_store", killed_store},
+                                                      {"restarted", restarted}};
+
+int run_rank(const std::string& role, std::chrono::milliseconds join_limit) {
+  try {
+    C10dCluster cluster(Launch::from_environment(), join_limit);
+    roles.at(role)(cluster);
+  } catch (const std::exception& error) {
+    std::cout << error.what() << std::endl;
+    return 2;
+  }
+  return wrong ? 1 : 0;
+}
+
+// ---- The test: jobs of such ranks.
+
+struct Job {
+  std::string role;
+  int port = free_port();
+  std::vector<std::string> variables{};  ///< NAME=value, for all
+  std::chrono::milliseconds join_limit = 20s;
+
+  dvla::io::ChildResult rank(int rank, int world, const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> command{"env", "RANK=" + std::to_string(rank),
+                                     "WORLD_SIZE=" + std::to_string(world), "MASTER_ADDR=127.0.0.1",
+                                     "MASTER_PORT=" + std::to_string(port)};
+    command.insert(command.end(), variables.begin(), variables.end());
+    command.insert(command.end(), more.begin(), more.end());
+    for (const std::string& word : {std::filesystem::read_symlink("/proc/self/exe").string(),
+                                    std::string("--role"), role, std::to_string(join_limit.count())})
+      command.push_back(word);
+    return dvla::io::run_child(command, {}, job_limit);
+  }
+  std::vector<dvla::io::ChildResult> run(int world) const {
+    std::vector<dvla::io::ChildResult> results(static_cast<std::size_t>(world));
+    std::vector<std::thread> threads;
+    for (int i = 0; i < world; ++i)
+      threads.emplace_back([&, i] {
+        auto& result = results[static_cast<std::size_t>(i)];
+        try {
+          result = rank(i, world);
+        } catch (const std::exception& error) {
+          result = {-1, error.what(), ""};
+        }
+      });
+    for (auto& thread : threads) thread.join();
+    return results;
+  }
+};
+
+/// Runs the job; `victim` must be killed, the others end well and say nothing.
+void check_job(const std::string& role, int world, int victim = -1) {
+  CAPTURE(role);
+  const auto results = Job{role}.run(world);
+  for (int rank = 0; rank < world; ++rank) {
+    const auto& result = results[static_cast<std::size_t>(rank)];
+    CAPTURE(rank);
+    CHECK(result.out == "");
+    CHECK(result.err == "");
+    CHECK(result.exit_code == (rank == victim ? 128 + SIGKILL : 0));
+  }
+}
+
+TEST_CASE("processes conform as a job of one to four ranks") {
+  for (int world = 1; world <= 4; ++world) check_job("conform", world);
+}
+
+TEST_CASE("sums have the bits of a plain sum in the order of ranks") { check_job("bits", 3); }
+
+TEST_CASE("a killed rank is noticed at once: idle, in the middle of bytes, in a collective") {
+  check_job("killed_idle", 3, 2);
+  check_job("killed_sending", 2, 1);
+  check_job("killed_receiving", 2, 1);
+  check_job("killed_together", 3, 2);
+}
+
+TEST_CASE("closing cuts a message short at both ends; destroying lets the last words through") {
+  check_job("closed_midway", 2);
+  check_job("last_words", 2);
+}
+
+TEST_CASE("a stopped rank is waited for until the limit, and named") {
+  check_job("stopped", 2, 1);
+  check_job("stopped_store", 2, 0);
+}
+
+TEST_CASE("a store whose host is dead is an error at once") { check_job("killed_store", 2, 0); }
+
+TEST_CASE("a restarted rank joins again; its old channels stay broken") {
+  const Job job{"restarted"};
+  dvla::io::ChildResult other;
+  std::thread first([&] { other = job.rank(0, 2); });
+  CHECK(job.rank(1, 2).exit_code == 128 + SIGKILL);
+  const auto again = job.rank(1, 2);
+  first.join();
+  CHECK(again.out == "");
+  CHECK(again.exit_code == 0);
+  CHECK(other.out == "");
+  CHECK(other.exit_code == 0);
+}
+
+TEST_CASE("nodes come from host names, or DVLA_HOST_ID") {
+  const Job job{"nodes"};
+  std::vector<std::thread> threads;
+  std::vector<dvla::io::ChildResult> results(3);
+  for (int rank = 0; rank < 3; ++rank)
+    threads.emplace_back([&, rank] {
+      results[static_cast<std::size_t>(rank)] =
+          job.rank(rank, 3, {rank == 1 ? "DVLA_HOST_ID=right" : "DVLA_HOST_ID=left"});
+    });
+  for (auto& thread : threads) thread.join();
+  for (const auto& result : results) CHECK(result.out == "");
+  for (const auto& result : results) CHECK(result.exit_code == 0);
+}
+
+TEST_CASE("a job that cannot start says why, on every rank") {
+  Job job{"conform"};
+  job.join_limit = 1500ms;
+  const std::string where = "127.0.0.1:" + std::to_string(job.port);
+  auto alone = job.rank(0, 2);
+  CHECK(alone.exit_code == 2);
+  CHECK(alone.out == "rank 0 waited 1.5 s for rank 1 of 2 to join the job at " + where + "\n");
+  CHECK(alone.err == "");
+  alone = job.rank(1, 2);
+  CHECK(alone.exit_code == 2);
+  CHECK(alone.out == "rank 1 waited 1.5 s for the job's store at " + where + ", which rank 0 hosts\n");
+  CHECK(alone.err == "");
+
+  job.join_limit = 10s;
+  std::thread smaller([&] {
+    const auto result = job.rank(0, 2);
+    CHECK(result.exit_code == 2);
+    CHECK(result.out == "WORLD_SIZE is 2 on rank 0 and 3 on rank 1; it must be the same on every rank\n");
+  });
+  const auto larger = job.rank(1, 3);
+  CHECK(larger.exit_code == 2);
+  CHECK(larger.out == "WORLD_SIZE is 3 on rank 1 and 2 on rank 0; it must be the same on every rank\n");
+  smaller.join();
+
+  const int taken = ::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int on = 1;
+  ::setsockopt(taken, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_any;
+  address.sin6_port = htons(static_cast<std::uint16_t>(job.port));
+  REQUIRE(::bind(taken, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+  REQUIRE(::listen(taken, 1) == 0);
+  const auto busy = job.rank(0, 2);
+  ::close(taken);
+  CHECK(busy.exit_code == 2);
+  CHECK(busy.out.starts_with("rank 0 cannot host the job's store at " + where));
+  CHECK(busy.out.find("set MASTER_PORT to a free port") != std::string::npos);
+
+  CHECK(job.rank(0, 1, {"GLOO_SOCKET_IFNAME=nothere0"})
+            .out.find("set GLOO_SOCKET_IFNAME to the network interface") != std::string::npos);
+  CHECK(job.rank(0, 1, {"GLOO_SOCKET_IFNAME=lo"}).exit_code == 0);
+}
+
+/// The suite under a launcher; 77 where there is none.
+int run_under(const std::string& launcher) {
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string port = std::to_string(free_port());
+  std::vector<std::string> command;
+  if (launcher == "mpirun") {
+    command = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "-x", "MASTER_PORT=" + port,
+               program};
+  } else if (launcher == "torchrun") {
+    command = {"torchrun", "--no-python", "--nproc-per-node", "3", "--master-port", port, program};
+  } else {
+    std::cout << "--launcher is '" << launcher << "'; it must be mpirun or torchrun\n";
+    return 2;
+  }
+  command.insert(command.end(), {"--role", "conform", "20000"});
+  const auto result = dvla::io::run_child(command, {}, 100s);
+  if (result.exit_code == 127) {
+    std::cout << "SKIPPED: there is no " << launcher << " on PATH\n";
+    return 77;
+  }
+  std::cout << result.out << result.err;
+  return result.exit_code;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count == 4 && words[1] == std::string("--role"))
+    return run_rank(words[2], std::chrono::milliseconds(std::stoi(words[3])));
+  if (count == 3 && words[1] == std::string("--launcher")) return run_under(words[2]);
+  return doctest::Context(count, words).run();
+}

@@ -1,0 +1,147 @@
+// Who rolls out and who trains, over many shapes of jobs.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <map>
+#include <numeric>
+
+#include "dvla/placement/concept.hpp"
+#include "dvla/placement/descriptors.hpp"
+
+using dvla::CoLocated;
+using dvla::ConfigError;
+using dvla::Hybrid;
+using dvla::Roles;
+using dvla::Separated;
+using dvla::Topology;
+using Ranks = std::vector<int>;
+
+static_assert(dvla::PlacementPolicy<CoLocated> && dvla::PlacementMachinery<CoLocated, dvla::NoKnobs>);
+static_assert(dvla::PlacementPolicy<Separated<>> &&
+              dvla::PlacementMachinery<Separated<>, dvla::SeparatedKnobs>);
+static_assert(dvla::PlacementMachinery<Separated<3, 1>, dvla::NoKnobs>);
+static_assert(dvla::PlacementPolicy<Hybrid> && dvla::PlacementMachinery<Hybrid, dvla::HybridKnobs>);
+
+namespace {
+
+Topology one_node(int world) { return {Ranks(static_cast<std::size_t>(world), 0)}; }
+
+/// `counts[n]` ranks on machine n, one after the other.
+Topology blocks(const Ranks& counts) {
+  Topology topology{{}};
+  for (std::size_t node = 0; node < counts.size(); ++node)
+    topology.node.insert(topology.node.end(), static_cast<std::size_t>(counts[node]), static_cast<int>(node));
+  return topology;
+}
+/// The same ranks dealt around the machines.
+Topology around(int nodes, int each) {
+  Topology topology{{}};
+  for (int rank = 0; rank < nodes * each; ++rank) topology.node.push_back(rank % nodes);
+  return topology;
+}
+/// How many of `ranks` each machine has.
+std::map<int, int> per_node(const Ranks& ranks, const Topology& topology) {
+  std::map<int, int> counts;
+  for (const int node : topology.node) counts[node] += 0;
+  for (const int rank : ranks) ++counts[topology.node[static_cast<std::size_t>(rank)]];
+  return counts;
+}
+
+}  // namespace
+
+TEST_CASE("co-located: every rank is both") {
+  for (int world = 1; world <= 5; ++world) {
+    const Roles roles = CoLocated::roles({}, one_node(world));
+    CHECK(roles.rollouts.size() == static_cast<std::size_t>(world));
+    CHECK(roles.actors == roles.rollouts);
+    CHECK(roles.leader() == 0);
+  }
+}
+
+TEST_CASE("separated on one machine") {
+  CHECK(Separated<3, 1>::roles({}, one_node(4)) == Roles{{1, 2, 3}, {0}});
+  CHECK(Separated<3, 1>::roles({}, one_node(8)) == Roles{{2, 3, 4, 5, 6, 7}, {0, 1}});
+  CHECK(Separated<1, 1>::roles({}, one_node(2)) == Roles{{1}, {0}});
+  CHECK(Separated<>::roles({.rollouts = 2, .actors = 2}, one_node(4)) == Roles{{2, 3}, {0, 1}});
+  CHECK(Separated<>::roles({}, one_node(6)) == Roles{{3, 4, 5}, {0, 1, 2}});
+  CHECK(Separated<1, 3>::roles({}, one_node(4)) == Roles{{3}, {0, 1, 2}});
+}
+
+TEST_CASE("separated over machines: each has its share of both where it can") {
+  CHECK(Separated<3, 1>::roles({}, blocks({4, 4})) == Roles{{1, 2, 3, 5, 6, 7}, {0, 4}});
+  CHECK(Separated<1, 1>::roles({}, around(2, 2)) == Roles{{2, 3}, {0, 1}});
+  CHECK(Separated<1, 1>::roles({}, blocks({1, 1})) == Roles{{1}, {0}});
+  CHECK(Separated<3, 1>::roles({}, blocks({2, 2})) == Roles{{1, 2, 3}, {0}});
+  CHECK(Separated<3, 1>::roles({}, blocks({1, 3})) ==
+        Roles{{1, 2, 3}, {0}});  // rank 0 before the larger machine
+  CHECK(Separated<1, 1>::roles({}, blocks({1, 7})) == Roles{{4, 5, 6, 7}, {0, 1, 2, 3}});
+  CHECK(Separated<1, 1>::roles({}, blocks({3, 3})) == Roles{{2, 4, 5}, {0, 1, 3}});
+}
+
+TEST_CASE("every shape: both roles, no rank twice or left out, shares in proportion, rank 0 leads") {
+  for (const auto& ratio : {std::pair{3, 1}, {1, 1}, {1, 3}, {2, 3}, {7, 1}})
+    for (const Ranks& counts : {Ranks{8},
+                                {4, 4},
+                                {2, 2, 2, 2},
+                                {1, 7},
+                                {7, 1},
+                                {3, 5},
+                                {8, 8, 8},
+                                {1, 1, 6},
+                                {5, 5},
+                                {10, 20, 10},
+                                {16, 16, 8}})
+      for (const bool dealt_around : {false, true}) {
+        Topology topology = blocks(counts);
+        if (dealt_around) topology = around(static_cast<int>(counts.size()), counts.back());
+        const int world = topology.world(), rollouts = ratio.first, actors = ratio.second;
+        CAPTURE(rollouts);
+        CAPTURE(actors);
+        CAPTURE(world);
+        if (world % (rollouts + actors) != 0) {
+          CHECK_THROWS_AS(Separated<>::roles({rollouts, actors}, topology), ConfigError);
+          continue;
+        }
+        const Roles roles = Separated<>::roles({rollouts, actors}, topology);
+        CHECK(static_cast<int>(roles.actors.size()) == world / (rollouts + actors) * actors);
+        CHECK(roles.leader() == 0);
+        Ranks together = roles.rollouts;
+        together.insert(together.end(), roles.actors.begin(), roles.actors.end());
+        std::sort(together.begin(), together.end());
+        Ranks all(static_cast<std::size_t>(world));
+        std::iota(all.begin(), all.end(), 0);
+        CHECK(together == all);
+        CHECK(std::is_sorted(roles.rollouts.begin(), roles.rollouts.end()));
+        CHECK(std::is_sorted(roles.actors.begin(), roles.actors.end()));
+        for (const auto& [node, count] : per_node(roles.actors, topology)) {
+          const int size = static_cast<int>(std::count(topology.node.begin(), topology.node.end(), node));
+          const double quota = static_cast<double>(size * actors) / (rollouts + actors);
+          CHECK(count > quota - 1.0001);
+          CHECK(count < quota + 1.0001);
+        }
+      }
+}
+
+TEST_CASE("hybrid: all roll out, some train too") {
+  CHECK(Hybrid::roles({}, one_node(3)) == Roles{{0, 1, 2}, {0}});
+  CHECK(Hybrid::roles({.actors = 2}, blocks({2, 2})) == Roles{{0, 1, 2, 3}, {0, 2}});
+  CHECK(Hybrid::roles({.actors = 4}, one_node(4)) == Roles{{0, 1, 2, 3}, {0, 1, 2, 3}});
+  CHECK(Hybrid::roles({.actors = 1}, one_node(1)) == Roles{{0}, {0}});
+}
+
+TEST_CASE("what cannot be is one sentence with field, value and range") {
+  CHECK_THROWS_WITH_AS(
+      (Separated<3, 1>::roles({}, one_node(6))),
+      "Separated<3, 1> is 3:1 and the job has 6 ranks; both shares must be at least 1, and the "
+      "ranks a multiple of their sum, 4",
+      ConfigError);
+  CHECK_THROWS_WITH_AS(
+      Separated<>::roles({}, one_node(1)),
+      "placement.rollouts:actors is 1:1 and the job has 1 rank; both shares must be at least 1, "
+      "and the ranks a multiple of their sum, 2",
+      ConfigError);
+  CHECK_THROWS_AS(Separated<>::roles({.rollouts = 0, .actors = 2}, one_node(2)), ConfigError);
+  CHECK_THROWS_WITH_AS(Hybrid::roles({.actors = 5}, one_node(4)),
+                       "placement.actors is 5; it must be from 1 to the number of ranks, 4", ConfigError);
+  CHECK_THROWS_AS(Hybrid::roles({.actors = 0}, one_node(4)), ConfigError);
+}
