@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/data_plane/batch_queue.hpp"
 #include "dvla/data_plane/inbox.hpp"
 
 namespace dvla::detail {
@@ -39,15 +40,15 @@ class Outbox {
     std::chrono::nanoseconds back_pressure{0};
   };
 
-  /// `routes`: those of this rollout; strips[i]: where routes[i] lies in a block. `inbox`: this rank's, for
-  /// the local routes; null if there are none. channels[i]: to actor i; null: no route leads there, or a
+  /// `routes`: those of this rollout; strips[i]: where routes[i] lies in a block. `queue`: this rank's own,
+  /// for the local routes; null if there are none. channels[i]: to actor i; null: no route leads there, or a
   /// local one.
   Outbox(Options options, std::vector<Route> routes, std::vector<Strips> strips, const Blocks& blocks,
-         std::vector<std::shared_ptr<Channel>> channels, Inbox* inbox, std::pmr::memory_resource& pool)
+         std::vector<std::shared_ptr<Channel>> channels, BatchQueue* queue, std::pmr::memory_resource& pool)
       : options_(std::move(options)),
         routes_(std::move(routes)),
         strips_(std::move(strips)),
-        inbox_(inbox),
+        queue_(queue),
         buffers_(blocks.size()) {
     for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].block = blocks[i];
     std::size_t remote = 0;
@@ -63,10 +64,10 @@ class Outbox {
       }
       (*same)->routes.push_back(i);
       if (!route.local) continue;
-      (*same)->inbox_routes.push_back(
-          inbox_->find_route(route.rollout, route.first_group, route.groups).value());
+      (*same)->queue_routes.push_back(
+          queue_->find_route(route.rollout, route.first_group, route.groups).value());
     }
-    whole_is_local_ = targets_.size() == 1 && !targets_[0]->channel && inbox_->routes().size() == 1;
+    whole_is_local_ = targets_.size() == 1 && !targets_[0]->channel && queue_->routes().size() == 1;
     staging_.emplace(remote, staging_bytes(strips_), pool);
     first_batch_ = options_.first_batch;
     greet();
@@ -203,7 +204,7 @@ class Outbox {
   struct Target {
     int actor = 0;
     std::vector<std::size_t> routes;        ///< positions in routes_
-    std::vector<std::size_t> inbox_routes;  ///< local: theirs in the inbox
+    std::vector<std::size_t> queue_routes;  ///< local: theirs in the queue
     std::shared_ptr<Channel> channel;       ///< null: local
     std::deque<std::int32_t> queue;         ///< buffers; bounded by their number, and a farewell
     std::string gone;                       ///< why
@@ -320,7 +321,7 @@ class Outbox {
         Buffer& buffer = buffers_[static_cast<std::size_t>(*index)];  // unchanged while it is `sent`
         for (std::size_t i = 0; i < target.routes.size(); ++i)
           target.channel ? hand_over(target, buffer, target.routes[i])
-                         : move(buffer, target.routes[i], target.inbox_routes[i]);
+                         : move(buffer, target.routes[i], target.queue_routes[i]);
         const std::scoped_lock lock(mutex_);
         target.queue.pop_front();
         if (--buffer.outstanding == 0) buffer.state = State::free;
@@ -355,9 +356,17 @@ class Outbox {
     (accepted ? totals_.acknowledged : totals_.refused) += episodes;
   }
 
-  void move(Buffer& buffer, std::size_t route, std::size_t inbox_route) {
-    settle(route, inbox_->take_local(inbox_route, buffer.batch, buffer.block, strips_[route], whole_is_local_,
-                                     buffer.oldest_version, counts_with(route, buffer)));
+  void move(Buffer& buffer, std::size_t route, std::size_t queue_route) {
+    const bool admitted = queue_->admit(queue_route, buffer.batch) == Refusal::none;
+    if (admitted) {
+      if (whole_is_local_)
+        queue_->exchange(buffer.batch, buffer.block);
+      else
+        copy_strips(buffer.block, strips_[route], queue_->block(buffer.batch), queue_->strips()[queue_route]);
+      queue_->arrive(queue_route, buffer.batch, buffer.oldest_version, counts_with(route, buffer),
+                     !whole_is_local_);
+    }
+    settle(route, admitted);
   }
 
   void hand_over(Target& target, const Buffer& buffer, std::size_t route) {
@@ -409,7 +418,7 @@ class Outbox {
   const Options options_;
   const std::vector<Route> routes_;
   const std::vector<Strips> strips_;
-  Inbox* const inbox_;
+  BatchQueue* const queue_;
   bool whole_is_local_ = false;
   std::int64_t first_batch_ = 0;
   std::optional<Blocks> staging_;

@@ -5,9 +5,10 @@
 // other lane is in another process.
 //
 // Rollout: `buffers` buffers of its own share, one thread an actor (outbox.hpp). Actor: as many of its share
-// of the batch, one thread a rollout (inbox.hpp). A rank that is both moves its own part by memory, and
-// copies nothing where its share stays whole. Episodes are counted at their sender (sent, acknowledged, and
-// dropped where an actor refused them) and at their actor (received, then trained or dropped): over all ranks
+// of the batch (batch_queue.hpp), one thread a rollout (inbox.hpp). A rank that is both moves its own part by
+// memory, and copies nothing where its share stays whole. Episodes are counted at their sender (sent,
+// acknowledged, and dropped where an actor refused them) and at their actor (received, then trained or
+// dropped): over all ranks
 //   sent = trained + dropped + in flight + unacknowledged,
 // where only a rank that is gone leaves unacknowledged ones behind.
 #pragma once
@@ -26,6 +27,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/data_plane/batch_queue.hpp"
 #include "dvla/data_plane/descriptors.hpp"
 #include "dvla/data_plane/in_process.hpp"
 #include "dvla/data_plane/inbox.hpp"
@@ -97,18 +99,16 @@ class RoutedTrajectories {
         strips.push_back(detail::column_strips(*layouts_.actor, plan_.episodes_to(actor), route.first_episode,
                                                route.groups * plan_.group_episodes));
       }
-      detail::Inbox::Options inbox;
-      inbox.actor = actor;
-      inbox.buffers = options_.buffers;
-      inbox.first_batch = options_.first_batch;
-      inbox.fingerprint = fingerprint;
-      inbox.group_episodes = plan_.group_episodes;
-      inbox.deadline = options_.deadline;
-      inbox.only_actor = plan_.actors == 1;
-      inbox.name = name;
-      for (const int rank : roles.rollouts) inbox.rollout_names.push_back(rank_name(roles, rank));
-      inbox_.emplace(std::move(inbox), std::move(routes), std::move(strips), *actor_blocks_,
-                     environment_pool);
+      detail::BatchQueue::Options queue;
+      queue.buffers = options_.buffers;
+      queue.first_batch = options_.first_batch;
+      queue.group_episodes = plan_.group_episodes;
+      queue.deadline = options_.deadline;
+      queue.only_actor = plan_.actors == 1;
+      queue.name = name;
+      for (const int rank : roles.rollouts) queue.rollout_names.push_back(rank_name(roles, rank));
+      queue_.emplace(std::move(queue), std::move(routes), std::move(strips), *actor_blocks_);
+      inbox_.emplace(actor, fingerprint, *queue_, environment_pool);
       for (std::size_t i = 0; i < channels.from.size(); ++i)
         if (channels.from[i]) inbox_->join(static_cast<int>(i), channels.from[i], options_.incarnation);
     }
@@ -135,7 +135,7 @@ class RoutedTrajectories {
       outbox.name = name;
       for (const int rank : roles.actors) outbox.actor_names.push_back(rank_name(roles, rank));
       outbox_.emplace(std::move(outbox), std::move(routes), std::move(strips), *rollout_blocks_,
-                      std::move(channels.to), inbox_ ? &*inbox_ : nullptr, environment_pool);
+                      std::move(channels.to), queue_ ? &*queue_ : nullptr, environment_pool);
     }
   }
   /// Ends all waits and threads at once. A rollout that did not say goodbye is lost for its actors.
@@ -169,7 +169,7 @@ class RoutedTrajectories {
   /// waits until all that it committed is taken or refused, and tells the last batch; an actor drops what it
   /// did not train on, refuses what still comes, and waits for the rollouts' goodbyes.
   void goodbye() {
-    if (inbox_) inbox_->end();
+    if (queue_) queue_->end();
     if (outbox_) outbox_->goodbye();
     if (inbox_) inbox_->part();
   }
@@ -178,7 +178,7 @@ class RoutedTrajectories {
   /// oldest weights in it. False: all rollouts have said goodbye before it. token.buffer means nothing here.
   /// Throws DeadlineError that names the rollouts and groups that are missing.
   bool arrive(Token& token) {
-    if (!inbox("arrive").await(token.batch)) return false;
+    if (!queue("arrive").await(token.batch)) return false;
     if (const std::int64_t oldest = oldest_version(token); oldest >= 0)
       token.version = std::min(token.version, oldest);
     return true;
@@ -186,16 +186,16 @@ class RoutedTrajectories {
   /// Actor: the batch, once it is there (as arrive; an Error if it never will be). Again gives the same.
   /// Columns of lost rollouts have group -1, everything else 0, and the batch's oldest version.
   Trajectory<Decision>& consume(const Token& token) {
-    if (!inbox("consume").await(token.batch))
+    if (!queue("consume").await(token.batch))
       throw Error("data plane: there is no batch " + std::to_string(token.batch) +
                   ": all rollouts have said goodbye before it");
-    const auto reading = inbox_->reading(token.batch);
+    const auto reading = queue_->reading(token.batch);
     auto& batch =
         place(batches_[static_cast<std::size_t>(token.batch % options_.buffers)], reading.block, token.batch);
     const std::int64_t oldest = std::max<std::int64_t>(reading.arrival.oldest_version, 0);
     for (const std::size_t i : reading.absent) {
-      detail::clear_strips(reading.block, reading.strips[i]);
-      const Route& route = inbox_->routes()[i];
+      detail::clear_strips(reading.block, queue_->strips()[i]);
+      const Route& route = queue_->routes()[i];
       const std::int64_t columns = route.groups * plan_.group_episodes;
       for (std::int64_t column = route.first_episode; column < route.first_episode + columns; ++column) {
         batch.transition.group[column] = -1;
@@ -206,23 +206,23 @@ class RoutedTrajectories {
     return batch;
   }
   /// Actor: what came of the batch that is being trained on.
-  BatchArrival arrival(const Token& token) { return inbox("arrival").reading(token.batch).arrival; }
+  BatchArrival arrival(const Token& token) { return queue("arrival").reading(token.batch).arrival; }
   std::int64_t oldest_version(const Token& token) { return arrival(token).oldest_version; }
   /// Actor: done with it.
-  void release(const Token& token) { inbox("release").release(token.batch); }
+  void release(const Token& token) { queue("release").release(token.batch); }
 
   /// Gives up a batch: a rollout's while it is being filled, else an actor's that is being trained on or is
   /// the next one. Counted as dropped if it was handed over.
   void drop(const Token& token) {
     if (outbox_ && outbox_->drop(token.batch, token.buffer)) return;
-    inbox("drop").drop(token.batch);
+    queue("drop").drop(token.batch);
   }
 
   /// Actor: lets a rollout's next incarnation in. Waits until that one makes its end of the channel; the two
   /// then agree in the background on the batch from which on it is expected again. False: the plan has no
   /// route from it to here. Throws Error for an incarnation that was here already.
   bool rejoin(int rollout, std::int64_t incarnation) {
-    if (!inbox("rejoin").expects(rollout)) return false;
+    if (!inbox("rejoin").hears(rollout)) return false;
     inbox_->join(rollout,
                  cluster_.channel(channel_name(rollout, roles_.actor(cluster_.rank()), incarnation),
                                   roles_.rollouts[static_cast<std::size_t>(rollout)], options_.deadline),
@@ -239,6 +239,7 @@ class RoutedTrajectories {
   /// Ends every wait here, and at the other ends of the channels; later calls throw.
   void cancel() noexcept {
     if (outbox_) outbox_->close();
+    if (queue_) queue_->close();
     if (inbox_) inbox_->close();
   }
 
@@ -253,8 +254,8 @@ class RoutedTrajectories {
       report.bytes_sent = totals.bytes_sent;
       report.back_pressure_s = std::chrono::duration<double>(totals.back_pressure).count();
     }
-    if (inbox_) {
-      auto totals = inbox_->totals();
+    if (queue_) {
+      auto totals = queue_->totals();
       report.received = totals.received;
       report.trained = totals.trained;
       report.dropped += totals.dropped;
@@ -262,8 +263,9 @@ class RoutedTrajectories {
       report.lost = totals.lost;
       report.bytes_received = totals.bytes_received;
       report.payload_bytes_copied = totals.bytes_received + totals.bytes_local;
-      report.refused = totals.refused;
+      report.refused = inbox_->refused();
       report.senders = std::move(totals.senders);
+      for (SenderReport& sender : report.senders) sender.incarnation = inbox_->incarnation(sender.rollout);
     }
     return report;
   }
@@ -337,8 +339,12 @@ class RoutedTrajectories {
     if (!outbox_) throw Error(std::string("data plane: ") + call + " is a rollout's call; this rank is none");
     return *outbox_;
   }
+  detail::BatchQueue& queue(const char* call) {
+    if (!queue_) throw Error(std::string("data plane: ") + call + " is an actor's call; this rank is none");
+    return *queue_;
+  }
   detail::Inbox& inbox(const char* call) {
-    if (!inbox_) throw Error(std::string("data plane: ") + call + " is an actor's call; this rank is none");
+    (void)queue(call);
     return *inbox_;
   }
 
@@ -349,8 +355,9 @@ class RoutedTrajectories {
   const RoutedOptions options_;
   std::optional<detail::Blocks> rollout_blocks_, actor_blocks_;
   std::vector<Trajectory<Decision>> shares_, batches_;  // by buffer; pointed at their blocks when given out
+  std::optional<detail::BatchQueue> queue_;
   std::optional<detail::Inbox> inbox_;
-  std::optional<detail::Outbox> outbox_;  // ends before the inbox that its own part goes to
+  std::optional<detail::Outbox> outbox_;  // both end before the queue
 };
 
 template <class Pipeline>

@@ -1,8 +1,10 @@
-// Conformance of a data plane inside one process: what every plane must do, for shipped and users' own ones.
-// Returns one sentence per violation, none if it conforms; no test framework.
+// Conformance of data planes, inside one process and between two: what every plane must do, for shipped and
+// users' own ones. Returns one sentence per violation, none if it conforms; no test framework.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -111,6 +113,103 @@ std::vector<std::string> check_data_plane(Make make) {
     const auto report = plane->report();
     expect(report.sent == batches && report.trained == batches && report.in_flight == 0,
            "after " + std::to_string(batches) + " batches all must be trained");
+  }
+  return violations;
+}
+
+/// Between processes: `make()` gives a pair of plane pointers, those of the one rollout and of the one actor
+/// of a fresh job, with two buffers each, equal layouts and a deadline of a few tenths of a second. Every
+/// check has its own.
+template <class Make>
+std::vector<std::string> check_split_data_plane(Make make) {
+  std::vector<std::string> violations;
+  auto expect = [&](bool holds, const std::string& what) {
+    if (!holds) violations.push_back(what);
+  };
+  auto must_refuse = [&](const std::string& what, const std::string& names, auto&& call) {
+    try {
+      call();
+      violations.push_back("must be refused: " + what);
+    } catch (const Error& error) {
+      expect(std::string(error.what()).find(names) != std::string::npos,
+             "the refusal must say '" + names + "': " + what + ": " + error.what());
+    }
+  };
+  const auto token = [](std::int64_t batch) {
+    return Token{.batch = batch, .version = batch + 7, .buffer = static_cast<std::int32_t>(batch % 2)};
+  };
+  const auto send = [&](auto& rollout, std::int64_t batch) {
+    auto& share = rollout.produce(token(batch));
+    scribble(share, static_cast<std::uint64_t>(batch));
+    const std::uint64_t sum = record_checksum(share);
+    rollout.commit(token(batch));
+    return sum;
+  };
+  {
+    auto [rollout, actor] = make();
+    must_refuse("a buffer that does not exist", "7000",
+                [&] { rollout->produce({.batch = 1, .buffer = 7000}); });
+    must_refuse("waiting for what nobody sends", "0", [&] { actor->consume(token(0)); });
+    must_refuse("handing over what was not filled", "0", [&] { rollout->commit(token(0)); });
+    rollout->produce(token(0));
+    must_refuse("handing over another batch", "2", [&] { rollout->commit(token(2)); });
+    rollout->drop(token(0));
+    expect(rollout->report().sent == 0, "what was dropped while it was filled was not sent");
+    const std::uint64_t sum = send(*rollout, 0);
+    must_refuse("handing over twice", "0", [&] { rollout->commit(token(0)); });
+    Token arrived = token(0);
+    arrived.version = 1 << 20;
+    expect(actor->arrive(arrived), "a batch that was sent arrives");
+    expect(arrived.version == 7, "the oldest version travels with the batch");
+    auto& read = actor->consume(token(0));
+    expect(read.id == 0 && record_checksum(read) == sum, "the trainer must read what the sampler wrote");
+    actor->release(token(0));
+    must_refuse("releasing twice", "0", [&] { actor->release(token(0)); });
+    must_refuse("reading a batch again", "0", [&] { actor->consume(token(0)); });
+  }
+  {  // Two buffers here, two there: the fifth batch must wait, and the wait must run out.
+    auto [rollout, actor] = make();
+    for (std::int64_t batch = 0; batch < 4; ++batch) send(*rollout, batch);
+    must_refuse("more batches than there are buffers", "4", [&] { rollout->produce(token(4)); });
+    actor->consume(token(0));
+    actor->release(token(0));
+    send(*rollout, 4);
+    for (std::int64_t batch = 1; batch < 5; ++batch) {
+      expect(actor->consume(token(batch)).id == batch, "back-pressure must lose nothing");
+      actor->release(token(batch));
+    }
+  }
+  {
+    auto [rollout, actor] = make();
+    constexpr std::int64_t batches = 200;
+    std::vector<std::uint64_t> sums(batches);
+    std::string failure;
+    std::thread sampler([&, &from = *rollout] {
+      try {
+        for (std::int64_t batch = 0; batch < batches; ++batch)
+          sums[static_cast<std::size_t>(batch)] = send(from, batch);
+        from.goodbye();
+      } catch (const std::exception& error) {
+        failure = error.what();
+      }
+    });
+    std::vector<std::uint64_t> read;
+    try {
+      for (std::int64_t batch = 0;; ++batch) {
+        Token next = token(batch);
+        if (!actor->arrive(next)) break;
+        read.push_back(record_checksum(actor->consume(next)));
+        actor->release(next);
+      }
+    } catch (const std::exception& error) {
+      violations.push_back(std::string("two threads: ") + error.what());
+    }
+    sampler.join();
+    expect(failure.empty(), "two threads: " + failure);
+    expect(read == sums, "every batch must arrive, unchanged and in order, until the goodbye");
+    const auto sent = rollout->report(), taken = actor->report();
+    expect(sent.sent > 0 && sent.sent == taken.trained && sent.unacknowledged == 0 && taken.in_flight == 0,
+           "sent = trained must hold after the goodbye");
   }
   return violations;
 }
