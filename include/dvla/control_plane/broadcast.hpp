@@ -43,6 +43,8 @@ class EndOfWeights : public Error {
 /// begin, publish: one distribution thread. receive: any number of reception threads. All others: any.
 class BroadcastWeightPlane {
  public:
+  using End = EndOfWeights;
+
   /// Makes the channels: every rank of `roles` constructs its plane at the same time and with the same
   /// values. `parts`: of each actor; none: equal shares. `incarnation`: the same number for all at the start
   /// of a job; a rollout that joins later gives its own, and the actors call rejoin. `trainable`: the ranges
@@ -128,28 +130,24 @@ class BroadcastWeightPlane {
     board_.changed.notify_all();
   }
 
-  /// Reception lane: waits until a version >= at_least is whole, lays the newest out in `destination` (of
-  /// bytes()) and returns its version. Throws DeadlineError after `limit`, EndOfWeights when the actors have
-  /// ended without it, PeerError when an actor that should send it is lost, Error after close().
+  /// Reception lane: waits until a version >= at_least is whole. Throws as receive does.
+  void await(std::int64_t at_least, std::chrono::nanoseconds limit) {
+    std::unique_lock lock(board_.mutex);
+    await(lock, at_least, limit);
+  }
+
+  /// Reception lane: as await; then lays the newest whole version out in `destination` (of bytes()) and
+  /// returns its number. Throws DeadlineError after `limit`, EndOfWeights when the actors have ended without
+  /// it, PeerError when an actor that should send it is lost, Error after close().
   std::int64_t receive(std::span<std::byte> destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
-    if (board_.rollout < 0)
-      throw Error("control plane: " + board_.me + " is no rollout and receives no weights");
     if (destination.size() != bytes_) {
       throw Error("control plane: weights are " + std::to_string(bytes_) + " bytes and the destination " +
                   std::to_string(destination.size()) + "; trainer and sampler must have the same model");
     }
-    const std::int64_t wanted = at_least < 0 ? 0 : at_least;
     std::unique_lock lock(board_.mutex);
+    const std::int64_t version = await(lock, at_least, limit);
     WeightSlots& slots = board_.slots;
-    board_.changed.wait_until(lock, detail::deadline_after(limit), [&] {
-      return board_.closed || slots.newest_whole() >= wanted ||
-             receivers_.without(detail::WeightPeer::lost, wanted) || ended_before(wanted);
-    });
-    if (board_.closed)
-      throw Error("control plane: closed while reception waited for version " + std::to_string(wanted));
-    const std::int64_t version = slots.newest_whole();
-    if (version < wanted) explain(wanted, limit);
     slots.read(version, 1);
     lock.unlock();
     for (int actor = 0; actor < board_.actors; ++actor)
@@ -178,6 +176,17 @@ class BroadcastWeightPlane {
            cluster_.channel(channel_name(rollout, board_.actor, incarnation),
                             board_.roles.rollouts[detail::WeightBoard::place(rollout)], board_.deadline),
            incarnation);
+  }
+
+  /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
+  /// more. A rollout may rejoin; an actor does not.
+  void lose(int rank) {
+    {
+      const std::scoped_lock lock(board_.mutex);
+      senders_.lose(board_.roles.rollout(rank));
+      receivers_.lose(board_.roles.actor(rank));
+    }
+    board_.changed.notify_all();
   }
 
   /// A clean end, on every rank, before it goes. An actor publishes no more: what it published is sent, then
@@ -261,6 +270,23 @@ class BroadcastWeightPlane {
   }
 
   // ---- With the board's lock held
+  /// The newest whole version, once it is `at_least`.
+  std::int64_t await(std::unique_lock<std::mutex>& lock, std::int64_t at_least,
+                     std::chrono::nanoseconds limit) {
+    if (board_.rollout < 0)
+      throw Error("control plane: " + board_.me + " is no rollout and receives no weights");
+    const std::int64_t wanted = at_least < 0 ? 0 : at_least;
+    WeightSlots& slots = board_.slots;
+    board_.changed.wait_until(lock, detail::deadline_after(limit), [&] {
+      return board_.closed || slots.newest_whole() >= wanted ||
+             receivers_.without(detail::WeightPeer::lost, wanted) || ended_before(wanted);
+    });
+    if (board_.closed)
+      throw Error("control plane: closed while reception waited for version " + std::to_string(wanted));
+    const std::int64_t version = slots.newest_whole();
+    if (version < wanted) explain(wanted, limit);
+    return version;
+  }
   /// Another actor is lost, so the version that this rank's reception holds on to will not be followed.
   detail::WeightReceivers::Gone stuck() const {
     if (board_.slots.free(board_.actor)) return {};

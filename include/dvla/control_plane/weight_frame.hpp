@@ -1,6 +1,7 @@
 // WeightFrame: the 64 bytes before every set of weights on a channel between an actor and a rollout. What a
 // rollout checks before it takes a byte of them: damaged, foreign, older or oversized frames are refused with
-// one sentence. Little endian, as every machine that this runs on.
+// one sentence. The weights' own checksum (XXH3-64, 8 bytes) follows them, so that it can be made while they
+// are sent. Little endian, as every machine that this runs on.
 #pragma once
 
 #include <array>
@@ -24,10 +25,9 @@ struct WeightFrame {
   std::int64_t version = -1;  ///< end: the last version that was sent, -1 if none
   std::int64_t base = -1;     ///< trainable, delta: the version that this one changes
   std::uint64_t bytes = 0;    ///< that follow
-  std::uint64_t sum = 0;      ///< XXH3-64: full and delta of the whole part, trainable of what follows
   std::uint64_t layout = 0;   ///< checksum of what the parts are: both ends must cut the weights alike
-  std::int16_t actor = 0, rollout = 0;
-  std::int32_t incarnation = 0;
+  std::int32_t actor = 0, rollout = 0;
+  std::int64_t incarnation = 0;
   FrameKind kind = FrameKind::full;
   std::uint32_t guard = 0;  ///< of the bytes before
 
@@ -47,8 +47,8 @@ static_assert(sizeof(WeightFrame) == 64);
 /// What a rollout knows about the frames of one actor.
 struct WeightFrameTerms {
   std::string from = "an actor";  ///< for messages: "rank 3 (actor 0)"
-  std::int16_t actor = 0, rollout = 0;
-  std::int32_t incarnation = 0;
+  std::int32_t actor = 0, rollout = 0;
+  std::int64_t incarnation = 0;
   std::uint64_t layout = 0;
   std::uint64_t full_bytes = 0, trainable_bytes = 0, delta_least = 0, delta_most = 0;
   std::int64_t last = -1;  ///< the newest version that came from this actor; -1: none

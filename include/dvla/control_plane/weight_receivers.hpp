@@ -63,6 +63,10 @@ class WeightReceivers {
     for (const auto& link : links_)
       if (link) link->channel->close();
   }
+  void lose(int actor) {
+    if (actor < 0 || WeightBoard::place(actor) >= links_.size()) return;
+    if (auto& link = links_[WeightBoard::place(actor)]) link->channel->close();
+  }
 
  private:
   /// Between versions an actor need not send anything: lanes that wait have deadlines of their own, and a
@@ -88,8 +92,8 @@ class WeightReceivers {
     WeightFrameTerms terms;
     const PartLayout& its = board_.layout(actor);
     terms.from = board_.actor_name(actor);
-    terms.actor = static_cast<std::int16_t>(actor);
-    terms.rollout = static_cast<std::int16_t>(board_.rollout);
+    terms.actor = actor;
+    terms.rollout = board_.rollout;
     terms.incarnation = board_.incarnation;
     terms.layout = its.identity;
     terms.full_bytes = its.bytes;
@@ -187,7 +191,7 @@ class WeightReceivers {
         link.wire.receive(slot.bytes, link.ranges);
         sum = checksum(slot.bytes);
     }
-    if (sum != frame.sum)
+    if (sum != link.wire.receive_sum())
       throw Error(
           "control plane: version " + std::to_string(frame.version) + " from " + link.terms.from +
           " does not match its checksum: it is torn or damaged; nobody may write to published weights");

@@ -42,8 +42,7 @@ class WeightSenders {
     if (again) {
       {
         const std::scoped_lock lock(board_.mutex);
-        link->dismissed = true;
-        link->channel->close();
+        lose(rollout);
       }
       board_.changed.notify_all();
       link->thread.join();
@@ -84,24 +83,24 @@ class WeightSenders {
     for (const auto& link : links_)
       if (link) link->channel->close();
   }
+  void lose(int rollout) {
+    if (rollout < 0 || WeightBoard::place(rollout) >= links_.size()) return;
+    auto& link = links_[WeightBoard::place(rollout)];
+    if (!link) return;
+    link->dismissed = true;
+    link->channel->close();
+  }
 
   // ---- Distribution lane, without the lock: senders do not look at a slot before it is ready
-  /// Sums, and what changed since the version before.
+  /// Finds out what changed since the version before, if that is to be sent.
   void seal(const WeightSlot& slot) {
-    const PartLayout& own = board_.layout(board_.actor);
-    const std::int64_t before = board_.published;  // only this lane changes it
     Sealed& sealed = sealed_[slot.side];
-    sealed.base = before;
-    sealed.has_sum = board_.form != WeightForm::trainable || before == WeightBoard::none;
-    if (sealed.has_sum) sealed.sum = checksum(slot.bytes);
-    if (board_.form == WeightForm::trainable) sealed.trainable_sum = checksum_of(slot.bytes, own.trainable);
+    sealed.base = board_.published;  // only this lane changes it
     sealed.delta = false;
-    if (board_.form == WeightForm::delta && before != WeightBoard::none) {
-      const std::size_t changed =
-          mark_changed(slot.bytes, board_.slots.find(board_.actor, before)->bytes, sealed.bitmap);
-      sealed.delta = changed * 2 <= delta_blocks(own.bytes);
-      if (sealed.delta) marked_ranges(sealed.bitmap, own.bytes, sealed.changed);
-    }
+    if (board_.form != WeightForm::delta || sealed.base == WeightBoard::none) return;
+    find_changes(slot.bytes, board_.slots.find(board_.actor, sealed.base)->bytes, sealed.changes);
+    sealed.delta = sealed.changes.blocks * 2 <= delta_blocks(slot.bytes.size());
+    if (sealed.delta) marked_ranges(sealed.changes.bitmap, slot.bytes.size(), sealed.ranges);
   }
 
  private:
@@ -119,16 +118,15 @@ class WeightSenders {
     const std::chrono::nanoseconds limit;
     std::int64_t sent = WeightBoard::none, sending = WeightBoard::none;
     WeightPeer peer = WeightPeer::live;
-    bool dismissed = false;  ///< a newer incarnation takes its place
+    bool dismissed = false;  ///< known to be lost, or a newer incarnation takes its place
     std::thread thread;
   };
   /// What seal found out about a slot.
   struct Sealed {
-    std::int64_t base = WeightBoard::none;
-    std::uint64_t sum = 0, trainable_sum = 0;
-    bool has_sum = false, delta = false;
-    std::vector<std::byte> bitmap;
-    std::vector<ByteRange> changed;
+    std::int64_t base = WeightBoard::none;  ///< the version before
+    bool delta = false;                     ///< little enough changed
+    Changes changes;
+    std::vector<ByteRange> ranges;
   };
 
   void check(int rollout, int incarnation) const {
@@ -150,7 +148,8 @@ class WeightSenders {
             slot = next(link);
             return board_.closed || link.dismissed || slot || board_.finishing;
           });
-          if (board_.closed || link.dismissed) throw PeerError("the channel was closed here");
+          if (board_.closed || link.dismissed)
+            throw PeerError("it was given up while there was nothing to send");
           link.sending = slot ? slot->version : WeightBoard::none;
           if (slot) ++slot->readers;
         }
@@ -198,8 +197,8 @@ class WeightSenders {
     WeightFrame frame;
     frame.version = version;
     frame.layout = board_.layout(board_.actor).identity;
-    frame.actor = static_cast<std::int16_t>(board_.actor);
-    frame.rollout = static_cast<std::int16_t>(link.rollout);
+    frame.actor = board_.actor;
+    frame.rollout = link.rollout;
     frame.incarnation = link.incarnation;
     frame.kind = kind;
     return frame;
@@ -214,22 +213,18 @@ class WeightSenders {
     std::span<const std::byte> bitmap;
     if (board_.form == WeightForm::trainable && follows) {
       head.kind = FrameKind::trainable;
-      head.base = sealed.base;
-      head.sum = sealed.trainable_sum;
       ranges = &own.trainable;
-    } else {
-      head.sum = sealed.has_sum ? sealed.sum : checksum(slot.bytes);
-    }
-    if (board_.form == WeightForm::delta && follows && sealed.delta) {
+    } else if (board_.form == WeightForm::delta && follows && sealed.delta) {
       head.kind = FrameKind::delta;
-      head.base = sealed.base;
-      ranges = &sealed.changed;
-      bitmap = sealed.bitmap;
+      ranges = &sealed.ranges;
+      bitmap = sealed.changes.bitmap;
     }
+    if (head.kind != FrameKind::full) head.base = sealed.base;
     head.bytes = bitmap.size() + bytes_in(*ranges);
     link.channel->send(head.bytes_of(), link.limit);
     link.channel->send(bitmap, link.limit);
-    link.wire.send(slot.bytes, *ranges);
+    const std::uint64_t sent = link.wire.send(slot.bytes, *ranges);
+    link.wire.send_sum(head.kind == FrameKind::delta ? sealed.changes.sum : sent);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     const std::scoped_lock lock(board_.mutex);
     link.sent = slot.version;

@@ -1,5 +1,6 @@
-// How one version of a part crosses a channel: a frame (weight_frame.hpp), then the ranges of the part that
-// the form calls for, in pieces, checked while they are still in the cache. Both ends know the ranges: all of
+// How one version of a part crosses a channel: a frame (weight_frame.hpp), the ranges of the part that the
+// form calls for, in pieces, then a checksum, made at both ends while a piece is in the cache (sent with a
+// checksum made before, a GiB takes half as long again). Both ends know the ranges: all of
 // the part, the trainable ones, or for a delta the blocks of a bitmap that goes first. One thread per object.
 #pragma once
 
@@ -27,18 +28,25 @@ inline constexpr std::size_t delta_block = 4096;
 inline std::size_t delta_blocks(std::size_t bytes) { return (bytes + delta_block - 1) / delta_block; }
 inline std::size_t bitmap_bytes(std::size_t bytes) { return (delta_blocks(bytes) + 7) / 8; }
 
-/// Sets the bit of each block that differs; returns how many do.
-inline std::size_t mark_changed(std::span<const std::byte> now, std::span<const std::byte> before,
-                                std::vector<std::byte>& bitmap) {
-  bitmap.assign(bitmap_bytes(now.size()), std::byte{0});
-  std::size_t changed = 0;
+/// What a delta consists of.
+struct Changes {
+  std::size_t blocks = 0;         ///< that differ
+  std::vector<std::byte> bitmap;  ///< a bit for each block
+  std::uint64_t sum = 0;          ///< XXH3-64 of all that is there now
+};
+inline void find_changes(std::span<const std::byte> now, std::span<const std::byte> before,
+                         Changes& changes) {
+  Checksum sum;
+  changes.blocks = 0;
+  changes.bitmap.assign(bitmap_bytes(now.size()), std::byte{0});
   for (std::size_t block = 0, at = 0; at < now.size(); ++block, at += delta_block) {
-    const std::size_t bytes = std::min(delta_block, now.size() - at);
-    if (std::memcmp(now.data() + at, before.data() + at, bytes) == 0) continue;
-    bitmap[block / 8] |= std::byte{1} << (block % 8);
-    ++changed;
+    const std::span<const std::byte> here = now.subspan(at, std::min(delta_block, now.size() - at));
+    sum.update(here);
+    if (std::memcmp(here.data(), before.data() + at, here.size()) == 0) continue;
+    changes.bitmap[block / 8] |= std::byte{1} << (block % 8);
+    ++changes.blocks;
   }
-  return changed;
+  changes.sum = sum.value();
 }
 
 /// The ranges of a part of `bytes` that a bitmap marks. Throws Error for a mark beyond the part.
@@ -60,24 +68,28 @@ class WeightWire {
   WeightWire(Channel& channel, std::size_t piece, std::chrono::nanoseconds limit)
       : channel_(channel), piece_(piece), limit_(limit) {}
 
-  void send(std::span<const std::byte> part, std::span<const ByteRange> ranges) {
+  /// Returns the checksum of what went, in order.
+  std::uint64_t send(std::span<const std::byte> part, std::span<const ByteRange> ranges) {
+    Checksum sum;
     Pieces pieces(ranges, piece_);
     for (auto piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-      if (piece.size() == 1) {
-        channel_.send(part.subspan(piece[0].offset, piece[0].bytes), limit_);
-        continue;
+      std::span<const std::byte> whole = part.subspan(piece[0].offset, piece[0].bytes);
+      if (piece.size() > 1) {
+        std::size_t at = 0;
+        const std::span<std::byte> packed = bounce(bytes_in(piece));
+        for (const ByteRange& range : piece) {
+          std::memcpy(packed.data() + at, part.data() + range.offset, range.bytes);
+          at += range.bytes;
+        }
+        whole = packed;
       }
-      std::size_t at = 0;
-      const std::span<std::byte> packed = bounce(bytes_in(piece));
-      for (const ByteRange& range : piece) {
-        std::memcpy(packed.data() + at, part.data() + range.offset, range.bytes);
-        at += range.bytes;
-      }
-      channel_.send(packed, limit_);
+      sum.update(whole);
+      channel_.send(whole, limit_);
     }
+    return sum.value();
   }
 
-  /// Returns the checksum of what came, in order.
+  /// The same for what came.
   std::uint64_t receive(std::span<std::byte> part, std::span<const ByteRange> ranges) {
     Checksum sum;
     Pieces pieces(ranges, piece_);
@@ -96,8 +108,12 @@ class WeightWire {
     return sum.value();
   }
 
-  Channel& channel() { return channel_; }
-  std::chrono::nanoseconds limit() const { return limit_; }
+  void send_sum(std::uint64_t sum) { channel_.send(std::as_bytes(std::span(&sum, 1)), limit_); }
+  std::uint64_t receive_sum() {
+    std::uint64_t sum = 0;
+    channel_.receive(std::as_writable_bytes(std::span(&sum, 1)), limit_);
+    return sum;
+  }
 
  private:
   std::span<std::byte> bounce(std::size_t bytes) {
@@ -110,13 +126,6 @@ class WeightWire {
   std::chrono::nanoseconds limit_;
   std::vector<std::byte> bounce_;
 };
-
-/// Checksum of ranges of a part, as WeightWire::receive makes it.
-inline std::uint64_t checksum_of(std::span<const std::byte> part, std::span<const ByteRange> ranges) {
-  Checksum sum;
-  for (const ByteRange& range : ranges) sum.update(part.subspan(range.offset, range.bytes));
-  return sum.value();
-}
 
 /// One actor's part: its ranges of the flat weights, and what follows from them.
 struct PartLayout {

@@ -342,7 +342,9 @@ class BatchQueue {
 
  private:
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
-  std::int64_t bytes(std::size_t route) const { return static_cast<std::int64_t>(strips_bytes(strips_[route])); }
+  std::int64_t bytes(std::size_t route) const {
+    return static_cast<std::int64_t>(strips_bytes(strips_[route]));
+  }
 
   static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
   enum class State : std::uint8_t { free, open, reading };

@@ -73,6 +73,9 @@ struct RoutedOptions {
 template <class Decision>
 class RoutedTrajectories {
  public:
+  using Layouts = RoutedLayouts<Decision>;
+  using Options = RoutedOptions;
+
   /// Makes the channels: every rank of `roles` constructs its plane at the same time, with the same plan and
   /// options. Throws ConfigError where layouts and plan, or two ranks' programs, do not fit.
   RoutedTrajectories(RoutedLayouts<Decision> layouts, RoutingPlan plan, Cluster& cluster, const Roles& roles,

@@ -84,7 +84,7 @@ class lane_group {
   lane_group& operator=(const lane_group&) = delete;
   /// Stops what still runs and joins it.
   ~lane_group() {
-    end_all();
+    if (running_ > 0) end_all();
     join();
   }
 

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "dvla/handoff/token.hpp"
 
@@ -31,7 +33,12 @@ enum class lane_kind : std::uint8_t { sampling, training, distribution, receptio
 ///   send of this
 ///                               batch, and lowers token.version to the oldest weights in it; false: no more
 ///                               batches will come. Needed where share is `actor`.
-///   enter(lane_kind) noexcept   called once in each lane's thread before its first batch.
+///   await(Token&)               called in the reception lane before receive(): waits for weights that other
+///   processes make.
+///   enter(lane_kind) noexcept   called in each lane's thread before its first batch, and wherever a thread
+///   goes over
+///                               to another lane's work.
+///   sample(token, boundaries)   see BoundaryStages.
 template <class Stages>
 concept LaneStages = requires(Stages& stages, Token& token) {
   { stages.sample(token) } -> std::same_as<void>;
@@ -50,6 +57,31 @@ concept ObservingStages = requires(Stages& stages, const Token& token) {
 template <class Stages>
 concept ArrivingStages = requires(Stages& stages, Token& token) {
   { stages.arrive(token) } -> std::same_as<bool>;
+};
+
+/// Stages whose weights come from other processes too.
+template <class Stages>
+concept AwaitingStages = requires(Stages& stages, Token& token) {
+  stages.await(token);
+};
+
+/// What sample(token, boundaries) tells to nobody; others have the same members.
+struct no_boundaries {
+  /// Ahead of the batch's chunk boundary number `boundary`, counted from 0: other stages may be called inside
+  /// the call, in this thread, so that newer weights are installed when it returns.
+  void before(std::int64_t boundary) { (void)boundary; }
+  /// After it: which weights decide until the next one. May be called in another thread than sample().
+  void decides(std::int64_t boundary, std::int64_t version, std::span<const std::byte> weights) {
+    (void)boundary, (void)version, (void)weights;
+  }
+};
+
+/// Stages whose rollouts can be written down and repeated: `sample(token, boundaries)` does what
+/// sample(token) does, with any type of boundaries, and tells of each chunk boundary, where newer weights may
+/// take over.
+template <class Stages>
+concept BoundaryStages = requires(Stages& stages, Token& token, no_boundaries& boundaries) {
+  { stages.sample(token, boundaries) } -> std::same_as<void>;
 };
 
 namespace detail {

@@ -5,8 +5,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <limits>
@@ -18,6 +21,7 @@
 #include "dvla/io/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
 #include "dvla/pipeline/run.hpp"
+#include "dvla/sharding/checkpoint.hpp"
 
 namespace dvla {
 
@@ -67,11 +71,54 @@ inline io::SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
   return std::move(latest.checkpoint->file);
 }
 
-/// Writes step-<next batch>.safetensors; weights under the model's tensor names.
+namespace detail {
+/// Where an actor's part of the checkpoint at `path` lies, if the weights are sharded.
+inline std::filesystem::path shard_path(const std::filesystem::path& path, int actor, int actors) {
+  return path.parent_path() / (path.stem().string() + ".actor-" + std::to_string(actor) + "-of-" +
+                               std::to_string(actors) + ".safetensors");
+}
+/// Parts of checkpoints before `step` that are no longer there.
+inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {
+  std::error_code code;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, code)) {
+    const std::string name = entry.path().filename().string();
+    long long of = -1;
+    int actor = 0, actors = 0, end = 0;
+    if (std::sscanf(name.c_str(), "step-%lld.actor-%d-of-%d.safetensors%n", &of, &actor, &actors, &end) ==
+            3 &&
+        static_cast<std::size_t>(end) == name.size() && of < step &&
+        !std::filesystem::exists(folder / ("step-" + std::to_string(of) + ".safetensors")))
+      std::filesystem::remove(entry.path(), code);
+  }
+}
+}  // namespace detail
+
+/// Writes step-<next batch>.safetensors; weights under the model's tensor names. In a job every actor calls
+/// it, between the same two updates; the leader writes. Where the weights are sharded, each actor first
+/// writes its part with the moments beside it, into the same folder (so the folder is one that all machines
+/// see). Returns the leader's path.
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
-  const AdamWState& state = run.weights().state();
+  auto& weights = run.weights();
+  const std::filesystem::path path = folder.path_of(run.next_batch());
   const std::span<const float> parameters = run.model().parameters();
+  const AdamWState& state = weights.state();
+  const bool sharded = state.parameter.data() != parameters.data();  // masters of their own
+  if constexpr (requires { weights.gather_all(); }) weights.gather_all();
+  if constexpr (requires { weights.pieces(); }) {
+    if (sharded) {
+      const ShardToWrite shard(weights, std::ssize(parameters));
+      io::Checkpoint part;
+      shard.add_to(part);
+      std::filesystem::create_directories(path.parent_path());
+      io::write_safetensors(detail::shard_path(path, weights.actor(), weights.actors()), part.tensors,
+                            {{std::string(io::CheckpointFolder::format_key),
+                              std::string(io::CheckpointFolder::format_version)}});
+      std::array<double, 1> written{};  // by all, before the file that counts on them
+      weights.sum(written);
+    }
+  }
+  if (!run.job().leads()) return path;
   const std::vector<std::int64_t> counters{run.next_batch(), state.step, run.config().run.seed};
   io::Checkpoint checkpoint;
   for (const NamedTensor& tensor : run.model().tensors()) {
@@ -81,11 +128,15 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
         "model." + tensor.name, tensor.shape,
         parameters.subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(count))));
   }
-  const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
-  checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::first_moment_name, flat,
-                                                          std::span<const float>(state.first_moment)));
-  checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::second_moment_name, flat,
-                                                          std::span<const float>(state.second_moment)));
+  if (sharded) {
+    checkpoint.metadata["shards"] = std::to_string(run.job().actors());
+  } else {
+    const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
+    checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::first_moment_name, flat,
+                                                            std::span<const float>(state.first_moment)));
+    checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::second_moment_name, flat,
+                                                            std::span<const float>(state.second_moment)));
+  }
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {3}, std::span<const std::int64_t>(counters)));
   std::vector<double> curve;  // a row per batch
@@ -98,7 +149,9 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
       detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
   checkpoint.metadata["config"] = to_json(run.config()).dump();
-  return folder.save(run.next_batch(), checkpoint);
+  folder.save(run.next_batch(), checkpoint);
+  detail::prune_shards(path.parent_path(), run.next_batch());
+  return path;
 }
 
 /// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then
@@ -120,8 +173,51 @@ void load_weights(Model& model, const io::SafetensorsFile& file) {
   }
 }
 
-/// Everything: the run continues with the batch after the checkpoint's last. Throws as load_weights does, and
-/// then leaves the run as it was.
+namespace detail {
+/// Weights, moments and step counter.
+template <class Run>
+void load_training_state(Run& run, const io::SafetensorsFile& file, std::int64_t steps) {
+  auto& weights = run.weights();
+  const auto all = run.model().parameters().size();
+  const auto shards = file.metadata().find("shards");
+  if (shards != file.metadata().end()) {
+    if constexpr (requires { weights.pieces(); }) {
+      int actors = 0;
+      const std::string& text = shards->second;
+      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), actors);
+      if (error != std::errc{} || end != text.data() + text.size() || actors < 1 || actors > 65536)
+        throw FormatError("'" + file.path().string() + "' says it has '" + text + "' shards");
+      std::vector<io::SafetensorsFile> parts;
+      for (int actor = 0; actor < actors; ++actor)
+        parts.push_back(io::CheckpointFolder::open(shard_path(file.path(), actor, actors)));
+      load_shards(weights, static_cast<std::int64_t>(all), parts);
+      return;
+    } else {
+      throw ConfigError("'" + file.path().string() + "' was written by sharded weights; " +
+                        std::string(Run::pipeline::sharding::name) + " cannot read its parts");
+    }
+  }
+  const auto first = find_tensor<float>(file, first_moment_name, all);
+  const auto second = find_tensor<float>(file, second_moment_name, all);
+  check_numbers(file, first_moment_name, first);
+  check_numbers(file, second_moment_name, second, 0.0F);
+  load_weights(run.model(), file);
+  if constexpr (requires { weights.pieces(); }) {
+    weights.take_parameters();
+    for (const ShardPiece& piece : weights.pieces()) {
+      std::copy_n(first.begin() + piece.range.offset, piece.range.count, piece.first_moment.begin());
+      std::copy_n(second.begin() + piece.range.offset, piece.range.count, piece.second_moment.begin());
+    }
+  } else {
+    std::copy(first.begin(), first.end(), weights.state().first_moment.begin());
+    std::copy(second.begin(), second.end(), weights.state().second_moment.begin());
+  }
+  weights.state().step = steps;
+}
+}  // namespace detail
+
+/// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
+/// now. In a job every rank calls it. Throws as load_weights does, and then leaves the run as it was.
 template <class Run>
 void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   const auto counters = detail::find_tensor<std::int64_t>(file, detail::counters_name, 3);
@@ -140,20 +236,11 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))
     throw FormatError("'" + file.path().string() + "': tensor run.curve does not have a row for each of " +
                       std::to_string(counters[0]) + " batches");
-  AdamWState& state = run.weights().state();
-  const auto first = detail::find_tensor<float>(file, detail::first_moment_name, state.first_moment.size());
-  const auto second =
-      detail::find_tensor<float>(file, detail::second_moment_name, state.second_moment.size());
   detail::check_numbers(file, detail::curve_name, curve, 0.0);
   for (const double number : curve)
     if (number > 0x1p53)
       throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
-  detail::check_numbers(file, detail::first_moment_name, first);
-  detail::check_numbers(file, detail::second_moment_name, second, 0.0F);
-  load_weights(run.model(), file);
-  std::copy(first.begin(), first.end(), state.first_moment.begin());
-  std::copy(second.begin(), second.end(), state.second_moment.begin());
-  state.step = counters[1];
+  if (run.job().trains()) detail::load_training_state(run, file, counters[1]);
   std::vector<Iteration> history(static_cast<std::size_t>(counters[0]));
   for (std::size_t batch = 0; batch < history.size(); ++batch) {
     history[batch].batch = static_cast<std::int64_t>(batch);

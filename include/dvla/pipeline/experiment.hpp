@@ -39,6 +39,13 @@ struct ExperimentResult {
 
 namespace detail {
 
+inline nlohmann::json to_json(const RankReport& rank) {
+  nlohmann::json json;
+  for_each_figure(rank, [&](const char* name, auto value) { json[name] = value; });
+  json["name"] = rank.trace.name;
+  return json;
+}
+
 inline nlohmann::json report_json(const ExperimentResult& result) {
   const RunReport& report = result.report;
   nlohmann::json json{
@@ -66,12 +73,65 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   };
   json["success_rate"] = or_null(result.success_rate);
   json["success_rate_before"] = or_null(result.success_before);
+  for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
+  for (const int rank : report.silent) json["silent_ranks"].push_back(rank);
   if (result.warm_start)
     json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
                           {"steps", result.warm_start->steps},
                           {"loss", result.warm_start->loss},
                           {"success", result.warm_start->success}};
   return json;
+}
+
+/// What a job's leader prints besides: staleness, bytes of each plane, episodes, ranks.
+inline std::string job_text(const RunReport& report) {
+  const RankReport all = total(report.ranks);
+  const auto mebibytes = [](std::int64_t bytes) {
+    char text[40];
+    std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
+    return std::string(text);
+  };
+  std::string out = "between ranks: trajectories " + mebibytes(all.data_bytes_sent) + ", weights " +
+                    mebibytes(all.weight_bytes_sent) + ", gradients and parameters of actors " +
+                    mebibytes(all.gradient_bytes_sent) + "\n";
+  out += "episodes: " + std::to_string(all.sent) + " sent = " + std::to_string(all.trained) + " trained + " +
+         std::to_string(all.dropped) + " dropped + " + std::to_string(all.in_flight) + " in flight + " +
+         std::to_string(all.unacknowledged) + " unacknowledged";
+  if (all.lost > 0) out += "; " + std::to_string(all.lost) + " were missing when they were to be trained on";
+  out += '\n';
+  for (const RankReport& rank : report.ranks) {
+    char line[200];
+    std::snprintf(line, sizeof line,
+                  "  %-28s rollout %.3g s, actor %.3g s, sync %.3g s an iteration; %lld env steps\n",
+                  rank.trace.name.c_str(), rank.rollout_time_s, rank.actor_time_s, rank.sync_time_s,
+                  static_cast<long long>(rank.env_steps));
+    out += line;
+  }
+  for (const int rank : report.silent) out += "  rank " + std::to_string(rank) + " gave no report\n";
+  return out;
+}
+
+/// Throws ConfigError, naming the first knob, on ranks whose configuration is not rank 0's.
+inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
+                              std::chrono::nanoseconds limit) {
+  if (cluster.world() == 1) return;
+  const std::string key = "run/config";
+  if (cluster.rank() == 0) {
+    cluster.put(key, config.dump());
+    return;
+  }
+  const nlohmann::json first = nlohmann::json::parse(cluster.get(key, limit));
+  if (first == config) return;
+  const nlohmann::json difference = nlohmann::json::diff(first, config).front();
+  const std::string path = difference.at("path");
+  std::string knob = path.substr(1);
+  std::replace(knob.begin(), knob.end(), '/', '.');
+  const auto text = [&](const nlohmann::json& of) {
+    const nlohmann::json::json_pointer place(path);
+    return of.contains(place) ? of.at(place).dump() : std::string("missing");
+  };
+  throw ConfigError(knob + " is " + text(first) + " on rank 0 and " + text(config) + " on rank " +
+                    std::to_string(cluster.rank()) + "; start all ranks with the same settings");
 }
 
 /// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
@@ -169,10 +229,14 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 ///   there, and so for all evaluations and animations after it; checkpoint and report are written.
 /// A resumed run goes on in its own folder, or begins a new one if the checkpoint lies elsewhere. One that
 /// has no batch to train, or is stopped before its first, leaves report, curve and checkpoints as they are.
+///
+/// In a job of several processes each rank calls it with the same configuration; the leader evaluates, prints
+/// and writes, and its result is the job's.
 template <class P>
-ExperimentResult run_experiment(const Config<P>& config) {
+ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
+  bool leads = false;
   const auto say = [&](const std::string& text) {
-    if (!config.run.quiet) std::cout << text << std::endl;
+    if (leads && !config.run.quiet) std::cout << text << std::endl;
   };
   stop_flag stop;
   signal_guard guard(stop);
@@ -184,10 +248,20 @@ ExperimentResult run_experiment(const Config<P>& config) {
     }
   };
 
-  validate(config);
   std::optional<io::SafetensorsFile> resumed;
-  if (!config.run.resume.empty()) resumed.emplace(open_checkpoint(config.run.resume));
-  auto run = std::make_unique<Run<P>>(config);
+  std::unique_ptr<Run<P>> run;
+  try {
+    validate(config);
+    detail::check_same_config(
+        cluster, to_json(config),
+        std::chrono::nanoseconds(static_cast<std::int64_t>(config.schedule.deadline_s * 1e9)));
+    if (!config.run.resume.empty()) resumed.emplace(open_checkpoint(config.run.resume));
+  } catch (const std::exception& why) {
+    Job::refuse(cluster, why);
+    throw;
+  }
+  run = std::make_unique<Run<P>>(config, cluster);
+  leads = run->job().leads();
   if (resumed) load_checkpoint(*run, *resumed);  // whatever can be wrong is found before a file is written
   const std::filesystem::path root = config.run.folder;
   // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
@@ -202,14 +276,29 @@ ExperimentResult run_experiment(const Config<P>& config) {
         " batches, and --iterations is " + std::to_string(config.run.iterations));
     return {};
   }
+  ExperimentResult result;
+  if (!leads) {
+    const io::CheckpointFolder checkpoints(root / config.run.name / "checkpoint",
+                                           config.run.keep_checkpoints);
+    const auto save_part = [&] {
+      if (run->job().trains()) save_checkpoint(*run, checkpoints);
+    };
+    result.report = run->train(
+        {},
+        [&](std::int64_t batch) {
+          if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save_part();
+        },
+        &stop);
+    if (result.report.batches > 0) save_part();
+    return result;
+  }
   const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
                                                    continues              ? io::RunFolderMode::resume
                                                    : config.run.overwrite ? io::RunFolderMode::overwrite
                                                                           : io::RunFolderMode::fresh);
   io::write_file(folder.config, to_json(config).dump(2) + "\n");
   say(P::describe());
-
-  ExperimentResult result;
+  if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
         " batches are done" +
@@ -259,7 +348,7 @@ ExperimentResult run_experiment(const Config<P>& config) {
     return path;
   };
   ProgressLine progress(config.run.iterations, config.run.quiet);
-  const std::int64_t earlier_steps = run->worker().counts().env_steps;
+  const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   result.report = run->train(
       [&](const Iteration& iteration) {
         detail::log_scalars(events, iteration, earlier_steps);
@@ -287,7 +376,14 @@ ExperimentResult run_experiment(const Config<P>& config) {
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
   io::write_file(folder.report, json.dump(2) + "\n");
-  if (config.run.trace) trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
+  if (config.run.trace) {
+    std::vector<trace::process> job;
+    for (const RankReport& rank : result.report.ranks) job.push_back(rank.trace);
+    if (job.empty())
+      trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
+    else
+      trace::write_chrome_file(folder.trace.string(), job);
+  }
   detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
   film(folder.after_gif);
   if (stop.stop_requested() && !result.report.stopped)
@@ -300,6 +396,12 @@ ExperimentResult run_experiment(const Config<P>& config) {
                 result.report.env_steps_per_s(), result.report.chunk_steps_per_s(),
                 static_cast<long long>(result.report.max_staleness), result.report.train_wall_s);
   say(line);
+  std::string lags = "staleness:";
+  for (std::size_t lag = 0; lag < result.report.staleness.size(); ++lag)
+    lags += (lag > 0 ? ", " : " ") + std::to_string(result.report.staleness[lag]) + " batches at " +
+            std::to_string(lag);
+  say(lags);
+  if (!result.report.ranks.empty()) say(detail::job_text(result.report));
   if (result.success_rate) {
     std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",
                   config.run.evaluation_episodes, *result.success_before, *result.success_rate);
@@ -312,6 +414,12 @@ ExperimentResult run_experiment(const Config<P>& config) {
       written += ", " + std::filesystem::relative(file, folder.folder).string();
   say(written);
   return result;
+}
+
+template <class P>
+ExperimentResult run_experiment(const Config<P>& config) {
+  LoneCluster alone;
+  return run_experiment(config, alone);
 }
 
 /// For main(): parses the command line over `defaults`, runs, and turns errors into one line. The exit code

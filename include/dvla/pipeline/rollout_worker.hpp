@@ -24,6 +24,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/environment/concept.hpp"
+#include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/concept.hpp"
 
@@ -36,10 +37,17 @@ struct VersionedModel {
   std::int64_t version = 0;
 };
 
-/// What was done since the start, over all batches.
 struct RolloutCounts {
   std::int64_t env_steps = 0;    ///< environment transitions really made
   std::int64_t chunk_steps = 0;  ///< decisions made for episodes that were still running
+  RolloutCounts& operator+=(const RolloutCounts& more) {
+    env_steps += more.env_steps;
+    chunk_steps += more.chunk_steps;
+    return *this;
+  }
+  friend RolloutCounts operator-(const RolloutCounts& all, const RolloutCounts& earlier) {
+    return {all.env_steps - earlier.env_steps, all.chunk_steps - earlier.chunk_steps};
+  }
 };
 
 struct RolloutOptions {
@@ -49,6 +57,9 @@ struct RolloutOptions {
   std::int64_t rollout_epochs = 1;  ///< passes of all environments that make one batch
   int threads = 1;                  ///< cores of the lane
   int stages = 1;                   ///< parts of the batch: one part steps while another infers
+  /// Where several rollouts share a batch: this one's first episode in a pass of all, and how many those are
+  /// (0: all of them are here). Seeds follow from places in the whole.
+  std::int64_t first_episode = 0, all_episodes = 0;
   std::chrono::nanoseconds deadline =
       std::chrono::minutes(2);  ///< of waiting for weights that are being installed
 };
@@ -82,18 +93,21 @@ class RolloutWorker {
   }
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
+  /// Of all batches that this worker has sampled.
   const RolloutCounts& counts() const { return counts_; }
-  /// A resumed run counts on from where its checkpoint stood.
-  void count_from(const RolloutCounts& counts) { counts_ = counts; }
 
   /// Fills both records with batch number `batch`. Returns the oldest weight version that decided in it.
-  std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch) {
+  /// `boundaries` is told of each chunk boundary, as BoundaryStages says; weights may be installed inside its
+  /// before().
+  template <class Boundaries = no_boundaries>
+  std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch,
+                       Boundaries&& boundaries = {}) {
     const auto [T, B, C] = shape();
     const std::int64_t N = environment_.size();
     std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
     for (std::int64_t first = 0; first < B; first += N) {
       for (std::int64_t row = 0; row < N; ++row) {
-        const std::int64_t group = (first + row) / options_.group;
+        const std::int64_t group = (in_whole(first) + row) / options_.group;
         all.group[first + row] = static_cast<std::int32_t>(group);
         all.seed[first + row] = seeds_[static_cast<std::size_t>(row)] =
             stream_seed(options_.seed, Stream::episode, batch, group);
@@ -102,7 +116,7 @@ class RolloutWorker {
         auto span = trace_.span("reset", batch);
         environment_.reset(0, seeds_, rows_at(all.observation, 0, first, N), arena_);
       }
-      play(all, decisions, batch, first, oldest);
+      play(all, decisions, batch, first, oldest, boundaries);
       for (std::int64_t row = 0; row < N; ++row)
         all.success[first + row] = environment_.succeeded(row) ? 1 : 0;
     }
@@ -221,6 +235,11 @@ class RolloutWorker {
   }
 
   std::int64_t C() const { return options_.chunk; }
+  /// Which episode of the whole batch this rollout's episode `first`, the first of a pass, is.
+  std::int64_t in_whole(std::int64_t first) const {
+    const std::int64_t here = environment_.size();
+    return first / here * (options_.all_episodes > 0 ? options_.all_episodes : here) + options_.first_episode;
+  }
   Model& newest() {
     models_.try_swap();
     return *models_.front().model;
@@ -233,11 +252,13 @@ class RolloutWorker {
   }
 
   /// The chunk loop over episodes [first, first + N) of the batch: stage i steps while stage i + 1 infers.
+  template <class Boundaries>
   void play(Transition& all, Decision& decisions, std::int64_t batch, std::int64_t first,
-            std::int64_t& oldest) {
+            std::int64_t& oldest, Boundaries& boundaries) {
     const std::int64_t N = environment_.size();
     const std::int64_t stages = std::min<std::int64_t>(std::max(options_.stages, 1), N);
     const std::int64_t turns = shape().decisions * stages;
+    const std::int64_t earlier = first / N * turns;  // chunk boundaries of the passes before
     auto stage_rows = [&](std::int64_t turn) {
       const std::int64_t stage = turn % stages;
       return std::pair{N * stage / stages, N * (stage + 1) / stages - N * stage / stages};
@@ -250,9 +271,11 @@ class RolloutWorker {
       // for weights that are being copied in just now: its admission counted on them.
       turn == 0 ? models_.swap_within(options_.deadline) : models_.try_swap();
       VersionedModel<Model>& frozen = models_.front();
+      boundaries.decides(earlier + turn, frozen.version,
+                         std::as_bytes(std::span<const float>(frozen.model->parameters())));
       Decision decision = rows_at(decisions, t, first + row, count);
       frozen.model->act(rows_at(all.observation, t, first + row, count), Decoding::sample,
-                        stream_seed(options_.seed, Stream::action, batch, t, first + row), decision,
+                        stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,
                         rows_at(all.action, t, first + row, count));
       for (std::int64_t& version : rows_at(all.version, t, first + row, count).span())
         version = frozen.version;
@@ -269,8 +292,10 @@ class RolloutWorker {
                                              rows_at(all.done, t, first + row, count),
                                              rows_at(all.observation, t + 1, first + row, count), arena_);
     };
+    boundaries.before(earlier);
     infer(0);
     for (std::int64_t turn = 0; turn < turns; ++turn) {
+      if (turn + 1 < turns) boundaries.before(earlier + turn + 1);
       if (turn + 1 == turns) {
         step(turn);
       } else if (stages == 1) {

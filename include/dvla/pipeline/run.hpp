@@ -1,26 +1,34 @@
-// A pipeline at work: the nine policies' machinery put together and driven through the four lanes.
-// Paper: the D-VLA system; docs/architecture.md has the four lanes as pseudocode with the class that owns
-// each line. Reads and writes no files, prints nothing: see experiment.hpp for a run with a folder, pictures
-// and a progress bar, and checkpoint.hpp for saving and resuming.
+// A pipeline at work: the nine policies' machinery put together and driven through the four lanes, in one
+// process or as one rank of a job. Paper: the D-VLA system; docs/architecture.md has the four lanes as
+// pseudocode with the class that owns each line. Reads and writes no files, prints nothing: see
+// experiment.hpp for a run with a folder, pictures and a progress bar, and checkpoint.hpp for saving and
+// resuming.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "dvla/algorithm/update_stats.hpp"
 #include "dvla/control_plane/in_process.hpp"
+#include "dvla/control_plane/parts.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/data_plane/in_process.hpp"
+#include "dvla/data_plane/routing.hpp"
+#include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/credit.hpp"
 #include "dvla/handoff/semaphore.hpp"
 #include "dvla/handoff/stages.hpp"
@@ -28,40 +36,24 @@
 #include "dvla/model/self_test.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/config.hpp"
+#include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/pipeline/run_report.hpp"
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/warm_start.hpp"
 #include "dvla/schedule/runner.hpp"
+#include "dvla/sharding/unsharded.hpp"
 #include "dvla/trace/recorder.hpp"
-#include "dvla/trace/report.hpp"
 
 namespace dvla {
 
-/// One batch's way through the lanes, as the observer sees it.
+/// One batch's way through the lanes, as the observer sees it. In a job: over all actors.
 struct Iteration {
   std::int64_t batch = 0;
   UpdateStats update;
   std::int64_t staleness = 0;  ///< versions between the weights trained and the oldest that sampled
-  RolloutCounts counts;        ///< totals when this batch had been sampled
+  RolloutCounts counts;        ///< totals of all batches trained up to this one
   double elapsed_s = 0;        ///< since train() began, when this batch had been trained
-};
-
-/// A run's figures by the definitions of docs/numbers.md.
-struct RunReport {
-  trace::report timing;
-  std::int64_t env_steps = 0, chunk_steps = 0;  ///< in this train()
-  double train_wall_s = 0;                      ///< from the start of train() to its end
-  std::int64_t max_staleness = 0;
-  std::vector<std::int64_t> staleness;  ///< batches with lag 0, 1, ... K
-  std::int64_t batches = 0;
-  bool stopped = false;
-  int signal = 0;
-  double env_steps_per_s() const {
-    return train_wall_s > 0 ? static_cast<double>(env_steps) / train_wall_s : 0;
-  }
-  double chunk_steps_per_s() const {
-    return train_wall_s > 0 ? static_cast<double>(chunk_steps) / train_wall_s : 0;
-  }
 };
 
 namespace detail {
@@ -79,8 +71,10 @@ struct TensorPool<Model> : Model::tensor_pool {
 };
 }  // namespace detail
 
-/// `Buildable` is not for callers: where a policy's machinery is missing, the one error that says so stands
-/// in buildable<P>(), and the form below keeps others from following it.
+/// In a job of several processes each makes its Run with the same configuration, at the same time, and calls
+/// train(); what begins with "Leader:" only the leader may call. `Buildable` is not for callers: where a
+/// policy's machinery is missing, the one error that says so stands in buildable<P>(), and the form below
+/// keeps others from following it.
 template <class P, class Trace = trace::Recorder, bool Buildable = buildable<P, Trace>()>
 class Run {
  public:
@@ -93,29 +87,23 @@ class Run {
   using Control = machinery_t<typename P::control_plane, P>;
   using Memory = machinery_t<typename P::memory, P>;
   using Schedule = machinery_t<typename P::schedule, P>;
+  using Placement = machinery_t<typename P::placement, P>;
   using Decision = typename Model::Decision;
+  using Worker = RolloutWorker<Environment, Model, Trace>;
 
   /// Batches that train() makes room for in the history before it begins; more room comes as it is needed.
   static constexpr std::int64_t history_room = std::int64_t{1} << 17;
 
-  /// Builds everything; throws ConfigError before anything starts if a value is wrong or parts do not fit.
-  explicit Run(const Config<P>& config)
-      : config_(checked(config)),
-        memory_(config_.memory),
-        tensors_(memory_.model()),
-        environment_(config_.environment, memory_.environment()),
-        model_(config_.model, inputs(), weight_seed()),
-        weights_(model_, memory_.model()),
-        worker_(environment_, frozen_model(), frozen_model(), rollout_options(), trace_),
-        algorithm_(config_.algorithm, worker_.shape(), environment_.action_spec().dimensions,
-                   static_cast<std::uint64_t>(config_.run.seed)),
-        data_(transition_layout(environment_.observation_spec(), environment_.action_spec(), worker_.shape()),
-              model_.decision_layout({worker_.shape().decisions, worker_.shape().episodes}), staleness() + 1,
-              memory_.environment()),
-        control_(weights_.packed_bytes(), memory_.environment(), deadline()) {}
+  /// One process, which is every role. Throws ConfigError before anything starts if a value is wrong or parts
+  /// do not fit.
+  explicit Run(const Config<P>& config) : Run(config, std::make_unique<LoneCluster>(), nullptr) {}
+  /// One rank of a job. What one rank refuses, all refuse, each with a ConfigError that says who and why.
+  /// `cluster` must outlive this, and serves this run only.
+  Run(const Config<P>& config, Cluster& cluster) : Run(config, nullptr, &cluster) {}
 
-  /// Clones the scripted expert until the policy succeeds sometimes. Call before train(), once. Throws
-  /// Stopped at the next decision or optimiser step once `stop` asks; the weights are then half cloned.
+  /// Leader: clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
+  /// Throws Stopped at the next decision or optimiser step once `stop` asks; the weights are then half
+  /// cloned.
   WarmStartResult warm_start(const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     Model::use_threads(caller_threads());
     WarmStartOptions options;
@@ -124,110 +112,174 @@ class Run {
     options.noise = config_.run.demonstration_noise;
     options.target = config_.run.imitation_target;
     options.most_steps = config_.run.imitation_steps;
-    return dvla::warm_start(
-        worker_, model_, weights_, options, [this] { install(); }, stop);
+    const auto clone = [&](auto& weights) {
+      return dvla::warm_start(
+          worker(), model_, weights, options, [this] { install(); }, stop);
+    };
+    if (job_.actors() == 1) return clone(*weights_);
+    // The other actors take no part in it: they get its outcome when training begins.
+    UnshardedWeights<Model> own(model_, *std::pmr::new_delete_resource());
+    return clone(own);
   }
 
-  /// exp(log_prob - behaviour) must be 1 for weights that have not changed: sampling and training then agree
-  /// about what a decision is. Returns the largest deviation; throws Error if it is above 1e-5.
+  /// Leader: exp(log_prob - behaviour) must be 1 for weights that have not changed: sampling and training
+  /// then agree about what a decision is. Returns the largest deviation; throws Error if it is above 1e-5.
   double self_test() {
     Model::use_threads(caller_threads());
     install();
-    OwnedRecord<Transition> transition(worker_.layout(1, worker_.shape().chunk),
+    OwnedRecord<Transition> transition(worker().layout(1, config_.model.chunk),
                                        *std::pmr::new_delete_resource());
     OwnedRecord<Decision> decision(model_.decision_layout({environment_.size()}),
                                    *std::pmr::new_delete_resource());
-    worker_.probe(*transition, *decision);
+    worker().probe(*transition, *decision);
     std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_.size()));
     std::iota(rows.begin(), rows.end(), std::int64_t{0});
     return check_ratio(model_, cut_record(transition->observation, [](auto field) { return field.at(0); }),
                        *decision, rows);
   }
 
-  /// Success over fresh episodes that training never sees. Throws Stopped at the next decision once `stop`
-  /// asks.
+  /// Leader: success over fresh episodes that training never sees. Throws Stopped at the next decision once
+  /// `stop` asks.
   double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode,
                   const stop_flag* stop = nullptr) {
     Model::use_threads(caller_threads());
     install();
-    return worker_.evaluate(episodes, decoding, Stream::evaluation, 0, stop);
+    return worker().evaluate(episodes, decoding, Stream::evaluation, 0, stop);
   }
 
-  /// See RolloutWorker::watch.
+  /// Leader: see RolloutWorker::watch.
   template <class OnStep>
   void watch(OnStep on_step, Decoding decoding = Decoding::mode) {
     Model::use_threads(caller_threads());
     install();
-    worker_.watch(decoding, on_step);
+    worker().watch(decoding, on_step);
   }
 
   /// Trains until `config.run.iterations` batches have been trained in all (a resumed run does the rest), or
-  /// `stop` asks. `on_iteration(const Iteration&)` is called for each batch, in order, off the lanes'
-  /// critical path; `after_update(batch)` in the training lane between two updates, where the weights stand
-  /// still: for checkpoints. In steady state a batch allocates nothing, but that the history of a run of more
-  /// than history_room batches doubles its room from time to time.
+  /// `stop` asks. On each actor, `on_iteration(const Iteration&)` is called for each batch, in order, off the
+  /// lanes' critical path; `after_update(batch)` in the training lane between two updates, where the weights
+  /// stand still: for checkpoints. In steady state a batch allocates nothing, but that the history of a run
+  /// of more than history_room batches doubles its room from time to time.
+  ///
+  /// In a job: begins once the leader calls it, with the leader's weights. A stop that any actor is asked for
+  /// ends all at the next batch; batches beyond it that are under way are dropped, and counted. A rollout
+  /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
-    install();
+    job_.begin_together(stop);
+    begin_with_the_leaders_weights();
     const std::int64_t first = next_batch_;
     const std::int64_t batches = std::max<std::int64_t>(config_.run.iterations - first, 0);
     history_.resize(static_cast<std::size_t>(first));
     history_.reserve(static_cast<std::size_t>(first + std::min(batches, history_room)));
-    Stages stages(*this, std::move(on_iteration), std::move(after_update));
+    trained_ = history_.empty() ? RolloutCounts{} : history_.back().counts;
+    const RolloutCounts trained_before = trained_;
+    Stages stages(*this, std::move(on_iteration), std::move(after_update), stop);
     run_options options;
+    options.share = job_.share();
     options.first_batch = first;
     options.batches = batches;
     options.staleness = staleness();
     options.deadline = deadline();
-    options.stop = stop;
-    const RolloutCounts before = worker_.counts();
+    options.stop = job_.alone() ? stop : &stages.ending;
+    const RolloutCounts sampled_before = worker_ ? worker_->counts() : RolloutCounts{};
     const run_result result = Schedule::run(stages, options, trace_);
     RunReport report;
     report.train_wall_s = stages.elapsed();
-    report.batches = result.batches;
+    report.batches = job_.trains() ? next_batch_ - first : result.batches;
     report.stopped = result.stopped;
     report.signal = result.signal;
     report.max_staleness = result.max_staleness;
     report.staleness = result.staleness;
-    report.env_steps = worker_.counts().env_steps - before.env_steps;
-    report.chunk_steps = worker_.counts().chunk_steps - before.chunk_steps;
+    const RolloutCounts counts = job_.alone() ? trained_ - trained_before
+                                 : worker_    ? worker_->counts() - sampled_before
+                                              : RolloutCounts{};
+    report.env_steps = counts.env_steps;
+    report.chunk_steps = counts.chunk_steps;
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
+    if (!job_.alone()) end_together(stages, report);
     return report;
   }
 
   const Config<P>& config() const { return config_; }
+  const Job& job() const { return job_; }
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
   /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
   const std::vector<Iteration>& history() const { return history_; }
   Environment& environment() { return environment_; }
   Model& model() { return model_; }
-  Weights& weights() { return weights_; }
-  RolloutWorker<Environment, Model, Trace>& worker() { return worker_; }
+  /// Throws Error on a rank that is no actor.
+  Weights& weights() {
+    if (!weights_) throw Error(job_.name() + " is no actor and has no weights to train");
+    return *weights_;
+  }
+  /// Throws Error on a rank that neither rolls out nor leads.
+  Worker& worker() {
+    if (!worker_) throw Error(job_.name() + " neither rolls out nor leads: it has no environments");
+    return *worker_;
+  }
   Memory& memory() { return memory_; }
-  Data& data() { return data_; }
+  Data& data() { return *data_; }
   Trace& trace() { return trace_; }
   /// Number of the next batch = version of the trainer's weights. Set by a resumed run.
   std::int64_t next_batch() const { return next_batch_; }
+  /// In a job: on every rank; weights are the leader's.
   void continue_from(std::int64_t batch, std::vector<Iteration> history) {
     next_batch_ = batch;
     history_ = std::move(history);
-    worker_.count_from(history_.empty() ? RolloutCounts{} : history_.back().counts);
   }
 
  private:
+  static constexpr bool routed = detail::spans_processes<typename P::data_plane>;
+  static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
+  /// Whether the weights know of other actors (sharding/actors.hpp).
+  static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
+    weights.max(values);
+  };
+
+  Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given) try
+      : config_(checked(config)),
+        own_cluster_(std::move(own)),
+        job_(given ? *given : *own_cluster_,
+             Placement::roles(config_.placement, (given ? *given : *own_cluster_).topology()), deadline()),
+        memory_(config_.memory),
+        tensors_(memory_.model()),
+        environment_(environment_knobs(), memory_.environment()),
+        model_(config_.model, inputs(), weight_seed()) {
+    job_.roll_call(Job::first_call);
+    if constexpr (routed)
+      plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), group(), deadline());
+    if (job_.trains() && job_.alone()) make_weights();
+    if (job_.rolls_out() || job_.leads())
+      worker_ =
+          std::make_unique<Worker>(environment_, frozen_model(), frozen_model(), rollout_options(), trace_);
+    if (job_.trains()) make_algorithm();
+    job_.roll_call(Job::last_call);  // from here on ranks wait for each other
+    if (job_.trains() && !job_.alone()) make_weights();
+    make_data();
+    make_control();
+  } catch (const std::exception& why) {
+    if (given) Job::refuse(*given, why);
+  }
+
   /// What the schedule's lanes call. Nested so that a lane can touch only what stands here.
   struct Stages {
-    Stages(Run& whose, std::function<void(const Iteration&)> each, std::function<void(std::int64_t)> after)
+    Stages(Run& whose, std::function<void(const Iteration&)> each, std::function<void(std::int64_t)> after,
+           const stop_flag* stop)
         : run(whose),
           on_iteration(std::move(each)),
           after_update(std::move(after)),
+          asked(stop),
           sampled(static_cast<std::size_t>(whose.staleness()) + 1) {}
 
     Run& run;
     std::function<void(const Iteration&)> on_iteration;
     std::function<void(std::int64_t)> after_update;
-    /// What sampling knows of a live batch, one slot a trajectory buffer: passes to training with it.
-    std::vector<Iteration> sampled;
+    /// Asked from outside; in a job the lanes end by `ending`, which the actors agree on.
+    const stop_flag* asked;
+    stop_flag ending;
+    /// Of a live batch, one slot a trajectory buffer: passes from sampling to training with it.
+    std::vector<RolloutCounts> sampled;
     /// Guards the history: training appends to it, an observer that lags behind copies out of it.
     std::mutex history;
     std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
@@ -238,11 +290,21 @@ class Run {
     /// for the reception lane's own error, which is the one to report.
     std::atomic<bool> lost{false};
     timed_semaphore ended{0};
+    std::int64_t sampled_until = 0;  ///< the sampling lane's
+    /// A rollout of a job: no more weights will come, in peace.
+    std::atomic<bool> weights_ended{false};
 
     double elapsed() const {
       return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
-    Iteration& live(const Token& token) {
+    bool asked_to_stop() const { return asked && asked->stop_requested(); }
+    void end() {
+      if (asked && asked->signal() != 0)
+        ending.request_stop(asked->signal());
+      else
+        ending.request_stop();
+    }
+    RolloutCounts& live(const Token& token) {
       return sampled[static_cast<std::size_t>(token.batch) % sampled.size()];
     }
 
@@ -252,29 +314,54 @@ class Run {
       if (kind == lane_kind::every) Model::use_threads(run.caller_threads());
     }
     void sample(Token& token) {
-      Trajectory<Decision>& trajectory = run.data_.produce(token);
-      token.version = run.worker_.rollout(trajectory.transition, trajectory.decision, token.batch);
+      Trajectory<Decision>& trajectory = run.data_->produce(token);
+      const RolloutCounts before = run.worker_->counts();
+      token.version = run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch);
       if (lost.load(std::memory_order_acquire)) {
         ended.acquire_for(run.deadline());
         throw Error("sampling stops: the weights that it waited for could not be installed");
       }
-      Iteration& iteration = live(token);
-      iteration.batch = token.batch;
-      iteration.staleness = token.batch - token.version;
-      iteration.counts = run.worker_.counts();
-      run.data_.commit(token);
+      const RolloutCounts steps = run.worker_->counts() - before;
+      if constexpr (routed) {
+        run.data_->commit(token, {steps.env_steps, steps.chunk_steps});
+        if (!run.job_.trains() && asked_to_stop()) end();
+      } else {
+        live(token) = steps;
+        run.data_->commit(token);
+        sampled_until = token.batch + 1;
+      }
+    }
+    /// In a job the actors go on, or end, together; and the batch is as old as the oldest of their parts.
+    bool arrive(Token& token) {
+      bool more = true;
+      if constexpr (routed) more = run.data_->arrive(token);
+      if (run.job_.alone()) return more;
+      std::array<std::int64_t, 2> word{!more || asked_to_stop(), more ? token.batch - token.version : 0};
+      run.largest(word);
+      if (word[0] != 0) {
+        if constexpr (routed)
+          if (more) run.data_->drop(token);
+        end();
+        return false;
+      }
+      token.version = token.batch - word[1];
+      return true;
     }
     void train(Token& token) {
-      const Trajectory<Decision>& trajectory = run.data_.consume(token);
+      const Trajectory<Decision>& trajectory = run.data_->consume(token);
       auto before_step = [&] {
         if (!packed.acquire(run.deadline(),
                             {"training", "the last weights to be packed", "distribution", token.batch}))
           throw Error("training stops: the last weights were not packed because another lane failed");
       };
-      Iteration iteration = live(token);
-      iteration.update = run.algorithm_.update(run.model_, run.weights_, trajectory.transition,
-                                               trajectory.decision, token.batch, before_step, run.trace_);
-      run.data_.release(token);
+      Iteration iteration;
+      iteration.batch = token.batch;
+      iteration.staleness = token.batch - token.version;
+      iteration.update = run.algorithm_->update(run.model_, *run.weights_, trajectory.transition,
+                                                trajectory.decision, token.batch, before_step, run.trace_);
+      run.trained_ += run.summed(steps_of(token));
+      iteration.counts = run.trained_;
+      run.data_->release(token);
       iteration.elapsed_s = elapsed();
       {
         const std::scoped_lock lock(history);
@@ -287,13 +374,26 @@ class Run {
     void distribute(Token& token) {
       {
         auto span = run.trace_.span("pack", token.batch);
-        run.weights_.pack(run.control_.begin(token.version));
+        run.pack(token.version);
         packed.release();
       }
       auto span = run.trace_.span("publish", token.batch);
-      run.control_.publish(token.version);
+      run.control_->publish(token.version);
     }
-    void receive(Token& token) { run.receive(token.version, lost); }
+    /// Weights that another process makes are waited for outside of receive(), during which the sampler may
+    /// not begin.
+    void await(Token& token) requires broadcasts {
+      if (weights_ended.load(std::memory_order_relaxed)) return;
+      try {
+        run.control_->await(token.batch + 1, run.deadline());
+      } catch (const typename Control::End&) {
+        weights_ended.store(true, std::memory_order_relaxed);
+        ending.request_stop();
+      }
+    }
+    void receive(Token& token) {
+      if (!weights_ended.load(std::memory_order_relaxed)) run.receive(token.batch + 1, lost);
+    }
     void observe(const Token& token) {
       if (!on_iteration) return;
       const Iteration iteration = [&] {
@@ -306,6 +406,18 @@ class Run {
     void cancel() noexcept {
       packed.cancel();
       ended.cancel();
+      if constexpr (routed) run.data_->cancel();
+      if constexpr (broadcasts) run.control_->close();
+    }
+
+   private:
+    RolloutCounts steps_of(const Token& token) {
+      if constexpr (routed) {
+        const auto arrived = run.data_->arrival(token).counts;
+        return {arrived.env_steps, arrived.chunk_steps};
+      } else {
+        return live(token);
+      }
     }
   };
 
@@ -313,6 +425,8 @@ class Run {
     validate(config);
     return config;
   }
+
+  // ---- What is made of the configuration
   ModelInputs inputs() const {
     return {environment_.observation_spec(), environment_.action_spec(), config_.model.chunk};
   }
@@ -322,23 +436,64 @@ class Run {
   std::unique_ptr<Model> frozen_model() const {
     return std::make_unique<Model>(config_.model, inputs(), weight_seed());
   }
+  // An algorithm without groups, or without several passes a batch, need not have knobs for them.
+  std::int64_t group() const {
+    if constexpr (requires { config_.algorithm.group; })
+      return config_.algorithm.group;
+    else
+      return 1;
+  }
+  std::int64_t rollout_epochs() const {
+    if constexpr (requires { config_.algorithm.rollout_epochs; })
+      return config_.algorithm.rollout_epochs;
+    else
+      return 1;
+  }
+  /// The groups of a pass that are this rollout's own, of `all_groups`.
+  Share own_groups() const { return job_.share_of_groups(all_groups()); }
+  std::int64_t all_groups() const {
+    if constexpr (requires { config_.environment.environments; })
+      return config_.environment.environments / group();
+    else
+      return 1;
+  }
+  /// A rollout has its share of the environments; the leader without one all of them, to evaluate; another
+  /// actor one group, which never steps: it says what observations and actions are.
+  auto environment_knobs() const {
+    auto knobs = config_.environment;
+    if constexpr (requires { knobs.environments; }) {
+      const Share own = own_groups();  // refuses too few
+      if (job_.rolls_out())
+        knobs.environments = static_cast<int>(own.count * group());
+      else if (!job_.leads())
+        knobs.environments = static_cast<int>(group());
+    } else if (job_.rollouts() > 1) {
+      throw ConfigError(std::string(P::environment::name) +
+                        " has no knob 'environments', so they cannot be shared by " +
+                        std::to_string(job_.rollouts()) + " rollouts");
+    }
+    return knobs;
+  }
   RolloutOptions rollout_options() const {
     RolloutOptions options;
     options.seed = static_cast<std::uint64_t>(config_.run.seed);
     options.chunk = config_.model.chunk;
-    // An algorithm without groups, or without several passes a batch, need not have knobs for them.
-    options.group = 1;
-    if constexpr (requires { config_.algorithm.group; }) options.group = config_.algorithm.group;
-    if constexpr (requires { config_.algorithm.rollout_epochs; })
-      options.rollout_epochs = config_.algorithm.rollout_epochs;
+    options.group = group();
+    options.rollout_epochs = rollout_epochs();
     options.threads = sampling_threads();
     options.stages = config_.schedule.sampling_stages;
     options.deadline = deadline();
+    if (job_.rolls_out() && !job_.alone()) {
+      options.first_episode = own_groups().first * group();
+      options.all_episodes = all_groups() * group();
+    }
     return options;
   }
   int staleness() const {
-    if constexpr (requires { config_.schedule.staleness; }) return config_.schedule.staleness;
-    return 0;
+    if constexpr (requires { config_.schedule.staleness; })
+      return config_.schedule.staleness;
+    else
+      return 0;
   }
   int sampling_threads() const { return config_.schedule.sampling_threads; }
   int training_threads() const { return config_.schedule.training_threads; }
@@ -347,23 +502,169 @@ class Run {
     return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.schedule.deadline_s * 1e9));
   }
 
-  /// The trainer's weights into both of the worker's copies, without the control plane: before the lanes
-  /// start.
+  // ---- The parts that not every rank has
+  BatchShape shape_of(std::int64_t episodes) const {
+    return {environment_.horizon() / config_.model.chunk, episodes, config_.model.chunk};
+  }
+  Transition transitions(std::int64_t episodes) const {
+    return transition_layout(environment_.observation_spec(), environment_.action_spec(), shape_of(episodes));
+  }
+  Decision decisions(std::int64_t episodes) const {
+    return model_.decision_layout({shape_of(episodes).decisions, episodes});
+  }
+  /// Of each group that this rank rolls out in a batch.
+  std::vector<std::int64_t> group_bytes() const {
+    if (!job_.rolls_out()) return {};
+    const auto bytes =
+        static_cast<std::int64_t>(record_bytes(trajectory_layout(transitions(group()), decisions(group()))));
+    return std::vector<std::int64_t>(static_cast<std::size_t>(own_groups().count * rollout_epochs()), bytes);
+  }
+  /// Of this actor's part of a batch.
+  std::int64_t trained_episodes() const {
+    if constexpr (routed)
+      return plan_.episodes_to(job_.actor());
+    else
+      return worker_->shape().episodes;
+  }
+  void make_algorithm() {
+    const auto seed = static_cast<std::uint64_t>(config_.run.seed);
+    const std::int64_t dimensions = environment_.action_spec().dimensions;
+    const BatchShape shape = shape_of(trained_episodes());
+    if constexpr (requires { Algorithm(config_.algorithm, shape, dimensions, seed, job_.actors()); }) {
+      algorithm_ = std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed, job_.actors());
+    } else {
+      refuse_actors(P::algorithm::name);
+      algorithm_ = std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed);
+    }
+  }
+  void make_weights() {
+    const GroupSource groups = [this](const std::string& purpose) {
+      return job_.cluster().group("sharding/" + purpose, job_.roles().actors, deadline());
+    };
+    if constexpr (requires { Weights(model_, memory_.model(), config_.sharding, groups); }) {
+      weights_ = std::make_unique<Weights>(model_, memory_.model(), config_.sharding, groups);
+      if constexpr (requires { weights_->trace_to(trace_); })
+        if (job_.actors() > 1) weights_->trace_to(trace_);
+    } else {
+      refuse_actors(P::sharding::name);
+      weights_ = std::make_unique<Weights>(model_, memory_.model());
+    }
+    if (job_.actors() > 1) actors_ = job_.cluster().group("sharding/start", job_.roles().actors, deadline());
+  }
+  void refuse_actors(std::string_view policy) const {
+    if (job_.actors() > 1)
+      throw ConfigError(std::string(policy) + " trains on one actor, and the job has " +
+                        std::to_string(job_.actors()) + "; choose a placement with one");
+  }
+  void make_data() {
+    if constexpr (routed) {
+      typename Data::Layouts layouts;
+      const auto layout = [&](std::int64_t episodes) {
+        return trajectory_layout(transitions(episodes), decisions(episodes));
+      };
+      if (job_.rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_.rollout()));
+      if (job_.trains()) layouts.actor = layout(plan_.episodes_to(job_.actor()));
+      typename Data::Options options;
+      options.buffers = staleness() + 1;
+      options.deadline = deadline();
+      data_ = std::make_unique<Data>(std::move(layouts), plan_, job_.cluster(), job_.roles(), options,
+                                     memory_.environment());
+    } else {
+      const std::int64_t episodes = worker_->shape().episodes;
+      data_ = std::make_unique<Data>(transitions(episodes), decisions(episodes), staleness() + 1,
+                                     memory_.environment());
+    }
+  }
+  void make_control() {
+    const std::int64_t floats = std::ssize(model_.parameters());
+    if constexpr (broadcasts) {
+      std::vector<WeightPart> parts;
+      if constexpr (requires { Weights::parts_of(model_, 1); })
+        parts = Weights::parts_of(model_, job_.actors());
+      else
+        parts = {{{0, floats}}};
+      control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_.cluster(),
+                                           job_.roles(), 0, deadline(), memory_.environment());
+    } else {
+      control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
+                                           memory_.environment(), deadline());
+    }
+  }
+
+  // ---- Over the actors, in their training lanes
+  void largest(std::span<std::int64_t> values) {
+    if constexpr (shared_weights) weights_->max(values);
+  }
+  RolloutCounts summed(const RolloutCounts& own) {
+    if constexpr (shared_weights) {
+      if (job_.actors() == 1) return own;
+      std::array values{static_cast<double>(own.env_steps), static_cast<double>(own.chunk_steps)};
+      weights_->sum(values);
+      return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1])};
+    } else {
+      return own;
+    }
+  }
+
+  // ---- Weights
+  /// model_.parameters() are whole when this returns.
+  void gather() {
+    if constexpr (requires { weights_->gather_all(); })
+      if (weights_) weights_->gather_all();
+  }
+  /// The trainer's weights into both of the worker's copies, without the control plane: while no lane runs.
   void install() {
+    gather();
     auto copy = [&](VersionedModel<Model>& frozen) {
       const auto from = model_.parameters();
       std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
       frozen.version = next_batch_;
     };
-    worker_.models().fill(copy);
-    worker_.models().try_swap();
+    worker().models().fill(copy);
+    worker().models().try_swap();
+  }
+  void begin_with_the_leaders_weights() {
+    if (actors_) {
+      gather();
+      if constexpr (requires { weights_->take_parameters(); }) {
+        if (job_.leads()) weights_->take_parameters();  // as the trainer rounds them
+        actors_->broadcast(std::as_writable_bytes(model_.parameters()),
+                           job_.roles().actor(job_.roles().leader()));
+        weights_->take_parameters();
+      }
+    }
+    if constexpr (broadcasts) {
+      if (!job_.alone()) {
+        if (job_.trains() && control_->latest() < next_batch_) {
+          pack(next_batch_);
+          control_->publish(next_batch_);
+        }
+        if (job_.rolls_out()) {
+          std::atomic<bool> lost{false};
+          control_->await(next_batch_, deadline());
+          receive(next_batch_, lost);
+          worker_->models().try_swap();
+        }
+        return;
+      }
+    }
+    if (worker_) install();
+  }
+  void pack(std::int64_t version) {
+    const std::span<std::byte> bytes = control_->begin(version);
+    if (broadcasts || job_.actors() == 1) {
+      weights_->pack(bytes);
+    } else {  // a replica's own copies: the whole, not this actor's part
+      gather();
+      std::memcpy(bytes.data(), model_.parameters().data(), bytes.size());
+    }
   }
   void receive(std::int64_t version, std::atomic<bool>& lost) {
     auto span = trace_.span("install", version - 1);
-    worker_.models().fill([&](VersionedModel<Model>& back) {
+    worker_->models().fill([&](VersionedModel<Model>& back) {
       try {
-        back.version = control_.receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
-                                        version, deadline());
+        back.version = control_->receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
+                                         version, deadline());
       } catch (...) {
         lost.store(true, std::memory_order_release);
         throw;
@@ -371,18 +672,113 @@ class Run {
     });
   }
 
+  // ---- The end of a job
+  /// Planes part in peace; the leader puts the job's report together.
+  void end_together(Stages& stages, RunReport& report) {
+    const bool leaves = !job_.trains() && stages.asked_to_stop() && !stages.weights_ended.load();
+    const auto end_weights = [&] {
+      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(deadline());
+    };
+    const auto end_data = [&] {
+      if constexpr (routed) {
+        data_->goodbye();
+      } else {
+        for (std::int64_t batch = next_batch_; batch < stages.sampled_until; ++batch)
+          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (staleness() + 1))});
+      }
+    };
+    // A rollout's lanes end by the actors' word that no more weights come, and only then it says goodbye.
+    if (job_.trains()) {
+      end_weights();
+      end_data();
+    } else {
+      end_data();
+      end_weights();
+    }
+    const RankReport own = rank_report(report);
+    if (!job_.leads()) {
+      job_.tell_leader("report", serialise(own));
+      return;
+    }
+    for (int rank = 0; rank < job_.cluster().world(); ++rank) {
+      if (rank == job_.rank()) {
+        report.ranks.push_back(own);
+        continue;
+      }
+      try {
+        report.ranks.push_back(parse_rank_report(job_.told("report", rank)));
+      } catch (const DeadlineError&) {
+        report.silent.push_back(rank);
+      }
+    }
+    report.timing = job_timing(report.ranks);
+    const RankReport all = total(report.ranks);
+    report.env_steps = all.env_steps;
+    report.chunk_steps = all.chunk_steps;
+  }
+  RankReport rank_report(const RunReport& report) {
+    RankReport own{};
+    own.rank = job_.rank();
+    own.trace = trace::snapshot(trace_, job_.name());
+    own.env_steps = report.env_steps;
+    own.chunk_steps = report.chunk_steps;
+    std::array<double, 4> seconds{};
+    std::array<std::int64_t, 4> spans{};
+    for (const trace::span_record& span : own.trace.spans)
+      for (std::size_t lane = 0; lane < 4; ++lane)
+        if (std::string_view(span.category) == "lane" &&
+            std::string_view(span.name) == trace::lane_span_names[lane]) {
+          seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
+          ++spans[lane];
+        }
+    const auto mean = [&](std::size_t lane) {
+      return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
+    };
+    own.rollout_time_s = mean(0);
+    own.actor_time_s = mean(1);
+    own.sync_time_s = mean(2) + mean(3);
+    const auto data = data_->report();
+    own.sent = data.sent;
+    own.trained = data.trained;
+    own.dropped = data.dropped;
+    own.in_flight = data.in_flight;
+    if constexpr (!routed) {  // which counts batches
+      for (auto count :
+           {&RankReport::sent, &RankReport::trained, &RankReport::dropped, &RankReport::in_flight})
+        own.*count *= worker_->shape().episodes;
+    } else {
+      own.unacknowledged = data.unacknowledged;
+      own.lost = data.lost;
+      own.data_bytes_sent = data.bytes_sent;
+      own.data_bytes_received = data.bytes_received;
+    }
+    if constexpr (broadcasts) {
+      const auto weights = control_->report();
+      own.weight_bytes_sent = weights.bytes_sent;
+      own.weight_bytes_received = weights.bytes_received;
+    }
+    if constexpr (requires { weights_->traffic().total(); })
+      if (weights_) own.gradient_bytes_sent = weights_->traffic().total();
+    return own;
+  }
+
   Config<P> config_;
+  std::unique_ptr<LoneCluster> own_cluster_;
+  Job job_;
   Trace trace_;
   Memory memory_;
   detail::TensorPool<Model> tensors_;
   Environment environment_;
   Model model_;
-  Weights weights_;
-  RolloutWorker<Environment, Model, Trace> worker_;
-  Algorithm algorithm_;
-  Data data_;
-  Control control_;
+  RoutingPlan plan_;                      ///< of a routed data plane
+  std::unique_ptr<Weights> weights_;      ///< an actor's
+  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
+  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
+  std::unique_ptr<Data> data_;
+  std::unique_ptr<Control> control_;
   std::vector<Iteration> history_;
+  RolloutCounts trained_;  ///< in the batches of the history
   std::int64_t next_batch_ = 0;
 };
 
@@ -392,6 +788,7 @@ class Run<P, Trace, false> {
  public:
   using pipeline = P;
   explicit Run(const Config<P>&);
+  Run(const Config<P>&, Cluster&);
   WarmStartResult warm_start(const stop_flag* = nullptr);
   double self_test();
   double evaluate(std::int64_t, Decoding = Decoding::mode, const stop_flag* = nullptr);

@@ -1,5 +1,5 @@
 // In which order the lanes run. Descriptors only. Paper: swimlane, four threads with single-step weight
-// staleness, against synchronous alternation.
+// staleness, against synchronous alternation. Replay is this library's.
 #pragma once
 
 #include <string_view>
@@ -44,17 +44,19 @@ struct Synchronous {
   };
 };
 
-/// Rollouts go through a replay buffer. Declared, not built in this version.
+/// A recorded run again, in one thread: the same weights decide at the same chunk boundaries. How old they
+/// are is the recording's matter, and checked against what the algorithm allows when a run starts.
 struct Replay {
   using slot = schedule_slot;
-  using knobs = NoKnobs;
+  using knobs = ReplayKnobs;
   static constexpr std::string_view name = "Replay";
-  static constexpr bool built = false;
   static constexpr int max_staleness = 0;
+  static constexpr bool staleness_is_recorded = true;
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: Replay is declared but not built in this version; use Swimlane<Max> or Synchronous");
+                  "dvla: Replay is named but its machinery is not included: add #include "
+                  "<dvla/schedule/replay.hpp>");
   };
 };
 

@@ -1,6 +1,6 @@
 // What the schedules' runners share: options, result, and the checks around each stage of each batch.
-// The descriptors (Swimlane<Max>, Synchronous) are in descriptors.hpp; the machinery in swimlane.hpp,
-// synchronous.hpp.
+// The descriptors (Swimlane<Max>, Synchronous, Replay) are in descriptors.hpp; the machinery in swimlane.hpp,
+// synchronous.hpp, replay.hpp.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include "dvla/handoff/lane.hpp"
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
+#include "dvla/schedule/recording.hpp"
 #include "dvla/trace/off.hpp"
 
 namespace dvla {
@@ -35,6 +36,11 @@ struct run_options {
   /// lane on stderr and ends itself (std::abort). Ten minutes unless a program says otherwise; not a knob.
   std::chrono::nanoseconds grace = std::chrono::minutes(10);
   const stop_flag* stop = nullptr;  ///< asks for a clean stop; may be null
+  /// If not null, the run is written down there, all but `final_weights`; what it held is lost. Needs all
+  /// lanes in this process and BoundaryStages. Of a run that fails it holds the rollouts that came to their
+  /// end.
+  Recording* record = nullptr;
+  const Recording* replay = nullptr;  ///< the run that Replay repeats; null for all other schedules
 };
 
 struct run_result {
@@ -47,7 +53,8 @@ struct run_result {
 
 namespace detail {
 
-inline void check_options(const run_options& options, int max_staleness) {
+/// `replays`: of Replay.
+inline void check_options(const run_options& options, int max_staleness, bool replays = false) {
   const auto reject = [](const std::string& field, const std::string& value, const std::string& range) {
     throw ConfigError("run_options." + field + " is " + value + ", choose " + range);
   };
@@ -60,28 +67,56 @@ inline void check_options(const run_options& options, int max_staleness) {
     reject("deadline", seconds_text(options.deadline), "more than 0 s");
   if (options.grace <= std::chrono::nanoseconds{0})
     reject("grace", seconds_text(options.grace), "more than 0 s");
+  if (options.replay && !replays) reject("replay", "given", "none, or the schedule Replay");
+  if (options.record && options.share != lane_share::all)
+    reject("record", "given", "none where a process does not run all four lanes");
 }
 
 /// The four stages with their checks, traced; what leaves them is a LaneError that names lane and batch.
+/// `category`: of the spans.
 template <class Stages, class Recorder>
 class checked_stages {
  public:
-  checked_stages(Stages& stages, Recorder& recorder, const run_options& options)
-      : stages_(stages), recorder_(recorder), staleness_(options.staleness) {
+  checked_stages(Stages& stages, Recorder& recorder, const run_options& options,
+                 const char* category = "lane")
+      : stages_(stages),
+        recorder_(recorder),
+        staleness_(options.staleness),
+        record_(options.record),
+        category_(category) {
     if (options.share == lane_share::actor && !ArrivingStages<Stages>)
       throw Error("run_options.share is actor, but the stages have no arrive(token): nobody brings batches");
+    if (record_ && !BoundaryStages<Stages>)
+      throw Error("run_options.record is given, but the stages have no sample(token, boundaries)");
+    if (record_) *record_ = {.staleness = staleness_, .first_batch = options.first_batch};
     lags_.assign(static_cast<std::size_t>(staleness_) + 1, 0);
   }
 
   void sample(Token& token, const std::string& lane = "sampling") {
+    sample(token, lane, [&] {
+      if constexpr (BoundaryStages<Stages>) {
+        if (record_) {
+          recording_boundaries boundaries(*record_, token.batch);
+          stages_.sample(token, boundaries);
+          boundaries.end();
+          return;
+        }
+      }
+      stages_.sample(token);
+    });
+  }
+  /// `work` calls the stage.
+  template <class Work>
+  void sample(Token& token, const std::string& lane, Work&& work) {
     call(
-        lane, "sample", token, [&] { stages_.sample(token); },
+        lane, "sample", token, std::forward<Work>(work),
         [&] {
           if (token.version > token.batch || token.version < token.batch - staleness_)
             throw Error("stage 'sample' reports weight version " + std::to_string(token.version) +
                         "; report the oldest version that it used, which is " +
                         std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
-        });
+        },
+        category_);
   }
 
   /// Before train(): where batches come from elsewhere too, waits for them. False: no more will come.
@@ -109,17 +144,21 @@ class checked_stages {
           if (token.version != token.batch + 1)
             throw Error("stage 'train' reports weight version " + std::to_string(token.version) +
                         "; set token.version = token.batch + 1, which is " + std::to_string(token.batch + 1));
-        });
+        },
+        category_);
     ++lags_[static_cast<std::size_t>(lag)];
   }
 
   void distribute(Token& token, const std::string& lane = "distribution") {
     call(
-        lane, "distribute", token, [&] { stages_.distribute(token); }, [] {});
+        lane, "distribute", token, [&] { stages_.distribute(token); }, [] {}, category_);
   }
   void receive(Token& token, const std::string& lane = "reception") {
+    if constexpr (AwaitingStages<Stages>)
+      call(
+          lane, "await", token, [&] { stages_.await(token); }, [] {}, "wait");
     call(
-        lane, "receive", token, [&] { stages_.receive(token); }, [] {});
+        lane, "receive", token, [&] { stages_.receive(token); }, [] {}, category_);
   }
   void observe(const Token& token, const std::string& lane = "observer") {
     if constexpr (ObservingStages<Stages>) {
@@ -143,7 +182,7 @@ class checked_stages {
  private:
   template <class Work, class Check>
   void call(const std::string& lane, const char* name, const Token& token, Work&& work, Check&& check,
-            const char* category = "lane") {
+            const char* category) {
     run_stage(lane, token.batch, [&] {
       const Token before = token;
       {
@@ -160,6 +199,8 @@ class checked_stages {
   Stages& stages_;
   Recorder& recorder_;
   const int staleness_;
+  Recording* const record_;
+  const char* const category_;
   std::vector<std::int64_t> lags_;
 };
 

@@ -1,6 +1,8 @@
 // What a user tunes in the schedules.
 #pragma once
 
+#include <string>
+
 #include "dvla/core/knobs.hpp"
 
 namespace dvla {
@@ -18,6 +20,14 @@ struct SynchronousKnobs {
   int sampling_threads = 2;  ///< both phases may use all cores: they never run at once
   int training_threads = 2;
   int sampling_stages = 1;
+};
+
+struct ReplayKnobs {
+  std::string recording;     ///< of the run to repeat
+  double deadline_s = 120;   ///< of waits inside stages
+  int sampling_threads = 1;  ///< as in the recorded run: a model may compute other bits with other threads
+  int training_threads = 1;
+  int sampling_stages = 1;  ///< as in the recorded run
 };
 
 template <>
@@ -40,9 +50,20 @@ inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
      "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });
 
+template <>
+inline constexpr auto knob_docs<ReplayKnobs> = std::to_array<KnobDoc>({
+    {"recording", "hand_overs.txt of the run to repeat (run.record)"},
+    {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
+    {"sampling_threads", "cores of a rollout, as many as in the recorded run", 1, 1024},
+    {"training_threads", "cores of an update, as many as in the recorded run", 1, 1024},
+    {"sampling_stages", "parts of the environments, as many as in the recorded run", 1, 16},
+});
+
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::SwimlaneKnobs, staleness, deadline_s, sampling_threads, training_threads,
                         sampling_stages);
 BOOST_HANA_ADAPT_STRUCT(dvla::SynchronousKnobs, deadline_s, sampling_threads, training_threads,
+                        sampling_stages);
+BOOST_HANA_ADAPT_STRUCT(dvla::ReplayKnobs, recording, deadline_s, sampling_threads, training_threads,
                         sampling_stages);

@@ -118,8 +118,12 @@ class SwimlaneRunner {
                               pass_on](lane& self) {
           if (from)
             consume(self, here.kind, *from, here.waits_for, [&](Token& token) {
-              (this->*here.stage)(token);
-              pass_on(self, token);
+              const bool goes_on = (this->*here.stage)(token);
+              if (goes_on)
+                pass_on(self, token);
+              else
+                admission.cancel();  // no batch after this one: nobody will give permits back
+              return goes_on;
             });
           else
             produce(self, here, [&](Token& token) { pass_on(self, token); });
@@ -131,6 +135,7 @@ class SwimlaneRunner {
           consume(self, lane_kind::observer, *row.back(), "a finished batch", [&](Token& token) {
             work.observe(token);
             room.release();
+            return true;
           });
         });
       lanes.wait(options.grace);
@@ -203,8 +208,9 @@ class SwimlaneRunner {
         }
         if (!token) return;
         self.busy_with(batch);
-        each(*token);
+        const bool goes_on = each(*token);
         self.idle();
+        if (!goes_on) return;
       }
     }
 

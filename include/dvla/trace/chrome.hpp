@@ -1,4 +1,5 @@
-// Writes a trace as Chrome trace-event JSON: ui.perfetto.dev and chrome://tracing open it. A row a thread.
+// Writes a trace as Chrome trace-event JSON: ui.perfetto.dev and chrome://tracing open it. A block of rows a
+// process.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +9,10 @@
 #include <ostream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/trace/process.hpp"
 #include "dvla/trace/span.hpp"
 
 namespace dvla::trace {
@@ -44,41 +47,57 @@ inline std::string microseconds(std::int64_t ns) {
 }
 }  // namespace detail
 
-/// Time 0 is the first span's begin. "dropped" at the top level says how many spans are missing.
-template <class AnyRecorder>
-void write_chrome(std::ostream& out, const AnyRecorder& recorder, std::string_view process = "dvla",
-                  int pid = 1) {
-  const auto spans = recorder.spans();
-  const auto rows = recorder.rows();
-  std::int64_t origin = std::numeric_limits<std::int64_t>::max();
-  for (const auto& span : spans) origin = std::min(origin, span.begin_ns);
-  const std::string prefix = "\"pid\":" + std::to_string(pid);
-  out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << recorder.dropped() << ",\"traceEvents\":[\n"
-      << R"({"ph":"M","name":"process_name",)" << prefix << R"(,"args":{"name":)" << detail::quoted(process)
-      << "}}";
-  for (std::size_t row = 0; row < rows.size(); ++row) {
-    out << ",\n{\"ph\":\"M\",\"name\":\"thread_name\"," << prefix << ",\"tid\":" << row
-        << ",\"args\":{\"name\":" << detail::quoted(rows[row]) << "}}"
-        << ",\n{\"ph\":\"M\",\"name\":\"thread_sort_index\"," << prefix << ",\"tid\":" << row
-        << ",\"args\":{\"sort_index\":" << row << "}}";
+/// A block of rows a process, a row a thread. Time 0 is the first span's begin. "dropped" at the top level
+/// says how many spans are missing.
+inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
+  std::int64_t origin = std::numeric_limits<std::int64_t>::max(), dropped = 0;
+  for (const process& each : job) {
+    dropped += each.dropped;
+    for (const auto& span : each.spans) origin = std::min(origin, span.begin_ns);
   }
-  for (const auto& span : spans)
-    out << ",\n{\"ph\":\"X\",\"name\":" << detail::quoted(span.name)
-        << ",\"cat\":" << detail::quoted(span.category)
-        << ",\"ts\":" << detail::microseconds(span.begin_ns - origin)
-        << ",\"dur\":" << detail::microseconds(span.end_ns - span.begin_ns) << ',' << prefix
-        << ",\"tid\":" << span.row << ",\"args\":{\"batch\":" << span.batch << "}}";
+  out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << dropped << ",\"traceEvents\":[";
+  const char* comma = "\n";
+  for (std::size_t place = 0; place < job.size(); ++place) {
+    const process& each = job[place];
+    const std::string prefix = "\"pid\":" + std::to_string(place + 1);
+    const auto meta = [&](const char* what, const std::string& more, const std::string& argument) {
+      out << comma << R"({"ph":"M","name":")" << what << "\"," << prefix << more << ",\"args\":{" << argument
+          << "}}";
+      comma = ",\n";
+    };
+    meta("process_name", "", "\"name\":" + detail::quoted(each.name));
+    meta("process_sort_index", "", "\"sort_index\":" + std::to_string(place));
+    for (std::size_t row = 0; row < each.rows.size(); ++row) {
+      const std::string thread = ",\"tid\":" + std::to_string(row);
+      meta("thread_name", thread, "\"name\":" + detail::quoted(each.rows[row]));
+      meta("thread_sort_index", thread, "\"sort_index\":" + std::to_string(row));
+    }
+    for (const auto& span : each.spans)
+      out << ",\n{\"ph\":\"X\",\"name\":" << detail::quoted(span.name)
+          << ",\"cat\":" << detail::quoted(span.category)
+          << ",\"ts\":" << detail::microseconds(span.begin_ns - origin)
+          << ",\"dur\":" << detail::microseconds(span.end_ns - span.begin_ns) << ',' << prefix
+          << ",\"tid\":" << span.row << ",\"args\":{\"batch\":" << span.batch << "}}";
+  }
   out << "\n]}\n";
 }
 
-/// The same into a file. Throws Error if it cannot be written.
+/// Of one process, all that its recorder has.
 template <class AnyRecorder>
-void write_chrome_file(const std::string& path, const AnyRecorder& recorder,
-                       std::string_view process = "dvla") {
+void write_chrome(std::ostream& out, const AnyRecorder& recorder, std::string_view name = "dvla") {
+  write_chrome(out, {snapshot(recorder, std::string(name), std::numeric_limits<std::size_t>::max())});
+}
+
+/// The same into a file. Throws Error if it cannot be written.
+inline void write_chrome_file(const std::string& path, const std::vector<process>& job) {
   std::ofstream file(path, std::ios::binary);
-  write_chrome(file, recorder, process);
+  write_chrome(file, job);
   file.close();
   if (!file) throw Error("trace: cannot write '" + path + "'; check that its folder exists and has room");
+}
+template <class AnyRecorder>
+void write_chrome_file(const std::string& path, const AnyRecorder& recorder, std::string_view name = "dvla") {
+  write_chrome_file(path, {snapshot(recorder, std::string(name), std::numeric_limits<std::size_t>::max())});
 }
 
 }  // namespace dvla::trace

@@ -1,0 +1,148 @@
+// A run's place in its job of processes: which rank this is, what it does, which share of the environments is
+// its own; and how the ranks begin together, or refuse together. Paper: rollouts and actors; "local topology
+// replication". One process is a job of one. Torch-free; moves no trajectories and no weights.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "dvla/core/error.hpp"
+#include "dvla/handoff/stop.hpp"
+#include "dvla/handoff/waiting.hpp"
+#include "dvla/placement/cluster.hpp"
+#include "dvla/schedule/runner.hpp"
+
+namespace dvla {
+
+/// One thread at a time. `cluster` must outlive this; a cluster serves one job.
+class Job {
+ public:
+  Job(Cluster& cluster, Roles roles, std::chrono::nanoseconds limit)
+      : cluster_(cluster),
+        roles_(std::move(roles)),
+        limit_(limit),
+        rollout_(roles_.rollout(cluster.rank())),
+        actor_(roles_.actor(cluster.rank())) {}
+
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+  /// A leader that never began tells those who wait for it.
+  ~Job() {
+    if (alone() || !leads() || starts_ > 0) return;
+    try {
+      cluster_.put("run/start/0", name() + ", which leads the job, ended before training began");
+    } catch (const std::exception&) {  // nobody is left to be told
+    }
+  }
+
+  Cluster& cluster() const { return cluster_; }
+  const Roles& roles() const { return roles_; }
+  int rank() const { return cluster_.rank(); }
+  bool alone() const { return cluster_.world() == 1; }
+  /// The leader evaluates, prints and writes files; it is an actor.
+  bool leads() const { return rank() == roles_.leader(); }
+  bool rolls_out() const { return rollout_ >= 0; }
+  bool trains() const { return actor_ >= 0; }
+  int rollout() const { return rollout_; }
+  int actor() const { return actor_; }
+  int rollouts() const { return static_cast<int>(roles_.rollouts.size()); }
+  int actors() const { return static_cast<int>(roles_.actors.size()); }
+  /// "rank 3 (rollout 2)".
+  std::string name() const { return rank_name(roles_, rank()); }
+  lane_share share() const {
+    if (!trains()) return lane_share::rollout;
+    return rolls_out() ? lane_share::all : lane_share::actor;
+  }
+
+  /// Which of `groups` groups of environments belong to this rollout. Throws ConfigError where one would have
+  /// none.
+  Share share_of_groups(std::int64_t groups) const {
+    if (groups < rollouts())
+      throw ConfigError("the job has " + std::to_string(rollouts()) + " rollouts and " +
+                        std::to_string(groups) +
+                        " groups of environments; each rollout needs one: raise environment.environments or "
+                        "start fewer ranks");
+    return rolls_out() ? share_of(groups, rollouts(), rollout_) : Share{};
+  }
+
+  /// Every rank calls it with the same `stage`: returns when all have, and throws the lowest rank's refusal
+  /// as ConfigError if one refused instead (see refuse), so that nobody waits for it.
+  void roll_call(const std::string& stage) const {
+    if (alone()) return;
+    cluster_.put(key(stage, rank()), "");
+    for (int rank = 0; rank < cluster_.world(); ++rank) {
+      const std::string refusal = cluster_.get(key(stage, rank), limit_);
+      if (!refusal.empty()) throw ConfigError(rank_name(roles_, rank) + " refuses: " + refusal);
+    }
+  }
+  /// What a rank does instead that cannot take part.
+  static void refuse(Cluster& cluster, const std::exception& why) noexcept {
+    if (cluster.world() == 1) return;
+    try {
+      for (const char* stage : {first_call, last_call})
+        cluster.put(key(stage, cluster.rank()), std::string(why.what()).empty() ? "?" : why.what());
+    } catch (const std::exception&) {  // then the others' limits end their waits
+    }
+  }
+  static constexpr const char* first_call = "built";
+  static constexpr const char* last_call = "fits";
+
+  /// The leader says that it is ready, the others wait for that, as long as its preparations take (warm
+  /// start, evaluation), but at most a day. Throws Stopped once `stop`, which may be null, asks, and Error
+  /// when the leader has ended instead.
+  void begin_together(const stop_flag* stop) {
+    if (alone()) return;
+    const std::string start = "run/start/" + std::to_string(starts_);
+    if (leads()) {
+      cluster_.put(start, "");
+      ++starts_;
+      return;
+    }
+    const auto until = detail::deadline_after(std::chrono::hours(24));
+    while (!cluster_.has(start)) {
+      throw_if_stopped(stop, "the wait for the job to begin");
+      if (std::chrono::steady_clock::now() > until)
+        throw DeadlineError(name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
+                            " to begin training; it still prepares");
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    if (const std::string why = cluster_.get(start, limit_); !why.empty()) throw Error(why);
+    ++starts_;
+  }
+
+  /// A text of this rank for the leader, once, and what the leader reads.
+  void tell_leader(const std::string& topic, const std::string& text) const {
+    cluster_.put("run/" + topic + "/" + std::to_string(rank()), text);
+  }
+  std::string told(const std::string& topic, int rank) const {
+    return cluster_.get("run/" + topic + "/" + std::to_string(rank), limit_);
+  }
+
+ private:
+  static std::string key(const std::string& stage, int rank) {
+    return "run/" + stage + "/" + std::to_string(rank);
+  }
+
+  Cluster& cluster_;
+  const Roles roles_;
+  const std::chrono::nanoseconds limit_;
+  const int rollout_, actor_;
+  std::int64_t starts_ = 0;
+};
+
+/// For people: who does what.
+inline std::string describe(const Job& job) {
+  const auto list = [](const std::vector<int>& ranks) {
+    std::string text;
+    for (const int rank : ranks) text += (text.empty() ? "" : ", ") + std::to_string(rank);
+    return text;
+  };
+  return "job of " + std::to_string(job.cluster().world()) + " ranks: rollouts " +
+         list(job.roles().rollouts) + "; actors " + list(job.roles().actors) + " (the first leads)";
+}
+
+}  // namespace dvla

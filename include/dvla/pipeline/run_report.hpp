@@ -1,0 +1,140 @@
+// A run's figures, by the definitions of docs/numbers.md: of one process, or of a job of several put
+// together.
+#pragma once
+
+#include <algorithm>
+#include <boost/hana.hpp>
+#include <charconv>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/trace/process.hpp"
+#include "dvla/trace/report.hpp"
+
+namespace dvla {
+
+/// What one rank of a job did in one train(). Counts of trajectories are episodes; bytes are what this rank
+/// sent to and received from others. What a rank is not stays 0.
+struct RankReport {
+  BOOST_HANA_DEFINE_STRUCT(RankReport, (std::int64_t, rank),
+                           (double, rollout_time_s),  // mean over its batches, as the next two
+                           (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps),
+                           (std::int64_t, chunk_steps), (std::int64_t, sent), (std::int64_t, trained),
+                           (std::int64_t, dropped), (std::int64_t, in_flight), (std::int64_t, unacknowledged),
+                           (std::int64_t, lost), (std::int64_t, data_bytes_sent),
+                           (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
+                           (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
+  trace::process trace;  ///< its name is the rank's
+};
+
+namespace detail {
+/// Calls visit(name, member) for each figure.
+template <class Report, class Visit>
+void for_each_figure(Report& report, Visit visit) {
+  boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
+    visit(boost::hana::to<char const*>(boost::hana::first(accessor)), boost::hana::second(accessor)(report));
+  });
+}
+}  // namespace detail
+
+/// The figures, then the trace.
+inline std::string serialise(const RankReport& report) {
+  std::string out = "dvla-rank 1";
+  detail::for_each_figure(report, [&](const char*, auto value) {
+    char text[40];
+    if constexpr (std::is_floating_point_v<decltype(value)>)
+      std::snprintf(text, sizeof text, " %.17g", value);
+    else
+      std::snprintf(text, sizeof text, " %lld", static_cast<long long>(value));
+    out += text;
+  });
+  return out + '\n' + trace::serialise(report.trace);
+}
+
+/// What `serialise` wrote. Throws FormatError for any other text.
+inline RankReport parse_rank_report(std::string_view from) {
+  constexpr std::string_view head = "dvla-rank 1";
+  const auto refuse = [] {
+    throw FormatError("report of another rank: this text is none, or was cut; the ranks' programs differ");
+  };
+  RankReport read{};
+  const std::size_t end = from.find('\n');
+  if (!from.starts_with(head) || end == from.npos) refuse();
+  std::string_view line = from.substr(head.size(), end - head.size());
+  boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
+    using Value = std::decay_t<decltype(boost::hana::second(accessor)(read))>;
+    Value value{};
+    if (line.empty() || line.front() != ' ') refuse();
+    line.remove_prefix(1);
+    const auto [stop, error] = std::from_chars(line.data(), line.data() + line.size(), value);
+    if (error != std::errc{}) refuse();
+    line.remove_prefix(static_cast<std::size_t>(stop - line.data()));
+    boost::hana::second(accessor)(read) = value;
+  });
+  if (!line.empty()) refuse();
+  read.trace = trace::parse_process(from.substr(end + 1));
+  return read;
+}
+
+/// Of one train(). In a job of several processes the leader's is the whole job's, every other rank's its own.
+struct RunReport {
+  trace::report timing;  ///< of a job: see job_timing
+  std::int64_t env_steps = 0, chunk_steps = 0;
+  double train_wall_s = 0;  ///< from the start of train() to its end
+  std::int64_t max_staleness = 0;
+  std::vector<std::int64_t> staleness;  ///< batches with lag 0, 1, ... K
+  std::int64_t batches = 0;
+  bool stopped = false;
+  int signal = 0;
+  std::vector<RankReport> ranks;  ///< of a job of several processes, on its leader
+  std::vector<int> silent;        ///< ranks that gave no report: they died or left the job
+  double env_steps_per_s() const {
+    return train_wall_s > 0 ? static_cast<double>(env_steps) / train_wall_s : 0;
+  }
+  double chunk_steps_per_s() const {
+    return train_wall_s > 0 ? static_cast<double>(chunk_steps) / train_wall_s : 0;
+  }
+};
+
+/// Sums of counts and bytes over the ranks; times are the largest rank's.
+inline RankReport total(const std::vector<RankReport>& ranks) {
+  RankReport all{};
+  all.rank = -1;
+  for (const RankReport& each : ranks) {
+    all.rollout_time_s = std::max(all.rollout_time_s, each.rollout_time_s);
+    all.actor_time_s = std::max(all.actor_time_s, each.actor_time_s);
+    all.sync_time_s = std::max(all.sync_time_s, each.sync_time_s);
+    for (auto member :
+         {&RankReport::env_steps, &RankReport::chunk_steps, &RankReport::sent, &RankReport::trained,
+          &RankReport::dropped, &RankReport::in_flight, &RankReport::unacknowledged, &RankReport::lost,
+          &RankReport::data_bytes_sent, &RankReport::data_bytes_received, &RankReport::weight_bytes_sent,
+          &RankReport::weight_bytes_received, &RankReport::gradient_bytes_sent})
+      all.*member += each.*member;
+  }
+  return all;
+}
+
+/// A job's timing: of each batch and lane, the rank that ended last stands for all. The three times are the
+/// largest rank's means.
+inline trace::report job_timing(const std::vector<RankReport>& ranks) {
+  std::vector<trace::process> traces;
+  std::int64_t dropped = 0;
+  for (const RankReport& each : ranks) {
+    traces.push_back(each.trace);
+    dropped += each.trace.dropped;
+  }
+  trace::report timing = trace::make_report(trace::slowest(traces), dropped);
+  const RankReport all = total(ranks);
+  timing.rollout_time_s = all.rollout_time_s;
+  timing.actor_time_s = all.actor_time_s;
+  timing.sync_time_s = all.sync_time_s;
+  return timing;
+}
+
+}  // namespace dvla

@@ -1,0 +1,206 @@
+// dvla-test: tsan
+// Whole pipelines as jobs of several ranks, threads standing for processes: every placement trains, with the
+// figures of one process where the arithmetic is the same; refusals and stops reach every rank.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "toy_job.hpp"
+
+namespace {
+using namespace dvla_test;
+
+using Sampling = dvla::Sampler<dvla::Toy, dvla::testing::LinearModel>;
+template <class... More>
+using Training = dvla::Trainer<dvla::BasicGRPO<dvla::DecoupledClip>, More...>;
+using Late = dvla::Schedule<dvla::Swimlane<3>>;
+using Replicas = dvla::Pipeline<Sampling, Training<>, dvla::Placement<dvla::CoLocated>, Late>;
+using Apart = dvla::Pipeline<Sampling, Training<dvla::FSDP>, dvla::Placement<dvla::Separated<>>, Late>;
+using Mixed = dvla::Pipeline<Sampling, Training<dvla::FSDP>, dvla::Placement<dvla::Hybrid>, Late>;
+
+template <class P>
+dvla::Config<P> config_of(int iterations, int staleness = 1) {
+  auto config = small_config<P>(iterations);
+  if constexpr (requires { config.schedule.staleness; }) config.schedule.staleness = staleness;
+  return config;
+}
+
+void all_in_peace(const JobResult& result) {
+  for (const std::string& error : result.errors) CHECK_MESSAGE(error.empty(), error);
+}
+
+/// Every episode that was sampled is accounted for.
+void counts_add_up(const dvla::RunReport& report, std::int64_t episodes, bool whole = true) {
+  const dvla::RankReport all = dvla::total(report.ranks);
+  CHECK(all.sent == all.trained + all.dropped + all.in_flight + all.unacknowledged);
+  CHECK(all.in_flight == 0);
+  CHECK(all.unacknowledged == 0);
+  CHECK(all.lost == 0);
+  if (whole) {
+    CHECK(all.sent == episodes);
+    CHECK(all.dropped == 0);
+  }
+}
+
+double learned(const JobResult& result) {
+  const auto& history = result.history;
+  double last = 0;
+  for (std::size_t i = history.size() - 10; i < history.size(); ++i) last += history[i].update.success_rate;
+  return last / 10 - history.front().update.success_rate;
+}
+
+TEST_CASE("replicas take the same steps, and learn") {
+  for (const int world : {1, 2, 3}) {
+    CAPTURE(world);
+    auto result = train_job(world, config_of<Replicas>(120));
+    all_in_peace(result);
+    for (const auto& weights : result.weights) CHECK(same_bits(weights, result.weights[0]));
+    REQUIRE(result.history.size() == 120);
+    CHECK(result.history[0].update.episodes == 64);
+    CHECK(learned(result) > 0.3);
+    if (world > 1) {
+      CHECK(result.report().ranks.size() == static_cast<std::size_t>(world));
+      counts_add_up(result.report(), 120 * 64);
+      CHECK(result.report().env_steps == result.history.back().counts.env_steps);
+    }
+  }
+}
+
+TEST_CASE("synchronous replicas repeat bit for bit") {
+  using Serial = dvla::Pipeline<Sampling, Training<>, dvla::Schedule<dvla::Synchronous>>;
+  const auto one = train_job(2, config_of<Serial>(20)), two = train_job(2, config_of<Serial>(20));
+  all_in_peace(one);
+  all_in_peace(two);
+  CHECK(same_bits(one.weights[0], two.weights[0]));
+  CHECK(same_bits(one.weights[0], one.weights[1]));
+}
+
+TEST_CASE("rollouts and actors apart train as the ratio says") {
+  struct Shape {
+    int world, rollouts, actors;
+  };
+  for (const auto [world, rollouts, actors] :
+       {Shape{2, 1, 1}, Shape{4, 3, 1}, Shape{4, 1, 1}, Shape{3, 1, 2}})
+    for (const int staleness : {0, 1, 3}) {
+      CAPTURE(world);
+      CAPTURE(rollouts);
+      CAPTURE(staleness);
+      auto config = config_of<Apart>(staleness == 1 ? 120 : 30, staleness);
+      config.placement.rollouts = rollouts;
+      config.placement.actors = actors;
+      auto result = train_job(world, config);
+      all_in_peace(result);
+      REQUIRE(result.history.size() == static_cast<std::size_t>(config.run.iterations));
+      CHECK(result.report().batches == config.run.iterations);
+      CHECK(result.report().max_staleness <= staleness);
+      if (staleness == 1) CHECK(learned(result) > 0.3);
+      counts_add_up(result.report(), config.run.iterations * 64);
+      const dvla::RankReport all = dvla::total(result.report().ranks);
+      CHECK(all.data_bytes_sent > 0);
+      CHECK(all.data_bytes_sent == all.data_bytes_received);
+      CHECK(all.weight_bytes_sent > 0);
+      CHECK(all.weight_bytes_sent == all.weight_bytes_received);
+      CHECK((all.gradient_bytes_sent > 0) == (world / (rollouts + actors) * actors > 1));
+      const std::vector<float>* first = nullptr;
+      for (const auto& weights : result.weights) {
+        if (weights.empty()) continue;
+        if (first) CHECK(same_bits(weights, *first));
+        first = &weights;
+      }
+      CHECK(result.report().timing.iterations == config.run.iterations);
+      CHECK(result.report().timing.rollout_time_s > 0);
+      CHECK(result.report().timing.actor_time_s > 0);
+    }
+}
+
+TEST_CASE("all ranks roll out and some train") {
+  for (const int actors : {1, 2, 3}) {
+    CAPTURE(actors);
+    auto config = config_of<Mixed>(60);
+    config.placement.actors = actors;
+    auto result = train_job(3, config);
+    all_in_peace(result);
+    REQUIRE(result.history.size() == 60);
+    counts_add_up(result.report(), 60 * 64);
+  }
+}
+
+TEST_CASE("the same batches as one process makes, whoever samples them") {
+  // K = 0: every batch is sampled by the newest weights. The first batch's episodes are the same whatever the
+  // shares, for seeds follow from places in the whole; so are its first observations and rewards' extents.
+  auto alone = train_job(1, config_of<Replicas>(1, 0));
+  auto config = config_of<Apart>(1, 0);
+  config.placement = {1, 1};
+  auto apart = train_job(2, config);
+  all_in_peace(alone);
+  all_in_peace(apart);
+  CHECK(same_bits(alone.weights[0], apart.weights[static_cast<std::size_t>(apart.leader)]));
+}
+
+TEST_CASE("what one rank refuses, all refuse, in one sentence") {
+  auto config = config_of<Apart>(10);
+  config.placement = {2, 1};
+  auto result = train_job(2, config);
+  for (const std::string& error : result.errors)
+    CHECK(error ==
+          "placement.rollouts:actors is 2:1 and the job has 2 ranks; both shares must be at least 1, and the "
+          "ranks a multiple of their sum, 3");
+  // 8 groups for 9 rollouts
+  config.placement = {9, 1};
+  result = train_job(10, config);
+  for (const std::string& error : result.errors)
+    CHECK(error.find("the job has 9 rollouts and 8 groups of environments") != error.npos);
+  // Only the actors know that the mini-batch cannot be cut.
+  config.placement = {1, 1};
+  config.algorithm.global_batch = 192;
+  result = train_job(4, config);
+  for (const std::string& error : result.errors) CHECK(error.find("global_batch") != error.npos);
+  CHECK_MESSAGE(result.errors[3].find("rank 0 (actor 0) refuses: ") == 0, result.errors[3]);
+}
+
+TEST_CASE("a stop that one actor is asked for ends all at one batch") {
+  for (const bool apart : {false, true}) {
+    CAPTURE(apart);
+    dvla::stop_flag stop;
+    const auto stop_of = [&](int rank) { return rank == 0 ? &stop : nullptr; };
+    const auto after = [&](int rank, std::int64_t batch) {
+      if (rank == 0 && batch == 7) stop.request_stop(15);
+    };
+    JobResult result;
+    if (apart) {
+      auto config = config_of<Apart>(100000, 3);
+      config.placement = {1, 1};
+      result = train_job(4, config, stop_of, after);
+    } else {
+      result = train_job(3, config_of<Replicas>(100000, 3), stop_of, after);
+    }
+    all_in_peace(result);
+    CHECK(result.report().batches == 8);
+    CHECK(result.report().stopped);
+    CHECK(result.report().signal == 15);
+    CHECK(result.history.size() == 8);
+    counts_add_up(result.report(), 0, false);
+    CHECK(dvla::total(result.report().ranks).trained == 8 * 64);
+  }
+}
+
+TEST_CASE("a rollout that is asked to stop alone leaves, and training goes on without it") {
+  auto config = config_of<Apart>(60, 0);
+  config.placement = {2, 1};
+  dvla::stop_flag stop;
+  auto result = train_job(
+      3, config, [&](int rank) { return rank == 2 ? &stop : nullptr; },
+      [&](int, std::int64_t batch) {
+        if (batch == 7) stop.request_stop();
+      });
+  all_in_peace(result);
+  REQUIRE(result.history.size() == 60);
+  CHECK(result.history.front().update.episodes == 64);
+  CHECK(result.history.back().update.episodes == 32);
+  CHECK(result.report().batches == 60);
+  const dvla::RankReport all = dvla::total(result.report().ranks);
+  CHECK(all.sent == all.trained);
+  CHECK(all.lost > 0);
+}
+
+}  // namespace
