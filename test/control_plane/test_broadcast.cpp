@@ -236,7 +236,7 @@ TEST_CASE("The trainable form sends a full version, then only what trains; the d
 }
 
 TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and the others go on") {
-  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, {}, 400ms);
+  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, {}, 1s);
   Floats got;
   job.publish(2, 0, weights_of(0, 1000));
   CHECK(job.receive(0, got, 0) == 0);
@@ -249,7 +249,28 @@ TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and 
   }
   const auto report = job.plane(2)->report();
   CHECK(report.lost == 1);
-  CHECK(has(report.last_loss, "rank 0 (rollout 0): rank 2 waited 0.2 s for rank 0"));
+  CHECK(has(report.last_loss, "rank 0 (rollout 0): rank 2 waited 0.5 s for rank 0"));
+}
+
+TEST_CASE("A rank that is known to be lost is waited for by nobody") {
+  Job job(3, Roles{{0, 1}, {2}}, 1000);  // a deadline of 20 s, which nobody waits for
+  Floats got;
+  job.publish(2, 0, weights_of(0, 1000));
+  for (const int rank : {0, 1}) CHECK(job.receive(rank, got, 0) == 0);
+  job.cluster(2)->freeze(0);
+  job.publish(2, 1, weights_of(1, 1000));
+  job.publish(2, 2, weights_of(2, 1000));
+  const auto start = std::chrono::steady_clock::now();
+  std::jthread watcher([&] { job.plane(2)->lose(0); });
+  job.publish(2, 3, weights_of(3, 1000));
+  CHECK(job.receive(1, got, 3) == 3);
+  job.plane(1)->lose(2);
+  CHECK_THROWS_AS(job.receive(1, got, 4), dvla::PeerError);
+  job.plane(2)->lose(1);  // nothing is being sent to it
+  job.plane(2)->finish(patience);
+  CHECK(job.plane(2)->report().lost == 2);
+  CHECK(std::chrono::steady_clock::now() - start < patience / 2);
+  job.cluster(2)->thaw(0);
 }
 
 namespace {
@@ -289,7 +310,7 @@ void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil) {
 
 TEST_CASE("A slow rollout holds the distribution lane back, which says whom it waited for") {
   const std::int64_t floats = 1000;
-  Job job(2, Roles{{0}, {1}}, floats, {}, {}, {}, 400ms);
+  Job job(2, Roles{{0}, {1}}, floats, {}, {}, {}, 1s);
   std::atomic<bool> sending{false}, taken{false};
   rejoin_spoiled(job, [&](auto&) {
     sending = true;
@@ -303,7 +324,7 @@ TEST_CASE("A slow rollout holds the distribution lane back, which says whom it w
   taken = true;
   taken.notify_all();
   CHECK(text ==
-        "control plane: lane 'distribution' of rank 1 (actor 0) waited 0.4 s to pack version 5 for rank 0 "
+        "control plane: lane 'distribution' of rank 1 (actor 0) waited 1 s to pack version 5 for rank 0 "
         "(rollout 0) to take version 3; is it stuck?");
   Floats got;
   CHECK(job.receive(0, got, 4) == 4);  // it was only slow
@@ -347,10 +368,10 @@ TEST_CASE("An actor that is lost: reception says who waited for whom, in which l
 }
 
 TEST_CASE("A rank that is both does not wait for an actor that is lost, and names one that is late") {
-  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, {}, 200ms);
+  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, {}, 1s);
   for (const std::int64_t version : {0, 1}) job.publish(0, version, weights_of(version, 1000));
   CHECK(text_of([&] { job.plane(0)->begin(2); }) ==
-        "control plane: lane 'distribution' of rank 0 (actor 0 and rollout 0) waited 0.2 s to pack version 2 "
+        "control plane: lane 'distribution' of rank 0 (actor 0 and rollout 0) waited 1 s to pack version 2 "
         "for "
         "rank 1 (actor 1 and rollout 1) to come beyond version -1; is it stuck?");
   job.plane(1).reset();
