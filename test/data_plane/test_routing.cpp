@@ -126,19 +126,74 @@ TEST_CASE(
         same_rank[static_cast<std::size_t>(rollout++)] = actor;
     }
     CAPTURE(round);
+    dvla::RouteNodes nodes;
+    if (below(2) == 0) {
+      for (int rollout = 0; rollout < rollouts; ++rollout) nodes.rollouts.push_back(below(3));
+      for (int actor = 0; actor < actors; ++actor) nodes.actors.push_back(below(3));
+    }
     if (groups < actors) {
-      CHECK_THROWS_AS(plan_routes(sizes, 4, actors, same_rank), dvla::ConfigError);
+      CHECK_THROWS_AS(plan_routes(sizes, 4, actors, same_rank, nodes), dvla::ConfigError);
       continue;
     }
-    const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank);
+    const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank, nodes);
     check_whole(plan, sizes);
-    REQUIRE(plan == plan_routes(sizes, 4, actors, same_rank));
+    REQUIRE(plan == plan_routes(sizes, 4, actors, same_rank, nodes));
     REQUIRE(plan.makespan() <= best_makespan(sizes, actors) + largest_of(sizes));
     if (same_size && groups % actors == 0)
       for (int actor = 0; actor < actors; ++actor) REQUIRE(plan.groups_to(actor) == groups / actors);
     REQUIRE(parse_routes(serialise(plan)) == plan);
     REQUIRE(!describe(plan).empty());
   }
+}
+
+TEST_CASE(
+    "Nothing leaves a machine where each has groups in proportion to its actors, however ranks are dealt") {
+  dvla::SplitMix64 random(5);
+  auto below = [&](int n) { return static_cast<int>(random() % static_cast<std::uint64_t>(n)); };
+  for (int round = 0; round < 2000; ++round) {
+    struct Rank {
+      int node, groups, actor;  // groups -1: no rollout; actor 1: one
+    };
+    std::vector<Rank> ranks;
+    const int share = 1 + below(4), kind = below(3);  // separated, hybrid, every rank is both
+    for (int node = 1 + below(3); node-- > 0;) {
+      const int actors = 1 + below(3), rollouts = kind == 2 ? actors : 1 + below(4);
+      const auto first = ranks.size();
+      for (int i = 0; i < rollouts; ++i) ranks.push_back({node, 0, kind == 2 || (kind == 1 && i < actors)});
+      for (int i = kind == 0 ? 0 : rollouts; i < actors; ++i) ranks.push_back({node, -1, 1});
+      for (int left = share * actors; left-- > 0;)
+        ++ranks[first + static_cast<std::size_t>(kind == 2 ? left % rollouts : below(rollouts))].groups;
+    }
+    for (std::size_t i = ranks.size(); i > 1; --i)
+      std::swap(ranks[i - 1], ranks[static_cast<std::size_t>(below(static_cast<int>(i)))]);
+    Sizes sizes;
+    std::vector<int> same_rank;
+    dvla::RouteNodes nodes;
+    for (const Rank& rank : ranks) {
+      const auto actor = static_cast<int>(nodes.actors.size());
+      if (rank.actor == 1) nodes.actors.push_back(rank.node);
+      if (rank.groups < 0) continue;
+      sizes.emplace_back(static_cast<std::size_t>(rank.groups), 64);
+      same_rank.push_back(rank.actor == 1 ? actor : -1);
+      nodes.rollouts.push_back(rank.node);
+    }
+    CAPTURE(round);
+    const auto actors = static_cast<int>(nodes.actors.size());
+    const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank, nodes);
+    check_whole(plan, sizes);
+    for (int actor = 0; actor < actors; ++actor) REQUIRE(plan.groups_to(actor) == share);
+    for (const Route& route : plan.routes) {
+      REQUIRE(nodes.rollouts.at(static_cast<std::size_t>(route.rollout)) ==
+              nodes.actors.at(static_cast<std::size_t>(route.actor)));
+      if (kind == 2) REQUIRE(route.local);
+    }
+  }
+}
+
+TEST_CASE("Rollouts and actors in pairs: with a partner on the same machine") {
+  const RoutingPlan plan = plan_routes(equal(4, 2), 8, 4, {}, {{1, 1, 0, 0}, {0, 0, 1, 1}});
+  REQUIRE(plan.routes.size() == 4);
+  for (const Route& route : plan.routes) CHECK((route.actor + 2) % 4 == route.rollout);
 }
 
 TEST_CASE("Large plans: still whole, and within one group of the mean") {
@@ -166,6 +221,8 @@ TEST_CASE("Sizes and shapes that cannot work are refused in one sentence") {
   CHECK_THROWS_AS(plan_routes({{std::numeric_limits<std::int64_t>::max(), 1}}, 4, 1), dvla::ConfigError);
   CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {0}), dvla::ConfigError);
   CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {0, 7}), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {}, {{0}, {0}}), dvla::ConfigError);
+  CHECK_THROWS_AS(plan_routes(equal(2, 2), 4, 1, {}, {{0, 0}, {0, 0}}), dvla::ConfigError);
   CHECK_THROWS_WITH_AS(plan_routes(equal(1, 2), 4, 3),
                        doctest::Contains("2 groups a batch for 3 actors; each needs one"), dvla::ConfigError);
 }

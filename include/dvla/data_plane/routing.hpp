@@ -1,10 +1,12 @@
 // Which GRPO groups go from which rollout to which actor. Paper: the data plane's routing plan, computed from
 // sizes on the master and broadcast: point to point where rollouts = actors, contiguous and balanced by bytes
-// where they are not, all-to-all where every rank is both. Values only: routed.hpp moves the bytes.
+// where they are not, all-to-all where every rank is both; "local topology replication": machine by machine.
+// Values only: routed.hpp moves the bytes.
 //
 // Properties (tested): every group goes exactly once and whole; the same input gives the same plan; every
 // actor gets a group; groups of equal size whose number divides by the actors' give each the same number; in
-// general no actor has more than one largest group above the best possible maximum (of any assignment).
+// general no actor has more than one largest group above the best possible maximum (of any assignment);
+// nothing leaves a machine where each has groups of equal size in proportion to its actors.
 #pragma once
 
 #include <algorithm>
@@ -126,12 +128,17 @@ inline void check_routes(const RoutingPlan& plan) {
             "actor " + std::to_string(actor) + " gets no group");
 }
 
+/// The machine of each rollout and of each actor; empty: all are on one.
+struct RouteNodes {
+  std::vector<int> rollouts, actors;
+};
+
 /// `bytes[r][g]`: size of group g of rollout r, at least 1. `same_rank[r]`: the actor that is one rank with
 /// rollout r, or -1; empty means none. Throws ConfigError for sizes below 1, and where there are fewer groups
 /// than actors.
 inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& bytes,
                                std::int64_t group_episodes, int actors,
-                               const std::vector<int>& same_rank = {}) {
+                               const std::vector<int>& same_rank = {}, const RouteNodes& nodes = {}) {
   struct Piece {
     int rollout;
     std::int64_t index, bytes;
@@ -144,9 +151,24 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   if (!same_rank.empty() && same_rank.size() != bytes.size())
     throw ConfigError("routing: same_rank has " + std::to_string(same_rank.size()) + " entries for " +
                       std::to_string(bytes.size()) + " rollouts");
+  // Positions in the order of machines: what is near in it is near in the job.
+  const auto by_node = [](std::size_t count, const std::vector<int>& node, const char* whose) {
+    if (!node.empty() && node.size() != count)
+      throw ConfigError("routing: " + std::to_string(node.size()) + " machines are named for " +
+                        std::to_string(count) + " " + whose);
+    std::vector<std::size_t> order(count);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return !node.empty() && node[a] < node[b]; });
+    return order;
+  };
+  const auto rollout_order = by_node(bytes.size(), nodes.rollouts, "rollouts");
+  const auto actor_order = by_node(static_cast<std::size_t>(actors), nodes.actors, "actors");
   std::vector<Piece> groups;
+  std::vector<std::size_t> first_of;  // a rollout's first group
   std::int64_t total = 0;
-  for (std::size_t rollout = 0; rollout < bytes.size(); ++rollout)
+  for (std::size_t rollout = 0; rollout < bytes.size(); ++rollout) {
+    first_of.push_back(groups.size());
     for (std::size_t i = 0; i < bytes[rollout].size(); ++i) {
       const std::int64_t size = bytes[rollout][i];
       if (size < 1 || size > (std::int64_t{1} << 60) - total)
@@ -155,6 +177,7 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
       groups.push_back({static_cast<int>(rollout), static_cast<std::int64_t>(i), size});
       total += size;
     }
+  }
   const auto A = static_cast<std::size_t>(actors);
   if (groups.size() < A)
     throw ConfigError("routing: " + std::to_string(groups.size()) + " groups a batch for " +
@@ -162,11 +185,16 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
                       " actors; each needs one: raise environments or lower the "
                       "number of actors");
 
-  // At home: the same rank, or the partner where rollouts and actors stand in pairs.
+  // At home: the same rank, or the partner where rollouts and actors stand in pairs on each machine.
   const bool none_is_both =
       std::all_of(same_rank.begin(), same_rank.end(), [](int actor) { return actor < 0; });
+  std::vector<int> partner(bytes.size(), -1);
+  const auto node = [](const std::vector<int>& of, std::size_t i) { return of.empty() ? 0 : of[i]; };
+  for (std::size_t i = 0; i < A && bytes.size() == A; ++i)
+    if (node(nodes.rollouts, rollout_order[i]) == node(nodes.actors, actor_order[i]))
+      partner[rollout_order[i]] = static_cast<int>(actor_order[i]);
   auto home = [&](int rollout) {
-    if (none_is_both) return bytes.size() == A ? rollout : -1;
+    if (none_is_both) return partner[static_cast<std::size_t>(rollout)];
     const int actor = same_rank[static_cast<std::size_t>(rollout)];
     if (actor >= actors) throw ConfigError("routing: same_rank names actor " + std::to_string(actor));
     return actor;
@@ -186,12 +214,14 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
     own += group.bytes;
     ++count[static_cast<std::size_t>(actor)];
   }
-  // The rest goes on in order: each actor takes up to the common level, one group at least if it has none.
+  // The rest goes on in the order of machines: each actor takes up to the common level, one group at least if
+  // it has none.
   std::vector<Piece*> rest;
   auto collect = [&] {
     rest.clear();
-    for (Piece& group : groups)
-      if (group.actor < 0) rest.push_back(&group);
+    for (const std::size_t rollout : rollout_order)
+      for (std::size_t i = 0; i < bytes[rollout].size(); ++i)
+        if (Piece& group = groups[first_of[rollout] + i]; group.actor < 0) rest.push_back(&group);
     return rest.size();
   };
   auto without = [&] { return static_cast<std::size_t>(std::count(count.begin(), count.end(), 0)); };
@@ -212,7 +242,7 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   const std::int64_t level = detail::water_level(load, left);
   std::size_t needed = without(), next = 0;
   std::int64_t given = 0, target = 0;
-  for (std::size_t a = 0; a < A; ++a) {
+  for (const std::size_t a : actor_order) {
     const bool empty = count[a] == 0;
     needed -= empty;
     target += std::max<std::int64_t>(level - load[a], 0);
@@ -346,6 +376,15 @@ inline std::vector<int> actors_at_rollouts(const Roles& roles) {
   return same;
 }
 
+inline RouteNodes nodes_of(const Roles& roles, const Topology& topology) {
+  RouteNodes nodes;
+  for (const int rank : roles.rollouts)
+    nodes.rollouts.push_back(topology.node.at(static_cast<std::size_t>(rank)));
+  for (const int rank : roles.actors)
+    nodes.actors.push_back(topology.node.at(static_cast<std::size_t>(rank)));
+  return nodes;
+}
+
 /// Every rank calls it: rollouts give the sizes of their groups (others: nothing), the leader plans from all
 /// of them, everybody gets the same plan, through the job's store under `name`. A rank that comes later (a
 /// restarted rollout) gets the plan that there is. Throws DeadlineError, and what plan_routes throws.
@@ -378,7 +417,7 @@ inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
     std::string answer;
     try {
       answer = serialise(plan_routes(bytes, group_episodes, static_cast<int>(roles.actors.size()),
-                                     actors_at_rollouts(roles)));
+                                     actors_at_rollouts(roles), nodes_of(roles, cluster.topology())));
     } catch (const Error& error) {
       cluster.put(name + "/plan", std::string("refused ") + error.what());  // so that nobody waits in vain
       throw;
