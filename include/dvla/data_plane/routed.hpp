@@ -237,7 +237,10 @@ class RoutedTrajectories {
     inbox("rejoin").join(rollout, std::move(channel), incarnation);
   }
   /// Actor: ends the channel of a rollout that others know is gone; its parts that are not here are lost.
-  void lose(int rollout, const std::string& why) { inbox("lose").lose(rollout, why); }
+  /// Nothing where the plan has no route from it to here.
+  void lose(int rollout, const std::string& why) {
+    if (inbox("lose").hears(rollout)) inbox_->lose(rollout, why);
+  }
 
   /// Ends every wait here, and at the other ends of the channels; later calls throw.
   void cancel() noexcept {

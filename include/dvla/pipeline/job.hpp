@@ -26,7 +26,14 @@ class Job {
         roles_(std::move(roles)),
         limit_(limit),
         rollout_(roles_.rollout(cluster.rank())),
-        actor_(roles_.actor(cluster.rank())) {}
+        actor_(roles_.actor(cluster.rank())) {
+    if (alone() || !cluster_.has(start_key(0))) return;
+    if (trains())
+      throw ConfigError(name() +
+                        " comes when training has begun; only rollouts can join then: start the "
+                        "whole job again from its newest checkpoint");
+    incarnation_ = cluster_.count("run/lives/" + std::to_string(rank()));
+  }
 
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
@@ -34,7 +41,7 @@ class Job {
   ~Job() {
     if (alone() || !leads() || starts_ > 0) return;
     try {
-      cluster_.put("run/start/0", name() + ", which leads the job, ended before training began");
+      cluster_.put(start_key(0), name() + ", which leads the job, ended before training began");
     } catch (const std::exception&) {  // nobody is left to be told
     }
   }
@@ -57,6 +64,34 @@ class Job {
     if (!trains()) return lane_share::rollout;
     return rolls_out() ? lane_share::all : lane_share::actor;
   }
+
+  /// 0, or how many times a rollout has come again since training began.
+  std::int64_t incarnation() const { return incarnation_; }
+  /// Where in the job's store an incarnation of a rollout is announced.
+  static std::string life(int rank, std::int64_t incarnation) {
+    return "run/life/" + std::to_string(rank) + "/" + std::to_string(incarnation);
+  }
+  /// Where an actor says that it is about to meet it.
+  static std::string door(int rank, std::int64_t incarnation, int actor) {
+    return life(rank, incarnation) + "/" + std::to_string(actor);
+  }
+  /// A rollout that comes again tells the actors, and waits until each is about to meet it. Throws Error
+  /// where the job has ended instead.
+  void announce() const {
+    cluster_.put(life(rank(), incarnation_), "");
+    const auto until = detail::deadline_after(limit_);
+    for (int actor = 0; actor < actors(); ++actor)
+      while (!cluster_.has(door(rank(), incarnation_, actor))) {
+        if (cluster_.has(end_key)) throw Error(name() + " comes again too late: training has ended");
+        if (std::chrono::steady_clock::now() > until)
+          throw DeadlineError(name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
+                              rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
+                              " to let it in");
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+  }
+  /// The leader: nobody need come any more.
+  void say_end() const { cluster_.put(end_key, ""); }
 
   /// Which of `groups` groups of environments belong to this rollout. Throws ConfigError where one would have
   /// none.
@@ -96,7 +131,7 @@ class Job {
   /// when the leader has ended instead.
   void begin_together(const stop_flag* stop) {
     if (alone()) return;
-    const std::string start = "run/start/" + std::to_string(starts_);
+    const std::string start = start_key(starts_);
     if (leads()) {
       cluster_.put(start, "");
       ++starts_;
@@ -118,11 +153,16 @@ class Job {
   void tell_leader(const std::string& topic, const std::string& text) const {
     cluster_.put("run/" + topic + "/" + std::to_string(rank()), text);
   }
+  bool has_told(const std::string& topic, int rank) const {
+    return cluster_.has("run/" + topic + "/" + std::to_string(rank));
+  }
   std::string told(const std::string& topic, int rank) const {
     return cluster_.get("run/" + topic + "/" + std::to_string(rank), limit_);
   }
 
  private:
+  static constexpr const char* end_key = "run/end";
+  static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
   static std::string key(const std::string& stage, int rank) {
     return "run/" + stage + "/" + std::to_string(rank);
   }
@@ -131,7 +171,7 @@ class Job {
   const Roles roles_;
   const std::chrono::nanoseconds limit_;
   const int rollout_, actor_;
-  std::int64_t starts_ = 0;
+  std::int64_t starts_ = 0, incarnation_ = 0;
 };
 
 /// For people: who does what.

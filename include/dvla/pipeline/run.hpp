@@ -41,6 +41,7 @@
 #include "dvla/pipeline/run_report.hpp"
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/warm_start.hpp"
+#include "dvla/pipeline/watch.hpp"
 #include "dvla/schedule/runner.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/trace/recorder.hpp"
@@ -68,6 +69,31 @@ template <class Model>
 requires requires { typename Model::tensor_pool; }
 struct TensorPool<Model> : Model::tensor_pool {
   using Model::tensor_pool::tensor_pool;
+};
+}  // namespace detail
+
+namespace detail {
+/// A group that somebody else can close too.
+class SharedGroup final : public Group {
+ public:
+  explicit SharedGroup(std::shared_ptr<Group> group) : group_(std::move(group)) {}
+  int rank() const override { return group_->rank(); }
+  int size() const override { return group_->size(); }
+  void broadcast(std::span<std::byte> bytes, int root) override { group_->broadcast(bytes, root); }
+  void sum(std::span<float> values) override { group_->sum(values); }
+  void sum(std::span<double> values) override { group_->sum(values); }
+  void max(std::span<std::int64_t> values) override { group_->max(values); }
+  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
+    group_->all_gather(part, all);
+  }
+  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
+    group_->reduce_scatter(all, part);
+  }
+  void barrier() override { group_->barrier(); }
+  void close() noexcept override { group_->close(); }
+
+ private:
+  std::shared_ptr<Group> group_;
 };
 }  // namespace detail
 
@@ -167,6 +193,7 @@ class Run {
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
     job_.begin_together(stop);
+    if (!data_) make_planes();
     begin_with_the_leaders_weights();
     const std::int64_t first = next_batch_;
     const std::int64_t batches = std::max<std::int64_t>(config_.run.iterations - first, 0);
@@ -183,7 +210,15 @@ class Run {
     options.deadline = deadline();
     options.stop = job_.alone() ? stop : &stages.ending;
     const RolloutCounts sampled_before = worker_ ? worker_->counts() : RolloutCounts{};
-    const run_result result = Schedule::run(stages, options, trace_);
+    const run_result result = [&] {
+      try {
+        return Schedule::run(stages, options, trace_);
+      } catch (const std::exception& error) {
+        if (const std::string why = watch_ ? watch_->fatal() : ""; !why.empty())
+          throw PeerError(why + " (" + error.what() + ")");
+        throw;
+      }
+    }();
     RunReport report;
     report.train_wall_s = stages.elapsed();
     report.batches = job_.trains() ? next_batch_ - first : result.batches;
@@ -256,8 +291,7 @@ class Run {
     if (job_.trains()) make_algorithm();
     job_.roll_call(Job::last_call);  // from here on ranks wait for each other
     if (job_.trains() && !job_.alone()) make_weights();
-    make_data();
-    make_control();
+    if (!routed && !broadcasts && job_.alone()) make_planes();  // else when the first batch is known
   } catch (const std::exception& why) {
     if (given) Job::refuse(*given, why);
   }
@@ -538,9 +572,7 @@ class Run {
     }
   }
   void make_weights() {
-    const GroupSource groups = [this](const std::string& purpose) {
-      return job_.cluster().group("sharding/" + purpose, job_.roles().actors, deadline());
-    };
+    const GroupSource groups = [this](const std::string& purpose) { return actors_group(purpose); };
     if constexpr (requires { Weights(model_, memory_.model(), config_.sharding, groups); }) {
       weights_ = std::make_unique<Weights>(model_, memory_.model(), config_.sharding, groups);
       if constexpr (requires { weights_->trace_to(trace_); })
@@ -549,12 +581,26 @@ class Run {
       refuse_actors(P::sharding::name);
       weights_ = std::make_unique<Weights>(model_, memory_.model());
     }
-    if (job_.actors() > 1) actors_ = job_.cluster().group("sharding/start", job_.roles().actors, deadline());
+    if (job_.actors() > 1) actors_ = actors_group("start");
+  }
+  /// One that the loss of an actor can end.
+  std::unique_ptr<Group> actors_group(const std::string& purpose) {
+    std::shared_ptr<Group> group = job_.cluster().group("actors/" + purpose, job_.roles().actors, deadline());
+    groups_.push_back(group);
+    return std::make_unique<detail::SharedGroup>(std::move(group));
   }
   void refuse_actors(std::string_view policy) const {
     if (job_.actors() > 1)
       throw ConfigError(std::string(policy) + " trains on one actor, and the job has " +
                         std::to_string(job_.actors()) + "; choose a placement with one");
+  }
+  void make_planes() {
+    if (job_.incarnation() > 0) job_.announce();
+    make_data();
+    make_control();
+    if constexpr (routed)
+      if (job_.incarnation() > 0) next_batch_ = data_->first_batch();
+    if (!job_.alone()) make_watch();
   }
   void make_data() {
     if constexpr (routed) {
@@ -566,6 +612,8 @@ class Run {
       if (job_.trains()) layouts.actor = layout(plan_.episodes_to(job_.actor()));
       typename Data::Options options;
       options.buffers = staleness() + 1;
+      options.first_batch = next_batch_;
+      options.incarnation = job_.incarnation();
       options.deadline = deadline();
       data_ = std::make_unique<Data>(std::move(layouts), plan_, job_.cluster(), job_.roles(), options,
                                      memory_.environment());
@@ -584,11 +632,38 @@ class Run {
       else
         parts = {{{0, floats}}};
       control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_.cluster(),
-                                           job_.roles(), 0, deadline(), memory_.environment());
+                                           job_.roles(), static_cast<int>(job_.incarnation()), deadline(),
+                                           memory_.environment());
     } else {
       control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
                                            memory_.environment(), deadline());
     }
+  }
+
+  void make_watch() {
+    WatchCallbacks callbacks;
+    callbacks.lost_rollout = [this](int rank, const std::string& why) {
+      if constexpr (routed)
+        if (job_.trains()) data_->lose(job_.roles().rollout(rank), why);
+      if constexpr (broadcasts) control_->lose(rank);
+    };
+    callbacks.lost_actor = [this](const std::string&) {
+      if constexpr (routed) data_->cancel();
+      if constexpr (broadcasts) control_->close();
+      for (const auto& group : groups_) group->close();
+    };
+    callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
+      if constexpr (routed && broadcasts) {
+        data_->lose(rollout, "it came again");
+        data_->rejoin(rollout, incarnation);
+        control_->rejoin(rollout, static_cast<int>(incarnation));
+      } else {
+        (void)rollout, (void)incarnation;
+      }
+    };
+    watch_ = std::make_unique<Watch>(
+        job_, std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9)), deadline(),
+        std::move(callbacks));
   }
 
   // ---- Over the actors, in their training lanes
@@ -675,6 +750,7 @@ class Run {
   // ---- The end of a job
   /// Planes part in peace; the leader puts the job's report together.
   void end_together(Stages& stages, RunReport& report) {
+    if (job_.leads()) job_.say_end();
     const bool leaves = !job_.trains() && stages.asked_to_stop() && !stages.weights_ended.load();
     const auto end_weights = [&] {
       if constexpr (broadcasts) leaves ? control_->close() : control_->finish(deadline());
@@ -698,11 +774,16 @@ class Run {
     const RankReport own = rank_report(report);
     if (!job_.leads()) {
       job_.tell_leader("report", serialise(own));
+      if (!leaves) watch_->end();
       return;
     }
     for (int rank = 0; rank < job_.cluster().world(); ++rank) {
       if (rank == job_.rank()) {
         report.ranks.push_back(own);
+        continue;
+      }
+      if (watch_->lost(rank) && !job_.has_told("report", rank)) {
+        report.silent.push_back(rank);
         continue;
       }
       try {
@@ -711,6 +792,7 @@ class Run {
         report.silent.push_back(rank);
       }
     }
+    watch_->end();
     report.timing = job_timing(report.ranks);
     const RankReport all = total(report.ranks);
     report.env_steps = all.env_steps;
@@ -770,13 +852,15 @@ class Run {
   detail::TensorPool<Model> tensors_;
   Environment environment_;
   Model model_;
-  RoutingPlan plan_;                      ///< of a routed data plane
-  std::unique_ptr<Weights> weights_;      ///< an actor's
-  std::unique_ptr<Group> actors_;         ///< of a job with several
-  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
-  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
+  RoutingPlan plan_;                            ///< of a routed data plane
+  std::unique_ptr<Weights> weights_;            ///< an actor's
+  std::vector<std::shared_ptr<Group>> groups_;  ///< of the actors, all of them
+  std::unique_ptr<Group> actors_;               ///< of a job with several
+  std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
+  std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
+  std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   std::vector<Iteration> history_;
   RolloutCounts trained_;  ///< in the batches of the history
   std::int64_t next_batch_ = 0;

@@ -27,6 +27,7 @@ struct RunKnobs {
   bool trace = true;                 ///< write trace.json
   bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
   bool quiet = false;                ///< no progress bar
+  double heartbeat_s = 5;            ///< between ranks of a job; one silent for two is lost
   bool overwrite = false;            ///< may replace folder/name, or drop what is later than `resume`
 };
 
@@ -47,6 +48,8 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"trace", "write trace.json"},
     {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
     {"quiet", "print nothing but warnings and errors"},
+    {"heartbeat_s", "between the ranks of a job; a rank that is silent for two is lost", 0.01, 3600,
+     "seconds"},
     {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
 });
 
@@ -61,4 +64,4 @@ inline void check(const RunKnobs& knobs) {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
                         evaluation_episodes, demonstrations, demonstration_noise, imitation_target,
-                        imitation_steps, resume, trace, animation, quiet, overwrite);
+                        imitation_steps, resume, trace, animation, quiet, heartbeat_s, overwrite);

@@ -36,6 +36,9 @@ class Group {
   /// part = part number rank() of the sum of all members' `all`, which has size() parts.
   virtual void reduce_scatter(std::span<const float> all, std::span<float> part) = 0;
   virtual void barrier() = 0;
+  /// Ends it from any thread, at once: calls under way here, and all later ones, throw PeerError, here and
+  /// where others wait for this member.
+  virtual void close() noexcept = 0;
 };
 
 namespace detail {
@@ -67,6 +70,7 @@ class LoneGroup final : public Group {
   void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override { copy(part, all); }
   void reduce_scatter(std::span<const float> all, std::span<float> part) override { copy(all, part); }
   void barrier() override {}
+  void close() noexcept override {}  // nobody waits
 
  private:
   template <class From, class To>

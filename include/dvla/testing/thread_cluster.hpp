@@ -211,6 +211,9 @@ class ThreadGroup final : public Group {
   void barrier() override {
     run("barrier", {}, {}, [](auto&) {});
   }
+  void close() noexcept override {
+    board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " closed it");
+  }
 
  private:
   using Parts = std::vector<Board::Part>;

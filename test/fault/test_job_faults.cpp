@@ -1,0 +1,235 @@
+// dvla-test: tsan
+// Jobs whose ranks die, stop and come again, threads standing for processes: at random moments, with the
+// counts proved. DVLA_FAULT_MOMENTS sets how many moments (30; the long form has 100).
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <random>
+
+#include "../pipeline/toy_job.hpp"
+
+namespace {
+using namespace dvla_test;
+using namespace std::chrono_literals;
+
+using Sampling = dvla::Sampler<dvla::Toy, dvla::testing::LinearModel>;
+using Training = dvla::Trainer<dvla::BasicGRPO<dvla::DecoupledClip>, dvla::FSDP>;
+using Late = dvla::Schedule<dvla::Swimlane<3>>;
+using Apart = dvla::Pipeline<Sampling, Training, dvla::Placement<dvla::Separated<>>, Late>;
+using Mixed = dvla::Pipeline<Sampling, Training, dvla::Placement<dvla::Hybrid>, Late>;
+
+int moments() {
+  const char* chosen = std::getenv("DVLA_FAULT_MOMENTS");
+  return chosen ? std::max(std::atoi(chosen), 1) : 30;
+}
+
+template <class P>
+dvla::Config<P> config_of(int iterations, int staleness) {
+  auto config = small_config<P>(iterations);
+  config.environment.environments = 48;  // 6 groups
+  config.schedule.staleness = staleness;
+  config.schedule.deadline_s = 20;
+  config.run.heartbeat_s = 0.3;
+  return config;
+}
+constexpr std::int64_t episodes = 48;
+
+/// A job in which ranks can be killed, frozen and started again while it trains.
+template <class P>
+class Job {
+ public:
+  Job(int world, const dvla::Config<P>& config)
+      : config_(config),
+        clusters_(dvla::testing::ThreadCluster::make(world)),
+        errors(static_cast<std::size_t>(world)),
+        reports(static_cast<std::size_t>(world)) {
+    for (int rank = 0; rank < world; ++rank) start(rank, *clusters_[static_cast<std::size_t>(rank)]);
+  }
+  ~Job() { join(); }
+
+  void kill(int rank) { clusters_[0]->kill(rank); }
+  void freeze(int rank) { clusters_[0]->freeze(rank); }
+  void thaw(int rank) { clusters_[0]->thaw(rank); }
+  void restart(int rank) {
+    later_.push_back(clusters_[0]->restart(rank));
+    start(rank, *later_.back());
+  }
+  void join() {
+    for (std::thread& thread : threads_)
+      if (thread.joinable()) thread.join();
+  }
+  /// Waits until the leader has trained so many batches.
+  void wait_for(std::int64_t batches) const {
+    const auto until = std::chrono::steady_clock::now() + 30s;
+    while (trained < batches && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(200us);
+    if (trained >= batches) return;
+    for (const auto& rank : errors)
+      for (const std::string& error : rank) MESSAGE(error);
+    REQUIRE(trained >= batches);
+  }
+
+ private:
+  const dvla::Config<P> config_;
+  std::vector<std::unique_ptr<dvla::testing::ThreadCluster>> clusters_, later_;
+  std::vector<std::thread> threads_;
+
+ public:
+  std::atomic<std::int64_t> trained{0};
+  std::vector<std::vector<std::string>> errors;  ///< by rank, of each life that ended badly
+  std::vector<dvla::RunReport> reports;          ///< by rank, of the last life
+  std::vector<dvla::Iteration> history;
+
+ private:
+  void start(int rank, dvla::Cluster& cluster) {
+    threads_.emplace_back([this, rank, &cluster] {
+      const auto place = static_cast<std::size_t>(rank);
+      try {
+        dvla::Run<P> run(config_, cluster);
+        auto report = run.train({}, [&](std::int64_t batch) {
+          if (!run.job().leads()) return;
+          trained = batch + 1;
+          std::this_thread::sleep_for(1ms);  // so that there is time for faults
+        });
+        if (run.job().leads()) history = run.history();
+        reports[place] = std::move(report);
+      } catch (const std::exception& error) {
+        errors[place].push_back(error.what());
+      }
+    });
+  }
+};
+
+/// What the actors trained on, and what was missing, is all that was planned.
+void counts_add_up(const dvla::RunReport& report, std::int64_t batches) {
+  const dvla::RankReport all = dvla::total(report.ranks);
+  CHECK(all.trained + all.lost == batches * episodes);
+  CHECK(all.in_flight == 0);
+  CHECK(report.max_staleness <= 3);
+}
+
+TEST_CASE(
+    "a rollout is killed at a random moment: training goes on, and only what it had not handed over is "
+    "lost") {
+  std::mt19937 random(20261121);
+  for (int moment = 0; moment < moments(); ++moment) {
+    CAPTURE(moment);
+    const int staleness = static_cast<int>(random() % 4);
+    const int actors = 1 + static_cast<int>(random() % 2);  // of 4 ranks
+    const int victim = actors + static_cast<int>(random() % static_cast<unsigned>(4 - actors));
+    const bool comes_again = random() % 2 == 0;
+    CAPTURE(staleness);
+    CAPTURE(actors);
+    CAPTURE(victim);
+    CAPTURE(comes_again);
+    const int batches = comes_again ? 400 : 80;
+    auto config = config_of<Apart>(batches, staleness);
+    config.placement.rollouts = actors == 1 ? 3 : 1;
+    config.placement.actors = 1;
+    Job<Apart> job(4, config);
+    job.wait_for(1 + static_cast<std::int64_t>(random() % 20));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+    job.kill(victim);
+    if (comes_again) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
+      job.restart(victim);
+    }
+    job.join();
+    for (int rank = 0; rank < 4; ++rank) {
+      for (const std::string& error : job.errors[static_cast<std::size_t>(rank)]) {
+        CAPTURE(rank);
+        CHECK_MESSAGE(rank == victim, error);
+      }
+    }
+    CHECK(job.history.size() == static_cast<std::size_t>(batches));
+    counts_add_up(job.reports[0], batches);
+    const dvla::RankReport all = dvla::total(job.reports[0].ranks);
+    for (const dvla::RankReport& rank : job.reports[0].ranks) {
+      CHECK(rank.unacknowledged == 0);
+      CHECK(rank.sent >= 0);
+    }
+    // The dead rank's share is a third or a half; it is missing from at most all batches after its death.
+    CHECK(all.lost <= batches * episodes / (actors == 1 ? 3 : 2));
+    if (!comes_again) {
+      CHECK(job.history.back().update.episodes == (actors == 1 ? 32 : 24));
+      CHECK(job.reports[0].silent == std::vector<int>{victim});
+    }
+  }
+}
+
+TEST_CASE("a rollout that comes again samples with current weights, and the batches are whole again") {
+  for (const bool mixed : {false, true}) {
+    CAPTURE(mixed);
+    const auto check = [](auto& job, int victim) {
+      job.wait_for(10);
+      job.kill(victim);
+      job.wait_for(30);
+      job.restart(victim);
+      job.join();
+      for (int rank = 0; rank < 3; ++rank)
+        for (const std::string& error : job.errors[static_cast<std::size_t>(rank)])
+          CHECK_MESSAGE(rank == victim, error);
+      REQUIRE(job.history.size() == 1500);
+      CHECK(job.history.front().update.episodes == episodes);
+      CHECK(job.history[28].update.episodes < episodes);
+      CHECK(job.history.back().update.episodes == episodes);
+      counts_add_up(job.reports[0], 1500);
+      CHECK(job.reports[0].silent.empty());
+      CHECK(job.reports[static_cast<std::size_t>(victim)].batches > 0);
+    };
+    if (mixed) {
+      Job<Mixed> job(3, config_of<Mixed>(1500, 1));
+      check(job, 2);
+    } else {
+      auto config = config_of<Apart>(1500, 1);
+      config.placement = {2, 1};
+      Job<Apart> job(3, config);
+      check(job, 1);
+    }
+  }
+}
+
+TEST_CASE("a rollout that stops is noticed by its heartbeats, and left out") {
+  auto config = config_of<Apart>(1500, 1);
+  config.placement = {2, 1};
+  Job<Apart> job(3, config);
+  job.wait_for(10);
+  job.freeze(2);
+  job.wait_for(1500);
+  job.thaw(2);
+  job.join();
+  CHECK(job.errors[0].empty());
+  CHECK(job.errors[1].empty());
+  REQUIRE(job.errors[2].size() == 1);
+  CHECK(job.history.back().update.episodes == episodes / 2);
+  counts_add_up(job.reports[0], 1500);
+}
+
+TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
+  for (const bool stops : {false, true}) {
+    CAPTURE(stops);
+    for (const int victim : {0, 1}) {
+      CAPTURE(victim);
+      auto config = config_of<Apart>(100000, 1);
+      config.placement = {1, 1};
+      Job<Apart> job(4, config);
+      job.wait_for(10);
+      stops ? job.freeze(victim) : job.kill(victim);
+      if (stops) {
+        std::this_thread::sleep_for(3s);
+        job.thaw(victim);
+      }
+      job.join();
+      for (int rank = 0; rank < 4; ++rank) {
+        CAPTURE(rank);
+        const auto& errors = job.errors[static_cast<std::size_t>(rank)];
+        REQUIRE(errors.size() == 1);
+        if (rank == victim) continue;
+        CHECK_MESSAGE(errors[0].find("rank " + std::to_string(victim)) != std::string::npos, errors[0]);
+      }
+    }
+  }
+}
+
+}  // namespace
