@@ -5,11 +5,11 @@
 #include <doctest/doctest.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dvla/schedule/swimlane.hpp"
 #include "dvla/testing/schedule.hpp"
+#include "test/testing/found.hpp"
 
 using namespace dvla;
 
@@ -76,11 +76,9 @@ struct Broken {
   }
 };
 
-std::string said() {
-  std::string text;
-  for (const std::string& sentence : testing::check_schedule<Broken>(0, std::chrono::milliseconds(20)))
-    text += sentence + "\n";
-  return text;
+std::string said(Break broken) {
+  how = broken;
+  return lines(testing::check_schedule<Broken>(0, std::chrono::milliseconds(20)));
 }
 
 /// Hides cancel() from the schedule.
@@ -104,41 +102,32 @@ struct Deaf {
 
 }  // namespace
 
-TEST_CASE("a schedule that keeps its promises is not accused") { CHECK(said() == ""); }
+TEST_CASE("a schedule that keeps its promises is not accused") { CHECK(said(Break::nothing) == ""); }
 
 TEST_CASE("each broken promise is found and named") {
-  const std::vector<std::pair<Break, const char*>> all{
-      {Break::skips, "distribution: batch 4 comes where batch 3 is next"},
-      {Break::repeats, "distribution: batch 3 comes where batch 4 is next"},
-      {Break::order, "reception: a batch comes before distribution has finished it"},
-      {Break::stale, "sample starts with token.version"},
-      {Break::buffer, "token.buffer is 1 of 1 buffers"},
-      {Break::observe, "observer must see every batch exactly once"},
-      {Break::enter, "sampling: enter() was not called in its thread"},
-      {Break::swallow, "an exception in sampling must end the run"},
-      {Break::raw, "an exception in training must be a LaneError"},
-      {Break::name, "an exception in reception must be a LaneError that names its lane"},
-      {Break::abandons, "all that has started must be finished"},
-      {Break::late_stop, "no further batch may start"},
-      {Break::count, "the result must count all batches"},
-      {Break::lag, "result.max_staleness must be the largest lag"},
-      {Break::options, "must be refused before a stage is called: a deadline of 0"},
-  };
-  for (const auto& one : all) {
-    how = one.first;
-    const std::string sentence = one.second;
-    CAPTURE(sentence);
-    const std::string found = said();
-    CAPTURE(found);
-    CHECK(found.find(sentence) != std::string::npos);
-  }
-  how = Break::nothing;
+  check_each_is_found<Break>(
+      {
+          {Break::skips, "distribution: batch 4 comes where batch 3 is next"},
+          {Break::repeats, "distribution: batch 3 comes where batch 4 is next"},
+          {Break::order, "reception: a batch comes before distribution has finished it"},
+          {Break::stale, "sample starts with token.version"},
+          {Break::buffer, "token.buffer is 1 of 1 buffers"},
+          {Break::observe, "observer must see every batch exactly once"},
+          {Break::enter, "sampling: enter() was not called in its thread"},
+          {Break::swallow, "an exception in sampling must end the run"},
+          {Break::raw, "an exception in training must be a LaneError"},
+          {Break::name, "an exception in reception must be a LaneError that names its lane"},
+          {Break::abandons, "all that has started must be finished"},
+          {Break::late_stop, "no further batch may start"},
+          {Break::count, "the result must count all batches"},
+          {Break::lag, "result.max_staleness must be the largest lag"},
+          {Break::options, "must be refused before a stage is called: a deadline of 0"},
+      },
+      said);
 }
 
 TEST_CASE("stages that wait and are never told to give up are found") {
-  std::string found;
-  for (const std::string& sentence : testing::check_schedule<Deaf>(1, std::chrono::milliseconds(400)))
-    found += sentence + "\n";
+  const std::string found = lines(testing::check_schedule<Deaf>(1, std::chrono::milliseconds(400)));
   CAPTURE(found);
   CHECK(found.find("a lane's failure must call stages.cancel()") != std::string::npos);
   CHECK(found.find("when training is stuck the lanes that wait must give up and call cancel()") !=

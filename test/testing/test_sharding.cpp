@@ -4,11 +4,11 @@
 #include <doctest/doctest.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/sharding.hpp"
+#include "test/testing/found.hpp"
 
 using dvla::testing::LinearModel;
 
@@ -66,12 +66,8 @@ struct Broken : dvla::UnshardedWeights<LinearModel> {
 };
 
 std::string said(Break how) {
-  std::string text;
-  const auto make = [how](LinearModel& model, std::pmr::memory_resource& memory) {
-    return Broken(model, memory, how);
-  };
-  for (const std::string& sentence : dvla::testing::check_sharding(make)) text += sentence + "\n";
-  return text;
+  return lines(dvla::testing::check_sharding(
+      [how](LinearModel& model, std::pmr::memory_resource& memory) { return Broken(model, memory, how); }));
 }
 
 }  // namespace
@@ -79,23 +75,19 @@ std::string said(Break how) {
 TEST_CASE("weights that keep their promises are not accused") { CHECK(said(Break::nothing) == ""); }
 
 TEST_CASE("each broken promise is found and named") {
-  const std::vector<std::pair<Break, const char*>> all{
-      {Break::dirty, "must begin with moments and steps at 0"},
-      {Break::old_pack, "pack after a step must write the new weights"},
-      {Break::any_size, "pack must refuse a buffer of another size"},
-      {Break::gradients, "zero_gradients must leave no gradient"},
-      {Break::accumulates, "off plain AdamW"},
-      {Break::decay, "off plain AdamW"},
-      {Break::clipped, "step with clipping must return the gradient's norm before clipping"},
-      {Break::not_a_number, "step must refuse a gradient of nan"},
-      {Break::half_step, "a step that is refused for a gradient of inf must change nothing"},
-      {Break::forgets_weights, "reset_optimiser must keep the weights"},
-      {Break::keeps_steps, "reset_optimiser must forget moments and steps"},
-  };
-  for (const auto& one : all) {
-    const std::string sentence = one.second, found = said(one.first);
-    CAPTURE(sentence);
-    CAPTURE(found);
-    CHECK(found.find(sentence) != std::string::npos);
-  }
+  check_each_is_found<Break>(
+      {
+          {Break::dirty, "must begin with moments and steps at 0"},
+          {Break::old_pack, "pack after a step must write the new weights"},
+          {Break::any_size, "pack must refuse a buffer of another size"},
+          {Break::gradients, "zero_gradients must leave no gradient"},
+          {Break::accumulates, "off plain AdamW"},
+          {Break::decay, "off plain AdamW"},
+          {Break::clipped, "step with clipping must return the gradient's norm before clipping"},
+          {Break::not_a_number, "step must refuse a gradient of nan"},
+          {Break::half_step, "a step that is refused for a gradient of inf must change nothing"},
+          {Break::forgets_weights, "reset_optimiser must keep the weights"},
+          {Break::keeps_steps, "reset_optimiser must forget moments and steps"},
+      },
+      said);
 }
