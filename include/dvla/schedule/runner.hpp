@@ -88,7 +88,11 @@ class checked_stages {
       throw Error("run_options.share is actor, but the stages have no arrive(token): nobody brings batches");
     if (record_ && !BoundaryStages<Stages>)
       throw Error("run_options.record is given, but the stages have no sample(token, boundaries)");
-    if (record_) *record_ = {.staleness = staleness_, .first_batch = options.first_batch};
+    if (record_) {
+      *record_ = Recording();
+      record_->staleness = staleness_;
+      record_->first_batch = options.first_batch;
+    }
     lags_.assign(static_cast<std::size_t>(staleness_) + 1, 0);
   }
 
