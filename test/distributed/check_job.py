@@ -1,0 +1,426 @@
+"""check_job.py PROGRAM PART: examples/distributed as a job of processes on this machine, over loopback.
+
+plain, mpirun, torchrun   every placement once, started that way (77: the launcher is not here): exit codes, report, trace,
+                          checkpoint
+resume                    a job that is stopped in the middle by SIGTERM goes on with other numbers of ranks and actors
+refusals                  what cannot be is refused on every rank by one sentence, with exit code 1, and nobody hangs
+"""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+LIMIT = 60  # seconds a job may take; none comes near it
+TINY = {
+    "environments": 32, "width": 32, "blocks": 1, "micro-batch": 32, "global-batch": 128, "iterations": 3,
+    "demonstrations": 0, "evaluation-episodes": 0, "animation": "false", "deadline-s": 30,
+    "dense-reward": "true", "filter-lower": 0, "filter-upper": 0,  # every group teaches something
+}
+EPISODES = 32  # of a batch
+LANES = {"sample": "sampling", "train": "training", "distribute": "distribution", "receive": "reception"}
+
+
+class Fault(Exception):
+    pass
+
+
+def require(holds, what):
+    if not holds:
+        raise Fault(what)
+
+
+# ---- Jobs
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more):
+    launchers = ("OMPI_", "PMIX_", "PMI_", "MPI_", "SLURM_", "TORCHELASTIC_", "MASTER_", "DVLA_", "GLOO_")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers) and name not in names}
+    return {**clean, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in more.items()}}
+
+
+class Ended:
+    """A process that has ended: code, out, err."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def errors(self):
+        return [line for line in self.err.splitlines() if "error" in line]
+
+
+class Processes:
+    """Processes that run at once. `wait` ends what is left after LIMIT, and is then a Fault."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+
+    def start(self, command, env):
+        place = len(self.running)
+        with open(self.folder / f"out.{place}", "w") as out, open(self.folder / f"err.{place}", "w") as err:
+            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.folder,
+                                       start_new_session=True)
+        self.running.append(process)
+
+    def signal(self, number):
+        for process in self.running:
+            process.send_signal(number)
+
+    def text(self, place):
+        return (self.folder / f"err.{place}").read_text(errors="replace")
+
+    def wait(self):
+        until = time.monotonic() + LIMIT
+        late = []
+        for place, process in enumerate(self.running):
+            try:
+                process.wait(max(0.01, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(place)
+        self.kill()
+        ended = [
+            Ended(process.returncode, (self.folder / f"out.{place}").read_text(errors="replace"), self.text(place))
+            for place, process in enumerate(self.running)
+        ]
+        if late:
+            for place, each in enumerate(ended):
+                print(f"---- process {place}: exit code {each.code}\n{each.out}{each.err}")
+            raise Fault(f"processes {late} had not ended after {LIMIT} s")
+        return ended
+
+    def kill(self):
+        for process in self.running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its own session's: a launcher's ranks too
+                process.wait()
+
+
+class Checker:
+    def __init__(self, program, folder):
+        self.program, self.folder = program, pathlib.Path(folder)
+        self.runs = self.folder / "runs"
+
+    def command(self, name, placement, **settings):
+        words = [self.program, "--placement", placement, "--name", name, "--folder", str(self.runs)]
+        for key, value in {**TINY, **{key.replace("_", "-"): value for key, value in settings.items()}}.items():
+            words += [f"--{key}", str(value)]
+        return words
+
+    def plain(self, world, name, placement, absent=(), port=None, own=None, **settings):
+        """Starts a process a rank; `own`: settings of some ranks."""
+        port = port or free_port()
+        job = Processes(self.folder)
+        for rank in range(world):
+            if rank in absent:
+                continue
+            env = environment(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            job.start(self.command(name, placement, **{**settings, **(own or {}).get(rank, {})}), env)
+        return job
+
+    def launched(self, launcher, world, name, placement, **settings):
+        """The same by a launcher: one process here, which starts the ranks."""
+        job, port, program = Processes(self.folder), str(free_port()), self.command(name, placement, **settings)
+        if launcher == "mpirun":
+            allow = {"OMPI_ALLOW_RUN_AS_ROOT": 1, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": 1}
+            more = ["--oversubscribe"] if "Open MPI" in run_text("mpirun", "--version") else []
+            job.start(["mpirun", *more, "-n", str(world), *program], environment(MASTER_PORT=port, **allow))
+        else:
+            numbers = ["--nproc-per-node", str(world), "--master-port", port]
+            job.start([torchrun(), "--no-python", *numbers, *program], environment())
+        return job
+
+    # ---- What a job leaves
+
+    def check_success(self, ended):
+        for place, each in enumerate(ended):
+            faults = [f"process {place}: {line}" for line in each.errors()]
+            require(each.code == 0 and not faults, f"process {place}: exit code {each.code}: {faults or each.err}")
+
+    def check_leader_text(self, text, rollouts, actors, world):
+        roles = f"rollouts {', '.join(map(str, rollouts))}; actors {', '.join(map(str, actors))} (the first leads)"
+        for line in (f"job of {world} ranks: {roles}", "staleness:", "between ranks: trajectories", "in flight"):
+            require(line in text, f"the leader does not print '{line}':\n{text}")
+
+    def check_report(self, name, rollouts, actors, batches, versions):
+        report = json.loads((self.runs / name / "report.json").read_text())
+        ranks, world = report["ranks"], max(rollouts + actors) + 1
+        require([each["rank"] for each in ranks] == list(range(world)), f"ranks of the report: {ranks}")
+        require("silent_ranks" not in report, f"silent: {report.get('silent_ranks')}")
+        require(report["batches"] == batches, f"{report['batches']} batches instead of {batches}")
+        for each in ranks:
+            rank, trains, rolls = each["rank"], each["rank"] in actors, each["rank"] in rollouts
+            roles = [("actor", actors), ("rollout", rollouts)]
+            role = " and ".join(f"{word} {ranks_of.index(rank)}" for word, ranks_of in roles if rank in ranks_of)
+            require(each["name"] == f"rank {rank} ({role})", f"rank {rank} is called {each['name']}")
+            for figure in ("sent", "env_steps", "chunk_steps", "rollout_time_s"):
+                require((each[figure] > 0) == rolls, f"{figure} of {each['name']} is {each[figure]}")
+            for figure in ("trained", "actor_time_s"):
+                require((each[figure] > 0) == trains, f"{figure} of {each['name']} is {each[figure]}")
+            gives = trains and len(actors) > 1
+            if rollouts != actors:
+                require((each["gradient_bytes_sent"] > 0) == gives, f"gradient bytes of {each}")
+        total = {key: sum(each[key] for each in ranks) for key, value in ranks[0].items() if isinstance(value, int)}
+        parts = ("trained", "dropped", "in_flight", "unacknowledged")
+        require(total["sent"] == sum(total[part] for part in parts), f"episodes do not add up: {total}")
+        require(total["in_flight"] == total["unacknowledged"] == total["lost"] == 0, f"{total}")
+        require(total["trained"] == batches * EPISODES, f"{total['trained']} episodes trained in {batches} batches")
+        for key in ("env_steps", "chunk_steps"):
+            require(report[key] == total[key], f"{key} is {report[key]}, of all ranks {total[key]}")
+        for key in ("rollout_time_s", "actor_time_s", "sync_time_s"):
+            most = max(each[key] for each in ranks)
+            require(report[key] == most, f"{key} is {report[key]}, the largest rank's {most}")
+        lags = report["staleness_histogram"]
+        require(sum(lags) == batches and len(lags) == 2, f"staleness of {batches} batches: {lags}")
+        require(report["max_staleness"] == max(lag for lag in range(2) if lags[lag]), f"{report['max_staleness']}, {lags}")
+        self.check_bytes(name, ranks, total, rollouts, actors, versions)
+        return report
+
+    def check_bytes(self, name, ranks, total, rollouts, actors, versions):
+        for plane in ("data", "weight"):
+            sent, received = total[f"{plane}_bytes_sent"], total[f"{plane}_bytes_received"]
+            require(sent == received, f"{plane} plane: {sent} bytes sent, {received} received")
+        if rollouts == actors:  # replicas: nothing but gradients
+            require(total["data_bytes_sent"] == total["weight_bytes_sent"] == 0, f"replicas sent {total}")
+            return
+        for each in ranks:
+            rank = each["rank"]
+            if rank in rollouts:  # each version once, but what comes from the own rank
+                most = versions * self.model_bytes(name)
+                own = rank in actors
+                got = each["weight_bytes_received"]
+                require(0 < got < most if own else got == most, f"{each['name']} received {got} of {most} bytes of weights")
+        if set(rollouts) & set(actors):
+            require(total["data_bytes_sent"] > 0, "no trajectory was sent")
+            return
+        sizes = {each["data_bytes_sent"] / each["sent"] for each in ranks if each["sent"]}
+        require(len(sizes) == 1 and sizes.pop() > 0, f"bytes of an episode differ between rollouts: {sizes}")
+
+    def check_trace(self, name, rollouts, actors, batches):
+        trace = json.loads((self.runs / name / "trace.json").read_text())
+        require(trace["dropped"] == 0, f"{trace['dropped']} spans are missing")
+        processes, rows, spans = {}, {}, {}
+        for event in trace["traceEvents"]:
+            process, row = event["pid"], event.get("tid")
+            if event["ph"] == "M" and event["name"] == "process_name":
+                processes[process] = event["args"]["name"]
+            elif event["ph"] == "M" and event["name"] == "thread_name":
+                rows[process, row] = event["args"]["name"]
+            elif event["ph"] == "X" and event["cat"] == "lane":
+                lane, batch = event["name"], event["args"]["batch"]
+                require(rows[process, row] == LANES[lane], f"{lane} lies in the row {rows[process, row]}")
+                require((process, lane, batch) not in spans, f"{lane} of batch {batch} is there twice")
+                spans[process, lane, batch] = event
+        world = max(rollouts + actors) + 1
+        ranks = {name.split()[1]: process for process, name in processes.items()}
+        require(sorted(ranks) == sorted(map(str, range(world))), f"processes of the trace: {processes}")
+        for rank in range(world):
+            lanes = ["sample", "receive"] * (rank in rollouts) + ["train", "distribute"] * (rank in actors)
+            process = ranks[str(rank)]
+            have = {lane: sorted(b for p, each, b in spans if p == process and each == lane) for lane in LANES}
+            want = {lane: list(range(batches)) if lane in lanes else [] for lane in LANES}
+            require(have == want, f"lane spans of rank {rank}: {have} instead of {want}")
+        for batch in range(batches):  # one axis of time
+            sampled = max(spans[ranks[str(rank)], "sample", batch]["ts"] for rank in rollouts)
+            trained = min(spans[ranks[str(rank)], "train", batch]["ts"] for rank in actors)
+            require(sampled < trained, f"batch {batch} began to be trained before it began to be sampled")
+
+    def tensors(self, file):
+        """Name -> bytes, and the metadata, of a safetensors file."""
+        data = file.read_bytes()
+        (size,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + size])
+        metadata = header.pop("__metadata__", {})
+        cut = {name: data[8 + size + each["data_offsets"][0] : 8 + size + each["data_offsets"][1]] for name, each in header.items()}
+        require(all(cut.values()), f"{file.name} is cut")
+        return cut, metadata
+
+    def weights(self, name, step):
+        tensors, _ = self.tensors(self.runs / name / "checkpoint" / f"step-{step}.safetensors")
+        return {key: value for key, value in tensors.items() if key.startswith("model.")}
+
+    def model_bytes(self, name):
+        steps = [int(file.name.split("-")[1].split(".")[0]) for file in (self.runs / name / "checkpoint").iterdir()]
+        return sum(map(len, self.weights(name, max(steps)).values()))
+
+    def check_checkpoint(self, name, step, shards):
+        """`shards`: files that hold the optimiser's state; 0: it lies in the checkpoint itself."""
+        folder = self.runs / name / "checkpoint"
+        tensors, metadata = self.tensors(folder / f"step-{step}.safetensors")
+        require(len(self.weights(name, step)) > 0, f"step-{step} has no weights")
+        require(metadata.get("shards", "0") == str(shards), f"step-{step} has {metadata.get('shards')} shards")
+        require(("optimizer.exp_avg" in tensors) == (shards == 0), f"step-{step} has {sorted(tensors)}")
+        (counted,) = struct.unpack("<q", tensors["run.counters"][:8])
+        require(counted == step, f"step-{step} counts {counted} batches")
+        have = sorted(file.name for file in folder.glob(f"step-{step}.actor-*"))
+        want = [f"step-{step}.actor-{i}-of-{shards}.safetensors" for i in range(shards)]
+        require(have == want, f"parts of step-{step}: {have} instead of {want}")
+        for part in have:
+            self.tensors(folder / part)
+
+
+def run_text(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+@functools.cache
+def torchrun():
+    """One whose Python has the whole of torch, not LibTorch alone."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / ".venv/bin/torchrun"
+    for program in (shutil.which("torchrun"), str(beside)):
+        if program and "--nproc-per-node" in run_text(program, "--help"):
+            return program
+    return None
+
+
+# ---- Parts
+
+PLACEMENTS = [  # placement, rollouts, actors, shards of the checkpoint
+    ("separated:3:1", [1, 2, 3], [0], 0),
+    ("colocated", [0, 1], [0, 1], 0),
+    ("hybrid:2", [0, 1, 2, 3], [0, 1], 2),
+]
+
+
+def check_placements(check, launcher):
+    for placement, rollouts, actors, shards in PLACEMENTS:
+        began, world, name = time.monotonic(), max(rollouts + actors) + 1, placement.replace(":", "-")
+        job = check.plain(world, name, placement) if launcher == "plain" else check.launched(launcher, world, name, placement)
+        ended = job.wait()
+        check.check_success(ended)
+        check.check_leader_text(ended[0].out, rollouts, actors, world)
+        if launcher == "plain":
+            silent = all(not each.out for each in ended[1:])
+            require(silent, f"ranks that do not lead print: {[each.out for each in ended[1:]]}")
+        batches = TINY["iterations"]
+        check.check_checkpoint(name, batches, shards)
+        check.check_report(name, rollouts, actors, batches, versions=batches + 1)
+        check.check_trace(name, rollouts, actors, batches)
+        print(f"{placement} of {world} ranks: {time.monotonic() - began:.1f} s")
+    if launcher != "plain":
+        (ended,) = check.launched(launcher, 3, "refused", "separated:3:1").wait()
+        sentence = "placement.rollouts:actors is 3:1 and the job has 3 ranks"
+        require(ended.code != 0 and sentence in ended.out + ended.err, f"a refusal under {launcher}: {ended.code}, {ended.err}")
+
+
+def check_resume(check):
+    name = "stopped"
+    folder = check.runs / name / "checkpoint"
+    job = check.plain(3, name, "separated:1:2", iterations=1000000, checkpoint_every=2)
+    until = time.monotonic() + LIMIT
+    while not (folder / "step-2.safetensors").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    job.signal(signal.SIGTERM)
+    ended = job.wait()
+    check.check_success(ended)
+    report = json.loads((check.runs / name / "report.json").read_text())
+    step = report["batches"]
+    require(report["stopped"] is True, "the report does not say that the run was stopped")
+    check.check_report(name, [2], [0, 1], step, versions=step + 1)
+    check.check_checkpoint(name, step, 2)
+    print(f"stopped after {step} batches")
+    # With a learning rate of 0 nothing changes but the counters, so the weights must be those that were saved.
+    for world, placement, rollouts, actors, shards in (
+        (3, "separated:2:1", [1, 2], [0], 0),
+        (4, "separated:1:1", [2, 3], [0, 1], 2),
+    ):
+        before = check.weights(name, step)
+        resumed = check.plain(world, name, placement, resume=check.runs / name, iterations=step + 2, learning_rate=0)
+        ended = resumed.wait()
+        check.check_success(ended)
+        require(f"{step} batches are done" in ended[0].out, f"it does not say that it goes on:\n{ended[0].out}")
+        step += 2
+        check.check_report(name, rollouts, actors, 2, versions=3)
+        check.check_checkpoint(name, step, shards)
+        require(check.weights(name, step) == before, f"the weights changed on the way to {placement}")
+        print(f"resumed by {world} ranks, {placement}")
+
+
+def check_refusals(check):
+    def refuses(what, job, sentences, ranks=None, leaves=False):
+        """`sentences`: what the error of each rank, or of all, must say."""
+        began = time.monotonic()
+        ended = job.wait()
+        ranks = ranks or range(len(ended))
+        for rank, each in zip(ranks, ended):
+            want = sentences.get(rank, sentences.get("others"))
+            require(each.code == 1, f"{what}: exit code of rank {rank} is {each.code}\n{each.out}{each.err}")
+            require(len(each.err.splitlines()) == 1, f"{what}: rank {rank} says not one sentence:\n{each.err}")
+            fits = each.err.startswith(f"error: rank {rank}: ") and re.search(want, each.err)
+            require(fits, f"{what}: rank {rank} does not say '{want}':\n{each.err}")
+            require(not each.out, f"{what}: rank {rank} prints\n{each.out}")
+        require(leaves or not (check.runs / "refused").exists(), f"{what}: something was written")
+        print(f"{what}: {time.monotonic() - began:.1f} s")
+
+    def job(world, placement, **more):
+        return check.plain(world, "refused", placement, **more)
+
+    refuses("ratio", job(3, "separated:3:1"), {"others": r"rollouts:actors is 3:1 and the job has 3 ranks"})
+    refuses("groups", job(4, "separated:3:1", environments=16), {"others": r"has 3 rollouts and 2 groups"})
+    refuses("mini-batches", job(3, "separated:1:2", global_batch=96),
+            {"others": r"global_batch is 96, micro_batch 32 and there are 2 trainers"})
+    refuses("another seed", job(3, "separated:2:1", own={2: {"seed": 7}}),
+            {"others": r"run.seed is 1 on rank 0 and 7 on rank 2"})
+    refuses("a rank that never comes", job(3, "separated:2:1", absent=[2], deadline_s=3),
+            {"others": r"waited 3 s for rank 2 of 3 to join the job"})
+    refuses("a leader that never comes", job(3, "separated:2:1", absent=[0], deadline_s=3),
+            {"others": r"waited 3 s for the job's store at .*, which rank 0 hosts"}, ranks=[1, 2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refuses("a port that is taken", job(3, "separated:2:1", port=port, deadline_s=3),
+                {0: rf"cannot host the job's store at 127.0.0.1:{port}", "others": r"waited 3 s for the job's store"})
+    (check.runs / "refused").mkdir(parents=True)
+    (check.runs / "refused" / "report.json").write_text("precious")
+    refuses("a run that is there", job(3, "separated:2:1"),
+            {0: r"run name 'refused': .* is not empty", "others": r"."}, leaves=True)
+    kept = [file.name for file in (check.runs / "refused").iterdir()]
+    require(kept == ["report.json"], f"the run that was there has now {kept}")
+
+
+def main():
+    program, part = os.path.realpath(sys.argv[1]), sys.argv[2]
+    if part == "mpirun" and not shutil.which("mpirun"):
+        print("SKIPPED: there is no mpirun on PATH (Debian: openmpi-bin)")
+        return 77
+    if part == "torchrun" and not torchrun():
+        print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
+        return 77
+    with tempfile.TemporaryDirectory(prefix="dvla-job-") as folder:
+        check = Checker(program, folder)
+        try:
+            if part in ("plain", "mpirun", "torchrun"):
+                check_placements(check, part)
+            elif part == "resume":
+                check_resume(check)
+            elif part == "refusals":
+                check_refusals(check)
+            else:
+                raise Fault(f"the part is '{part}'; it must be plain, mpirun, torchrun, resume or refusals")
+        except Fault as fault:
+            print(f"FAULT: {fault}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
