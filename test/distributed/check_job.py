@@ -122,14 +122,15 @@ class Checker:
             words += [f"--{key}", str(value)]
         return words
 
-    def plain(self, world, name, placement, absent=(), port=None, own=None, **settings):
-        """Starts a process a rank; `own`: settings of some ranks."""
+    def plain(self, world, name, placement, absent=(), port=None, own=None, machines=1, **settings):
+        """Starts a process a rank; `own`: settings of some ranks. They are dealt to the machines round robin."""
         port = port or free_port()
         job = Processes(self.folder)
         for rank in range(world):
             if rank in absent:
                 continue
             env = environment(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            env["DVLA_HOST_ID"] = f"machine {rank % machines}"
             job.start(self.command(name, placement, **{**settings, **(own or {}).get(rank, {})}), env)
         return job
 
@@ -303,7 +304,10 @@ PLACEMENTS = [  # placement, rollouts, actors, shards of the checkpoint
 def check_placements(check, launcher):
     for placement, rollouts, actors, shards in PLACEMENTS:
         began, world, name = time.monotonic(), max(rollouts + actors) + 1, placement.replace(":", "-")
-        job = check.plain(world, name, placement) if launcher == "plain" else check.launched(launcher, world, name, placement)
+        if launcher == "plain":
+            job = check.plain(world, name, placement, machines=2)
+        else:
+            job = check.launched(launcher, world, name, placement)
         ended = job.wait()
         check.check_success(ended)
         check.check_leader_text(ended[0].out, rollouts, actors, world)
