@@ -4,8 +4,9 @@
 // The algorithm slot is two things: a policy that states how old its data may be, and `update`, which turns
 // a batch of records into a change of the weights. Algorithms meet models through log-probabilities on
 // spans: ask the model for them, compute d loss / d log-prob, hand that back. Nothing below includes torch,
-// and nothing would change if the model were written with it. The program trains the same pipeline with
-// three fillings of the slot and prints their curves.
+// and nothing would change if the model were written with it. testing::check_algorithm holds it to what the
+// lanes rely on. Then the program trains the same pipeline with three fillings of the slot and prints their
+// curves.
 #include <cmath>
 #include <cstdio>
 #include <dvla/algorithm/grpo.hpp>
@@ -15,8 +16,10 @@
 #include <dvla/pipeline/run.hpp>
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
+#include <dvla/testing/algorithm.hpp>
 #include <dvla/testing/linear_model.hpp>
 #include <numeric>
+#include <string>
 #include <vector>
 
 struct RlooKnobs {
@@ -144,6 +147,12 @@ void train(dvla::Config<P> config = {}) {
 }
 
 int main() try {
+  const auto broken =
+      dvla::testing::check_algorithm<LeaveOneOut>(RlooKnobs{}, {.max_staleness = LeaveOneOut::max_staleness});
+  for (const std::string& sentence : broken) std::printf("broken promise: %s\n", sentence.c_str());
+  std::printf("check_algorithm: %zu broken promises\n", broken.size());
+  if (!broken.empty()) return 1;
+
   train<Base>();
   train<WithLeaveOneOut>();
   dvla::Config<WithHalfLife> older;
