@@ -52,8 +52,8 @@ inline std::vector<float> values(std::span<const float> view) { return {view.beg
 inline bool same_bits(std::span<const float> one, std::span<const float> two) {
   return one.size() == two.size() && std::memcmp(one.data(), two.data(), one.size_bytes()) == 0;
 }
-template <class Run>
-bool same_state(Run& one, Run& two) {
+template <class One, class Two>
+bool same_state(One& one, Two& two) {
   return same_bits(one.model().parameters(), two.model().parameters()) &&
          same_bits(one.weights().state().first_moment, two.weights().state().first_moment) &&
          same_bits(one.weights().state().second_moment, two.weights().state().second_moment) &&

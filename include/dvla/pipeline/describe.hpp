@@ -21,7 +21,9 @@ template <class Policy>
 std::string facts() {
   std::string all;
   const auto add = [&all](const std::string& fact) { all += (all.empty() ? "" : ", ") + fact; };
-  if constexpr (requires { Policy::max_staleness; }) {
+  if constexpr (requires { Policy::staleness_is_recorded; }) {
+    add("staleness as recorded");
+  } else if constexpr (requires { Policy::max_staleness; }) {
     add((PolicyFor<Policy, algorithm_slot> ? "allows staleness " : "staleness up to ") +
         std::to_string(Policy::max_staleness));
   }

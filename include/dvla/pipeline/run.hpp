@@ -209,6 +209,8 @@ class Run {
     options.staleness = staleness();
     options.deadline = deadline();
     options.stop = job_.alone() ? stop : &stages.ending;
+    if (config_.run.record) options.record = &recorded_;
+    if constexpr (replays) options.replay = &replayed_;
     const RolloutCounts sampled_before = worker_ ? worker_->counts() : RolloutCounts{};
     const run_result result = [&] {
       try {
@@ -219,6 +221,8 @@ class Run {
         throw;
       }
     }();
+    if constexpr (replays) check_end(result.batches);
+    if (config_.run.record) recorded_.final_weights = checksum(weight_bytes());
     RunReport report;
     report.train_wall_s = stages.elapsed();
     report.batches = job_.trains() ? next_batch_ - first : result.batches;
@@ -241,6 +245,9 @@ class Run {
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
   /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
   const std::vector<Iteration>& history() const { return history_; }
+  /// What the last train() wrote down where `run.record` asked for it, also if it threw: the schedule Replay
+  /// repeats it. Empty otherwise.
+  const Recording& recording() const { return recorded_; }
   Environment& environment() { return environment_; }
   Model& model() { return model_; }
   /// Throws Error on a rank that is no actor.
@@ -267,6 +274,8 @@ class Run {
  private:
   static constexpr bool routed = detail::spans_processes<typename P::data_plane>;
   static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
+  /// Whether the schedule repeats a recorded run.
+  static constexpr bool replays = requires { P::schedule::staleness_is_recorded; };
   /// Whether the weights know of other actors (sharding/actors.hpp).
   static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
     weights.max(values);
@@ -274,6 +283,7 @@ class Run {
 
   Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given) try
       : config_(checked(config)),
+        replayed_(recording_to_repeat()),
         own_cluster_(std::move(own)),
         job_(given ? *given : *own_cluster_,
              Placement::roles(config_.placement, (given ? *given : *own_cluster_).topology()), deadline()),
@@ -281,6 +291,10 @@ class Run {
         tensors_(memory_.model()),
         environment_(environment_knobs(), memory_.environment()),
         model_(config_.model, inputs(), weight_seed()) {
+    if ((replays || config_.run.record) && !job_.alone())
+      throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
+                        " is for a run of one process, and the job has " +
+                        std::to_string(job_.cluster().world()));
     job_.roll_call(Job::first_call);
     if constexpr (routed)
       plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), group(), deadline());
@@ -348,9 +362,15 @@ class Run {
       if (kind == lane_kind::every) Model::use_threads(run.caller_threads());
     }
     void sample(Token& token) {
+      no_boundaries nobody;
+      sample(token, nobody);
+    }
+    template <class Boundaries>
+    void sample(Token& token, Boundaries& boundaries) {
       Trajectory<Decision>& trajectory = run.data_->produce(token);
       const RolloutCounts before = run.worker_->counts();
-      token.version = run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch);
+      token.version =
+          run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch, boundaries);
       if (lost.load(std::memory_order_acquire)) {
         ended.acquire_for(run.deadline());
         throw Error("sampling stops: the weights that it waited for could not be installed");
@@ -524,10 +544,23 @@ class Run {
     return options;
   }
   int staleness() const {
-    if constexpr (requires { config_.schedule.staleness; })
+    if constexpr (replays)
+      return replayed_.staleness;
+    else if constexpr (requires { config_.schedule.staleness; })
       return config_.schedule.staleness;
     else
       return 0;
+  }
+  Recording recording_to_repeat() const {
+    Recording recording;
+    if constexpr (replays) {
+      recording = read_recording(config_.schedule.recording);
+      if (recording.staleness > P::algorithm::max_staleness)
+        throw ConfigError("schedule.recording '" + config_.schedule.recording +
+                          "' is of a run with staleness " + std::to_string(recording.staleness) +
+                          ", but the algorithm allows " + std::to_string(P::algorithm::max_staleness));
+    }
+    return recording;
   }
   int sampling_threads() const { return config_.schedule.sampling_threads; }
   int training_threads() const { return config_.schedule.training_threads; }
@@ -682,6 +715,19 @@ class Run {
   }
 
   // ---- Weights
+  std::span<const std::byte> weight_bytes() {
+    gather();
+    return std::as_bytes(std::span<const float>(model_.parameters()));
+  }
+  /// Of a replay of so many batches: the last updates are seen by no rollout.
+  void check_end(std::int64_t batches) {
+    if (batches == replayed_.batches && replayed_.final_weights &&
+        *replayed_.final_weights != checksum(weight_bytes()))
+      throw Error(
+          "the replay of '" + config_.schedule.recording +
+          "' ends with other weights than the recorded run, after hand-overs that were equal; are the "
+          "training threads and the machine those of that run?");
+  }
   /// model_.parameters() are whole when this returns.
   void gather() {
     if constexpr (requires { weights_->gather_all(); })
@@ -845,6 +891,7 @@ class Run {
   }
 
   Config<P> config_;
+  Recording replayed_, recorded_;
   std::unique_ptr<LoneCluster> own_cluster_;
   Job job_;
   Trace trace_;
