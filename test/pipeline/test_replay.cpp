@@ -1,7 +1,6 @@
 // dvla-test: tsan
-// A whole run under four lanes, written down and repeated in one thread: equal
-// parameters, moments and history, bit for bit. Weights arrive in the midst of
-// rollouts, whatever the threads do.
+// A whole run under four lanes, written down and repeated in one thread: equal parameters, moments and
+// history, bit for bit. Weights arrive in the midst of rollouts, whatever the threads do.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -25,9 +24,8 @@ using dvla_test::small_config;
 
 constexpr int batches = 24;
 
-/// While `open` is false, the weights of version n arrive in the midst of every
-/// third rollout n, and the sampler runs ahead as far as it may before the
-/// others.
+/// While `open` is false, the weights of version n arrive in the midst of every third rollout n, and the
+/// sampler runs ahead as far as it may before the others.
 struct Gate {
   std::mutex mutex;
   std::condition_variable moved;
@@ -141,9 +139,7 @@ std::string refusal(Call call) {
 
 }  // namespace
 
-TEST_CASE(
-    "A run of four lanes, replayed, ends with equal parameters, moments "
-    "and history") {
+TEST_CASE("A run of four lanes, replayed, ends with equal parameters, moments and history") {
   const dvla_test::TemporaryFolder folder;
   const auto file = folder.path() / "hand_overs.txt";
   for (const Settings settings : {Settings{1, 0, 1, 1}, Settings{1, 1, 1, 1}, Settings{2, 1, 2, 1},
@@ -183,9 +179,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE(
-    "A replay with other settings ends at the first weights that differ, "
-    "and says where") {
+TEST_CASE("A replay with other settings ends at the first weights that differ, and says where") {
   const dvla_test::TemporaryFolder folder;
   const auto file = folder.path() / "hand_overs.txt";
   const auto first = record({1, 2, 1, 1}, file);
@@ -202,8 +196,7 @@ TEST_CASE(
   CHECK(said([](auto&) {}) == "(nothing is refused)");
   CHECK(said([](auto& config) { config.run.iterations = 7; }) == "(nothing is refused)");
   starts(said([](auto& config) { config.run.seed = 2; }),
-         "strays from its recording at chunk boundary 0 of batch 0: the "
-         "weights of version 0 are other ones");
+         "strays from its recording at chunk boundary 0 of batch 0: the weights of version 0 are other ones");
   starts(said([](auto& config) { config.algorithm.learning_rate = 0.02; }),
          "the weights of version 1 are other ones");
   starts(said([](auto& config) { config.environment.horizon = 4; }), "boundaries");
@@ -220,9 +213,7 @@ TEST_CASE(
   starts(said([](auto&) {}), "ends with other weights than the recorded run");
 }
 
-TEST_CASE(
-    "A recording staler than the algorithm allows is refused before "
-    "anything starts") {
+TEST_CASE("A recording staler than the algorithm allows is refused before anything starts") {
   const dvla_test::TemporaryFolder folder;
   const auto file = folder.path() / "hand_overs.txt";
   record({1, 3, 1, 1}, file);
