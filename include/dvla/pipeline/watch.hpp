@@ -78,7 +78,7 @@ class Watch {
 
  private:
   void meet(int rank, std::int64_t incarnation) {
-    const auto [low, high] = std::minmax(rank, job_.rank());
+    const int low = std::min(rank, job_.rank()), high = std::max(rank, job_.rank());
     beats_.watch(rank, job_.cluster().channel("beats/" + std::to_string(low) + "/" + std::to_string(high) +
                                                   "/" + std::to_string(incarnation),
                                               rank, limit_));
