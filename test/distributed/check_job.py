@@ -78,6 +78,9 @@ class Processes:
                                        start_new_session=True)
         self.running.append(process)
 
+    def alive(self):
+        return all(process.poll() is None for process in self.running)
+
     def signal(self, number):
         for process in self.running:
             process.send_signal(number)
@@ -330,7 +333,7 @@ def check_resume(check):
     folder = check.runs / name / "checkpoint"
     job = check.plain(3, name, "separated:1:2", iterations=1000000, checkpoint_every=2)
     until = time.monotonic() + LIMIT
-    while not (folder / "step-2.safetensors").exists() and time.monotonic() < until:
+    while job.alive() and not (folder / "step-2.safetensors").exists() and time.monotonic() < until:
         time.sleep(0.02)
     job.signal(signal.SIGTERM)
     ended = job.wait()
