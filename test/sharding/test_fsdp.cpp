@@ -8,6 +8,7 @@
 #include "actors.hpp"
 #include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
+#include "dvla/testing/sharding.hpp"
 #include "dvla/trace/recorder.hpp"
 
 namespace {
@@ -45,6 +46,7 @@ struct CountingGroup final : dvla::Group {
     group->reduce_scatter(all, part);
   }
   void barrier() override { group->barrier(); }
+  void close() noexcept override { group->close(); }
   std::unique_ptr<dvla::Group> group;
   std::int64_t& bytes;
 };
@@ -108,6 +110,13 @@ TEST_CASE("50 steps at 1, 2, 3 and 4 actors: the loss curve of one actor with th
       }
     });
   }
+}
+
+TEST_CASE("One actor alone keeps what every sharding promises") {
+  const auto faults = dvla::testing::check_sharding(
+      [](LinearModel& model, std::pmr::memory_resource& memory) { return Sharded(model, memory); });
+  for (const std::string& fault : faults) MESSAGE(fault);
+  CHECK(faults.empty());
 }
 
 TEST_CASE("A model without units is one unit, and learns the same; so do actors without rows") {

@@ -162,7 +162,6 @@ class BatchQueue {
     ++next_;
     for (std::size_t i = 0; i < routes_.size(); ++i)
       if (slot.parts[i] != Part::arrived) slot.arrival.lost += episodes(routes_[i]);
-    totals_.lost += slot.arrival.lost;
     changed_.notify_all();
     return true;
   }
@@ -186,6 +185,7 @@ class BatchQueue {
     const std::scoped_lock lock(mutex_);
     Slot& slot = expect_reading(batch, "cannot be released: it is not being trained on");
     totals_.trained += slot.arrival.episodes;
+    totals_.lost += slot.arrival.lost;
     free(slot);
   }
 

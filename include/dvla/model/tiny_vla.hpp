@@ -112,6 +112,9 @@ class TinyVlaModel {
   std::span<float> parameters() { return network_.parameters().values(); }
   std::span<float> gradients() { return network_.parameters().gradients(); }
   const std::vector<NamedTensor>& tensors() const { return network_.parameters().tensors(); }
+  /// Embeddings, each block, output.
+  std::vector<WeightRange> units() const { return network_.parameters().units(); }
+  void hook_units(UnitHooks* hooks) { network_.parameters().hook(hooks); }
 
   /// Cores that torch may use for calls from *this* thread. Both OpenMP's and MKL's counts are set for the
   /// calling thread only, so lanes do not disturb each other; torch also keeps the number as the start value
@@ -170,7 +173,9 @@ class TinyVlaModel {
     const c10::InferenceMode ordinary(false);
     const at::Tensor output = std::move(output_);
     output_.reset();
+    network_.parameters().backward_begins();
     output.backward(d_output);
+    network_.parameters().backward_done();
   }
 
   HeadMachinery head_;

@@ -81,6 +81,7 @@ class TinyVlaNetwork {
   /// otherwise proprioception is copied). Otherwise those rows, gathered.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     const Observation& given = checked(observation);
+    parameters_.before(0);
     const at::Tensor choice = instruction_choice(given, rows);
     at::Tensor x = observation_tokens(given, rows);
     at::Tensor language = at::embedding(word_embedding_, words_) + word_position_;
@@ -88,6 +89,7 @@ class TinyVlaNetwork {
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       const bool last = i + 1 == blocks_.size();
+      parameters_.before(i + 1);
       const at::Tensor language_in = normalised(language, block.attention_norm);
       const at::Tensor language_kv = at::linear(language_in, block.key_value);  // [I, L, 2k]
       const at::Tensor own_kv =
@@ -108,6 +110,7 @@ class TinyVlaNetwork {
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
                      std::span<const float> times) const {
     const std::int64_t rows = padded(n);
+    parameters_.before(0);
     at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
     if (shape_.noise_inputs > 0) {
       at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, at::kFloat);
@@ -117,11 +120,13 @@ class TinyVlaNetwork {
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
+      parameters_.before(i + 1);
       const at::Tensor in = normalised(x, block.attention_norm);
       const at::Tensor kv = at::linear(in, block.key_value).expand({rows, -1, -1});
       const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
       x = after_attention(x.expand({rows, -1, -1}), mixed, block);
     }
+    parameters_.before(blocks_.size() + 1);
     return at::linear(normalised(x, output_norm_), output_weight_, output_bias_).flatten(1).narrow(0, 0, n);
   }
 
@@ -168,6 +173,7 @@ class TinyVlaNetwork {
       all.declare(name + ".weight", {d}, member.weight);
       all.declare(name + ".bias", {d}, member.bias);
     };
+    all.begin_unit();
     all.declare("instruction.embedding.weight", {vocabulary_size, d}, word_embedding_);
     all.declare("instruction.position", {words, d}, word_position_);
     if (spec_.proprioception > 0) {
@@ -189,6 +195,7 @@ class TinyVlaNetwork {
     blocks_.resize(static_cast<std::size_t>(blocks));
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       Block& block = blocks_[i];
+      all.begin_unit();
       const std::string name = "blocks." + std::to_string(i);
       norm(name + ".attention.norm", block.attention_norm);
       all.declare(name + ".attention.query.weight", {d, d}, block.query);
@@ -198,6 +205,7 @@ class TinyVlaNetwork {
       all.declare(name + ".mlp.in.weight", {4 * d, d}, block.mlp_in);
       all.declare(name + ".mlp.out.weight", {d, 4 * d}, block.mlp_out);
     }
+    all.begin_unit();
     norm("output.norm", output_norm_);
     all.declare("output.weight", {shape_.outputs, d}, output_weight_);
     all.declare("output.bias", {shape_.outputs}, output_bias_);

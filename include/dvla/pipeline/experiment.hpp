@@ -347,7 +347,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
     if (goes_back) checkpoints.remove_after(run->next_batch());
     return path;
   };
-  ProgressLine progress(config.run.iterations, config.run.quiet);
+  ProgressLine progress(config.run.iterations, config.run.quiet, run->job().alone());
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   result.report = run->train(
       [&](const Iteration& iteration) {

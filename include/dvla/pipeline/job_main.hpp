@@ -2,6 +2,7 @@
 // user's own shells (placement/launch.hpp). Dear to compile, as placement/c10d.hpp is. CMake: dvla::dvla.
 #pragma once
 
+#include <filesystem>
 #include <iostream>
 #include <optional>
 #include <sstream>
@@ -13,8 +14,22 @@
 
 namespace dvla {
 
+namespace detail {
+/// What a job that torchrun started again goes on from: its own newest complete checkpoint, or the beginning.
+template <class P>
+void go_on(Config<P>& config) {
+  if (!config.run.resume.empty()) return;
+  const std::filesystem::path folder = std::filesystem::path(config.run.folder) / config.run.name;
+  if (io::CheckpointFolder(folder / "checkpoint").latest().checkpoint)
+    config.run.resume = folder.string();
+  else
+    config.run.overwrite = true;
+}
+}  // namespace detail
+
 /// As experiment_main, on every rank of the job that the environment tells of. The exit code is 1 on every
-/// rank where one refuses or fails. `--help` answers on rank 0 only.
+/// rank where one refuses or fails. `--help` answers on rank 0 only. Where torchrun starts the job again
+/// after a failure (--max-restarts), it goes on from the newest complete checkpoint in its folder.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
   std::string who;

@@ -17,8 +17,12 @@ namespace dvla {
 
 class ProgressLine {
  public:
-  ProgressLine(std::int64_t iterations, bool quiet)
-      : iterations_(iterations), quiet_(quiet), terminal_(::isatty(STDERR_FILENO) == 1) {}
+  /// `all_lanes`: this process runs all four, so that its trace knows how they overlap.
+  ProgressLine(std::int64_t iterations, bool quiet, bool all_lanes = true)
+      : iterations_(iterations),
+        quiet_(quiet),
+        all_lanes_(all_lanes),
+        terminal_(::isatty(STDERR_FILENO) == 1) {}
 
   template <class Trace>
   void show(const Iteration& iteration, const Trace& trace) {
@@ -35,11 +39,16 @@ class ProgressLine {
     const auto now = std::chrono::steady_clock::now();
     if (terminal_ && done != iterations_ && now - drawn_ < std::chrono::milliseconds(250)) return;
     drawn_ = now;
-    // Overlap of the last `window` batches, from the trace; env_steps/s since the first batch seen.
-    auto spans = trace.spans();
-    std::erase_if(spans,
-                  [&](const trace::span_record& span) { return span.batch <= iteration.batch - window; });
-    const double overlap = trace::make_report(spans).overlap;
+    std::string overlap;
+    if (all_lanes_) {  // of the last `window` batches, from the trace
+      auto spans = trace.spans();
+      std::erase_if(spans,
+                    [&](const trace::span_record& span) { return span.batch <= iteration.batch - window; });
+      char text[40];
+      std::snprintf(text, sizeof text, "  overlap %.0f %%", trace::make_report(spans).overlap);
+      overlap = text;
+    }
+    // env_steps/s since the first batch seen.
     const double seconds = iteration.elapsed_s - elapsed_;
     const double rate =
         seconds > 0 ? static_cast<double>(iteration.counts.env_steps - env_steps_) / seconds : 0;
@@ -50,12 +59,10 @@ class ProgressLine {
     const int filled = static_cast<int>(width * done / std::max<std::int64_t>(iterations_, 1));
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(
-        stderr,
-        "%s[%s] %lld/%lld  success %.2f  %.0f env_steps/s  overlap %.0f %%  staleness %lld  %.0f s left %s",
-        terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done), static_cast<long long>(iterations_),
-        iteration.update.success_rate, rate, overlap, static_cast<long long>(iteration.staleness), left,
-        terminal_ ? "" : "\n");
+    std::fprintf(stderr, "%s[%s] %lld/%lld  success %.2f  %.0f env_steps/s%s  staleness %lld  %.0f s left %s",
+                 terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done),
+                 static_cast<long long>(iterations_), iteration.update.success_rate, rate, overlap.c_str(),
+                 static_cast<long long>(iteration.staleness), left, terminal_ ? "" : "\n");
     std::fflush(stderr);
   }
 
@@ -67,6 +74,7 @@ class ProgressLine {
   static constexpr std::int64_t window = 10;
   std::int64_t iterations_;
   bool quiet_;
+  bool all_lanes_;
   bool terminal_;
   std::int64_t first_ = -1, env_steps_ = 0;
   double elapsed_ = 0;

@@ -22,6 +22,7 @@ struct Launch {
   std::string address = "127.0.0.1";  ///< of the job's store
   int port = 29500;
   bool store_is_hosted = false;  ///< by torchrun's agent; otherwise rank 0 hosts it
+  int restarts = 0;              ///< how often torchrun has started the job again after a failure
   std::string attempt;           ///< differs where a launcher starts the same job again beside an old store
   std::string host;              ///< names this machine: ranks with the same name share it
   std::string launcher = "none";
@@ -45,6 +46,8 @@ struct Launch {
       }
       const std::string hosted = variable("TORCHELASTIC_USE_AGENT_STORE").value_or("False");
       launch.store_is_hosted = hosted == "True" || hosted == "1";
+      if (variable("TORCHELASTIC_RESTART_COUNT"))
+        launch.restarts = number(variable, "TORCHELASTIC_RESTART_COUNT", 0, 1 << 30, "");
       if (run_id) launch.attempt = *run_id + "." + variable("TORCHELASTIC_RESTART_COUNT").value_or("0");
     } else if (variable("OMPI_COMM_WORLD_RANK") || variable("OMPI_COMM_WORLD_SIZE")) {
       launch.launcher = "mpirun (Open MPI)";

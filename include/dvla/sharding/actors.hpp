@@ -27,6 +27,12 @@ struct ShardPiece {
   std::span<float> weight, first_moment, second_moment;
 };
 
+/// Bytes that this actor has sent to the others; it received as many.
+struct ShardTraffic {
+  std::int64_t gathered = 0, reduced = 0;
+  std::int64_t total() const { return gathered + reduced; }
+};
+
 /// The answers of weights that know no other actor; derive from it. Weights of several actors have the same
 /// members:
 /// - `actor()` in [0, actors()); the trainer checks `actors()` against its batch sizes.

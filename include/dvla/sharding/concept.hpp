@@ -24,8 +24,9 @@ concept ShardingPolicy = NamedPolicyFor<Type, sharding_slot>;
 /// before
 ///   clipping. A norm that is not finite is an Error, and nothing changes.
 /// - `reset_optimiser()` forgets moments and step counter and keeps the weights.
-/// - `packed_bytes()`, `pack(bytes)`: the whole weights as they stand, in the order of model.parameters(). A
-///   buffer of another size is an Error. Does not change anything.
+/// - `packed_bytes()`, `pack(bytes)`: this trainer's part of the weights as they stand; of a single trainer
+/// the
+///   whole, as model.parameters() has it. A buffer of another size is an Error. Does not change anything.
 /// - `state()`: views of everything that a checkpoint has to hold; writing through them restores it.
 /// - One thread at a time. The training lane steps, the distribution lane packs; the run lets them take
 /// turns. testing/sharding.hpp checks all of that.

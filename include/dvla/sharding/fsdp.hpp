@@ -6,8 +6,8 @@
 // units (ModelOfUnits) is one unit and overlaps nothing.
 //
 // What is not sharded: between optimiser steps the model's flat buffers of parameters and gradients are whole
-// on every actor (no resharding after the forward pass). So each actor holds 2 n + 4 n / actors floats, where
-// a replica (unsharded.hpp) holds 4 n.
+// on every actor (no resharding after the forward pass). So each of several actors holds 2 n + 4 n / actors
+// floats, where a replica (unsharded.hpp) holds 4 n. One actor alone holds 4 n too and communicates nothing.
 #pragma once
 
 #include <algorithm>
@@ -49,12 +49,6 @@ inline std::uint16_t to_bf16(float value) {
 inline float from_bf16(std::uint16_t value) { return std::bit_cast<float>(std::uint32_t{value} << 16); }
 }  // namespace detail
 
-/// Bytes that this actor has sent to the others; it received as many.
-struct ShardTraffic {
-  std::int64_t gathered = 0, reduced = 0;
-  std::int64_t total() const { return gathered + reduced; }
-};
-
 /// One thread at a time, but pack(), which may run beside anything that is not step(). What the model
 /// computes with is complete for its own calls at all times; who reads model.parameters() otherwise calls
 /// gather_all() first. Errors of a collective are thrown, with their type, by the next call that needs it and
@@ -74,11 +68,13 @@ class ShardedWeights final : private UnitHooks {
         figures_(groups("figures")),
         shards_(groups("shards")),
         layout_(units_of(model), std::ssize(parameters_), figures_->size()),
+        alone_(actors() == 1 && !knobs.bf16),
         sent_units_(units()),
-        store_(4 * layout_.shard_floats(), 0.0F, &memory),
-        padded_(layout_.largest_padded(), 0.0F, &memory),
+        store_((alone_ ? 2 : 4) * layout_.shard_floats(), 0.0F, &memory),
+        padded_(alone_ ? 0 : layout_.largest_padded(), 0.0F, &memory),
         half_(knobs.bf16 ? layout_.largest_padded() : 0, std::uint16_t{0}, &memory),
-        state_{part_of_store(0), part_of_store(1), part_of_store(2), 0},
+        state_{alone_ ? parameters_ : part_of_store(2), part_of_store(0), part_of_store(1), 0},
+        scattered_(alone_ ? gradients_ : part_of_store(3)),
         jobs_([this](std::int64_t job) { run(job); }) {
     gathered_at_.resize(units());
     ready_.resize(units());
@@ -114,11 +110,11 @@ class ShardedWeights final : private UnitHooks {
                   ": a backward pass came after the one announced as the last; announce the last "
                   "micro-batch of an optimiser step only, and zero the gradients before the next one");
     }
-    std::array squares{squared_norm(part_of_store(3))};
+    std::array squares{squared_norm(scattered_)};
     figures_->sum(squares);
     const double norm = std::sqrt(squares[0]);
     if (!std::isfinite(norm)) throw_not_finite(norm);
-    adamw_update(state_, part_of_store(3), knobs, clip_scale(norm, knobs.max_grad_norm, state_.step));
+    adamw_update(state_, scattered_, knobs, clip_scale(norm, knobs.max_grad_norm, state_.step));
     gather();
     return norm;
   }
@@ -200,7 +196,7 @@ class ShardedWeights final : private UnitHooks {
   /// The other way round: model.parameters(), which were written alike on every actor, become the weights.
   void take_parameters() {
     jobs_.wait_all();
-    for (std::size_t unit = 0; unit < units(); ++unit) {
+    for (std::size_t unit = 0; !alone_ && unit < units(); ++unit) {
       const WeightRange range = layout_.range(unit, actor());
       std::copy_n(parameters_.begin() + range.offset, range.count,
                   state_.parameter.begin() + static_cast<std::ptrdiff_t>(layout_.start(unit)));
@@ -248,7 +244,7 @@ class ShardedWeights final : private UnitHooks {
       return {{0, std::ssize(model.parameters())}};
   }
   std::size_t units() const { return layout_.units().size(); }
-  /// Masters, two moments, gradient: each of the size of a shard.
+  /// Two moments, and unless this is alone masters and gradient: each of the size of a shard.
   std::span<float> part_of_store(std::size_t which) {
     return std::span(store_).subspan(which * layout_.shard_floats(), layout_.shard_floats());
   }
@@ -271,8 +267,12 @@ class ShardedWeights final : private UnitHooks {
     ready_[unit] = 1;
     while (sent_units_ > 0 && ready_[sent_units_ - 1] != 0) reduce_next();
   }
-  void reduce_next() { jobs_.post(job(false, --sent_units_)); }
+  void reduce_next() {
+    --sent_units_;
+    if (!alone_) jobs_.post(job(false, sent_units_));
+  }
   void gather() {
+    if (alone_) return;
     for (std::size_t unit = 0; unit < units(); ++unit) gathered_at_[unit] = jobs_.post(job(true, unit));
     if (!hooked) gather_all();
   }
@@ -282,7 +282,7 @@ class ShardedWeights final : private UnitHooks {
   [[noreturn]] void throw_not_finite(double norm) {
     std::string where = "in another actor's shard";
     for (std::size_t unit = units(); unit-- > 0;)
-      if (!std::isfinite(squared_norm(part_of_store(3).subspan(layout_.start(unit), layout_.part(unit)))))
+      if (!std::isfinite(squared_norm(scattered_.subspan(layout_.start(unit), layout_.part(unit)))))
         where = "here first in unit " + std::to_string(unit);
     throw Error(place("any", state_.step) + ": the gradient over all actors has norm " +
                 std::to_string(norm) + " (the NaN or infinity is " + where +
@@ -342,7 +342,7 @@ class ShardedWeights final : private UnitHooks {
     } else {
       std::fill(std::copy(whole.begin(), whole.end(), all.begin()), all.end(), 0.0F);
     }
-    shards_->reduce_scatter(all, part_of_store(3).subspan(layout_.start(unit), part));
+    shards_->reduce_scatter(all, scattered_.subspan(layout_.start(unit), part));
     traffic_.reduced += (actors() - 1) * static_cast<std::int64_t>(part) * 4;
   }
   std::span<float> unit_of(std::span<float> flat, std::size_t unit) const {
@@ -358,6 +358,7 @@ class ShardedWeights final : private UnitHooks {
   std::span<float> parameters_, gradients_;
   std::unique_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
   ShardLayout layout_;
+  bool alone_;                             ///< the shard is the model's own buffers
   std::size_t sent_units_;                 ///< gradients of the units from here on are on their way
   std::vector<std::uint8_t> ready_;        ///< a unit's gradient is complete
   std::vector<std::int64_t> gathered_at_;  ///< by how many jobs a unit's parameters are there
@@ -365,6 +366,7 @@ class ShardedWeights final : private UnitHooks {
   std::pmr::vector<float> store_, padded_;
   std::pmr::vector<std::uint16_t> half_;
   AdamWState state_;
+  std::span<float> scattered_;  ///< this actor's part of the gradient over all actors
   ShardTraffic traffic_;
   std::function<std::unique_ptr<Tracer>()> make_tracer_;
   std::unique_ptr<Tracer> tracer_;

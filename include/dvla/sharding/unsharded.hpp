@@ -50,6 +50,8 @@ class UnshardedWeights {
   /// before clipping; throws Error if that is not finite, and then changes no weight.
   double step(const AdamWKnobs& knobs) {
     group_->sum(model_.gradients());
+    traffic_.reduced += 2 * static_cast<std::int64_t>(model_.gradients().size_bytes()) * (actors() - 1) /
+                        std::max(actors(), 1);
     return adamw_step(state_, model_.gradients(), knobs);
   }
 
@@ -59,6 +61,10 @@ class UnshardedWeights {
   void sum(std::span<double> values) { group_->sum(values); }
   void max(std::span<std::int64_t> values) { group_->max(values); }
   void begin_micro_batch(bool) {}
+
+  /// Bytes that this actor has sent to the others: a sum sends a part of the gradient to each, and the sums
+  /// back.
+  ShardTraffic traffic() const { return traffic_; }
 
   /// Forgets the moments, keeps the weights: between warm start and reinforcement learning.
   void reset_optimiser() {
@@ -101,6 +107,7 @@ class UnshardedWeights {
 
   Model& model_;
   std::unique_ptr<Group> group_;
+  ShardTraffic traffic_;
   std::pmr::vector<float> moments_;
   AdamWState state_;
 };
