@@ -1,0 +1,236 @@
+"""check_faults.py PROGRAM PART [MOMENTS]: examples/distributed whose processes are killed and stopped by the system's signals.
+
+rollouts   SIGKILL of rollouts at MOMENTS seeded random moments, each started again: training goes on, the counts are proved
+stopped    SIGSTOP of a rollout: noticed within two heartbeats, training goes on without it
+actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and says whom it lost
+torchrun   SIGKILL of an actor under torchrun --max-restarts: the job goes on from its newest complete checkpoint (77: skipped)
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "distributed"))
+from check_job import EPISODES, Checker, Fault, environment, free_port, require, torchrun  # noqa: E402
+
+HEARTBEAT = 1.0
+LIMIT = 240  # seconds that a part may take
+
+
+class Job:
+    """A process a rank, which may be started again in the same place."""
+
+    def __init__(self, check, world, name, placement, **settings):
+        self.check, self.world, self.port = check, world, free_port()
+        self.command = check.command(name, placement, heartbeat_s=HEARTBEAT, **settings)
+        self.name, self.lives = name, {rank: [] for rank in range(world)}
+        for rank in range(world):
+            self.start(rank)
+
+    def start(self, rank):
+        import subprocess
+
+        env = environment(RANK=rank, WORLD_SIZE=self.world, MASTER_ADDR="127.0.0.1", MASTER_PORT=self.port)
+        path = self.check.folder / f"{self.name}.{rank}.{len(self.lives[rank])}"
+        with open(path, "w") as out:
+            process = subprocess.Popen(self.command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                       cwd=self.check.folder)  # fmt: skip
+        self.lives[rank].append((process, path))
+
+    def process(self, rank):
+        return self.lives[rank][-1][0]
+
+    def text(self, rank):
+        return self.lives[rank][-1][1].read_text(errors="replace")
+
+    def trained(self):
+        """Batches, as far as the leader has saved a checkpoint of them."""
+        folder = self.check.runs / self.name / "checkpoint"
+        steps = [int(file.name.split("-")[1].split(".")[0]) for file in folder.glob("step-*.safetensors") if "actor" not in file.name]
+        return max(steps, default=0)
+
+    def wait_for(self, batches):
+        until = time.monotonic() + LIMIT
+        while self.trained() < batches:
+            require(time.monotonic() < until, f"no {batches} batches within {LIMIT} s:\n{self.text(0)}")
+            require(self.process(0).poll() is None, f"the leader has ended:\n{self.text(0)}")
+            time.sleep(0.02)
+
+    def wait(self, rank):
+        until = time.monotonic() + LIMIT
+        while self.process(rank).poll() is None:
+            require(time.monotonic() < until, f"rank {rank} had not ended after {LIMIT} s:\n{self.text(rank)}")
+            time.sleep(0.02)
+        return self.process(rank).returncode
+
+    def kill(self):
+        for lives in self.lives.values():
+            for process, _ in lives:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+    def report(self):
+        return json.loads((self.check.runs / self.name / "report.json").read_text())
+
+
+def counts(report, batches):
+    ranks = report["ranks"]
+    trained, lost = (sum(each[key] for each in ranks) for key in ("trained", "lost"))
+    require(report["batches"] == batches, f"{report['batches']} batches instead of {batches}")
+    require(trained + lost == batches * EPISODES, f"{trained} trained + {lost} lost are not {batches} x {EPISODES}")
+    require(sum(each["in_flight"] for each in ranks) == 0, "something is in flight at the end")
+    for each in ranks:
+        require(each["unacknowledged"] == 0, f"{each['name']} has unacknowledged episodes at the end: {each}")
+        if each["sent"]:
+            require(each["sent"] >= each["dropped"], f"{each}")
+    require(report["max_staleness"] <= 1, f"staleness {report['max_staleness']}")
+    return trained, lost
+
+
+def check_rollouts(check, moments):
+    chance = random.Random(4)
+    batches = 60 * moments
+    job = Job(check, 4, "killed", "separated:3:1", iterations=batches, checkpoint_every=1, deadline_s=60)
+    try:
+        job.wait_for(2)
+        killed = 0
+        for moment in range(moments):
+            time.sleep(chance.random() * 0.8)
+            if job.process(0).poll() is not None:
+                break
+            rank = chance.choice([1, 2, 3])
+            job.process(rank).send_signal(signal.SIGKILL)
+            job.process(rank).wait()
+            killed += 1
+            time.sleep(chance.random() * 0.5)
+            if job.process(0).poll() is None:
+                job.start(rank)
+                time.sleep(0.5)
+        require(killed == moments, f"the job had ended after {killed} of {moments} moments; give it more iterations")
+        for process in (job.process(rank) for rank in range(4)):
+            process.send_signal(signal.SIGTERM)
+        code = job.wait(0)
+        require(code == 0, f"exit code of the leader is {code}:\n{job.text(0)}")
+        for rank in (1, 2, 3):
+            job.wait(rank)
+        report = job.report()
+        trained, lost = counts(report, report["batches"])
+        print(f"{moments} moments, {report['batches']} batches: {trained} episodes trained, {lost} lost")
+        again = sum(each["sent"] > 0 for each in report["ranks"])
+        require(again >= 1, "no rollout was there at the end")
+    finally:
+        job.kill()
+
+
+def check_stopped(check):
+    batches = 400
+    job = Job(check, 3, "stopped", "separated:2:1", iterations=batches, checkpoint_every=1, deadline_s=60)
+    try:
+        job.wait_for(2)
+        job.process(2).send_signal(signal.SIGSTOP)
+        code = job.wait(0)
+        require(code == 0, f"exit code of the leader is {code}:\n{job.text(0)}")
+        require(job.wait(1) == 0, job.text(1))
+        job.process(2).send_signal(signal.SIGCONT)
+        require(job.wait(2) == 1, f"the stopped rank ends with {job.process(2).returncode}")
+        require("error: rank 2: " in job.text(2), job.text(2))
+        report = job.report()
+        require(report.get("silent_ranks") == [2], f"silent: {report.get('silent_ranks')}")
+        trained, lost = counts(report, batches)
+        require(lost >= (batches - 10) // 2 * EPISODES // 2, f"{lost} episodes lost")
+        print(f"{trained} episodes trained, {lost} lost")
+    finally:
+        job.kill()
+
+
+def check_actor(check):
+    for stops in (False, True):
+        for victim in (0, 1):
+            name = f"actor-{victim}-{'stopped' if stops else 'killed'}"
+            job = Job(check, 4, name, "separated:1:1", iterations=1000000, checkpoint_every=1, deadline_s=8)
+            try:
+                job.wait_for(2)
+                job.process(victim).send_signal(signal.SIGSTOP if stops else signal.SIGKILL)
+                began = time.monotonic()
+                for rank in (rank for rank in range(4) if rank != victim):
+                    require(job.wait(rank) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
+                    lines = [line for line in job.text(rank).splitlines() if line.startswith(f"error: rank {rank}: ")]
+                    require(len(lines) == 1 and "rank" in lines[0], f"rank {rank} says:\n{job.text(rank)}")
+                    if not stops or victim != 0:
+                        require(f"rank {victim}" in lines[0], f"rank {rank} does not say whom it lost:\n{lines[0]}")
+                print(f"{name}: all others had ended after {time.monotonic() - began:.1f} s (heartbeat {HEARTBEAT} s)")
+            finally:
+                if stops:
+                    job.process(victim).send_signal(signal.SIGCONT)
+                job.kill()
+
+
+def check_torchrun(check):
+    import subprocess
+
+    command = check.command("again", "separated:2:1", iterations=60, checkpoint_every=1, deadline_s=60)
+    numbers = ["--nproc-per-node", "3", "--max-restarts", "2", "--master-port", str(free_port())]
+    path = check.folder / "torchrun"
+    with open(path, "w") as out:
+        process = subprocess.Popen([torchrun(), "--no-python", *numbers, *command], env=environment(), stdin=subprocess.DEVNULL,
+                                   stdout=out, stderr=out, cwd=check.folder, start_new_session=True)  # fmt: skip
+    try:
+        folder = check.runs / "again" / "checkpoint"
+        until = time.monotonic() + LIMIT
+        while not any(folder.glob("step-*.safetensors")) and time.monotonic() < until:
+            time.sleep(0.02)
+        # The leader is the process that has the run's events open.
+        victim = leader_of(process.pid, check.runs / "again")
+        os.kill(victim, signal.SIGKILL)
+        code = process.wait(LIMIT)
+        text = path.read_text(errors="replace")
+        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
+        require("resumed from" in text, f"it did not go on from a checkpoint:\n{text}")
+        require((folder / "step-60.safetensors").exists(), "it did not reach its last batch")
+        print(next(line for line in text.splitlines() if "resumed from" in line))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def leader_of(launcher, folder):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                if not entry.name.isdigit() or int(entry.name) == launcher:
+                    continue
+                for file in (entry / "fd").iterdir():
+                    if os.readlink(file).startswith(str(folder)):
+                        return int(entry.name)
+            except OSError:
+                continue
+        time.sleep(0.02)
+    raise Fault("no process has the run's folder open")
+
+
+def main():
+    program, part = os.path.realpath(sys.argv[1]), sys.argv[2]
+    moments = int(sys.argv[3]) if len(sys.argv) > 3 else 30
+    if part == "torchrun" and not torchrun():
+        print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
+        return 77
+    parts = {"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "actor": check_actor,
+             "torchrun": check_torchrun}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="dvla-fault-") as folder:
+        try:
+            parts[part](Checker(program, folder))
+        except Fault as fault:
+            print(f"FAULT: {fault}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
