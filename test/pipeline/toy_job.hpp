@@ -17,10 +17,11 @@
 
 namespace dvla_test {
 
-/// Runs `body(rank, cluster)` in a thread for each rank. What each threw, as text; empty: nothing.
+/// Runs `body(rank, cluster)` in a thread for each rank. `node`: each rank's machine; empty: all on one. What
+/// each threw, as text; empty: nothing.
 template <class Body>
-std::vector<std::string> run_ranks(int world, Body body) {
-  const auto clusters = dvla::testing::ThreadCluster::make(world);
+std::vector<std::string> run_ranks(int world, Body body, std::vector<int> node = {}) {
+  const auto clusters = dvla::testing::ThreadCluster::make(world, std::move(node));
   std::vector<std::string> errors(static_cast<std::size_t>(world));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < world; ++rank)
@@ -45,16 +46,21 @@ struct JobResult {
   dvla::RunReport& report() { return reports[static_cast<std::size_t>(leader)]; }
 };
 
+/// What stands between a rank's run and its cluster, such as one that counts.
+using WrapCluster = std::function<std::unique_ptr<dvla::Cluster>(dvla::Cluster&)>;
+
 template <class P>
 JobResult train_job(int world, const dvla::Config<P>& config,
                     std::function<const dvla::stop_flag*(int)> stop_of = {},
-                    std::function<void(int, std::int64_t)> after_update = {}) {
+                    std::function<void(int, std::int64_t)> after_update = {}, std::vector<int> node = {},
+                    const WrapCluster& wrap = {}) {
   JobResult result;
   result.reports.resize(static_cast<std::size_t>(world));
   result.weights.resize(static_cast<std::size_t>(world));
-  result.errors = run_ranks(world, [&](int rank, dvla::Cluster& cluster) {
+  const auto body = [&](int rank, dvla::Cluster& cluster) {
     const auto place = static_cast<std::size_t>(rank);
-    dvla::Run<P> run(config, cluster);
+    const std::unique_ptr<dvla::Cluster> wrapped = wrap ? wrap(cluster) : nullptr;
+    dvla::Run<P> run(config, wrapped ? *wrapped : cluster);
     result.reports[place] = run.train(
         {},
         [&](std::int64_t batch) {
@@ -69,7 +75,8 @@ JobResult train_job(int world, const dvla::Config<P>& config,
       result.leader = rank;
       result.history = run.history();
     }
-  });
+  };
+  result.errors = run_ranks(world, body, std::move(node));
   return result;
 }
 
