@@ -177,8 +177,7 @@ class Checker:
             for figure in ("trained", "actor_time_s"):
                 require((each[figure] > 0) == trains, f"{figure} of {each['name']} is {each[figure]}")
             gives = trains and len(actors) > 1
-            if rollouts != actors:
-                require((each["gradient_bytes_sent"] > 0) == gives, f"gradient bytes of {each}")
+            require((each["gradient_bytes_sent"] > 0) == gives, f"gradient bytes of {each}")
         total = {key: sum(each[key] for each in ranks) for key, value in ranks[0].items() if isinstance(value, int)}
         parts = ("trained", "dropped", "in_flight", "unacknowledged")
         require(total["sent"] == sum(total[part] for part in parts), f"episodes do not add up: {total}")
