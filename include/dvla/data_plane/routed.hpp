@@ -239,7 +239,8 @@ class RoutedTrajectories {
   /// Actor: ends the channel of a rollout that others know is gone; its parts that are not here are lost.
   /// Nothing where the plan has no route from it to here.
   void lose(int rollout, const std::string& why) {
-    if (inbox("lose").hears(rollout)) inbox_->lose(rollout, why);
+    const bool unheard = rollout >= 0 && rollout < plan_.rollouts && !inbox("lose").hears(rollout);
+    if (!unheard) inbox("lose").lose(rollout, why);
   }
 
   /// Ends every wait here, and at the other ends of the channels; later calls throw.

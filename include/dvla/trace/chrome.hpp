@@ -66,7 +66,7 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
       comma = ",\n";
     };
     meta("process_name", "", "\"name\":" + detail::quoted(each.name));
-    meta("process_sort_index", "", "\"sort_index\":" + std::to_string(place));
+    if (job.size() > 1) meta("process_sort_index", "", "\"sort_index\":" + std::to_string(place));
     for (std::size_t row = 0; row < each.rows.size(); ++row) {
       const std::string thread = ",\"tid\":" + std::to_string(row);
       meta("thread_name", thread, "\"name\":" + detail::quoted(each.rows[row]));
