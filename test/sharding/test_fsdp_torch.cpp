@@ -58,29 +58,61 @@ struct Data {
   Field<float> action{{batch, 2, 2}, values.data()};
 };
 
-/// Loss of each of 50 steps; rows are dealt in turn, two micro-batches a step.
-template <class Model, class Weights>
-std::vector<double> curve(Data& data, Model& model, Weights& weights) {
+AdamWKnobs knobs(double learning_rate) { return {.learning_rate = learning_rate, .weight_decay = 0.01}; }
+
+/// What actor `actor` of `actors` learns from in a step: its rows, dealt in turn, in two micro-batches.
+/// Returns its part of the loss; `begin(last)` is told of each micro-batch.
+template <class Model, class Begin>
+double learn(Data& data, Model& model, int actor, int actors, Begin begin) {
   std::vector<std::int64_t> mine;
-  for (std::int64_t row = weights.actor(); row < batch; row += weights.actors()) mine.push_back(row);
+  for (std::int64_t row = actor; row < batch; row += actors) mine.push_back(row);
+  double loss = 0;
+  for (const int micro : {0, 1}) {
+    const auto [first, count] = share_of(std::ssize(mine), 2, micro);
+    const double share = static_cast<double>(count) / batch;
+    begin(micro == 1);
+    loss += share * model.imitate(*data.observation, data.action,
+                                  std::span<const std::int64_t>(mine).subspan(
+                                      static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
+                                  share);
+  }
+  return loss;
+}
+
+/// Loss of each of 50 steps of several actors.
+template <class Model, class Weights>
+std::vector<double> curve(Data& data, Model& model, Weights& weights, double learning_rate) {
   std::vector<double> losses;
   for (int step = 0; step < 50; ++step) {
-    std::array loss{0.0};
     weights.zero_gradients();
-    for (const int micro : {0, 1}) {
-      const auto [first, count] = share_of(std::ssize(mine), 2, micro);
-      const double share = static_cast<double>(count) / batch;
-      weights.begin_micro_batch(micro == 1);
-      loss[0] += share * model.imitate(*data.observation, data.action,
-                                       std::span<const std::int64_t>(mine).subspan(
-                                           static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
-                                       share);
-    }
+    std::array loss{learn(data, model, weights.actor(), weights.actors(),
+                          [&](bool last) { weights.begin_micro_batch(last); })};
     weights.sum(loss);
-    weights.step({.learning_rate = 1e-3, .weight_decay = 0.01});
+    weights.step(knobs(learning_rate));
     losses.push_back(loss[0]);
   }
   weights.gather_all();
+  return losses;
+}
+
+/// The same without sharding: one model that does the work of each actor in turn, adds up in their order, and
+/// takes AdamW's step as a whole.
+template <class Model>
+std::vector<double> curve_in_turns(Data& data, Model& model, int actors, double learning_rate) {
+  const std::span<float> gradients = model.gradients();
+  std::vector<float> first(gradients.size()), second(gradients.size()), sum(gradients.size());
+  AdamWState state{model.parameters(), first, second, 0};
+  std::vector<double> losses;
+  for (int step = 0; step < 50; ++step) {
+    double loss = 0;
+    for (int actor = 0; actor < actors; ++actor) {
+      std::fill(gradients.begin(), gradients.end(), 0.0F);
+      loss += learn(data, model, actor, actors, [](bool) {});
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = actor == 0 ? gradients[i] : sum[i] + gradients[i];
+    }
+    adamw_step(state, sum, knobs(learning_rate));
+    losses.push_back(loss);
+  }
   return losses;
 }
 
@@ -143,26 +175,38 @@ TEST_CASE_TEMPLATE("TinyVLA's units are embeddings, blocks and output; hooks hea
   CHECK(!std::ranges::equal(copy.copy, model->gradients()));
 }
 
+// One model that cuts a batch into other micro-batches adds in another order, and rounding is all that may
+// differ. But a ReLU is not smooth: sooner or later a hidden unit whose input is 0 to rounding is on for one
+// order and off for the other. At a learning rate of 1e-3 this data set meets that within 50 steps: 12
+// micro-batches of one whole, unsharded model instead of 2 change its losses by 8e-3, 8 by 1.6e-4 (a unit of
+// blocks.2.mlp in step 34), and initial weights that are 6e-8 off by 2e-3 in the median. So the curves are
+// compared twice: at AdamW's default rate, where such a change stays small (2e-6 was the largest of 20
+// perturbed runs), with the whole model's own micro-batches; and at 1e-3 with a whole model that adds in the
+// actors' order, to the bit.
 TEST_CASE("50 steps at 1, 2, 3 and 4 actors: TinyVLA's loss curve is that of the whole model within 1e-5") {
   TinyVlaModel<TokenHead>::use_threads(1);
   Data data;
-  const auto one = small<TokenHead>();
-  UnshardedWeights<TinyVlaModel<TokenHead>> whole(*one, heap);
-  const std::vector<double> expected = curve(data, *one, whole);
+  const std::vector<double> expected =
+      curve_in_turns(data, *small<TokenHead>(), 1, AdamWKnobs{}.learning_rate);
   CHECK(expected.back() < 0.8 * expected.front());
   const auto compare = [&]<class Weights>(int actors, std::type_identity<Weights>) {
     CAPTURE(actors);
+    const std::vector<double> in_turns = curve_in_turns(data, *small<TokenHead>(), actors, 1e-3);
     run_actors(actors, [&](int actor, const GroupSource& groups) {
       TinyVlaModel<TokenHead>::use_threads(1);
-      const auto model = small<TokenHead>();
-      Weights weights(*model, heap, {}, groups);
-      const std::vector<double> losses = curve(data, *model, weights);
+      const auto losses = [&](double learning_rate, const std::string& run) {
+        const auto model = small<TokenHead>();
+        Weights weights(*model, heap, {}, [&](const std::string& purpose) { return groups(run + purpose); });
+        return curve(data, *model, weights, learning_rate);
+      };
+      const std::vector<double> of_default = losses(AdamWKnobs{}.learning_rate, "default/");
       double largest = 0;
-      for (std::size_t step = 0; step < losses.size(); ++step)
-        largest = std::max(largest, std::abs(losses[step] - expected[step]));
-      CHECK(largest < (actors < 4 ? 1e-5 : 1e-3));  // open: with 4 actors 1.6e-4 was measured
+      for (std::size_t step = 0; step < expected.size(); ++step)
+        largest = std::max(largest, std::abs(of_default[step] - expected[step]));
+      CHECK(largest < 1e-5);
       if (actor == 0) MESSAGE(actors << " actors: largest difference of the loss " << largest);
-      if (actors == 1) CHECK(losses == expected);
+      if (actors == 1) CHECK(of_default == expected);
+      CHECK(losses(1e-3, "fast/") == in_turns);
     });
   };
   for (const int actors : {1, 2, 3, 4})
