@@ -335,7 +335,7 @@ class ClusterCheck {
 inline std::vector<std::string> check_cluster(Cluster& cluster,
                                               std::chrono::nanoseconds limit = std::chrono::seconds(20),
                                               std::chrono::nanoseconds brief = std::chrono::milliseconds(60),
-                                              std::chrono::nanoseconds late = std::chrono::seconds(2)) {
+                                              std::chrono::nanoseconds late = std::chrono::seconds(6)) {
   return ClusterCheck(cluster, limit, brief, late).run();
 }
 
