@@ -79,7 +79,10 @@ double by_hand(int iterations, int environments) {
         environment.step(0, batch->action.at(t), batch->reward.at(t), batch->done.at(t),
                          dvla::cut_record(batch->observation, [&](auto f) { return f.at(t + 1); }), arena);
       }
-      for (std::int64_t b = 0; b < N; ++b) batch->success[b] = environment.succeeded(b);
+      for (std::int64_t b = 0; b < N; ++b) {
+        batch->success[b] = environment.succeeded(b);
+        batch->group[b] = static_cast<std::int32_t>(b / config.algorithm.group);
+      }
       trainer.update(
           model, weights, *batch, *decisions, n, [] {}, off);
       std::copy(model.parameters().begin(), model.parameters().end(), frozen.parameters().begin());
