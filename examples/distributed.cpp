@@ -6,12 +6,14 @@
 //   mpirun -n 4 build/release/examples/distributed --placement separated:2:2
 //   mpirun -n 2 build/release/examples/distributed --placement colocated
 //   mpirun -n 4 build/release/examples/distributed --placement hybrid:2
+//   mpirun -n 4 build/release/examples/distributed --placement adaptive:1:3
 //
 // colocated: every rank samples and trains, a full replica each, and gradients are summed. separated:R:A: of
 // every R + A ranks R roll out and A train; the actors share the weights under FSDP, trajectories go from
 // rollouts to actors over the data plane, weights back over the control plane. hybrid:A: all ranks roll out
-// and A of them train. The number of environments is the whole job's. All other options are the quickstart's:
-// see --help.
+// and A of them train. adaptive:R:A: begins as separated:R:A, then ranks change their roles between two
+// batches until rollout and actor times meet. The number of environments is the whole job's. All other
+// options are the quickstart's: see --help.
 #include <CLI/CLI.hpp>
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
@@ -37,6 +39,7 @@ using CoLocated =
 using Separated =
     dvla::Pipeline<Sampling, dvla::Trainer<GRPO, dvla::FSDP>, dvla::Placement<dvla::Separated<>>>;
 using Hybrid = dvla::Pipeline<Sampling, dvla::Trainer<GRPO, dvla::FSDP>, dvla::Placement<dvla::Hybrid>>;
+using Adaptive = dvla::Pipeline<Sampling, dvla::Trainer<GRPO, dvla::FSDP>, dvla::Placement<dvla::Adaptive>>;
 
 template <class P>
 dvla::Config<P> defaults(const std::string& name) {
@@ -58,20 +61,26 @@ dvla::Config<P> defaults(const std::string& name) {
 struct PlacementChoice {
   std::string word;
   std::vector<int> numbers;
+  template <class Config>
+  void ratio(Config& config) const {
+    if (!numbers.empty()) config.placement.rollouts = numbers[0], config.placement.actors = numbers[1];
+  }
 
   explicit PlacementChoice(const std::string& text) {
     std::vector<std::string> parts = CLI::detail::split(text, ':');
     word = parts.front();
-    const std::size_t most = word == "separated" ? 2 : word == "hybrid" ? 1 : 0;
-    bool good = (word == "colocated" || word == "separated" || word == "hybrid") &&
-                (parts.size() == 1 || parts.size() == most + 1);
+    const bool apart = word == "separated" || word == "adaptive";
+    const std::size_t most = apart ? 2 : word == "hybrid" ? 1 : 0;
+    bool good =
+        (word == "colocated" || apart || word == "hybrid") && (parts.size() == 1 || parts.size() == most + 1);
     for (std::size_t i = 1; i < parts.size() && good; ++i) {
       numbers.push_back(0);
       good = CLI::detail::lexical_cast(parts[i], numbers.back()) && numbers.back() >= 1;
     }
     if (!good)
       throw dvla::ConfigError("--placement is '" + text +
-                              "'; it must be colocated, separated:<rollouts>:<actors> or hybrid:<actors>");
+                              "'; it must be colocated, separated:<rollouts>:<actors>, hybrid:<actors> or "
+                              "adaptive:<rollouts>:<actors>");
   }
 };
 
@@ -94,8 +103,13 @@ int main(int argc, char** argv) {
       return dvla::job_main<CoLocated>(count, arguments.data(), defaults<CoLocated>("push-colocated"));
     if (choice.word == "separated") {
       auto config = defaults<Separated>("push-separated");
-      if (!choice.numbers.empty()) config.placement = {choice.numbers[0], choice.numbers[1]};
+      choice.ratio(config);
       return dvla::job_main<Separated>(count, arguments.data(), config);
+    }
+    if (choice.word == "adaptive") {
+      auto config = defaults<Adaptive>("push-adaptive");
+      choice.ratio(config);
+      return dvla::job_main<Adaptive>(count, arguments.data(), config);
     }
     auto config = defaults<Hybrid>("push-hybrid");
     if (!choice.numbers.empty()) config.placement.actors = choice.numbers[0];

@@ -2,6 +2,7 @@
 
 plain, mpirun, torchrun   every placement once, started that way (77: the launcher is not here): exit codes, report, trace,
                           checkpoint
+adaptive                  ranks change their roles in the midst of a job: all is counted, the checkpoint is whole
 resume                    a job that is stopped in the middle by SIGTERM goes on with other numbers of ranks and actors
 refusals                  what cannot be is refused on every rank by one sentence, with exit code 1, and nobody hangs
 """
@@ -360,6 +361,33 @@ def check_resume(check):
         print(f"resumed by {world} ranks, {placement}")
 
 
+def check_adaptive(check):
+    # One rank samples long episodes, three train a small model: too few rollouts by far.
+    name, batches, episodes = "adaptive", 12, 64
+    settings = {"environments": episodes, "global_batch": 192, "micro_batch": 32, "look_every": 3}
+    ended = check.plain(4, name, "adaptive:1:3", machines=2, iterations=batches, checkpoint_every=4, **settings).wait()
+    check.check_success(ended)
+    require("shares of the work (sampling:training), before batch 3:" in ended[0].out, f"no word of what moved:\n{ended[0].out}")
+    report = json.loads((check.runs / name / "report.json").read_text())
+    looks, ranks = report["looks"], report["ranks"]
+    require(looks[0]["shares"]["rollouts"] == 1 and looks[0]["next"]["rollouts"] > 1, f"nothing moved: {looks}")
+    for one, other in zip(looks, looks[1:]):
+        require(one["next"] == other["shares"], f"what follows a look is not what the next one finds: {one}, {other}")
+    require("silent_ranks" not in report and len(ranks) == 4 and report["batches"] == batches, f"{report}")
+    total = {key: sum(each[key] for each in ranks) for key, value in ranks[0].items() if isinstance(value, int)}
+    require(total["sent"] == total["trained"] == batches * episodes, f"episodes do not add up: {total}")
+    require(total["dropped"] == total["in_flight"] == total["unacknowledged"] == total["lost"] == 0, f"{total}")
+    for plane in ("data", "weight"):
+        require(total[f"{plane}_bytes_sent"] == total[f"{plane}_bytes_received"] > 0, f"{plane} plane: {total}")
+    actors = looks[-1]["next"]["actors"]
+    check.check_checkpoint(name, batches, actors if actors > 1 else 0)
+    print(f"{batches} batches, {looks[0]['shares']['rollouts']}:{looks[0]['shares']['actors']} became "
+          f"{looks[-1]['next']['rollouts']}:{actors}")
+    more = check.plain(2, name, "adaptive:1:1", resume=check.runs / name, iterations=batches + 1, **settings)
+    check.check_success(more.wait())
+    print("resumed by 2 ranks")
+
+
 def check_refusals(check):
     def refuses(what, job, sentences, ranks=None, leaves=False):
         """`sentences`: what the error of each rank, or of all, must say."""
@@ -416,6 +444,8 @@ def main():
         try:
             if part in ("plain", "mpirun", "torchrun"):
                 check_placements(check, part)
+            elif part == "adaptive":
+                check_adaptive(check)
             elif part == "resume":
                 check_resume(check)
             elif part == "refusals":

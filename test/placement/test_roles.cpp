@@ -7,7 +7,9 @@
 
 #include "dvla/placement/concept.hpp"
 #include "dvla/placement/descriptors.hpp"
+#include "dvla/testing/placement.hpp"
 
+using dvla::Adaptive;
 using dvla::CoLocated;
 using dvla::ConfigError;
 using dvla::Hybrid;
@@ -21,6 +23,7 @@ static_assert(dvla::PlacementPolicy<Separated<>> &&
               dvla::PlacementMachinery<Separated<>, dvla::SeparatedKnobs>);
 static_assert(dvla::PlacementMachinery<Separated<3, 1>, dvla::NoKnobs>);
 static_assert(dvla::PlacementPolicy<Hybrid> && dvla::PlacementMachinery<Hybrid, dvla::HybridKnobs>);
+static_assert(dvla::PlacementPolicy<Adaptive> && dvla::PlacementMachinery<Adaptive, dvla::AdaptiveKnobs>);
 
 namespace {
 
@@ -46,6 +49,37 @@ std::map<int, int> per_node(const Ranks& ranks, const Topology& topology) {
   for (const int rank : ranks) ++counts[topology.node[static_cast<std::size_t>(rank)]];
   return counts;
 }
+
+// Placements that each break one promise.
+struct Broken {
+  using slot = dvla::placement_slot;
+  using knobs = dvla::NoKnobs;
+  static constexpr std::string_view name = "Broken";
+};
+struct Idle : Broken {
+  static Roles roles(const dvla::NoKnobs&, const Topology&) { return {{0}, {0}}; }
+};
+struct Descending : Broken {
+  static Roles roles(const dvla::NoKnobs&, const Topology& topology) {
+    return topology.world() == 2 ? Roles{{1, 0}, {0}} : Roles{};
+  }
+};
+struct Beyond : Broken {
+  static Roles roles(const dvla::NoKnobs&, const Topology& topology) { return {{0}, {topology.world()}}; }
+};
+struct Fickle : Broken {
+  static Roles roles(const dvla::NoKnobs&, const Topology&) {
+    static int calls = 0;
+    return {{0}, {++calls % 2}};
+  }
+};
+struct Secretly : Broken {
+  static constexpr bool separates_roles = false;
+  static Roles roles(const dvla::NoKnobs&, const Topology&) { return {{1}, {0}}; }
+};
+struct Rude : Broken {
+  static Roles roles(const dvla::NoKnobs&, const Topology&) { throw std::runtime_error("no"); }
+};
 
 }  // namespace
 
@@ -120,6 +154,41 @@ TEST_CASE("every shape: both roles, no rank twice or left out, shares in proport
           CHECK(count < quota + 1.0001);
         }
       }
+}
+
+TEST_CASE("adaptive begins as separated; one process is both") {
+  CHECK(Adaptive::roles({}, one_node(1)) == Roles{{0}, {0}});
+  CHECK(Adaptive::roles({.rollouts = 3, .actors = 1}, blocks({4, 4})) ==
+        Separated<3, 1>::roles({}, blocks({4, 4})));
+  CHECK_THROWS_AS(Adaptive::roles({.rollouts = 3, .actors = 1}, one_node(6)), ConfigError);
+}
+
+TEST_CASE("the conformance suite: shipped placements keep the contract, and it finds who does not") {
+  const auto none = [](const std::vector<std::string>& violations) {
+    for (const std::string& each : violations) CHECK_MESSAGE(false, each);
+  };
+  none(dvla::testing::check_placement<CoLocated>());
+  none(dvla::testing::check_placement<Separated<>>({.rollouts = 1, .actors = 1}));
+  none(dvla::testing::check_placement<Separated<>>({.rollouts = 3, .actors = 2}));
+  none(dvla::testing::check_placement<Separated<3, 1>>());
+  none(dvla::testing::check_placement<Separated<1, 7>>());
+  none(dvla::testing::check_placement<Hybrid>({.actors = 1}));
+  none(dvla::testing::check_placement<Hybrid>({.actors = 5}));
+  none(dvla::testing::check_placement<Adaptive>({.rollouts = 3, .actors = 1}));
+
+  const auto says = [](const std::vector<std::string>& violations, const std::string& what) {
+    for (const std::string& each : violations)
+      if (each.find(what) != each.npos) return true;
+    return false;
+  };
+  CHECK(says(dvla::testing::check_placement<Idle>(), "rank 1 must have a role"));
+  CHECK(says(dvla::testing::check_placement<Descending>(), "rollouts must be ascending"));
+  CHECK(says(dvla::testing::check_placement<Beyond>(), "actors must be ranks of the job"));
+  CHECK(says(dvla::testing::check_placement<Fickle>(), "always have the same roles"));
+  CHECK(says(dvla::testing::check_placement<Secretly>(), "says that it separates none"));
+  CHECK(says(dvla::testing::check_placement<Rude>(), "must be refused by ConfigError, not by: no"));
+  CHECK(says(dvla::testing::check_placement<Separated<>>({.rollouts = 20, .actors = 1}),
+             "every job of 1 to 12 ranks is refused"));
 }
 
 TEST_CASE("hybrid: all roll out, some train too") {

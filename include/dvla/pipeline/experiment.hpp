@@ -74,6 +74,19 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   json["success_rate"] = or_null(result.success_rate);
   json["success_rate_before"] = or_null(result.success_before);
   for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
+  const auto share = [](const Shares& shares) {
+    return nlohmann::json{{"rollouts", shares.rollouts},
+                          {"actors", shares.actors},
+                          {"groups", shares.groups},
+                          {"sampling_threads", shares.sampling_threads},
+                          {"training_threads", shares.training_threads}};
+  };
+  for (const Look& look : report.looks)
+    json["looks"].push_back({{"batch", look.batch},
+                             {"shares", share(look.shares)},
+                             {"rollout_time_s", look.times.sampling_s},
+                             {"actor_time_s", look.times.training_s},
+                             {"next", share(look.next)}});
   for (const int rank : report.silent) json["silent_ranks"].push_back(rank);
   if (result.warm_start)
     json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
@@ -81,6 +94,23 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
                           {"loss", result.warm_start->loss},
                           {"success", result.warm_start->success}};
   return json;
+}
+
+/// What Adaptive saw and did, a line for each look that moved something, and the last.
+inline std::string looks_text(const RunReport& report) {
+  const bool alone = report.ranks.empty();
+  std::string out;
+  for (std::size_t i = 0; i < report.looks.size(); ++i) {
+    const Look& look = report.looks[i];
+    const bool moves = !(look.next == look.shares);
+    if (!moves && i + 1 < report.looks.size()) continue;
+    char line[160];
+    std::snprintf(line, sizeof line, "before batch %lld: rollout %.3g s, actor %.3g s a batch with ",
+                  static_cast<long long>(look.batch), look.times.sampling_s, look.times.training_s);
+    out += (out.empty() ? "shares of the work (sampling:training), " : "\n  ") + std::string(line) +
+           to_text(look.shares, alone) + (moves ? "; from then on " + to_text(look.next, alone) : "; kept");
+  }
+  return out;
 }
 
 /// What a job's leader prints besides: staleness, bytes of each plane, episodes, ranks.
@@ -401,6 +431,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
     lags += (lag > 0 ? ", " : " ") + std::to_string(result.report.staleness[lag]) + " batches at " +
             std::to_string(lag);
   say(lags);
+  if (!result.report.looks.empty()) say(detail::looks_text(result.report));
   if (!result.report.ranks.empty()) say(detail::job_text(result.report));
   if (result.success_rate) {
     std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",

@@ -6,9 +6,11 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/handoff/stop.hpp"
@@ -21,9 +23,11 @@ namespace dvla {
 /// One thread at a time. `cluster` must outlive this; a cluster serves one job.
 class Job {
  public:
-  Job(Cluster& cluster, Roles roles, std::chrono::nanoseconds limit)
+  /// `groups`: of environments, by rollout; empty: nearly equal shares.
+  Job(Cluster& cluster, Roles roles, std::chrono::nanoseconds limit, std::vector<std::int64_t> groups = {})
       : cluster_(cluster),
         roles_(std::move(roles)),
+        groups_(std::move(groups)),
         limit_(limit),
         rollout_(roles_.rollout(cluster.rank())),
         actor_(roles_.actor(cluster.rank())) {
@@ -101,7 +105,10 @@ class Job {
                         std::to_string(groups) +
                         " groups of environments; each rollout needs one: raise environment.environments or "
                         "start fewer ranks");
-    return rolls_out() ? share_of(groups, rollouts(), rollout_) : Share{};
+    if (!rolls_out()) return {};
+    if (groups_.empty()) return share_of(groups, rollouts(), rollout_);
+    const auto own = groups_.begin() + rollout_;
+    return {std::accumulate(groups_.begin(), own, std::int64_t{0}), *own};
   }
 
   /// Every rank calls it with the same `stage`: returns when all have, and throws the lowest rank's refusal
@@ -169,6 +176,7 @@ class Job {
 
   Cluster& cluster_;
   const Roles roles_;
+  const std::vector<std::int64_t> groups_;
   const std::chrono::nanoseconds limit_;
   const int rollout_, actor_;
   std::int64_t starts_ = 0, incarnation_ = 0;

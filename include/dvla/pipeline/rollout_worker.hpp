@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <memory_resource>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -75,7 +76,7 @@ class RolloutWorker {
       : environment_(environment),
         models_({std::move(front), 0}, {std::move(back), 0}),
         options_(options),
-        arena_(options.threads),
+        arena_(std::in_place, options.threads),
         trace_(trace),
         seeds_(static_cast<std::size_t>(environment.size())) {
     if (options.chunk < 1 || environment.horizon() % options.chunk != 0)
@@ -93,6 +94,10 @@ class RolloutWorker {
   }
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
+  /// Cores of the lane from now on; between two rollouts.
+  void use_threads(int threads) {
+    if (threads != arena_->threads()) arena_.emplace(threads);
+  }
   /// Of all batches that this worker has sampled.
   const RolloutCounts& counts() const { return counts_; }
 
@@ -114,7 +119,7 @@ class RolloutWorker {
       }
       {
         auto span = trace_.span("reset", batch);
-        environment_.reset(0, seeds_, rows_at(all.observation, 0, first, N), arena_);
+        environment_.reset(0, seeds_, rows_at(all.observation, 0, first, N), *arena_);
       }
       play(all, decisions, batch, first, oldest, boundaries);
       for (std::int64_t row = 0; row < N; ++row)
@@ -146,7 +151,7 @@ class RolloutWorker {
         newest().act(now(*scratch), decoding, stream_seed(options_.seed, Stream::action, -1 - pass, t),
                      *decision, scratch->action.at(0));
         environment_.step(0, scratch->action.at(0), scratch->reward.at(0), scratch->done.at(0), now(*scratch),
-                          arena_);
+                          *arena_);
       }
       const std::int64_t count = std::min(episodes - played, environment_.size());
       for (std::int64_t row = 0; row < count; ++row) solved += environment_.succeeded(row) ? 1 : 0;
@@ -170,7 +175,7 @@ class RolloutWorker {
         for (std::int64_t row = 0; row < environment_.size(); ++row)
           copy(chunk->action.at(0).at(row).at(c), single->action.at(0).at(row).at(0));
         environment_.step(0, single->action.at(0), single->reward.at(0), single->done.at(0), now(*single),
-                          arena_);
+                          *arena_);
         on_step(t * C() + c + 1);
       }
     }
@@ -186,7 +191,7 @@ class RolloutWorker {
     const std::int64_t N = environment_.size();
     for (std::int64_t row = 0; row < N; ++row)
       seeds_[static_cast<std::size_t>(row)] = stream_seed(options_.seed, Stream::demonstration, pass, row);
-    environment_.reset(0, seeds_, rows_at(all.observation, 0, 0, N), arena_);
+    environment_.reset(0, seeds_, rows_at(all.observation, 0, 0, N), *arena_);
     for (std::int64_t t = 0; t < shape().decisions; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
@@ -199,7 +204,7 @@ class RolloutWorker {
           copy(action, all.action.at(t).at(row).at(c));
         }
         environment_.step(0, single->action.at(0), single->reward.at(0), single->done.at(0),
-                          rows_at(all.observation, t + 1, 0, N), arena_);
+                          rows_at(all.observation, t + 1, 0, N), *arena_);
         for (std::int64_t row = 0; row < N; ++row) {
           all.reward.at(t).at(row)[c] = single->reward[row];
           all.done.at(t).at(row)[c] = single->done[row];
@@ -248,7 +253,7 @@ class RolloutWorker {
   void begin(const Transition& scratch, Stream stream, std::int64_t pass) {
     for (std::int64_t row = 0; row < environment_.size(); ++row)
       seeds_[static_cast<std::size_t>(row)] = stream_seed(options_.seed, stream, pass, row);
-    environment_.reset(0, seeds_, now(scratch), arena_);
+    environment_.reset(0, seeds_, now(scratch), *arena_);
   }
 
   /// The chunk loop over episodes [first, first + N) of the batch: stage i steps while stage i + 1 infers.
@@ -290,7 +295,7 @@ class RolloutWorker {
       counts_.env_steps += environment_.step(row, rows_at(all.action, t, first + row, count),
                                              rows_at(all.reward, t, first + row, count),
                                              rows_at(all.done, t, first + row, count),
-                                             rows_at(all.observation, t + 1, first + row, count), arena_);
+                                             rows_at(all.observation, t + 1, first + row, count), *arena_);
     };
     boundaries.before(earlier);
     infer(0);
@@ -302,7 +307,7 @@ class RolloutWorker {
         step(turn);
         infer(turn + 1);
       } else {
-        arena_.both([&] { step(turn); }, [&] { infer(turn + 1); });
+        arena_->both([&] { step(turn); }, [&] { infer(turn + 1); });
       }
     }
   }
@@ -310,7 +315,7 @@ class RolloutWorker {
   Environment& environment_;
   FrontBack<VersionedModel<Model>> models_;
   RolloutOptions options_;
-  Arena arena_;
+  std::optional<Arena> arena_;
   Trace& trace_;
   std::vector<std::uint64_t> seeds_;
   RolloutCounts counts_;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -34,6 +35,7 @@
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/self_test.hpp"
+#include "dvla/pipeline/adaptation.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/job.hpp"
@@ -42,7 +44,9 @@
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/warm_start.hpp"
 #include "dvla/pipeline/watch.hpp"
+#include "dvla/placement/scoped_cluster.hpp"
 #include "dvla/schedule/runner.hpp"
+#include "dvla/sharding/carried_state.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/trace/recorder.hpp"
 
@@ -142,7 +146,7 @@ class Run {
       return dvla::warm_start(
           worker(), model_, weights, options, [this] { install(); }, stop);
     };
-    if (job_.actors() == 1) return clone(*weights_);
+    if (job_->actors() == 1) return clone(*weights_);
     // The other actors take no part in it: they get its outcome when training begins.
     UnshardedWeights<Model> own(model_, *std::pmr::new_delete_resource());
     return clone(own);
@@ -155,10 +159,10 @@ class Run {
     install();
     OwnedRecord<Transition> transition(worker().layout(1, config_.model.chunk),
                                        *std::pmr::new_delete_resource());
-    OwnedRecord<Decision> decision(model_.decision_layout({environment_.size()}),
+    OwnedRecord<Decision> decision(model_.decision_layout({environment_->size()}),
                                    *std::pmr::new_delete_resource());
     worker().probe(*transition, *decision);
-    std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_.size()));
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_->size()));
     std::iota(rows.begin(), rows.end(), std::int64_t{0});
     return check_ratio(model_, cut_record(transition->observation, [](auto field) { return field.at(0); }),
                        *decision, rows);
@@ -192,7 +196,7 @@ class Run {
   /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
-    job_.begin_together(stop);
+    job_->begin_together(stop);
     if (!data_) make_planes();
     begin_with_the_leaders_weights();
     const std::int64_t first = next_batch_;
@@ -201,63 +205,62 @@ class Run {
     history_.reserve(static_cast<std::size_t>(first + std::min(batches, history_room)));
     trained_ = history_.empty() ? RolloutCounts{} : history_.back().counts;
     const RolloutCounts trained_before = trained_;
-    Stages stages(*this, std::move(on_iteration), std::move(after_update), stop);
-    run_options options;
-    options.share = job_.share();
-    options.first_batch = first;
-    options.batches = batches;
-    options.staleness = staleness();
-    options.deadline = deadline();
-    options.stop = job_.alone() ? stop : &stages.ending;
-    if (config_.run.record) options.record = &recorded_;
-    if constexpr (replays) options.replay = &replayed_;
-    const RolloutCounts sampled_before = worker_ ? worker_->counts() : RolloutCounts{};
-    const run_result result = [&] {
-      try {
-        return Schedule::run(stages, options, trace_);
-      } catch (const std::exception& error) {
-        if (const std::string why = watch_ ? watch_->fatal() : ""; !why.empty())
-          throw PeerError(why + " (" + error.what() + ")");
-        throw;
-      }
-    }();
-    if constexpr (replays) check_end(result.batches);
-    if (config_.run.record) recorded_.final_weights = checksum(weight_bytes());
+    before_ = {};
+    sampled_before_ = worker_ ? worker_->counts() : RolloutCounts{};
     RunReport report;
-    report.train_wall_s = stages.elapsed();
-    report.batches = job_.trains() ? next_batch_ - first : result.batches;
-    report.stopped = result.stopped;
-    report.signal = result.signal;
-    report.max_staleness = result.max_staleness;
-    report.staleness = result.staleness;
-    const RolloutCounts counts = job_.alone() ? trained_ - trained_before
-                                 : worker_    ? worker_->counts() - sampled_before
-                                              : RolloutCounts{};
-    report.env_steps = counts.env_steps;
-    report.chunk_steps = counts.chunk_steps;
+    std::optional<Stages> stages;
+    const auto start = std::chrono::steady_clock::now();
+    for (std::int64_t done = 0;;) {
+      stages.emplace(*this, on_iteration, after_update, stop, start);
+      run_options options;
+      options.share = job_->share();
+      options.first_batch = first + done;
+      options.batches = std::min(stretch(), batches - done);
+      options.staleness = staleness();
+      options.deadline = deadline();
+      options.stop = job_->alone() ? stop : &stages->ending;
+      if (config_.run.record) options.record = &recorded_;
+      if constexpr (replays) options.replay = &replayed_;
+      const run_result result = swim(*stages, options);
+      if (!job_->trains()) next_batch_ += result.batches;
+      report.add(result);
+      done += options.batches;
+      if (result.stopped || done >= batches) break;
+      adapt(*stages);
+    }
+    if constexpr (replays) check_end(report.batches);
+    if (config_.run.record) recorded_.final_weights = checksum(weight_bytes());
+    report.train_wall_s = stages->elapsed();
+    report.batches = next_batch_ - first;
+    if (job_->alone()) {
+      const RolloutCounts counts = trained_ - trained_before;
+      report.env_steps = counts.env_steps;
+      report.chunk_steps = counts.chunk_steps;
+    }
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
-    if (!job_.alone()) end_together(stages, report);
+    if constexpr (adapts) report.looks = adaptation_->looks();
+    if (!job_->alone()) end_together(*stages, report);
     return report;
   }
 
   const Config<P>& config() const { return config_; }
-  const Job& job() const { return job_; }
+  const Job& job() const { return *job_; }
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
   /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
   const std::vector<Iteration>& history() const { return history_; }
   /// What the last train() wrote down where `run.record` asked for it, also if it threw: the schedule Replay
   /// repeats it. Empty otherwise.
   const Recording& recording() const { return recorded_; }
-  Environment& environment() { return environment_; }
+  Environment& environment() { return *environment_; }
   Model& model() { return model_; }
   /// Throws Error on a rank that is no actor.
   Weights& weights() {
-    if (!weights_) throw Error(job_.name() + " is no actor and has no weights to train");
+    if (!weights_) throw Error(job_->name() + " is no actor and has no weights to train");
     return *weights_;
   }
   /// Throws Error on a rank that neither rolls out nor leads.
   Worker& worker() {
-    if (!worker_) throw Error(job_.name() + " neither rolls out nor leads: it has no environments");
+    if (!worker_) throw Error(job_->name() + " neither rolls out nor leads: it has no environments");
     return *worker_;
   }
   Memory& memory() { return memory_; }
@@ -276,6 +279,10 @@ class Run {
   static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
   /// Whether the schedule repeats a recorded run.
   static constexpr bool replays = requires { P::schedule::staleness_is_recorded; };
+  /// Whether shares of the work move while the run goes on.
+  static constexpr bool adapts = requires { P::placement::adapts; };
+  struct Nothing {};
+  using Adapting = std::conditional_t<adapts, std::optional<Adaptation>, Nothing>;
   /// Whether the weights know of other actors (sharding/actors.hpp).
   static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
     weights.max(values);
@@ -285,52 +292,69 @@ class Run {
       : config_(checked(config)),
         replayed_(recording_to_repeat()),
         own_cluster_(std::move(own)),
-        job_(given ? *given : *own_cluster_,
-             Placement::roles(config_.placement, (given ? *given : *own_cluster_).topology()), deadline()),
+        cluster_(given ? *given : *own_cluster_),
+        job_(std::in_place, cluster_, Placement::roles(config_.placement, cluster_.topology()), deadline()),
         memory_(config_.memory),
         tensors_(memory_.model()),
-        environment_(environment_knobs(), memory_.environment()),
+        environment_(std::make_unique<Environment>(environment_knobs(), memory_.environment())),
         model_(config_.model, inputs(), weight_seed()) {
-    if ((replays || config_.run.record) && !job_.alone())
+    if ((replays || config_.run.record) && !job_->alone())
       throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
                         " is for a run of one process, and the job has " +
-                        std::to_string(job_.cluster().world()));
-    job_.roll_call(Job::first_call);
-    if constexpr (routed)
-      plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), group(), deadline());
-    if (job_.trains() && job_.alone()) make_weights();
-    if (job_.rolls_out() || job_.leads())
-      worker_ =
-          std::make_unique<Worker>(environment_, frozen_model(), frozen_model(), rollout_options(), trace_);
-    if (job_.trains()) make_algorithm();
-    job_.roll_call(Job::last_call);  // from here on ranks wait for each other
-    if (job_.trains() && !job_.alone()) make_weights();
-    if (!routed && !broadcasts && job_.alone()) make_planes();  // else when the first batch is known
+                        std::to_string(job_->cluster().world()));
+    if constexpr (adapts) {
+      if (config_.run.record)
+        throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
+      if (job_->incarnation() > 0)
+        throw ConfigError(
+            job_->name() +
+            " comes again, but Adaptive's ranks change their roles: the others go on without it");
+      adaptation_.emplace(config_.placement, *job_, sampling_threads(), training_threads(),
+                          job_->leads() ? splits() : std::vector<int>());
+    }
+    take_place();
+    if (!routed && !broadcasts && job_->alone()) make_planes();  // else when the first batch is known
   } catch (const std::exception& why) {
     if (given) Job::refuse(*given, why);
   }
 
+  /// The parts that follow from the roles, but for the planes.
+  void take_place() {
+    job_->roll_call(Job::first_call);
+    if constexpr (routed)
+      plan_ = agree_on_routes(job_->cluster(), job_->roles(), group_bytes(), group(), deadline());
+    if (job_->trains() && job_->alone()) make_weights();
+    if (job_->rolls_out() || job_->leads())
+      worker_ =
+          std::make_unique<Worker>(*environment_, frozen_model(), frozen_model(), rollout_options(), trace_);
+    if (job_->trains()) make_algorithm();
+    job_->roll_call(Job::last_call);  // from here on ranks wait for each other
+    if (job_->trains() && !job_->alone()) make_weights();
+  }
+
   /// What the schedule's lanes call. Nested so that a lane can touch only what stands here.
   struct Stages {
-    Stages(Run& whose, std::function<void(const Iteration&)> each, std::function<void(std::int64_t)> after,
-           const stop_flag* stop)
+    Stages(Run& whose, const std::function<void(const Iteration&)>& each,
+           const std::function<void(std::int64_t)>& after, const stop_flag* stop,
+           std::chrono::steady_clock::time_point since)
         : run(whose),
-          on_iteration(std::move(each)),
-          after_update(std::move(after)),
+          on_iteration(each),
+          after_update(after),
           asked(stop),
+          start(since),
           sampled(static_cast<std::size_t>(whose.staleness()) + 1) {}
 
     Run& run;
-    std::function<void(const Iteration&)> on_iteration;
-    std::function<void(std::int64_t)> after_update;
+    const std::function<void(const Iteration&)>& on_iteration;
+    const std::function<void(std::int64_t)>& after_update;
     /// Asked from outside; in a job the lanes end by `ending`, which the actors agree on.
     const stop_flag* asked;
     stop_flag ending;
+    const std::chrono::steady_clock::time_point start;
     /// Of a live batch, one slot a trajectory buffer: passes from sampling to training with it.
     std::vector<RolloutCounts> sampled;
     /// Guards the history: training appends to it, an observer that lags behind copies out of it.
     std::mutex history;
-    std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
     /// Held by the weights while they have not been packed: an update reads them, but may not change them
     /// yet.
     credit<0> packed{0};
@@ -339,6 +363,7 @@ class Run {
     std::atomic<bool> lost{false};
     timed_semaphore ended{0};
     std::int64_t sampled_until = 0;  ///< the sampling lane's
+    LaneClock sampling, training;    ///< where shares of the work move: what these lanes were at work
     /// A rollout of a job: no more weights will come, in peace.
     std::atomic<bool> weights_ended{false};
 
@@ -369,8 +394,11 @@ class Run {
     void sample(Token& token, Boundaries& boundaries) {
       Trajectory<Decision>& trajectory = run.data_->produce(token);
       const RolloutCounts before = run.worker_->counts();
-      token.version =
-          run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch, boundaries);
+      {
+        const Timed timed(sampling);
+        token.version =
+            run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch, boundaries);
+      }
       if (lost.load(std::memory_order_acquire)) {
         ended.acquire_for(run.deadline());
         throw Error("sampling stops: the weights that it waited for could not be installed");
@@ -378,7 +406,7 @@ class Run {
       const RolloutCounts steps = run.worker_->counts() - before;
       if constexpr (routed) {
         run.data_->commit(token, {steps.env_steps, steps.chunk_steps});
-        if (!run.job_.trains() && asked_to_stop()) end();
+        if (!run.job_->trains() && asked_to_stop()) end();
       } else {
         live(token) = steps;
         run.data_->commit(token);
@@ -389,7 +417,7 @@ class Run {
     bool arrive(Token& token) {
       bool more = true;
       if constexpr (routed) more = run.data_->arrive(token);
-      if (run.job_.alone()) return more;
+      if (run.job_->alone()) return more;
       std::array<std::int64_t, 2> word{!more || asked_to_stop(), more ? token.batch - token.version : 0};
       run.largest(word);
       if (word[0] != 0) {
@@ -402,6 +430,7 @@ class Run {
       return true;
     }
     void train(Token& token) {
+      const Timed timed(training);
       const Trajectory<Decision>& trajectory = run.data_->consume(token);
       auto before_step = [&] {
         if (!packed.acquire(run.deadline(),
@@ -465,6 +494,12 @@ class Run {
     }
 
    private:
+    struct Timed {
+      explicit Timed(LaneClock& of) : clock(of) {}
+      ~Timed() { clock.add(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()); }
+      LaneClock& clock;
+      const std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+    };
     RolloutCounts steps_of(const Token& token) {
       if constexpr (routed) {
         const auto arrived = run.data_->arrival(token).counts;
@@ -482,7 +517,7 @@ class Run {
 
   // ---- What is made of the configuration
   ModelInputs inputs() const {
-    return {environment_.observation_spec(), environment_.action_spec(), config_.model.chunk};
+    return {environment_->observation_spec(), environment_->action_spec(), config_.model.chunk};
   }
   std::uint64_t weight_seed() const {
     return stream_seed(static_cast<std::uint64_t>(config_.run.seed), Stream::weights);
@@ -504,7 +539,7 @@ class Run {
       return 1;
   }
   /// The groups of a pass that are this rollout's own, of `all_groups`.
-  Share own_groups() const { return job_.share_of_groups(all_groups()); }
+  Share own_groups() const { return job_->share_of_groups(all_groups()); }
   std::int64_t all_groups() const {
     if constexpr (requires { config_.environment.environments; })
       return config_.environment.environments / group();
@@ -517,14 +552,14 @@ class Run {
     auto knobs = config_.environment;
     if constexpr (requires { knobs.environments; }) {
       const Share own = own_groups();  // refuses too few
-      if (job_.rolls_out())
+      if (job_->rolls_out())
         knobs.environments = static_cast<int>(own.count * group());
-      else if (!job_.leads())
+      else if (!job_->leads())
         knobs.environments = static_cast<int>(group());
-    } else if (job_.rollouts() > 1) {
+    } else if (job_->rollouts() > 1) {
       throw ConfigError(std::string(P::environment::name) +
                         " has no knob 'environments', so they cannot be shared by " +
-                        std::to_string(job_.rollouts()) + " rollouts");
+                        std::to_string(job_->rollouts()) + " rollouts");
     }
     return knobs;
   }
@@ -537,7 +572,7 @@ class Run {
     options.threads = sampling_threads();
     options.stages = config_.schedule.sampling_stages;
     options.deadline = deadline();
-    if (job_.rolls_out() && !job_.alone()) {
+    if (job_->rolls_out() && !job_->alone()) {
       options.first_episode = own_groups().first * group();
       options.all_episodes = all_groups() * group();
     }
@@ -562,8 +597,16 @@ class Run {
     }
     return recording;
   }
-  int sampling_threads() const { return config_.schedule.sampling_threads; }
-  int training_threads() const { return config_.schedule.training_threads; }
+  int sampling_threads() const {
+    if constexpr (adapts)
+      if (adaptation_) return adaptation_->shares().sampling_threads;
+    return config_.schedule.sampling_threads;
+  }
+  int training_threads() const {
+    if constexpr (adapts)
+      if (adaptation_) return adaptation_->shares().training_threads;
+    return config_.schedule.training_threads;
+  }
   int caller_threads() const { return std::max(sampling_threads(), training_threads()); }
   std::chrono::nanoseconds deadline() const {
     return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.schedule.deadline_s * 1e9));
@@ -571,17 +614,18 @@ class Run {
 
   // ---- The parts that not every rank has
   BatchShape shape_of(std::int64_t episodes) const {
-    return {environment_.horizon() / config_.model.chunk, episodes, config_.model.chunk};
+    return {environment_->horizon() / config_.model.chunk, episodes, config_.model.chunk};
   }
   Transition transitions(std::int64_t episodes) const {
-    return transition_layout(environment_.observation_spec(), environment_.action_spec(), shape_of(episodes));
+    return transition_layout(environment_->observation_spec(), environment_->action_spec(),
+                             shape_of(episodes));
   }
   Decision decisions(std::int64_t episodes) const {
     return model_.decision_layout({shape_of(episodes).decisions, episodes});
   }
   /// Of each group that this rank rolls out in a batch.
   std::vector<std::int64_t> group_bytes() const {
-    if (!job_.rolls_out()) return {};
+    if (!job_->rolls_out()) return {};
     const auto bytes =
         static_cast<std::int64_t>(record_bytes(trajectory_layout(transitions(group()), decisions(group()))));
     return std::vector<std::int64_t>(static_cast<std::size_t>(own_groups().count * rollout_epochs()), bytes);
@@ -589,19 +633,21 @@ class Run {
   /// Of this actor's part of a batch.
   std::int64_t trained_episodes() const {
     if constexpr (routed)
-      return plan_.episodes_to(job_.actor());
+      return plan_.episodes_to(job_->actor());
     else
       return worker_->shape().episodes;
   }
-  void make_algorithm() {
+  void make_algorithm() { algorithm_ = algorithm_for(trained_episodes(), job_->actors()); }
+  /// On one of `actors`, with `episodes` of a batch as its own.
+  std::unique_ptr<Algorithm> algorithm_for(std::int64_t episodes, int actors) const {
     const auto seed = static_cast<std::uint64_t>(config_.run.seed);
-    const std::int64_t dimensions = environment_.action_spec().dimensions;
-    const BatchShape shape = shape_of(trained_episodes());
-    if constexpr (requires { Algorithm(config_.algorithm, shape, dimensions, seed, job_.actors()); }) {
-      algorithm_ = std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed, job_.actors());
+    const std::int64_t dimensions = environment_->action_spec().dimensions;
+    const BatchShape shape = shape_of(episodes);
+    if constexpr (requires { Algorithm(config_.algorithm, shape, dimensions, seed, actors); }) {
+      return std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed, actors);
     } else {
-      refuse_actors(P::algorithm::name);
-      algorithm_ = std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed);
+      refuse_actors(P::algorithm::name, actors);
+      return std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed);
     }
   }
   void make_weights() {
@@ -609,31 +655,32 @@ class Run {
     if constexpr (requires { Weights(model_, memory_.model(), config_.sharding, groups); }) {
       weights_ = std::make_unique<Weights>(model_, memory_.model(), config_.sharding, groups);
       if constexpr (requires { weights_->trace_to(trace_); })
-        if (job_.actors() > 1) weights_->trace_to(trace_);
+        if (job_->actors() > 1) weights_->trace_to(trace_);
     } else {
-      refuse_actors(P::sharding::name);
+      refuse_actors(P::sharding::name, job_->actors());
       weights_ = std::make_unique<Weights>(model_, memory_.model());
     }
-    if (job_.actors() > 1) actors_ = actors_group("start");
+    if (job_->actors() > 1) actors_ = actors_group("start");
   }
   /// One that the loss of an actor can end.
   std::unique_ptr<Group> actors_group(const std::string& purpose) {
-    std::shared_ptr<Group> group = job_.cluster().group("actors/" + purpose, job_.roles().actors, deadline());
+    std::shared_ptr<Group> group =
+        job_->cluster().group("actors/" + purpose, job_->roles().actors, deadline());
     groups_.push_back(group);
     return std::make_unique<detail::SharedGroup>(std::move(group));
   }
-  void refuse_actors(std::string_view policy) const {
-    if (job_.actors() > 1)
+  static void refuse_actors(std::string_view policy, int actors) {
+    if (actors > 1)
       throw ConfigError(std::string(policy) + " trains on one actor, and the job has " +
-                        std::to_string(job_.actors()) + "; choose a placement with one");
+                        std::to_string(actors) + "; choose a placement with one");
   }
   void make_planes() {
-    if (job_.incarnation() > 0) job_.announce();
+    if (job_->incarnation() > 0) job_->announce();
     make_data();
     make_control();
     if constexpr (routed)
-      if (job_.incarnation() > 0) next_batch_ = data_->first_batch();
-    if (!job_.alone()) make_watch();
+      if (job_->incarnation() > 0) next_batch_ = data_->first_batch();
+    if (!job_->alone()) make_watch();
   }
   void make_data() {
     if constexpr (routed) {
@@ -641,14 +688,14 @@ class Run {
       const auto layout = [&](std::int64_t episodes) {
         return trajectory_layout(transitions(episodes), decisions(episodes));
       };
-      if (job_.rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_.rollout()));
-      if (job_.trains()) layouts.actor = layout(plan_.episodes_to(job_.actor()));
+      if (job_->rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_->rollout()));
+      if (job_->trains()) layouts.actor = layout(plan_.episodes_to(job_->actor()));
       typename Data::Options options;
       options.buffers = staleness() + 1;
       options.first_batch = next_batch_;
-      options.incarnation = job_.incarnation();
+      options.incarnation = job_->incarnation();
       options.deadline = deadline();
-      data_ = std::make_unique<Data>(std::move(layouts), plan_, job_.cluster(), job_.roles(), options,
+      data_ = std::make_unique<Data>(std::move(layouts), plan_, job_->cluster(), job_->roles(), options,
                                      memory_.environment());
     } else {
       const std::int64_t episodes = worker_->shape().episodes;
@@ -661,11 +708,11 @@ class Run {
     if constexpr (broadcasts) {
       std::vector<WeightPart> parts;
       if constexpr (requires { Weights::parts_of(model_, 1); })
-        parts = Weights::parts_of(model_, job_.actors());
+        parts = Weights::parts_of(model_, job_->actors());
       else
         parts = {{{0, floats}}};
-      control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_.cluster(),
-                                           job_.roles(), static_cast<int>(job_.incarnation()), deadline(),
+      control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_->cluster(),
+                                           job_->roles(), static_cast<int>(job_->incarnation()), deadline(),
                                            memory_.environment());
     } else {
       control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
@@ -677,7 +724,7 @@ class Run {
     WatchCallbacks callbacks;
     callbacks.lost_rollout = [this](int rank, const std::string& why) {
       if constexpr (routed)
-        if (job_.trains()) data_->lose(job_.roles().rollout(rank), why);
+        if (job_->trains()) data_->lose(job_->roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
     };
     callbacks.lost_actor = [this](const std::string&) {
@@ -695,7 +742,7 @@ class Run {
       }
     };
     watch_ = std::make_unique<Watch>(
-        job_, std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9)), deadline(),
+        *job_, std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9)), deadline(),
         std::move(callbacks));
   }
 
@@ -705,7 +752,7 @@ class Run {
   }
   RolloutCounts summed(const RolloutCounts& own) {
     if constexpr (shared_weights) {
-      if (job_.actors() == 1) return own;
+      if (job_->actors() == 1) return own;
       std::array values{static_cast<double>(own.env_steps), static_cast<double>(own.chunk_steps)};
       weights_->sum(values);
       return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1])};
@@ -748,19 +795,23 @@ class Run {
     if (actors_) {
       gather();
       if constexpr (requires { weights_->take_parameters(); }) {
-        if (job_.leads()) weights_->take_parameters();  // as the trainer rounds them
+        if (job_->leads()) weights_->take_parameters();  // as the trainer rounds them
         actors_->broadcast(std::as_writable_bytes(model_.parameters()),
-                           job_.roles().actor(job_.roles().leader()));
+                           job_->roles().actor(job_->roles().leader()));
         weights_->take_parameters();
       }
     }
+    hand_out_weights();
+  }
+  /// To the rollouts, before they begin.
+  void hand_out_weights() {
     if constexpr (broadcasts) {
-      if (!job_.alone()) {
-        if (job_.trains() && control_->latest() < next_batch_) {
+      if (!job_->alone()) {
+        if (job_->trains() && control_->latest() < next_batch_) {
           pack(next_batch_);
           control_->publish(next_batch_);
         }
-        if (job_.rolls_out()) {
+        if (job_->rolls_out()) {
           std::atomic<bool> lost{false};
           control_->await(next_batch_, deadline());
           receive(next_batch_, lost);
@@ -773,7 +824,7 @@ class Run {
   }
   void pack(std::int64_t version) {
     const std::span<std::byte> bytes = control_->begin(version);
-    if (broadcasts || job_.actors() == 1) {
+    if (broadcasts || job_->actors() == 1) {
       weights_->pack(bytes);
     } else {  // a replica's own copies: the whole, not this actor's part
       gather();
@@ -793,11 +844,100 @@ class Run {
     });
   }
 
+  run_result swim(Stages& stages, const run_options& options) {
+    try {
+      return Schedule::run(stages, options, trace_);
+    } catch (const std::exception& error) {
+      if (const std::string why = watch_ ? watch_->fatal() : ""; !why.empty())
+        throw PeerError(why + " (" + error.what() + ")");
+      throw;
+    }
+  }
+
+  // ---- Shares of the work that move
+  /// Batches until the next look.
+  std::int64_t stretch() const {
+    if constexpr (adapts)
+      return adaptation_->stretch();
+    else
+      return std::numeric_limits<std::int64_t>::max();
+  }
+  /// How many ranks of the job may roll out: each then has a group, and the algorithm agrees to so many
+  /// actors.
+  std::vector<int> splits() const {
+    std::vector<int> good;
+    for (int actors = 1; actors < cluster_.world(); ++actors) {
+      const int rollouts = cluster_.world() - actors;
+      if (rollouts > all_groups()) continue;
+      try {
+        const std::int64_t groups = share_of(all_groups() * rollout_epochs(), actors, actors - 1).count;
+        (void)algorithm_for(groups * group(), actors);
+        good.push_back(rollouts);
+      } catch (const ConfigError&) {  // not with so many
+      }
+    }
+    return good;
+  }
+  /// Between two stretches: looks, and moves what is to be moved.
+  void adapt(const Stages& stages) {
+    if constexpr (adapts) {
+      const LaneTimes own{job_->rolls_out() ? stages.sampling.median() : 0,
+                          job_->trains() ? stages.training.median() : 0};
+      const auto lost = [this](int rank) { return watch_ && watch_->lost(rank); };
+      if (!adaptation_->look(*job_, own, next_batch_, all_groups(), lost, deadline())) return;
+      if (job_->alone())
+        worker_->use_threads(sampling_threads());
+      else
+        change_roles(stages);
+    }
+  }
+  /// Every rank of the job calls it. Whoever is lost meanwhile ends the run.
+  void change_roles(const Stages& stages) requires adapts {
+    auto span = trace_.span("change roles", next_batch_);
+    part(stages, false);
+    watch_->end();
+    before_ = total({before_, figures()});
+    const std::string number = std::to_string(adaptation_->looked());
+    std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
+    std::iota(everybody.begin(), everybody.end(), 0);
+    const auto all = cluster_.group("carry/" + number, everybody, deadline());
+    const CarriedState state =
+        carry(weights_.get(), *all, job_->roles().actors, std::ssize(model_.parameters()));
+    std::array steps{trained_.env_steps, trained_.chunk_steps};
+    all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
+    trained_ = {steps[0], steps[1]};
+    // What stood on the old roles goes, in the reverse order of its making.
+    watch_.reset();
+    control_.reset();
+    data_.reset();
+    algorithm_.reset();
+    worker_.reset();
+    actors_.reset();
+    weights_.reset();
+    groups_.clear();
+    environment_.reset();
+    auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
+    const Shares& shares = adaptation_->shares();
+    job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), deadline(), shares.groups);
+    scope_ = std::move(scope);
+    try {
+      environment_ = std::make_unique<Environment>(environment_knobs(), memory_.environment());
+      take_place();
+    } catch (const std::exception& why) {
+      Job::refuse(*scope_, why);
+      throw;
+    }
+    if (weights_) take(*weights_, state);
+    history_.resize(static_cast<std::size_t>(next_batch_));  // a new actor knows no earlier ones
+    sampled_before_ = worker_ ? worker_->counts() : RolloutCounts{};
+    job_->begin_together(nullptr);
+    make_planes();
+    hand_out_weights();
+  }
+
   // ---- The end of a job
-  /// Planes part in peace; the leader puts the job's report together.
-  void end_together(Stages& stages, RunReport& report) {
-    if (job_.leads()) job_.say_end();
-    const bool leaves = !job_.trains() && stages.asked_to_stop() && !stages.weights_ended.load();
+  /// Of the planes, in peace. `leaves`: this rank alone.
+  void part(const Stages& stages, bool leaves) {
     const auto end_weights = [&] {
       if constexpr (broadcasts) leaves ? control_->close() : control_->finish(deadline());
     };
@@ -810,46 +950,50 @@ class Run {
       }
     };
     // A rollout's lanes end by the actors' word that no more weights come, and only then it says goodbye.
-    if (job_.trains()) {
+    if (job_->trains()) {
       end_weights();
       end_data();
     } else {
       end_data();
       end_weights();
     }
-    const RankReport own = rank_report(report);
-    if (!job_.leads()) {
-      job_.tell_leader("report", serialise(own));
+  }
+  /// Planes part in peace; the leader puts the job's report together.
+  void end_together(Stages& stages, RunReport& report) {
+    if (job_->leads()) job_->say_end();
+    const bool leaves = !job_->trains() && stages.asked_to_stop() && !stages.weights_ended.load();
+    part(stages, leaves);
+    const RankReport own = rank_report();
+    if (!job_->leads()) {
+      job_->tell_leader("report", serialise(own));
       if (!leaves) watch_->end();
       return;
     }
-    for (int rank = 0; rank < job_.cluster().world(); ++rank) {
-      if (rank == job_.rank()) {
+    for (int rank = 0; rank < job_->cluster().world(); ++rank) {
+      if (rank == job_->rank()) {
         report.ranks.push_back(own);
         continue;
       }
-      if (watch_->lost(rank) && !job_.has_told("report", rank)) {
+      if (watch_->lost(rank) && !job_->has_told("report", rank)) {
         report.silent.push_back(rank);
         continue;
       }
       try {
-        report.ranks.push_back(parse_rank_report(job_.told("report", rank)));
+        report.ranks.push_back(parse_rank_report(job_->told("report", rank)));
       } catch (const DeadlineError&) {
         report.silent.push_back(rank);
       }
     }
     watch_->end();
     report.timing = job_timing(report.ranks);
-    const RankReport all = total(report.ranks);
+    const RankReport all = dvla::total(report.ranks);
     report.env_steps = all.env_steps;
     report.chunk_steps = all.chunk_steps;
   }
-  RankReport rank_report(const RunReport& report) {
-    RankReport own{};
-    own.rank = job_.rank();
-    own.trace = trace::snapshot(trace_, job_.name());
-    own.env_steps = report.env_steps;
-    own.chunk_steps = report.chunk_steps;
+  RankReport rank_report() {
+    RankReport own = total({before_, figures()});
+    own.rank = job_->rank();
+    own.trace = trace::snapshot(trace_, job_->name());
     std::array<double, 4> seconds{};
     std::array<std::int64_t, 4> spans{};
     for (const trace::span_record& span : own.trace.spans)
@@ -865,6 +1009,16 @@ class Run {
     own.rollout_time_s = mean(0);
     own.actor_time_s = mean(1);
     own.sync_time_s = mean(2) + mean(3);
+    return own;
+  }
+  /// Counts of this rank in its present roles.
+  RankReport figures() {
+    RankReport own{};
+    if (worker_) {
+      const RolloutCounts counts = worker_->counts() - sampled_before_;
+      own.env_steps = counts.env_steps;
+      own.chunk_steps = counts.chunk_steps;
+    }
     const auto data = data_->report();
     own.sent = data.sent;
     own.trained = data.trained;
@@ -893,11 +1047,14 @@ class Run {
   Config<P> config_;
   Recording replayed_, recorded_;
   std::unique_ptr<LoneCluster> own_cluster_;
-  Job job_;
+  Cluster& cluster_;
+  std::unique_ptr<ScopedCluster> scope_;  ///< of the roles that were taken last
+  std::optional<Job> job_;
+  Adapting adaptation_;
   Trace trace_;
   Memory memory_;
   detail::TensorPool<Model> tensors_;
-  Environment environment_;
+  std::unique_ptr<Environment> environment_;
   Model model_;
   RoutingPlan plan_;                            ///< of a routed data plane
   std::unique_ptr<Weights> weights_;            ///< an actor's
@@ -910,6 +1067,8 @@ class Run {
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   std::vector<Iteration> history_;
   RolloutCounts trained_;  ///< in the batches of the history
+  RankReport before_{};    ///< of this train(), in roles that this rank had earlier
+  RolloutCounts sampled_before_;
   std::int64_t next_batch_ = 0;
 };
 

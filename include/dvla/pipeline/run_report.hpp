@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/pipeline/adaptation.hpp"
+#include "dvla/schedule/runner.hpp"
 #include "dvla/trace/process.hpp"
 #include "dvla/trace/report.hpp"
 
@@ -92,8 +94,18 @@ struct RunReport {
   std::int64_t batches = 0;
   bool stopped = false;
   int signal = 0;
+  std::vector<Look> looks;        ///< of a placement that adapts, on the leader
   std::vector<RankReport> ranks;  ///< of a job of several processes, on its leader
   std::vector<int> silent;        ///< ranks that gave no report: they died or left the job
+  /// One stretch more; batches are counted by the caller in the end.
+  void add(const run_result& stretch) {
+    batches += stretch.batches;
+    stopped = stretch.stopped;
+    signal = stretch.signal;
+    max_staleness = std::max(max_staleness, stretch.max_staleness);
+    staleness.resize(std::max(staleness.size(), stretch.staleness.size()));
+    for (std::size_t lag = 0; lag < stretch.staleness.size(); ++lag) staleness[lag] += stretch.staleness[lag];
+  }
   double env_steps_per_s() const {
     return train_wall_s > 0 ? static_cast<double>(env_steps) / train_wall_s : 0;
   }

@@ -9,7 +9,7 @@
 namespace dvla {
 
 /// Optional: `separates_roles` (some rank has one role only); `has_rollouts`, `has_actors` = false where a
-/// role is left out.
+/// role is left out; `adapts` (roles are those of the start, and move: knobs as AdaptiveKnobs).
 template <class Type>
 concept PlacementPolicy = NamedPolicyFor<Type, placement_slot>;
 

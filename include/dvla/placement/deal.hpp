@@ -62,6 +62,17 @@ inline std::vector<int> spread(int count, const Topology& topology) {
 }
 
 /// Actors as spread() says, the others are rollouts.
+inline Roles separated(int actors, const Topology& topology) {
+  Roles roles;
+  roles.actors = spread(actors, topology);
+  const std::vector<int> all = all_ranks(topology);
+  roles.rollouts.clear();
+  std::set_difference(all.begin(), all.end(), roles.actors.begin(), roles.actors.end(),
+                      std::back_inserter(roles.rollouts));
+  return roles;
+}
+
+/// The same by shares; `name` is theirs in the refusal.
 inline Roles separate(int rollouts, int actors, const std::string& name, const Topology& topology) {
   const int world = topology.world();
   const std::int64_t shares = std::int64_t{rollouts} + actors;
@@ -70,13 +81,7 @@ inline Roles separate(int rollouts, int actors, const std::string& name, const T
                       " and the job has " + std::to_string(world) + (world == 1 ? " rank" : " ranks") +
                       "; both shares must be at least 1, and the ranks a multiple of their sum, " +
                       std::to_string(shares));
-  Roles roles;
-  roles.actors = spread(static_cast<int>(world / shares) * actors, topology);
-  const std::vector<int> all = all_ranks(topology);
-  roles.rollouts.clear();
-  std::set_difference(all.begin(), all.end(), roles.actors.begin(), roles.actors.end(),
-                      std::back_inserter(roles.rollouts));
-  return roles;
+  return separated(static_cast<int>(world / shares) * actors, topology);
 }
 
 }  // namespace dvla::detail

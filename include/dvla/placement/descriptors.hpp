@@ -1,6 +1,6 @@
 // Which rank is a rollout, an actor, or both. Paper: co-located, separated and hybrid placement; ratios 3:1
-// and 1:1. Each is its own machinery: a pure function from the job's topology to its roles. Starts no
-// process.
+// and 1:1, adapted. Each is its own machinery: a pure function from the job's topology to its roles. Starts
+// no process.
 #pragma once
 
 #include <string>
@@ -60,17 +60,19 @@ struct Hybrid {
   }
 };
 
-/// Shares move until rollout and actor times meet. Declared, not built in this version.
+/// As Separated at first; then shares of the work move until rollout and actor times meet
+/// (pipeline/adaptation.hpp): in one process cores between the lanes, in a job ranks between the roles and
+/// environments between the rollouts.
 struct Adaptive {
   using slot = placement_slot;
-  using knobs = NoKnobs;
+  using knobs = AdaptiveKnobs;
   static constexpr std::string_view name = "Adaptive";
-  static constexpr bool built = false;
   static constexpr bool separates_roles = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never, "dvla: Adaptive is declared but not built in this version; use Separated or Hybrid");
-  };
+  static constexpr bool adapts = true;
+  static Roles roles(const AdaptiveKnobs& shares, const Topology& topology) {
+    if (topology.world() == 1) return {};
+    return detail::separate(shares.rollouts, shares.actors, "placement.rollouts:actors", topology);
+  }
 };
 
 }  // namespace dvla

@@ -14,6 +14,13 @@ struct HybridKnobs {
   int actors = 1;
 };
 
+struct AdaptiveKnobs {
+  int rollouts = 1;
+  int actors = 1;
+  int look_every = 10;
+  double within = 0.1;
+};
+
 template <>
 inline constexpr auto knob_docs<SeparatedKnobs> = std::to_array<KnobDoc>({
     {"rollouts", "shares of the ranks that roll out: 3 rollouts to 1 actor", 1, 65536},
@@ -26,7 +33,20 @@ inline constexpr auto knob_docs<HybridKnobs> = std::to_array<KnobDoc>({
     {"actors", "how many of the ranks train too; all roll out", 1, 65536},
 });
 
+template <>
+inline constexpr auto knob_docs<AdaptiveKnobs> = std::to_array<KnobDoc>({
+    {"rollouts",
+     "shares of the ranks that roll out at first; a job of one process has one rank, which is both", 1,
+     65536},
+    {"actors", "shares of the ranks that train at first", 1, 65536},
+    {"look_every",
+     "batches between looks while shares move; twice as many after each look that moves nothing", 3, 1e6},
+    {"within", "rollout and actor time meet when they are no further apart, as a share of the longer one",
+     0.01, 0.9},
+});
+
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::SeparatedKnobs, rollouts, actors);
 BOOST_HANA_ADAPT_STRUCT(dvla::HybridKnobs, actors);
+BOOST_HANA_ADAPT_STRUCT(dvla::AdaptiveKnobs, rollouts, actors, look_every, within);

@@ -1,0 +1,272 @@
+// What Adaptive does while a run goes on: after a stretch of batches every rank says how long its lanes took,
+// the leader decides how the work is shared from then on, and all learn it. Paper: "adapted until rollout and
+// actor times meet". In one process cores move between the sampling and the training lane; in a job whole
+// ranks change their roles, and environments go from slow rollouts to fast ones. The arithmetic is
+// placement/balance.hpp's; who rebuilds what, Run's.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/handoff/waiting.hpp"
+#include "dvla/pipeline/job.hpp"
+#include "dvla/placement/balance.hpp"
+#include "dvla/placement/deal.hpp"
+#include "dvla/placement/placement_knobs.hpp"
+
+namespace dvla {
+
+/// Who does how much.
+struct Shares {
+  int rollouts = 1, actors = 1;                    ///< ranks
+  int sampling_threads = 1, training_threads = 1;  ///< of each process
+  std::vector<std::int64_t> groups;                ///< of environments, by rollout; empty: nearly equal
+  bool operator==(const Shares&) const = default;
+};
+
+/// "3:1 ranks" or "1:1 threads".
+inline std::string to_text(const Shares& shares, bool alone) {
+  const auto ratio = [](int one, int other) { return std::to_string(one) + ":" + std::to_string(other); };
+  std::string text = alone ? ratio(shares.sampling_threads, shares.training_threads) + " threads"
+                           : ratio(shares.rollouts, shares.actors) + " ranks";
+  for (std::size_t i = 0; i < shares.groups.size(); ++i)
+    text += (i == 0 ? ", groups " : " ") + std::to_string(shares.groups[i]);
+  return text;
+}
+
+/// One look: what a stretch has shown, and what follows.
+struct Look {
+  std::int64_t batch = 0;  ///< the first of the next stretch
+  Shares shares;           ///< of the stretch that has ended
+  LaneTimes times;         ///< medians of its batches, the slowest rank's
+  Shares next;
+};
+
+/// The last times of a lane, at most 64. One thread at a time.
+class LaneClock {
+ public:
+  void add(double seconds) { times_[static_cast<std::size_t>(count_++) % times_.size()] = seconds; }
+  /// 0 where there is none.
+  double median() const {
+    std::vector<double> sorted(times_.begin(),
+                               times_.begin() + std::min<std::ptrdiff_t>(count_, std::ssize(times_)));
+    if (sorted.empty()) return 0;
+    std::nth_element(sorted.begin(), sorted.begin() + std::ssize(sorted) / 2, sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+
+ private:
+  std::array<double, 64> times_{};
+  std::ptrdiff_t count_ = 0;
+};
+
+/// Every rank has one, with the same arguments. One thread at a time.
+class Adaptation {
+ public:
+  /// `splits`: how many ranks may roll out, where there are several; only the leader need know.
+  Adaptation(const AdaptiveKnobs& knobs, const Job& job, int sampling_threads, int training_threads,
+             std::vector<int> splits)
+      : knobs_(knobs),
+        alone_(job.alone()),
+        shares_{job.rollouts(), job.actors(), sampling_threads, training_threads, {}},
+        balance_(alone_ ? sampling_threads + training_threads : job.cluster().world(),
+                 alone_ ? sampling_threads : job.rollouts(),
+                 alone_ ? up_to(sampling_threads + training_threads - 1) : std::move(splits), knobs.within),
+        stretch_(knobs.look_every) {}
+
+  const Shares& shares() const { return shares_; }
+  /// Batches until the next look.
+  std::int64_t stretch() const { return stretch_; }
+  /// How many looks there have been.
+  std::int64_t looked() const { return looked_; }
+  /// The leader's.
+  const std::vector<Look>& looks() const { return looks_; }
+
+  /// All ranks call it when a stretch has ended, before batch `batch`, each with the medians of its own
+  /// lanes. `lost(rank)`: whether one is gone; then nothing moves any more. `groups`: of a batch, all in all.
+  /// True: the shares are others now. Throws DeadlineError naming the rank that was waited for.
+  template <class Lost>
+  bool look(const Job& job, const LaneTimes& own, std::int64_t batch, std::int64_t groups, Lost lost,
+            std::chrono::nanoseconds limit) {
+    const std::string number = std::to_string(looked_++);
+    Shares next = shares_;
+    if (job.leads()) {
+      const std::vector<LaneTimes> times = hear(job, own, number, lost, limit);
+      next = decide(job, times, groups);
+      const bool moves = !(next == shares_);
+      stretch_ = frozen_ ? forever : moves || !balance_.settled() ? knobs_.look_every : 2 * stretch_;
+      LaneTimes slowest;
+      for (const LaneTimes& each : times) {
+        slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
+        slowest.training_s = std::max(slowest.training_s, each.training_s);
+      }
+      looks_.push_back({batch, shares_, slowest, next});
+      if (!alone_) job.cluster().put(verdict_key(number), written(next, stretch_));
+    } else {
+      job.tell_leader("look/" + number, written(own));
+      std::tie(next, stretch_) =
+          read(wait_for(job, verdict_key(number), job.roles().leader(), lost, limit), shares_);
+    }
+    const bool moves = !(next == shares_);
+    shares_ = std::move(next);
+    return moves;
+  }
+
+ private:
+  static constexpr std::int64_t forever = std::numeric_limits<std::int64_t>::max() / 4;
+
+  static std::vector<int> up_to(int last) {
+    std::vector<int> all(static_cast<std::size_t>(last));
+    std::iota(all.begin(), all.end(), 1);
+    return all;
+  }
+  static std::string verdict_key(const std::string& number) { return "run/shares/" + number; }
+
+  template <class Lost>
+  std::vector<LaneTimes> hear(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
+                              std::chrono::nanoseconds limit) {
+    std::vector<LaneTimes> times(static_cast<std::size_t>(job.cluster().world()));
+    for (int rank = 0; rank < job.cluster().world(); ++rank) {
+      LaneTimes& each = times[static_cast<std::size_t>(rank)];
+      if (rank == job.rank()) {
+        each = own;
+        continue;
+      }
+      const std::string said =
+          wait_for(job, "run/look/" + number + "/" + std::to_string(rank), rank, lost, limit);
+      if (said.empty())
+        frozen_ = true;
+      else
+        each = read(said);
+    }
+    return times;
+  }
+  /// What stands under `key`, or nothing where rank `whom` is lost instead.
+  template <class Lost>
+  static std::string wait_for(const Job& job, const std::string& key, int whom, Lost lost,
+                              std::chrono::nanoseconds limit) {
+    const auto until = detail::deadline_after(limit);
+    while (!job.cluster().has(key)) {
+      if (lost(whom)) return "";
+      if (std::chrono::steady_clock::now() > until)
+        throw DeadlineError(job.name() + " waited " + detail::seconds_text(limit) + " for " +
+                            rank_name(job.roles(), whom) + " to say how the shares of the work are");
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return job.cluster().get(key, limit);
+  }
+
+  Shares decide(const Job& job, const std::vector<LaneTimes>& times, std::int64_t groups) {
+    Shares next = shares_;
+    if (frozen_) return next;
+    if (alone_) {
+      next.sampling_threads = balance_.look(times[0]);
+      next.training_threads = balance_.total() - next.sampling_threads;
+      return next;
+    }
+    LaneTimes slowest;
+    const Roles& roles = job.roles();
+    for (std::size_t i = 0; i < roles.rollouts.size(); ++i) {
+      const double seconds = times[static_cast<std::size_t>(roles.rollouts[i])].sampling_s;
+      const std::int64_t own = shares_.groups.empty()
+                                   ? share_of(groups, shares_.rollouts, static_cast<int>(i)).count
+                                   : shares_.groups[i];
+      if (seconds > 0) speed_[roles.rollouts[i]] = static_cast<double>(own) / seconds;
+      slowest.sampling_s = std::max(slowest.sampling_s, seconds);
+    }
+    for (const int actor : roles.actors)
+      slowest.training_s = std::max(slowest.training_s, times[static_cast<std::size_t>(actor)].training_s);
+    next.rollouts = balance_.look(slowest);
+    next.actors = balance_.total() - next.rollouts;
+    next.groups = dealt(groups, detail::separated(next.actors, job.cluster().topology()), next == shares_);
+    return next;
+  }
+  /// By the rollouts' speeds where those differ; a rank that never rolled out counts as the mean.
+  std::vector<std::int64_t> dealt(std::int64_t groups, const Roles& roles, bool same_ranks) const {
+    if (speed_.empty()) return {};
+    double slowest = std::numeric_limits<double>::max(), fastest = 0, sum = 0;
+    for (const auto& [rank, speed] : speed_) {
+      slowest = std::min(slowest, speed);
+      fastest = std::max(fastest, speed);
+      sum += speed;
+    }
+    if (fastest - slowest <= knobs_.within * fastest) return {};
+    std::vector<double> speed;
+    for (const int rank : roles.rollouts) {
+      const auto found = speed_.find(rank);
+      speed.push_back(found != speed_.end() ? found->second : sum / static_cast<double>(speed_.size()));
+    }
+    std::vector<std::int64_t> now = deal_groups(groups, speed);
+    if (!same_ranks) return now;
+    // The same rollouts: worth it where the slowest gains.
+    const auto longest = [&](auto share) {
+      double seconds = 0;
+      for (std::size_t i = 0; i < speed.size(); ++i)
+        seconds = std::max(seconds, static_cast<double>(share(i)) / speed[i]);
+      return seconds;
+    };
+    const double before = longest([&](std::size_t i) {
+      return shares_.groups.empty() ? share_of(groups, shares_.rollouts, static_cast<int>(i)).count
+                                    : shares_.groups[i];
+    });
+    return longest([&](std::size_t i) { return now[i]; }) < before * (1 - knobs_.within) ? now
+                                                                                         : shares_.groups;
+  }
+
+  // ---- As texts in the job's store
+  static std::string written(const LaneTimes& times) {
+    std::ostringstream out;
+    out.precision(17);
+    out << times.sampling_s << ' ' << times.training_s;
+    return out.str();
+  }
+  static LaneTimes read(const std::string& text) {
+    LaneTimes times;
+    std::istringstream in(text);
+    if (!(in >> times.sampling_s >> times.training_s)) refuse(text);
+    return times;
+  }
+  static std::string written(const Shares& shares, std::int64_t stretch) {
+    std::ostringstream out;
+    out << stretch << ' ' << shares.rollouts << ' ' << shares.actors;
+    for (const std::int64_t count : shares.groups) out << ' ' << count;
+    return out.str();
+  }
+  static std::pair<Shares, std::int64_t> read(const std::string& text, const Shares& now) {
+    if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
+    std::pair<Shares, std::int64_t> read{now, 0};
+    std::istringstream in(text);
+    if (!(in >> read.second >> read.first.rollouts >> read.first.actors)) refuse(text);
+    read.first.groups.clear();
+    for (std::int64_t count; in >> count;) read.first.groups.push_back(count);
+    if (!in.eof()) refuse(text);
+    return read;
+  }
+  [[noreturn]] static void refuse(const std::string& text) {
+    throw FormatError("shares of the work: '" + text + "' are none; the ranks' programs differ");
+  }
+
+  const AdaptiveKnobs knobs_;
+  const bool alone_;
+  Shares shares_;
+  Balance balance_;
+  std::int64_t stretch_;
+  std::int64_t looked_ = 0;
+  bool frozen_ = false;          ///< the leader's: a rank is lost
+  std::map<int, double> speed_;  ///< groups a second, by rank
+  std::vector<Look> looks_;
+};
+
+}  // namespace dvla

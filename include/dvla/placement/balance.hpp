@@ -1,0 +1,113 @@
+// The arithmetic of Adaptive: how many of n equal workers (cores of a process, ranks of a job) should sample
+// and how many should train, so that the two meet; and how the groups of environments are dealt to rollouts
+// of different speeds. Paper: "adapted until rollout and actor times meet"; the best period of a batch is
+// that of the slower side. Pure: measures nothing, moves nothing.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+
+namespace dvla {
+
+/// Of one batch, in seconds.
+struct LaneTimes {
+  double sampling_s = 0, training_s = 0;
+  double period() const { return std::max(sampling_s, training_s); }
+};
+
+/// Goes from split to split until the times meet, or no other split promises more. What a split would give is
+/// first taken to be in inverse proportion to its workers; once it has been tried, what was measured counts.
+/// So each split is tried at most once, and the best of those is kept. Where the times drift away afterwards,
+/// it begins anew. One thread at a time.
+class Balance {
+ public:
+  /// `sampling` of `total` workers sample at first. `splits`: the numbers that may sample, each from 1 to
+  /// total - 1. `within`: how far the times may be apart, as a share of the longer one.
+  Balance(int total, int sampling, std::vector<int> splits, double within)
+      : total_(total), splits_(std::move(splits)), sampling_(sampling), within_(within) {
+    splits_.push_back(sampling);
+    for (const int split : splits_)
+      if (split < 1 || split >= total)
+        throw Error("Balance: " + std::to_string(split) + " of " + std::to_string(total) +
+                    " workers sample; at least one is needed on either side");
+    if (!(within > 0 && within < 1))
+      throw Error("Balance: within is " + std::to_string(within) + "; it must be above 0 and below 1");
+  }
+
+  int total() const { return total_; }
+  int sampling() const { return sampling_; }
+  bool settled() const { return settled_; }
+
+  /// `times` at the present split; returns the next one.
+  int look(const LaneTimes& times) {
+    const double period = times.period();
+    if (!(period > 0)) return sampling_;  // nothing was measured
+    if (settled_ && std::abs(period - measured_[sampling_]) > within_ * measured_[sampling_]) {
+      measured_.clear();  // the work is another one than it was
+      settled_ = false;
+    }
+    if (settled_) return sampling_;
+    measured_[sampling_] = period;
+    const bool meet = std::abs(times.sampling_s - times.training_s) <= within_ * period;
+    int best = sampling_;
+    double least = period * (1 - worthwhile);
+    for (const int split : splits_) {
+      const auto tried = measured_.find(split);
+      if (tried == measured_.end() && meet) continue;
+      const double expected = tried != measured_.end()
+                                  ? tried->second
+                                  : std::max(times.sampling_s * sampling_ / split,
+                                             times.training_s * (total_ - sampling_) / (total_ - split));
+      if (expected < least) {
+        best = split;
+        least = expected;
+      }
+    }
+    settled_ = best == sampling_ || measured_.contains(best);
+    return sampling_ = best;
+  }
+
+ private:
+  static constexpr double worthwhile = 0.02;  // of the period; a smaller promise is not worth a move
+
+  const int total_;
+  std::vector<int> splits_;
+  int sampling_;
+  const double within_;
+  bool settled_ = false;
+  std::map<int, double> measured_;  ///< period by split
+};
+
+/// `groups` dealt in proportion to `speed` (of any unit, above 0), at least one each; the fractions that are
+/// left go to the largest ones, of equals to the first. Throws Error for fewer groups than rollouts.
+inline std::vector<std::int64_t> deal_groups(std::int64_t groups, const std::vector<double>& speed) {
+  const auto rollouts = std::ssize(speed);
+  if (groups < rollouts || rollouts < 1)
+    throw Error("deal_groups: " + std::to_string(groups) + " groups for " + std::to_string(rollouts) +
+                " rollouts; each needs one");
+  const double all = std::accumulate(speed.begin(), speed.end(), 0.0);
+  std::vector<std::int64_t> dealt(speed.size(), 1);
+  for (std::int64_t left = groups - rollouts; left > 0; --left) {  // to whom it is missing most
+    std::size_t neediest = 0;
+    double most = -1e300;
+    for (std::size_t i = 0; i < speed.size(); ++i) {
+      const double missing = static_cast<double>(groups) * speed[i] / all - static_cast<double>(dealt[i]);
+      if (missing > most) {
+        most = missing;
+        neediest = i;
+      }
+    }
+    ++dealt[neediest];
+  }
+  return dealt;
+}
+
+}  // namespace dvla

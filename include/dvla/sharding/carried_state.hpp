@@ -1,0 +1,89 @@
+// Weights and AdamW's moments carried from one set of actors to another in the midst of a run: whole, through
+// the memory of every rank that takes part. What a sharded checkpoint does through files (checkpoint.hpp).
+// Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/placement/group.hpp"
+#include "dvla/sharding/actors.hpp"
+
+namespace dvla {
+
+/// The optimiser's whole state, as one flat range: 3 floats a weight.
+struct CarriedState {
+  std::array<std::vector<float>, 3> values;  ///< weights (float32 masters), first moment, second moment
+  std::int64_t step = 0;
+};
+
+/// Every member of `all` calls it: those that train with their `weights`, the others with null, each with the
+/// same `trainers` (members of `all`, ascending) and `floats`, the size of the model. Returns the whole state
+/// on every member. Throws Error where the trainers' pieces do not make up the whole.
+template <class Weights>
+CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainers, std::int64_t floats) {
+  CarriedState state;
+  for (auto& each : state.values) each.resize(static_cast<std::size_t>(floats));
+  std::int64_t there = 0;  // replicas hold the whole each: the first one's is enough
+  for (std::size_t i = 0; i < trainers.size() && there < floats; ++i) {
+    const int trainer = trainers[i];
+    const bool mine = all.rank() == trainer;
+    std::vector<ShardPiece> pieces;
+    std::array<std::int64_t, 2> head{};  // optimiser steps, pieces
+    if (mine) {
+      pieces = weights->pieces();
+      head = {weights->state().step, std::ssize(pieces)};
+    }
+    all.broadcast(std::as_writable_bytes(std::span(head)), trainer);
+    std::vector<std::int64_t> ranges;
+    for (const ShardPiece& piece : pieces)
+      ranges.insert(ranges.end(), {piece.range.offset, piece.range.count});
+    ranges.resize(static_cast<std::size_t>(2 * head[1]));
+    all.broadcast(std::as_writable_bytes(std::span(ranges)), trainer);
+    if (i > 0 && head[0] != state.step)
+      throw Error("actor " + std::to_string(i) + " has made " + std::to_string(head[0]) +
+                  " optimiser steps, actor 0 " + std::to_string(state.step) + ": their states do not fit");
+    state.step = head[0];
+    for (std::size_t piece = 0; piece < ranges.size() / 2; ++piece) {
+      const std::int64_t offset = ranges[2 * piece], count = ranges[2 * piece + 1];
+      if (offset < 0 || count < 0 || offset > floats - count)
+        throw Error("actor " + std::to_string(i) + " has weights beyond the model's " +
+                    std::to_string(floats) + "; do all ranks have the same model?");
+      for (std::size_t kind = 0; kind < state.values.size(); ++kind) {
+        const std::span<float> to =
+            std::span(state.values[kind])
+                .subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(count));
+        if (mine) {
+          const std::array from{pieces[piece].weight, pieces[piece].first_moment,
+                                pieces[piece].second_moment};
+          std::copy(from[kind].begin(), from[kind].end(), to.begin());
+        }
+        all.broadcast(std::as_writable_bytes(to), trainer);
+      }
+      there += count;
+    }
+  }
+  if (there != floats)
+    throw Error("the actors have " + std::to_string(there) + " of the model's " + std::to_string(floats) +
+                " weights; their pieces must make up the whole");
+  return state;
+}
+
+/// Every actor of the new set calls it: the state becomes that of its weights.
+template <class Weights>
+void take(Weights& weights, const CarriedState& state) {
+  for (const ShardPiece& piece : weights.pieces()) {
+    const std::array to{piece.weight, piece.first_moment, piece.second_moment};
+    for (std::size_t kind = 0; kind < to.size(); ++kind)
+      std::copy_n(state.values[kind].begin() + piece.range.offset, piece.range.count, to[kind].begin());
+  }
+  weights.state().step = state.step;
+  weights.refresh();
+}
+
+}  // namespace dvla
