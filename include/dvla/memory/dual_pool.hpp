@@ -1,13 +1,16 @@
 // DualPool's machinery: two pools with a bound each, so that simulator and model never fragment or starve
-// each other. Paper: dual-pool memory management. Host form; the CUDA form gives the same members. Not a
-// policy's choice of sizes: those are MemoryKnobs.
+// each other. Paper: dual-pool memory management. Where the device is cuda, the GPU's memory has the same two
+// pools beside them, and the environment pool is pinned. Not a policy's choice of sizes: those are
+// MemoryKnobs.
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/memory/descriptors.hpp"
+#include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/environment_pool.hpp"
 #include "dvla/memory/memory_knobs.hpp"
 #include "dvla/memory/model_pool.hpp"
@@ -30,16 +33,30 @@ class DualPoolMachinery {
  public:
   explicit DualPoolMachinery(const MemoryKnobs& knobs)
       : environment_(detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib")),
-        model_(detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib")) {}
+        model_(detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib")),
+        device_(detail::make_device_pools(
+            knobs.device,
+            {{.name = "CUDA environment pool",
+              .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib"),
+              .knob = "--cuda-environment-pool-mib",
+              .model = false},
+             {.name = "CUDA model pool",
+              .bytes = detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
+              .knob = "--cuda-model-pool-mib",
+              .environment = false}},
+            environment_.region())) {}
 
   HostPool& environment() { return environment_; }
   HostPool& model() { return model_; }
   /// One entry a pool.
-  std::vector<PoolReport> report() const { return {environment_.report(), model_.report()}; }
+  std::vector<PoolReport> report() const {
+    return detail::joined_reports({environment_.report(), model_.report()}, device_);
+  }
 
  private:
   EnvironmentPool environment_;
   ModelPool model_;
+  std::unique_ptr<DevicePools> device_;
 };
 
 template <class Pipeline>

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory_resource>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -93,6 +94,7 @@ class PoolCore {
   }
 
   bool contains(const void* pointer) const { return arena_.contains(pointer); }
+  std::span<std::byte> region() const { return {arena_.data(), arena_.capacity()}; }
 
   PoolReport report() const {
     const std::scoped_lock lock(mutex_);
@@ -207,6 +209,8 @@ class HostPool : public std::pmr::memory_resource {
   PoolReport report() const { return core_->report(); }
   /// Whether `pointer` lies in this pool's memory.
   bool contains(const void* pointer) const { return core_->contains(pointer); }
+  /// All of this pool's memory.
+  std::span<std::byte> region() const { return core_->region(); }
   detail::PoolCore* core() const { return core_; }
 
  private:

@@ -1,9 +1,10 @@
-// What users tune about the two pools.
+// What users tune about the two pools, and where models compute.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
+#include "dvla/core/device.hpp"
 #include "dvla/core/knobs.hpp"
 
 namespace dvla {
@@ -11,15 +12,31 @@ namespace dvla {
 struct MemoryKnobs {
   std::int64_t environment_pool_mib = 64;  ///< bound of the environment pool: pre-faulted at the start
   std::int64_t model_pool_mib = 256;       ///< bound of the model pool: pages come as they are used
+  Device device = Device::cpu;             ///< where the model computes
+  std::int64_t cuda_environment_pool_mib =
+      256;  ///< bounds of the same two in the GPU's memory, if device is cuda
+  std::int64_t cuda_model_pool_mib = 4096;
 };
+
+/// Rules beyond ranges; found by validate(config).
+inline void check(const MemoryKnobs& knobs) { check_device(knobs.device); }
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::MemoryKnobs, environment_pool_mib, model_pool_mib);
+BOOST_HANA_ADAPT_STRUCT(dvla::MemoryKnobs, environment_pool_mib, model_pool_mib, device,
+                        cuda_environment_pool_mib, cuda_model_pool_mib);
+
+template <>
+inline constexpr auto dvla::enum_names<dvla::Device> = std::to_array<std::string_view>({"cpu", "cuda"});
 
 template <>
 inline constexpr auto dvla::knob_docs<dvla::MemoryKnobs> = std::to_array<dvla::KnobDoc>({
     {"environment_pool_mib", "bound of the pool of observations, trajectories and simulators", 1, 1048576,
      "MiB"},
     {"model_pool_mib", "bound of the pool of the model's tensors", 1, 1048576, "MiB"},
+    {"device", "where the model computes; environments always step on the CPU"},
+    {"cuda_environment_pool_mib", "with device cuda: bound of the GPU's pool of observations and actions", 1,
+     1048576, "MiB"},
+    {"cuda_model_pool_mib", "with device cuda: bound of the GPU's pool of the model's tensors", 1, 1048576,
+     "MiB"},
 });

@@ -3,6 +3,7 @@
 // DualPoolMachinery.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
@@ -17,14 +18,22 @@ class SinglePoolMachinery {
       : pool_({.name = "single pool",
                .bytes = detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib") +
                         detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib"),
-               .knob = "--environment-pool-mib or --model-pool-mib"}) {}
+               .knob = "--environment-pool-mib or --model-pool-mib"}),
+        device_(detail::make_device_pools(
+            knobs.device,
+            {{.name = "CUDA pool",
+              .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib") +
+                       detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
+              .knob = "--cuda-environment-pool-mib or --cuda-model-pool-mib"}},
+            pool_.region())) {}
 
   HostPool& environment() { return pool_; }
   HostPool& model() { return pool_; }
-  std::vector<PoolReport> report() const { return {pool_.report()}; }
+  std::vector<PoolReport> report() const { return detail::joined_reports({pool_.report()}, device_); }
 
  private:
   HostPool pool_;
+  std::unique_ptr<DevicePools> device_;
 };
 
 template <class Pipeline>

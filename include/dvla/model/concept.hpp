@@ -14,8 +14,10 @@
 #include <string>
 #include <vector>
 
+#include "dvla/core/device.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/weight_range.hpp"
+#include "dvla/handoff/stages.hpp"
 
 namespace dvla {
 
@@ -89,12 +91,29 @@ concept ModelOfUnits = requires(Type& model, const Type& view, UnitHooks* hooks)
   model.hook_units(hooks);
 };
 
+/// Optional: a model that computes elsewhere than in parameters(), which it therefore copies before each
+/// call.
+/// - `weights_written()`: parameters() are now what the caller wants: copies them at once, in the calling
+/// lane, so that
+///   later calls need not. Who holds a span of parameters() from before and writes through it calls this
+///   again after each writing, or never; a new call of parameters() ends it.
+/// - `enter_lane(kind)`: called in each lane's thread, and again where the thread goes over to another lane's
+/// work: the
+///   calls that follow are on that lane's stream.
+template <class Type>
+concept ModelElsewhere = requires(Type& model, lane_kind kind) {
+  model.weights_written();
+  Type::enter_lane(kind);
+};
+
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which
 /// throws ConfigError in one sentence when they do not fit.
 struct ModelInputs {
   ObservationSpec observation;
   ActionSpec action;
   std::int64_t chunk = 0;  ///< C
+  /// Where it is to compute: not on the CPU only where its policy says `runs_on_cuda`.
+  Device device = Device::cpu;
 };
 
 }  // namespace dvla

@@ -56,6 +56,7 @@ template <class Head = TokenHead>
 struct TinyVLA {
   using slot = model_slot;
   using knobs = typename Head::knobs;
+  static constexpr bool runs_on_cuda = true;
   static constexpr Spelling spelling{"TinyVLA<", type_name<Head>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = false;

@@ -1,10 +1,17 @@
 // A model's weights as one contiguous float32 buffer and its gradients as another. The tensors that the
 // network computes with are views into them: an optimiser steps the buffers, a control plane copies them, and
 // autograd adds into the gradient views in place. Tensors stand in units (model/concept.hpp), which hooks are
-// told about; without hooks that costs a comparison a unit. Host memory only.
+// told about; without hooks that costs a comparison a unit.
+//
+// Where the network computes apart from host memory (compute_device.hpp), the two buffers are still what
+// everybody else works on, pinned; the network's tensors are views of two more on the device. Weights are
+// copied there before a call, unless written() has done so; gradients are copied there and back around a
+// backward pass. Hooks are then told of all units at once, since the copies are of all.
 #pragma once
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -17,12 +24,24 @@
 #include <string>
 #include <vector>
 
+#include "dvla/model/compute_device.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla::detail {
 
 class FlatParameters {
  public:
+  FlatParameters() = default;
+  /// What was put on a stream may still read these buffers.
+  ~FlatParameters() {
+    try {
+      uploaded_.wait();
+    } catch (const std::exception&) {
+    }
+  }
+  FlatParameters(const FlatParameters&) = delete;
+  FlatParameters& operator=(const FlatParameters&) = delete;
+
   /// Tensors that are declared from here on are a new unit.
   void begin_unit() { units_.push_back({count_, 0}); }
   /// Declares a tensor; `member` becomes its view when `allocate` is called, and must live as long as this.
@@ -37,21 +56,49 @@ class FlatParameters {
     ++tensors_of_.back();
   }
 
-  /// Makes the two buffers, zeroed, and all views. Once.
-  void allocate() {
+  /// Makes the buffers, zeroed, and all views. Once.
+  void allocate(const ComputeDevice& device = {}) {
     const c10::InferenceMode ordinary(false);
-    values_ = make_buffer();
-    gradients_ = make_buffer();
+    device_ = device;
+    float *values = nullptr, *gradients = nullptr;
+    if (device_.apart()) {
+      host_values_ = at::zeros({count_}, device_.host());
+      host_gradients_ = at::zeros({count_}, device_.host());
+      far_values_ = at::empty({count_}, device_.here());
+      far_gradients_ = at::empty({count_}, device_.here());
+      values = far_values_.mutable_data_ptr<float>();
+      gradients = far_gradients_.mutable_data_ptr<float>();
+      values_ = host_values_.mutable_data_ptr<float>();
+      gradients_ = host_gradients_.mutable_data_ptr<float>();
+    } else {
+      values_buffer_ = make_buffer();
+      gradients_buffer_ = make_buffer();
+      values = values_ = values_buffer_.get();
+      gradients = gradients_ = gradients_buffer_.get();
+    }
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const NamedTensor& tensor = tensors_[i];
-      *members_[i] = at::from_blob(values_.get() + tensor.offset, tensor.shape, at::kFloat);
+      const auto view = [&](float* of) {
+        return at::for_blob(of + tensor.offset, tensor.shape)
+            .options(device_.here())
+            .target_device(device_.here().device())
+            .make_tensor();
+      };
+      *members_[i] = view(values);
       members_[i]->requires_grad_(true);
-      members_[i]->mutable_grad() = at::from_blob(gradients_.get() + tensor.offset, tensor.shape, at::kFloat);
+      members_[i]->mutable_grad() = view(gradients);
     }
   }
 
-  std::span<float> values() { return {values_.get(), static_cast<std::size_t>(count_)}; }
-  std::span<float> gradients() { return {gradients_.get(), static_cast<std::size_t>(count_)}; }
+  /// To be read and written until the next call of the network.
+  std::span<float> values() {
+    if (device_.apart()) {
+      uploaded_.wait();
+      written_ = false;
+    }
+    return {values_, static_cast<std::size_t>(count_)};
+  }
+  std::span<float> gradients() { return {gradients_, static_cast<std::size_t>(count_)}; }
   const std::vector<NamedTensor>& tensors() const { return tensors_; }
 
   const std::vector<WeightRange>& units() const { return units_; }
@@ -63,14 +110,31 @@ class FlatParameters {
     for (std::size_t unit = 0; unit < units_.size(); ++unit)
       for (std::size_t i = 0; i < tensors_of_[unit]; ++i, ++next)
         torch::autograd::impl::set_post_acc_grad_hooks(
-            *members_[next], hooks == nullptr ? nullptr : std::make_unique<Added>(*this, unit));
+            *members_[next],
+            hooks == nullptr || device_.apart() ? nullptr : std::make_unique<Added>(*this, unit));
+  }
+  /// The values are what the network is to use until values() is called again.
+  void written() {
+    if (!device_.apart()) return;
+    upload();
+    written_ = true;
+  }
+  /// A call of the network begins, in the lane that makes it.
+  void call_begins() {
+    if (!device_.apart()) return;
+    written_ ? uploaded_.block() : upload();
   }
   /// The network is about to use the unit.
   void before(std::size_t unit) const {
-    if (hooks_ != nullptr) hooks_->before_unit(unit);
+    if (hooks_ != nullptr && !device_.apart()) hooks_->before_unit(unit);
   }
   /// A backward pass is over: what it did not reach, it adds nothing to.
   void backward_done() {
+    if (device_.apart()) {
+      host_gradients_.copy_(far_gradients_, /*non_blocking=*/true);
+      device_.set(downloaded_);
+      downloaded_.wait();
+    }
     if (hooks_ == nullptr) return;
     for (std::size_t unit = units_.size(); unit-- > 0;)
       if (waiting_[unit] > 0) hooks_->gradient_ready(unit);
@@ -79,6 +143,7 @@ class FlatParameters {
   /// A backward pass begins.
   void backward_begins() {
     if (hooks_ != nullptr) waiting_ = tensors_of_;
+    if (device_.apart()) far_gradients_.copy_(host_gradients_, /*non_blocking=*/true);
   }
 
  private:
@@ -91,6 +156,13 @@ class FlatParameters {
     FlatParameters& all;
     std::size_t unit;
   };
+
+  void upload() {
+    if (hooks_ != nullptr)
+      for (std::size_t unit = 0; unit < units_.size(); ++unit) hooks_->before_unit(unit);
+    far_values_.copy_(host_values_, /*non_blocking=*/true);
+    device_.set(uploaded_);
+  }
 
   static constexpr std::align_val_t alignment{64};
   struct Release {
@@ -110,7 +182,12 @@ class FlatParameters {
       waiting_;  ///< of each unit: its tensors; those without their gradient
   UnitHooks* hooks_ = nullptr;
   std::int64_t count_ = 0;
-  Buffer values_, gradients_;
+  float *values_ = nullptr, *gradients_ = nullptr;  ///< in host memory
+  Buffer values_buffer_, gradients_buffer_;         ///< or, where the device is apart:
+  ComputeDevice device_;
+  at::Tensor host_values_, host_gradients_, far_values_, far_gradients_;
+  StreamMark uploaded_, downloaded_;
+  bool written_ = false;  ///< far_values_ are the values
 };
 
 }  // namespace dvla::detail

@@ -1,6 +1,8 @@
 // TinyVLA's machinery: a vision-language-action model of about 0.6 M parameters that learns in minutes on a
-// CPU, with discrete tokens (as OpenVLA-OFT) or flow matching (as pi0.5) as its action head. Needs torch, CPU
-// only. Fulfils ModelMachinery (model/concept.hpp), where shapes and meaning of the calls are written.
+// CPU, with discrete tokens (as OpenVLA-OFT) or flow matching (as pi0.5) as its action head. Needs torch.
+// Fulfils ModelMachinery (model/concept.hpp), where shapes and meaning of the calls are written. Where its
+// inputs say cuda, the network computes on the GPU, and the heads' arithmetic and the optimiser on the CPU
+// all the same.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -47,15 +49,22 @@ class TinyVlaModel {
   using tensor_pool = TorchAllocator;  ///< what lets a run keep this model's tensors in its model pool
 
   TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed)
-      : head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
-        network_(knobs, inputs, {head_.queries(), head_.outputs(), head_.noise_inputs()}, mix_seed(seed, 0)) {
-  }
+      : TinyVlaModel(knobs, inputs, seed, detail::ComputeDevice(inputs.device)) {}
+  /// For tests, which can say more about the device than inputs do.
+  TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed,
+               const detail::ComputeDevice& device)
+      : device_(device),
+        head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
+        network_(knobs, inputs, {head_.queries(), head_.outputs(), head_.noise_inputs()}, mix_seed(seed, 0),
+                 device) {}
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 
   void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
            Field<float> action) {
+    const auto lane = device_.enter();
     const c10::InferenceMode no_graph;
+    network_.parameters().call_begins();
     const auto prefix = network_.prefix(observation, {});
     const std::int64_t n = observation.instruction.count();
     const Decision expected = head_.decision_layout({n});
@@ -66,7 +75,7 @@ class TinyVlaModel {
     }
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
-      output = network_.queries(prefix, n, noise, times);
+      output = device_.download(network_.queries(prefix, n, noise, times), downloaded_);
       return view(output);
     };
     head_.act(evaluate, n, decoding, seed, decision, action);
@@ -77,7 +86,7 @@ class TinyVlaModel {
     check_rows(rows, decision.log_prob, observation, log_prob, entropy);
     head_.load(decision, rows);
     run(observation, rows);
-    head_.log_prob(view(output_), log_prob, entropy);
+    head_.log_prob(view(host_output_), log_prob, entropy);
   }
 
   void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
@@ -85,8 +94,8 @@ class TinyVlaModel {
     if (d_log_prob.size() != expected_ || d_entropy.size() != expected_) {
       throw Error("TinyVLA: backward was given gradients of another size than forward's rows");
     }
-    at::Tensor d_output = at::empty(output_.sizes(), at::kFloat);
-    head_.gradient(view(output_), d_log_prob, d_entropy, view(d_output));
+    at::Tensor d_output = at::empty(output_.sizes(), device_.host());
+    head_.gradient(view(host_output_), d_log_prob, d_entropy, view(d_output));
     propagate(d_output);
   }
 
@@ -103,8 +112,8 @@ class TinyVlaModel {
     }
     head_.load_imitation(action, rows);
     run(observation, rows);
-    at::Tensor d_output = at::empty(output_.sizes(), at::kFloat);
-    const double loss = head_.imitation(view(output_), scale, view(d_output));
+    at::Tensor d_output = at::empty(output_.sizes(), device_.host());
+    const double loss = head_.imitation(view(host_output_), scale, view(d_output));
     propagate(d_output);
     return loss;
   }
@@ -115,6 +124,13 @@ class TinyVlaModel {
   /// Embeddings, each block, output.
   std::vector<WeightRange> units() const { return network_.parameters().units(); }
   void hook_units(UnitHooks* hooks) { network_.parameters().hook(hooks); }
+
+  /// See ModelElsewhere.
+  void weights_written() {
+    const auto lane = device_.enter();
+    network_.parameters().written();
+  }
+  static void enter_lane(lane_kind kind) noexcept { detail::this_lane = kind; }
 
   /// Cores that torch may use for calls from *this* thread. Both OpenMP's and MKL's counts are set for the
   /// calling thread only, so lanes do not disturb each other; torch also keeps the number as the start value
@@ -162,25 +178,36 @@ class TinyVlaModel {
   }
 
   void run(const Observation& observation, std::span<const std::int64_t> rows) {
+    const auto lane = device_.enter();
     const c10::InferenceMode ordinary(false);
     const c10::AutoGradMode with_graph(true);
-    output_.reset();  // the graph of a forward whose backward never came
+    forget();  // the graph of a forward whose backward never came
+    network_.parameters().call_begins();
     output_ =
         network_.queries(network_.prefix(observation, rows), std::ssize(rows), head_.inputs(), head_.times());
+    host_output_ = device_.download(output_, downloaded_);
+  }
+  void forget() {
+    output_.reset();
+    host_output_.reset();
   }
 
   void propagate(const at::Tensor& d_output) {
+    const auto lane = device_.enter();
     const c10::InferenceMode ordinary(false);
     const at::Tensor output = std::move(output_);
-    output_.reset();
+    forget();
     network_.parameters().backward_begins();
-    output.backward(d_output);
+    output.backward(device_.upload(d_output));
     network_.parameters().backward_done();
   }
 
+  detail::ComputeDevice device_;
   HeadMachinery head_;
   detail::TinyVlaNetwork network_;
-  at::Tensor output_;  ///< of the last forward, with its graph, until backward
+  at::Tensor output_;       ///< of the last forward, with its graph, until backward
+  at::Tensor host_output_;  ///< the same in host memory
+  detail::StreamMark downloaded_;
   std::size_t expected_ = 0;
 };
 

@@ -56,8 +56,10 @@ class TinyVlaNetwork {
   /// Keys and values of instruction and observation, per block [padded(n), L + P, 2k].
   using Prefix = std::vector<at::Tensor>;
 
-  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed)
-      : spec_(inputs.observation),
+  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
+                 const ComputeDevice& device = {})
+      : device_(device),
+        spec_(inputs.observation),
         shape_(shape),
         patch_(knobs.patch),
         width_(knobs.width),
@@ -68,7 +70,12 @@ class TinyVlaNetwork {
     words_ = at::empty({static_cast<std::int64_t>(spec_.instructions.size()), table.length}, at::kLong);
     std::copy(table.tokens.begin(), table.tokens.end(), words_.mutable_data_ptr<std::int64_t>());
     declare(knobs.blocks, table.length);
-    parameters_.allocate();
+    const auto lane = device_.enter();
+    parameters_.allocate(device_);
+    StreamMark there;
+    words_ = device_.upload(words_);
+    device_.set(there);
+    there.wait();  // other lanes use it
     initialise(seed);
   }
   TinyVlaNetwork(const TinyVlaNetwork&) = delete;
@@ -113,9 +120,9 @@ class TinyVlaNetwork {
     parameters_.before(0);
     at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
     if (shape_.noise_inputs > 0) {
-      at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, at::kFloat);
+      at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, device_.host());
       std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
-      x = x + at::linear(noise_in, noise_weight_) +
+      x = x + at::linear(device_.upload(noise_in), noise_weight_) +
           at::linear(time_features(times), time_weight_).unsqueeze(1);
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
@@ -270,7 +277,7 @@ class TinyVlaNetwork {
   /// One row of 0 and a 1 for each observation: as a matrix product, choosing an instruction costs nothing.
   at::Tensor instruction_choice(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = row_count(observation, rows);
-    at::Tensor choice = at::zeros({padded(n), words_.size(0)}, at::kFloat);
+    at::Tensor choice = at::zeros({padded(n), words_.size(0)}, device_.host());
     float* out = choice.mutable_data_ptr<float>();
     for (std::int64_t i = 0; i < n; ++i, out += words_.size(0)) {
       const std::int64_t row = rows.empty() ? i : rows[static_cast<std::size_t>(i)];
@@ -285,7 +292,7 @@ class TinyVlaNetwork {
       }
       out[which] = 1;
     }
-    return choice;
+    return device_.upload(choice);
   }
 
   /// Tokens of proprioception and of all cameras' patches, [n, P, d]. Rows were checked before.
@@ -293,13 +300,7 @@ class TinyVlaNetwork {
     const std::int64_t n = row_count(observation, rows);
     std::vector<at::Tensor> parts;
     if (spec_.proprioception > 0) {
-      const Field<float>& field = observation.proprioception;
-      at::Tensor values = at::from_blob(field.data(), {field.extents()[0], spec_.proprioception}, at::kFloat);
-      if (!rows.empty()) {
-        auto* first = const_cast<std::int64_t*>(rows.data());  // from_blob has no const form; only read
-        values = at::index_select(values, 0, at::from_blob(first, {n}, at::kLong));
-      }
-      if (padded(n) != n) values = at::constant_pad_nd(values, {0, 0, 0, padded(n) - n});
+      const at::Tensor values = proprioception(observation.proprioception, rows, n);
       parts.push_back(at::linear(values, proprioception_weight_, proprioception_bias_)
                           .view({padded(n), proprioception_tokens, width_}));
     }
@@ -310,10 +311,31 @@ class TinyVlaNetwork {
     return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
   }
 
+  /// [n, proprioception values].
+  at::Tensor proprioception(const Field<float>& field, std::span<const std::int64_t> rows,
+                            std::int64_t n) const {
+    if (device_.apart()) {  // gathered where the GPU can fetch it
+      at::Tensor values = at::zeros({padded(n), spec_.proprioception}, device_.host());
+      float* out = values.mutable_data_ptr<float>();
+      for (std::int64_t i = 0; i < n; ++i, out += spec_.proprioception)
+        std::copy_n(
+            field.data() + (rows.empty() ? i : rows[static_cast<std::size_t>(i)]) * spec_.proprioception,
+            spec_.proprioception, out);
+      return device_.upload(values);
+    }
+    at::Tensor values = at::from_blob(field.data(), {field.extents()[0], spec_.proprioception}, at::kFloat);
+    if (!rows.empty()) {
+      auto* first = const_cast<std::int64_t*>(rows.data());  // from_blob has no const form; only read
+      values = at::index_select(values, 0, at::from_blob(first, {n}, at::kLong));
+    }
+    if (padded(n) != n) values = at::constant_pad_nd(values, {0, 0, 0, padded(n) - n});
+    return values;
+  }
+
   /// Frames as rows of patches, [n, patches, patch * patch * 3], scaled from [0, 255] to [-1, 1].
   at::Tensor patch_pixels(const Field<std::uint8_t>& frames, const CameraSpec& camera,
                           std::span<const std::int64_t> rows, std::int64_t n) const {
-    at::Tensor pixels = at::empty({padded(n), patches(camera), patch_features()}, at::kFloat);
+    at::Tensor pixels = at::empty({padded(n), patches(camera), patch_features()}, device_.host());
     float* out = pixels.mutable_data_ptr<float>();
     const std::int64_t line = std::int64_t{3} * camera.width, part = std::int64_t{3} * patch_;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -330,13 +352,13 @@ class TinyVlaNetwork {
       }
     }
     std::fill(out, pixels.mutable_data_ptr<float>() + pixels.numel(), 0.0f);
-    return pixels;
+    return device_.upload(pixels);
   }
 
   /// sin and cos of the denoising time at periods from 4e-3 to 4, as pi0 has it: [n, d].
   at::Tensor time_features(std::span<const float> times) const {
     const std::int64_t half = width_ / 2;
-    at::Tensor features = at::zeros({padded(std::ssize(times)), width_}, at::kFloat);
+    at::Tensor features = at::zeros({padded(std::ssize(times)), width_}, device_.host());
     float* out = features.mutable_data_ptr<float>();
     for (const float time : times) {
       for (std::int64_t i = 0; i < half; ++i) {
@@ -347,7 +369,7 @@ class TinyVlaNetwork {
       }
       out += width_;
     }
-    return features;
+    return device_.upload(features);
   }
 
   static std::int64_t row_count(const Observation& observation, std::span<const std::int64_t> rows) {
@@ -385,6 +407,7 @@ class TinyVlaNetwork {
 
   static constexpr std::int64_t proprioception_tokens = 4;
 
+  ComputeDevice device_;
   ObservationSpec spec_;
   QueryShape shape_;
   int patch_;
