@@ -38,7 +38,8 @@ endfunction()
 
 # dvla_program(<target> <file> <marker>): one source file, one program. Its first line `// <marker>: words` says what the
 # #include lines cannot; the words come back in <target>_words. Sets <target>_built to FALSE, with a status line, where a
-# library that it needs was not found. All programs that need torch share one precompiled header.
+# library that it needs was not found. All programs that need torch share one precompiled header. Where CUDA cannot be linked
+# a program that needs it is compiled to an object, and <target>_built is FALSE.
 function(dvla_program target file marker)
   file(STRINGS "${file}" first LIMIT_COUNT 1)
   set(words "")
@@ -63,7 +64,13 @@ function(dvla_program target file marker)
     return()
   endif()
 
-  add_executable(${target} "${file}")
+  set(built TRUE)
+  if("cuda" IN_LIST needs AND NOT DVLA_CUDA_LINKS)
+    set(built FALSE)
+    add_library(${target} OBJECT "${file}")
+  else()
+    add_executable(${target} "${file}")
+  endif()
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}")
   target_link_libraries(${target} PRIVATE dvla::core)
   foreach(need IN LISTS needs)
@@ -73,5 +80,5 @@ function(dvla_program target file marker)
     target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
     target_precompile_headers(${target} REUSE_FROM ${DVLA_TORCH_PCH})
   endif()
-  set(${target}_built TRUE PARENT_SCOPE)
+  set(${target}_built ${built} PARENT_SCOPE)
 endfunction()
