@@ -235,6 +235,36 @@ TEST_CASE("The trainable form sends a full version, then only what trains; the d
   }
 }
 
+TEST_CASE("Large parts go over several streams, in every form") {
+  const std::int64_t floats = 7 << 20;  // 28 MiB: 3 streams each of 2 actors
+  const WeightPart trainable{{100000, 2200000}, {5000000, 2100000}};
+  for (const WeightForm form : {WeightForm::full, WeightForm::trainable, WeightForm::delta}) {
+    // Pieces of many ranges, too: every other block of the weights is the other actor's.
+    std::vector<WeightPart> parts(2);
+    for (std::int64_t first = 0, turn = 0; first < floats; first += 100000, ++turn)
+      parts[static_cast<std::size_t>(turn % 2)].push_back(
+          {first, std::min<std::int64_t>(100000, floats - first)});
+    Job job(3, Roles{{0}, {1, 2}}, floats, {form}, parts, trainable);
+    Floats weights = weights_of(0, floats), got;
+    for (std::int64_t version = 0; version < 4; ++version) {
+      for (const auto& [offset, count] : trainable)
+        for (std::int64_t i = 0; i < count; i += 2000) weights[static_cast<std::size_t>(offset + i)] += 0.5F;
+      on_ranks(3, [&](int rank) {
+        if (rank >= 1) job.publish(rank, version, weights);
+      });
+      CHECK(job.receive(0, got, version) == version);
+      CHECK(std::memcmp(got.data(), weights.data(), got.size() * sizeof(float)) == 0);
+    }
+    on_ranks(3, [&](int rank) { job.plane(rank)->finish(patience); });
+    CHECK(job.plane(1)->report().lost + job.plane(2)->report().lost == 0);
+  }
+  for (const int streams : {0, 65})
+    CHECK(has(text_of([&] {
+                Job(2, Roles{{0}, {1}}, 1000, {.streams = streams});
+              }),
+              "streams is " + std::to_string(streams) + "; it must be from 1 to 64"));
+}
+
 TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and the others go on") {
   Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, {}, 1s);
   Floats got;
@@ -296,17 +326,47 @@ class SpoilingChannel final : public dvla::Channel {
   Spoil spoil_;
 };
 
-/// Rank 0 dies and comes again, with the actor on rank 1 behind a channel that spoils.
-void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil) {
+/// Rank 0 dies and comes again, with the actor on rank 1 behind channels of which the last one spoils.
+void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil, int streams = 1) {
   job.plane(0).reset();
   job.cluster(0) = job.cluster(1)->restart(0);
   on_ranks(2, [&](int rank) {
     if (rank == 0) return job.make(0, 1);
-    auto channel = job.cluster(1)->channel(BroadcastWeightPlane::channel_name(0, 0, 1), 0, patience);
-    job.plane(1)->rejoin(0, std::make_unique<SpoilingChannel>(std::move(channel), std::move(spoil)), 1);
+    std::vector<std::unique_ptr<dvla::Channel>> channels;
+    for (int stream = 0; stream < streams; ++stream)
+      channels.push_back(
+          job.cluster(1)->channel(BroadcastWeightPlane::channel_name(0, 0, 1, stream), 0, patience));
+    channels.back() = std::make_unique<SpoilingChannel>(std::move(channels.back()), std::move(spoil));
+    job.plane(1)->rejoin(0, std::move(channels), 1);
   });
 }
 }  // namespace
+
+TEST_CASE("One stream that is damaged or lost ends its actor at once") {
+  const std::int64_t floats = 3 << 20;  // 3 streams
+  for (const bool lost : {false, true}) {
+    Job job(2, Roles{{0}, {1}}, floats);
+    int piece = 0;
+    rejoin_spoiled(
+        job,
+        [&](std::vector<std::byte>& bytes) {
+          if (++piece < 3) return;
+          if (lost) throw dvla::PeerError("a stream broke");
+          bytes[bytes.size() / 2] ^= std::byte{1};
+        },
+        3);
+    const auto start = std::chrono::steady_clock::now();
+    job.publish(1, 5, weights_of(5, floats));
+    Floats got;
+    const std::string text = text_of([&] { job.receive(0, got, 0); });
+    CHECK(has(text, lost ? "which is lost" : "version 5 from rank 1 (actor 0) does not match its checksum"));
+    CHECK(job.plane(0)->latest() == -1);
+    job.plane(1)->finish(patience);
+    CHECK(job.plane(1)->report().lost >= 1);
+    if (lost) CHECK(has(job.plane(1)->report().last_loss, "a stream broke"));
+    CHECK(std::chrono::steady_clock::now() - start < patience / 2);
+  }
+}
 
 TEST_CASE("A slow rollout holds the distribution lane back, which says whom it waited for") {
   const std::int64_t floats = 1000;
@@ -393,7 +453,7 @@ TEST_CASE("Waits and wrong calls are told in one sentence") {
   CHECK(has(text_of([&] { job.plane(1)->rejoin(0, 0); }),
             "incarnation 0 of rank 0 (rollout 0) is not newer than 0"));
   CHECK(has(text_of([&] { job.plane(1)->rejoin(5, 1); }), "rank 1 (actor 0) sends no weights to rollout 5"));
-  CHECK(has(text_of([&] { job.plane(1)->rejoin(0, nullptr, 0); }),
+  CHECK(has(text_of([&] { job.plane(1)->rejoin(0, {}, 0); }),
             "incarnation 0 of rank 0 (rollout 0) is not newer than 0"));
   on_ranks(2, [&](int rank) { job.plane(rank)->finish(patience); });
   CHECK(job.receive(0, got, 2) == 2);

@@ -1,5 +1,5 @@
 // The control plane between processes: every actor sends its own part of the flat float32 weights to every
-// rollout, in the background, over a channel of the pair. Paper: control plane on the CPU, contiguous host
+// rollout, in the background, over channels of the pair. Paper: control plane on the CPU, contiguous host
 // buffers, sharded parameters broadcast in parallel, swapped at a chunk boundary. Torch-free: over LibTorch's
 // Gloo by placement/c10d.hpp, over threads by testing/thread_cluster.hpp. Knows floats only: packing is the
 // sharding's, and which of the sampler's copies takes the weights is front_back.hpp's business.
@@ -56,6 +56,7 @@ class BroadcastWeightPlane {
                        const WeightPart& trainable = {})
       : cluster_(cluster),
         bytes_(static_cast<std::size_t>(floats) * 4),
+        streams_(knobs.streams),
         board_(roles, cluster.rank(), incarnation, knobs.form, deadline,
                layouts(floats, std::move(parts), roles, knobs, trainable), pool),
         senders_(board_),
@@ -159,23 +160,21 @@ class BroadcastWeightPlane {
     return version;
   }
 
-  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors.
-  static std::string channel_name(int rollout, int actor, int incarnation) {
+  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors; streams after the
+  /// first add "/<stream>".
+  static std::string channel_name(int rollout, int actor, int incarnation, int stream = 0) {
     return "weights/" + std::to_string(rollout) + "/" + std::to_string(actor) + "/" +
-           std::to_string(incarnation);
+           std::to_string(incarnation) + (stream > 0 ? "/" + std::to_string(stream) : "");
   }
-  /// Actor: rollout `rollout` is there again, at the other end of `channel`; it gets the newest version in
+  /// Actor: rollout `rollout` is there again, at the other ends of `channels`; it gets the newest version in
   /// full at once. Throws Error unless the incarnation is newer than the one before.
-  void rejoin(int rollout, std::unique_ptr<Channel> channel, int incarnation) {
-    senders_.connect(rollout, std::move(channel), incarnation);
+  void rejoin(int rollout, std::vector<std::unique_ptr<Channel>> channels, int incarnation) {
+    senders_.connect(rollout, std::move(channels), incarnation);
   }
   /// The same, making the channel.
   void rejoin(int rollout, int incarnation) {
     senders_.check_newer(rollout, incarnation);
-    rejoin(rollout,
-           cluster_.channel(channel_name(rollout, board_.actor, incarnation),
-                            board_.roles.rollouts[detail::WeightBoard::place(rollout)], board_.deadline),
-           incarnation);
+    rejoin(rollout, channels(rollout, board_.actor, incarnation), incarnation);
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
@@ -230,6 +229,9 @@ class BroadcastWeightPlane {
                                                  const Roles& roles, const GlooKnobs& knobs,
                                                  const WeightPart& trainable) {
     if (floats < 0) throw ConfigError("control plane: the weights cannot have a negative number of floats");
+    if (knobs.streams < 1 || knobs.streams > 64)
+      throw ConfigError("control plane: streams is " + std::to_string(knobs.streams) +
+                        "; it must be from 1 to 64");
     if (parts.empty()) parts = equal_parts(floats, static_cast<int>(roles.actors.size()));
     check_weight_parts(floats, parts, roles.actors.size());
     const bool some = knobs.form == WeightForm::trainable;
@@ -253,16 +255,24 @@ class BroadcastWeightPlane {
       for (int actor = 0; actor < board_.actors; ++actor) {
         const bool takes = rollout == board_.rollout, sends = actor == board_.actor;
         if (takes == sends) continue;  // not ours, or both ends are this rank
-        const int peer = takes ? roles.actors[detail::WeightBoard::place(actor)]
-                               : roles.rollouts[detail::WeightBoard::place(rollout)];
-        auto channel =
-            cluster_.channel(channel_name(rollout, actor, board_.incarnation), peer, board_.deadline);
         if (sends)
-          senders_.connect(rollout, std::move(channel), board_.incarnation);
+          senders_.connect(rollout, channels(rollout, actor, board_.incarnation), board_.incarnation);
         else
-          receivers_.connect(actor, std::move(channel));
+          receivers_.connect(actor, channels(rollout, actor, board_.incarnation));
       }
     }
+  }
+  /// As many as the actor's part is worth, from this rank, which is one of the two.
+  std::vector<std::unique_ptr<Channel>> channels(int rollout, int actor, int incarnation) {
+    const int peer = rollout == board_.rollout ? board_.roles.actors[detail::WeightBoard::place(actor)]
+                                               : board_.roles.rollouts[detail::WeightBoard::place(rollout)];
+    std::vector<std::unique_ptr<Channel>> all;
+    const std::size_t count =
+        detail::weight_streams(board_.layout(actor).bytes, static_cast<std::size_t>(streams_));
+    while (all.size() < count)
+      all.push_back(cluster_.channel(channel_name(rollout, actor, incarnation, static_cast<int>(all.size())),
+                                     peer, board_.deadline));
+    return all;
   }
   std::span<const std::byte> packed(int actor, std::int64_t version) {
     const std::scoped_lock lock(board_.mutex);
@@ -328,6 +338,7 @@ class BroadcastWeightPlane {
 
   Cluster& cluster_;
   const std::size_t bytes_;
+  const int streams_;
   detail::WeightBoard board_;
   detail::WeightSenders senders_;
   detail::WeightReceivers receivers_;

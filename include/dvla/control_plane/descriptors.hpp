@@ -39,10 +39,13 @@ inline constexpr auto enum_names<WeightForm> = std::to_array<std::string_view>({
 
 struct GlooKnobs {
   WeightForm form = WeightForm::full;
+  int streams = 4;  ///< connections of a pair at most; a part of less than 8 MiB has one
 };
 template <>
 inline constexpr auto knob_docs<GlooKnobs> = std::to_array<KnobDoc>(
-    {{"form", "what a broadcast of weights carries: all of them, the trainable ones, or what changed"}});
+    {{"form", "what a broadcast of weights carries: all of them, the trainable ones, or what changed"},
+     {"streams",
+      "connections between an actor and a rollout that share a large part of the weights, at most"}});
 
 /// A background broadcast between processes, each actor its own part, over LibTorch's Gloo.
 struct Gloo {
@@ -60,4 +63,4 @@ struct Gloo {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, form);
+BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, form, streams);

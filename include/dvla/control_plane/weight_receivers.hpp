@@ -34,9 +34,9 @@ class WeightReceivers {
   }
 
   /// The way from an actor, which is listened to from now on.
-  void connect(int actor, std::unique_ptr<Channel> channel) {
+  void connect(int actor, std::vector<std::unique_ptr<Channel>> channels) {
     auto& link = links_[WeightBoard::place(actor)];
-    link = std::make_unique<Link>(terms(actor), std::move(channel), board_.deadline);
+    link = std::make_unique<Link>(terms(actor), std::move(channels), board_.deadline);
     link->thread = std::thread([this, &from = *link] { listen(from); });
   }
 
@@ -61,11 +61,11 @@ class WeightReceivers {
   }
   void close() {
     for (const auto& link : links_)
-      if (link) link->channel->close();
+      if (link) link->wire.close();
   }
   void lose(int actor) {
     if (actor < 0 || WeightBoard::place(actor) >= links_.size()) return;
-    if (auto& link = links_[WeightBoard::place(actor)]) link->channel->close();
+    if (auto& link = links_[WeightBoard::place(actor)]) link->wire.close();
   }
 
  private:
@@ -74,10 +74,10 @@ class WeightReceivers {
   static constexpr std::chrono::hours idle{1000};
 
   struct Link {
-    Link(WeightFrameTerms its_terms, std::unique_ptr<Channel> its_channel, std::chrono::nanoseconds limit)
-        : terms(std::move(its_terms)), channel(std::move(its_channel)), wire(*channel, weight_piece, limit) {}
+    Link(WeightFrameTerms its_terms, std::vector<std::unique_ptr<Channel>> channels,
+         std::chrono::nanoseconds limit)
+        : terms(std::move(its_terms)), wire(std::move(channels), limit) {}
     WeightFrameTerms terms;
-    const std::unique_ptr<Channel> channel;
     WeightWire wire;
     WeightPeer peer = WeightPeer::live;
     std::string why;
@@ -107,15 +107,15 @@ class WeightReceivers {
     try {
       std::array<std::byte, 64> head;
       for (;;) {
-        link.channel->receive(head, idle);
+        link.wire.channel().receive(head, idle);
         const WeightFrame frame = read_frame(head, link.terms);
         if (frame.kind == FrameKind::end) break;
         take_version(link, frame);
       }
-      link.channel->send(std::array<std::byte, 8>{}, board_.deadline);
+      link.wire.channel().send(std::array<std::byte, 8>{}, board_.deadline);
       end(link, WeightPeer::ended, {});
     } catch (const std::exception& error) {
-      link.channel->close();
+      link.wire.close();
       end(link, WeightPeer::lost, error.what());
     }
   }
@@ -183,7 +183,7 @@ class WeightReceivers {
         break;
       default:
         link.bitmap.resize(bitmap_bytes(its.bytes));
-        link.channel->receive(link.bitmap, board_.deadline);
+        link.wire.channel().receive(link.bitmap, board_.deadline);
         marked_ranges(link.bitmap, its.bytes, link.ranges);
         if (bytes_in(link.ranges) + link.bitmap.size() != frame.bytes)
           throw Error("control plane: a delta from " + link.terms.from +

@@ -34,7 +34,7 @@ class WeightSenders {
 
   /// The way to a rollout, which is served from now on. Throws Error for one whose incarnation is not newer
   /// than the one before.
-  void connect(int rollout, std::unique_ptr<Channel> channel, int incarnation) {
+  void connect(int rollout, std::vector<std::unique_ptr<Channel>> channels, int incarnation) {
     const std::scoped_lock one_at_a_time(connecting_);
     check(rollout, incarnation);
     auto& link = links_[WeightBoard::place(rollout)];
@@ -47,7 +47,7 @@ class WeightSenders {
       board_.changed.notify_all();
       link->thread.join();
     }
-    auto fresh = std::make_unique<Link>(rollout, incarnation, std::move(channel), board_.deadline / 2);
+    auto fresh = std::make_unique<Link>(rollout, incarnation, std::move(channels), board_.deadline / 2);
     const std::scoped_lock lock(board_.mutex);
     if (board_.closed)
       throw Error("control plane: closed; " + board_.rollout_name(rollout) + " gets no more weights");
@@ -81,14 +81,14 @@ class WeightSenders {
   }
   void close() {
     for (const auto& link : links_)
-      if (link) link->channel->close();
+      if (link) link->wire.close();
   }
   void lose(int rollout) {
     if (rollout < 0 || WeightBoard::place(rollout) >= links_.size()) return;
     auto& link = links_[WeightBoard::place(rollout)];
     if (!link) return;
     link->dismissed = true;
-    link->channel->close();
+    link->wire.close();
   }
 
   // ---- Distribution lane, without the lock: senders do not look at a slot before it is ready
@@ -105,15 +105,13 @@ class WeightSenders {
 
  private:
   struct Link {
-    Link(int to, int its_incarnation, std::unique_ptr<Channel> its_channel,
+    Link(int to, int its_incarnation, std::vector<std::unique_ptr<Channel>> channels,
          std::chrono::nanoseconds limit_of_a_piece)
         : rollout(to),
           incarnation(its_incarnation),
-          channel(std::move(its_channel)),
-          wire(*channel, weight_piece, limit_of_a_piece),
+          wire(std::move(channels), limit_of_a_piece),
           limit(limit_of_a_piece) {}
     const int rollout, incarnation;
-    const std::unique_ptr<Channel> channel;
     WeightWire wire;
     const std::chrono::nanoseconds limit;
     std::int64_t sent = WeightBoard::none, sending = WeightBoard::none;
@@ -157,12 +155,12 @@ class WeightSenders {
         const Leave leave{board_, *slot};
         send_version(link, *slot);
       }
-      link.channel->send(frame(link, FrameKind::end, link.sent).bytes_of(), link.limit);
+      link.wire.channel().send(frame(link, FrameKind::end, link.sent).bytes_of(), link.limit);
       std::array<std::byte, 8> goodbye{};  // without it, closing might overtake what was sent
-      link.channel->receive(goodbye, board_.deadline);
+      link.wire.channel().receive(goodbye, board_.deadline);
       end(link, WeightPeer::ended, {});
     } catch (const std::exception& error) {
-      link.channel->close();
+      link.wire.close();
       end(link, WeightPeer::lost, error.what());
     }
   }
@@ -221,8 +219,8 @@ class WeightSenders {
     }
     if (head.kind != FrameKind::full) head.base = sealed.base;
     head.bytes = bitmap.size() + bytes_in(*ranges);
-    link.channel->send(head.bytes_of(), link.limit);
-    link.channel->send(bitmap, link.limit);
+    link.wire.channel().send(head.bytes_of(), link.limit);
+    link.wire.channel().send(bitmap, link.limit);
     const std::uint64_t sent = link.wire.send(slot.bytes, *ranges);
     link.wire.send_sum(head.kind == FrameKind::delta ? sealed.changes.sum : sent);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

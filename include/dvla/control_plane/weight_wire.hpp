@@ -1,7 +1,9 @@
-// How one version of a part crosses a channel: a frame (weight_frame.hpp), the ranges of the part that the
-// form calls for, in pieces, then a checksum, made at both ends while a piece is in the cache (sent with a
-// checksum made before, a GiB takes half as long again). Both ends know the ranges: all of
-// the part, the trainable ones, or for a delta the blocks of a bitmap that goes first. One thread per object.
+// How one version of a part crosses the channels of a pair: a frame (weight_frame.hpp), the ranges of the
+// part that the form calls for, in pieces, then a checksum, made at both ends while a piece is in the cache
+// (sent with a checksum made before, a GiB takes half as long again). Both ends know the ranges: all of the
+// part, the trainable ones, or for a delta the blocks of a bitmap that goes first. Large parts go over
+// several channels, *streams*, a thread each: while one waits for the peer or makes a checksum, another moves
+// bytes. One version at a time per object.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <future>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -21,8 +27,13 @@
 
 namespace dvla::detail {
 
-/// Weights are sent, received and checked so many bytes at a time.
-inline constexpr std::size_t weight_piece = std::size_t{4} << 20;
+/// Streams that this many bytes are worth, of `most`: a thread more pays from some MiB on.
+inline std::size_t weight_streams(std::size_t bytes, std::size_t most) {
+  return std::clamp<std::size_t>(bytes >> 22, 1, most);
+}
+/// Weights are sent, received and checked so many bytes at a time: few waits for the peer where nothing goes
+/// on meanwhile, else what a core's own cache holds.
+inline std::size_t weight_piece(std::size_t streams) { return std::size_t{streams == 1 ? 4U : 1U} << 20; }
 inline constexpr std::size_t delta_block = 4096;
 
 inline std::size_t delta_blocks(std::size_t bytes) { return (bytes + delta_block - 1) / delta_block; }
@@ -64,19 +75,25 @@ inline void marked_ranges(std::span<const std::byte> bitmap, std::size_t bytes,
 /// Sends or receives ranges of a part. A piece in one range needs no copy.
 class WeightWire {
  public:
-  /// `limit`: of each piece.
-  WeightWire(Channel& channel, std::size_t piece, std::chrono::nanoseconds limit)
-      : channel_(channel), piece_(piece), limit_(limit) {}
+  /// One channel or more, the same number at both ends; `limit`: of each piece.
+  WeightWire(std::vector<std::unique_ptr<Channel>> channels, std::chrono::nanoseconds limit) : limit_(limit) {
+    for (auto& channel : channels) streams_.push_back({std::move(channel), {}});
+  }
 
-  /// Returns the checksum of what went, in order.
+  /// The channel of whatever is not weights.
+  Channel& channel() { return *streams_.front().channel; }
+  /// Ends all channels, from any thread.
+  void close() noexcept {
+    for (const Stream& stream : streams_) stream.channel->close();
+  }
+
+  /// Returns the checksum of what went.
   std::uint64_t send(std::span<const std::byte> part, std::span<const ByteRange> ranges) {
-    Checksum sum;
-    Pieces pieces(ranges, piece_);
-    for (auto piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
+    return carry(ranges, [&](Stream& stream, std::span<const ByteRange> piece, Checksum& sum) {
       std::span<const std::byte> whole = part.subspan(piece[0].offset, piece[0].bytes);
       if (piece.size() > 1) {
         std::size_t at = 0;
-        const std::span<std::byte> packed = bounce(bytes_in(piece));
+        const std::span<std::byte> packed = stream.bounce_of(bytes_in(piece));
         for (const ByteRange& range : piece) {
           std::memcpy(packed.data() + at, part.data() + range.offset, range.bytes);
           at += range.bytes;
@@ -84,47 +101,80 @@ class WeightWire {
         whole = packed;
       }
       sum.update(whole);
-      channel_.send(whole, limit_);
-    }
-    return sum.value();
+      stream.channel->send(whole, limit_);
+    });
   }
 
   /// The same for what came.
   std::uint64_t receive(std::span<std::byte> part, std::span<const ByteRange> ranges) {
-    Checksum sum;
-    Pieces pieces(ranges, piece_);
-    for (auto piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-      const std::span<std::byte> whole =
-          piece.size() == 1 ? part.subspan(piece[0].offset, piece[0].bytes) : bounce(bytes_in(piece));
-      channel_.receive(whole, limit_);
+    return carry(ranges, [&](Stream& stream, std::span<const ByteRange> piece, Checksum& sum) {
+      const std::span<std::byte> whole = piece.size() == 1 ? part.subspan(piece[0].offset, piece[0].bytes)
+                                                           : stream.bounce_of(bytes_in(piece));
+      stream.channel->receive(whole, limit_);
       sum.update(whole);
-      if (piece.size() == 1) continue;
+      if (piece.size() == 1) return;
       std::size_t at = 0;
       for (const ByteRange& range : piece) {
         std::memcpy(part.data() + range.offset, whole.data() + at, range.bytes);
         at += range.bytes;
       }
-    }
-    return sum.value();
+    });
   }
 
-  void send_sum(std::uint64_t sum) { channel_.send(std::as_bytes(std::span(&sum, 1)), limit_); }
+  void send_sum(std::uint64_t sum) { channel().send(std::as_bytes(std::span(&sum, 1)), limit_); }
   std::uint64_t receive_sum() {
     std::uint64_t sum = 0;
-    channel_.receive(std::as_writable_bytes(std::span(&sum, 1)), limit_);
+    channel().receive(std::as_writable_bytes(std::span(&sum, 1)), limit_);
     return sum;
   }
 
  private:
-  std::span<std::byte> bounce(std::size_t bytes) {
-    if (bounce_.size() < bytes) bounce_.resize(piece_);
-    return std::span(bounce_).first(bytes);
+  struct Stream {
+    std::unique_ptr<Channel> channel;
+    std::vector<std::byte> bounce;
+    std::span<std::byte> bounce_of(std::size_t bytes) {
+      if (bounce.size() < bytes) bounce.resize(bytes);
+      return std::span(bounce).first(bytes);
+    }
+  };
+
+  /// Pieces are dealt to the streams in turn. Returns the checksum of the only stream, or of the checksums of
+  /// all. One that fails closes the others, so that nobody waits; what it threw is thrown.
+  template <class Move>
+  std::uint64_t carry(std::span<const ByteRange> ranges, Move move) {
+    const std::size_t count = weight_streams(bytes_in(ranges), streams_.size());
+    std::mutex mutex;
+    std::exception_ptr first;
+    const auto run = [&](std::size_t which) {
+      Checksum sum;
+      try {
+        Pieces pieces(ranges, weight_piece(count));
+        std::size_t number = 0;
+        for (auto piece = pieces.next(); !piece.empty(); piece = pieces.next())
+          if (number++ % count == which) move(streams_[which], piece, sum);
+      } catch (...) {
+        const std::scoped_lock lock(mutex);
+        if (!first) first = std::current_exception();
+        if (count > 1) close();
+      }
+      return sum.value();
+    };
+    std::vector<std::future<std::uint64_t>> others;
+    for (std::size_t which = 1; which < count; ++which)
+      others.push_back(std::async(std::launch::async, run, which));
+    const std::uint64_t own = run(0);
+    Checksum all;
+    all.update(std::as_bytes(std::span(&own, 1)));
+    for (auto& other : others) {
+      const std::uint64_t sum = other.get();
+      all.update(std::as_bytes(std::span(&sum, 1)));
+    }
+    if (first) std::rethrow_exception(first);
+    return count == 1 ? own : all.value();
   }
 
-  Channel& channel_;
-  std::size_t piece_;
-  std::chrono::nanoseconds limit_;
-  std::vector<std::byte> bounce_;
+  const std::chrono::nanoseconds limit_;
+  std::vector<Stream> streams_;
 };
 
 /// One actor's part: its ranges of the flat weights, and what follows from them.
