@@ -217,10 +217,11 @@ class C10dCluster final : public Cluster {
     }
   }
 
-  /// One question to the job's store, over a connection that nobody else uses meanwhile: a client serialises
-  /// its calls, and a waiting one would hold up the rest.
-  template <class Call, class Late>
-  std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call, Late late) {
+  /// `work(client)` with a connection to the job's store that nobody else uses meanwhile: a client serialises
+  /// its calls, and a waiting one would hold up the rest. Connections are kept: c10d looks up the name of
+  /// whoever connects, on either side, which takes seconds where a name server does not answer.
+  template <class Work, class Late>
+  std::invoke_result_t<Work, const Store&> with_client(std::chrono::nanoseconds limit, Work work, Late late) {
     Store client;
     {
       const std::scoped_lock lock(mutex_);
@@ -230,17 +231,24 @@ class C10dCluster final : public Cluster {
       }
     }
     auto shared = std::make_shared<Store>(std::move(client));
+    auto answer = bounded(
+        limit,
+        [shared, store = store_, work = std::move(work)] {
+          if (!*shared) *shared = store->clone();
+          return work(*shared);
+        },
+        late);
+    const std::scoped_lock lock(mutex_);
+    idle_.push_back(*shared);
+    return answer;
+  }
+
+  /// One question to the job's store.
+  template <class Call, class Late>
+  std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call, Late late) {
     try {
-      auto answer = bounded(
-          limit,
-          [shared, store = store_, call] {
-            if (!*shared) *shared = store->clone();
-            return call(**shared);
-          },
-          late);
-      const std::scoped_lock lock(mutex_);
-      idle_.push_back(*shared);
-      return answer;
+      return with_client(
+          limit, [call](const Store& client) { return call(*client); }, late);
     } catch (const PeerError& error) {
       throw PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + ": " +
                       error.what());
@@ -273,11 +281,11 @@ class C10dCluster final : public Cluster {
       }
     }
     try {
-      return bounded(
+      return with_client(
           detail::left(until),
-          [key, until, store = store_, device = device_, size = static_cast<int>(members.size()),
-           place = Roles::place(members, rank_)] {
-            const Store own = c10::make_intrusive<c10d::PrefixStore>(key, store->clone());
+          [key, until, device = device_, size = static_cast<int>(members.size()),
+           place = Roles::place(members, rank_)](const Store& client) {
+            const Store own = c10::make_intrusive<c10d::PrefixStore>(key, client);  // asked while connecting
             return std::make_unique<detail::Links>(own, device, place, size, detail::left(until));
           },
           [&] {
