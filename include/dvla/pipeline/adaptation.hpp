@@ -190,39 +190,35 @@ class Adaptation {
       slowest.training_s = std::max(slowest.training_s, times[static_cast<std::size_t>(actor)].training_s);
     next.rollouts = balance_.look(slowest);
     next.actors = balance_.total() - next.rollouts;
-    next.groups = dealt(groups, detail::separated(next.actors, job.cluster().topology()), next == shares_);
+    next.groups = dealt(groups, detail::separated(next.actors, job.cluster().topology()),
+                        slowest.training_s * shares_.actors / next.actors);
     return next;
   }
-  /// By the rollouts' speeds where those differ; a rank that never rolled out counts as the mean.
-  std::vector<std::int64_t> dealt(std::int64_t groups, const Roles& roles, bool same_ranks) const {
-    if (speed_.empty()) return {};
-    double slowest = std::numeric_limits<double>::max(), fastest = 0, sum = 0;
-    for (const auto& [rank, speed] : speed_) {
-      slowest = std::min(slowest, speed);
-      fastest = std::max(fastest, speed);
-      sum += speed;
-    }
-    if (fastest - slowest <= knobs_.within * fastest) return {};
+  /// By the rollouts' speeds where that promises a shorter period; a rank that never rolled out counts as the
+  /// mean. `training_s`: what the actors are expected to need.
+  std::vector<std::int64_t> dealt(std::int64_t groups, const Roles& roles, double training_s) const {
+    double sum = 0;
+    for (const auto& [rank, speed] : speed_) sum += speed;
+    if (!(sum > 0)) return {};
     std::vector<double> speed;
     for (const int rank : roles.rollouts) {
       const auto found = speed_.find(rank);
       speed.push_back(found != speed_.end() ? found->second : sum / static_cast<double>(speed_.size()));
     }
-    std::vector<std::int64_t> now = deal_groups(groups, speed);
-    if (!same_ranks) return now;
-    // The same rollouts: worth it where the slowest gains.
-    const auto longest = [&](auto share) {
-      double seconds = 0;
-      for (std::size_t i = 0; i < speed.size(); ++i)
-        seconds = std::max(seconds, static_cast<double>(share(i)) / speed[i]);
+    const int rollouts = static_cast<int>(speed.size());
+    const auto period = [&](const std::vector<std::int64_t>& share) {
+      double seconds = training_s;
+      for (int i = 0; i < rollouts; ++i) {
+        const auto place = static_cast<std::size_t>(i);
+        const auto own = share.empty() ? share_of(groups, rollouts, i).count : share[place];
+        seconds = std::max(seconds, static_cast<double>(own) / speed[place]);
+      }
       return seconds;
     };
-    const double before = longest([&](std::size_t i) {
-      return shares_.groups.empty() ? share_of(groups, shares_.rollouts, static_cast<int>(i)).count
-                                    : shares_.groups[i];
-    });
-    return longest([&](std::size_t i) { return now[i]; }) < before * (1 - knobs_.within) ? now
-                                                                                         : shares_.groups;
+    const std::vector<std::int64_t> now =
+        rollouts == shares_.rollouts ? shares_.groups : std::vector<std::int64_t>();
+    const std::vector<std::int64_t> better = deal_groups(groups, speed);
+    return period(better) < period(now) * (1 - knobs_.within) ? better : now;
   }
 
   // ---- As texts in the job's store

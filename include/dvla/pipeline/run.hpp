@@ -382,6 +382,7 @@ class Run {
     }
 
     void enter(lane_kind kind) noexcept {
+      if constexpr (ModelElsewhere<Model>) Model::enter_lane(kind);
       if (kind == lane_kind::sampling) Model::use_threads(run.sampling_threads());
       if (kind == lane_kind::training) Model::use_threads(run.training_threads());
       if (kind == lane_kind::every) Model::use_threads(run.caller_threads());
@@ -517,7 +518,9 @@ class Run {
 
   // ---- What is made of the configuration
   ModelInputs inputs() const {
-    return {environment_->observation_spec(), environment_->action_spec(), config_.model.chunk};
+    ModelInputs inputs{environment_->observation_spec(), environment_->action_spec(), config_.model.chunk};
+    if constexpr (requires { config_.memory.device; }) inputs.device = config_.memory.device;
+    return inputs;
   }
   std::uint64_t weight_seed() const {
     return stream_seed(static_cast<std::uint64_t>(config_.run.seed), Stream::weights);
@@ -786,6 +789,7 @@ class Run {
     auto copy = [&](VersionedModel<Model>& frozen) {
       const auto from = model_.parameters();
       std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
+      if constexpr (ModelElsewhere<Model>) frozen.model->weights_written();
       frozen.version = next_batch_;
     };
     worker().models().fill(copy);
@@ -837,6 +841,7 @@ class Run {
       try {
         back.version = control_->receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
                                          version, deadline());
+        if constexpr (ModelElsewhere<Model>) back.model->weights_written();
       } catch (...) {
         lost.store(true, std::memory_order_release);
         throw;
@@ -893,43 +898,55 @@ class Run {
   }
   /// Every rank of the job calls it. Whoever is lost meanwhile ends the run.
   void change_roles(const Stages& stages) requires adapts {
-    auto span = trace_.span("change roles", next_batch_);
-    part(stages, false);
-    watch_->end();
-    before_ = total({before_, figures()});
-    const std::string number = std::to_string(adaptation_->looked());
-    std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
-    std::iota(everybody.begin(), everybody.end(), 0);
-    const auto all = cluster_.group("carry/" + number, everybody, deadline());
-    const CarriedState state =
-        carry(weights_.get(), *all, job_->roles().actors, std::ssize(model_.parameters()));
-    std::array steps{trained_.env_steps, trained_.chunk_steps};
-    all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
-    trained_ = {steps[0], steps[1]};
-    // What stood on the old roles goes, in the reverse order of its making.
-    watch_.reset();
-    control_.reset();
-    data_.reset();
-    algorithm_.reset();
-    worker_.reset();
-    actors_.reset();
-    weights_.reset();
-    groups_.clear();
-    environment_.reset();
-    auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
-    const Shares& shares = adaptation_->shares();
-    job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), deadline(), shares.groups);
-    scope_ = std::move(scope);
-    try {
-      environment_ = std::make_unique<Environment>(environment_knobs(), memory_.environment());
-      take_place();
-    } catch (const std::exception& why) {
-      Job::refuse(*scope_, why);
-      throw;
+    auto row = trace_.enter("roles");
+    CarriedState state;
+    {
+      auto span = trace_.span("part", next_batch_);
+      part(stages, false);
+      watch_->end();
+      before_ = total({before_, figures()});
     }
-    if (weights_) take(*weights_, state);
-    history_.resize(static_cast<std::size_t>(next_batch_));  // a new actor knows no earlier ones
-    sampled_before_ = worker_ ? worker_->counts() : RolloutCounts{};
+    const std::string number = std::to_string(adaptation_->looked());
+    {
+      auto span = trace_.span("carry", next_batch_);
+      std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
+      std::iota(everybody.begin(), everybody.end(), 0);
+      const auto all = cluster_.group("carry/" + number, everybody, deadline());
+      state = carry(weights_.get(), *all, job_->roles().actors, std::ssize(model_.parameters()));
+      std::array steps{trained_.env_steps, trained_.chunk_steps};
+      all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
+      trained_ = {steps[0], steps[1]};
+    }
+    {
+      auto span = trace_.span("clear", next_batch_);  // in the reverse order of making
+      watch_.reset();
+      control_.reset();
+      data_.reset();
+      algorithm_.reset();
+      worker_.reset();
+      actors_.reset();
+      weights_.reset();
+      groups_.clear();
+      environment_.reset();
+    }
+    {
+      auto span = trace_.span("make", next_batch_);
+      auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
+      const Shares& shares = adaptation_->shares();
+      job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), deadline(), shares.groups);
+      scope_ = std::move(scope);
+      try {
+        environment_ = std::make_unique<Environment>(environment_knobs(), memory_.environment());
+        take_place();
+      } catch (const std::exception& why) {
+        Job::refuse(*scope_, why);
+        throw;
+      }
+      if (weights_) take(*weights_, state);
+      history_.resize(static_cast<std::size_t>(next_batch_));  // a new actor knows no earlier ones
+      sampled_before_ = worker_ ? worker_->counts() : RolloutCounts{};
+    }
+    auto span = trace_.span("connect", next_batch_);
     job_->begin_together(nullptr);
     make_planes();
     hand_out_weights();

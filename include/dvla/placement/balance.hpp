@@ -23,10 +23,10 @@ struct LaneTimes {
   double period() const { return std::max(sampling_s, training_s); }
 };
 
-/// Goes from split to split until the times meet, or no other split promises more. What a split would give is
-/// first taken to be in inverse proportion to its workers; once it has been tried, what was measured counts.
-/// So each split is tried at most once, and the best of those is kept. Where the times drift away afterwards,
-/// it begins anew. One thread at a time.
+/// Goes from split to split until the times meet, or no other split promises a gain of `within`. What a split
+/// would give is first taken to be in inverse proportion to its workers; once it has been tried, what was
+/// measured counts. So each split is tried at most once, and the best of those is kept. Where the times drift
+/// away afterwards, it begins anew. One thread at a time.
 class Balance {
  public:
   /// `sampling` of `total` workers sample at first. `splits`: the numbers that may sample, each from 1 to
@@ -58,7 +58,7 @@ class Balance {
     measured_[sampling_] = period;
     const bool meet = std::abs(times.sampling_s - times.training_s) <= within_ * period;
     int best = sampling_;
-    double least = period * (1 - worthwhile);
+    double least = period * (1 - within_);  // less is not worth a move
     for (const int split : splits_) {
       const auto tried = measured_.find(split);
       if (tried == measured_.end() && meet) continue;
@@ -76,8 +76,6 @@ class Balance {
   }
 
  private:
-  static constexpr double worthwhile = 0.02;  // of the period; a smaller promise is not worth a move
-
   const int total_;
   std::vector<int> splits_;
   int sampling_;
