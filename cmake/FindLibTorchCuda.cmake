@@ -1,6 +1,7 @@
 # The CUDA half of LibTorch, if programs can be linked with it: LibTorch::cuda. A wheel's libtorch_cuda.so needs NVIDIA's
 # libraries beside it, which `pip install torch` fetches and scripts/setup, for its 4 GB, does not: so it is tried. Without them
-# what needs CUDA is compiled, and not linked. Looks where LibTorch was found.
+# what needs CUDA is compiled, and not linked. Looks where LibTorch was found. The CUDA runtime that comes with it is the one that
+# programs link: the toolkit's folder on a program's search path would offer an older NCCL, too.
 find_package(LibTorch QUIET)
 foreach(_path IN ITEMS LibTorchCuda_LIBRARY LibTorchCuda_C10_LIBRARY)  # found earlier, gone since
   if(${_path} AND NOT EXISTS "${${_path}}")
@@ -28,7 +29,16 @@ if(LibTorchCuda_FOUND AND NOT TARGET LibTorch::cuda)
   add_library(LibTorch::c10_cuda SHARED IMPORTED)
   set_target_properties(LibTorch::c10_cuda PROPERTIES IMPORTED_LOCATION "${LibTorchCuda_C10_LIBRARY}")
   add_library(LibTorch::cuda SHARED IMPORTED)
+  file(GLOB _cudart "${_torch_root}/../nvidia/*/lib/libcudart.so.*")
+  if(_cudart)
+    list(GET _cudart 0 _cudart)
+    add_library(LibTorch::cudart SHARED IMPORTED)
+    set_target_properties(LibTorch::cudart PROPERTIES IMPORTED_LOCATION "${_cudart}")
+    set(_cudart LibTorch::cudart)
+  else()
+    set(_cudart CUDA::cudart)
+  endif()
   set_target_properties(LibTorch::cuda PROPERTIES
     IMPORTED_LOCATION "${LibTorchCuda_LIBRARY}"
-    INTERFACE_LINK_LIBRARIES "LibTorch::c10_cuda;LibTorch::LibTorch")
+    INTERFACE_LINK_LIBRARIES "LibTorch::c10_cuda;LibTorch::LibTorch;${_cudart}")
 endif()
