@@ -27,6 +27,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/device.hpp"
@@ -118,18 +119,23 @@ class CudaPool {
                  std::find(streams.begin(), streams.end(), stream) != streams.end();
         });
   }
-  ~CudaPool() {
-    c10::cuda::CUDACachingAllocator::endAllocateToPool(pool_.device(), pool_.id());
-    c10::cuda::CUDACachingAllocator::releasePool(pool_.device(), pool_.id());  // what begin took
-  }
+  ~CudaPool() { end(); }
   CudaPool(const CudaPool&) = delete;
   CudaPool& operator=(const CudaPool&) = delete;
 
   PoolReport report() const { return segments_->report(); }
+  /// No more tensors come from it. torch gives a pool's segments back only while none is in use in this way,
+  /// so of several pools all end before the first one goes.
+  void end() {
+    if (!std::exchange(in_place_, false)) return;
+    c10::cuda::CUDACachingAllocator::endAllocateToPool(pool_.device(), pool_.id());
+    c10::cuda::CUDACachingAllocator::releasePool(pool_.device(), pool_.id());  // what begin took
+  }
 
  private:
   std::shared_ptr<CappedSegments> segments_;
   at::cuda::MemPool pool_;
+  bool in_place_ = true;
 };
 
 /// Host memory that the GPU copies from and to by itself, as long as this lives.
@@ -156,7 +162,10 @@ class CudaPools final : public DevicePools {
     for (const DevicePoolOptions& pool : options) pools_.push_back(std::make_unique<CudaPool>(pool));
   }
   /// Models have gone before. cuBLAS keeps workspaces, which came from the pools.
-  ~CudaPools() override { at::cuda::clearCublasWorkspaces(); }
+  ~CudaPools() override {
+    at::cuda::clearCublasWorkspaces();
+    for (const auto& pool : pools_) pool->end();
+  }
 
   std::vector<PoolReport> report() const override {
     std::vector<PoolReport> all;
