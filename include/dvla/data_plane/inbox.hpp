@@ -1,5 +1,6 @@
 // The actor's ears: one receiver thread for each rollout's channel, which brings parts into the batch queue,
-// chunk by chunk through a staging block, each proved before any byte of it is put into a batch.
+// chunk by chunk through a staging block, each proved before any byte of it is put into a batch; the next one
+// is received meanwhile.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +8,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -20,11 +23,30 @@
 
 namespace dvla::detail {
 
-/// Of the largest part, in one chunk at most.
+/// Of the largest part: room for it, or for two chunks.
 inline std::size_t staging_bytes(const std::vector<Strips>& parts) {
   std::size_t largest = 0;
-  for (const Strips& strips : parts) largest = std::max(largest, std::min(strips_bytes(strips), chunk_bytes));
-  return largest == 0 ? 0 : largest + seal_bytes;
+  for (const Strips& strips : parts) largest = std::max(largest, strips_bytes(strips));
+  if (largest == 0) return 0;
+  return largest <= chunk_bytes ? largest + seal_bytes : 2 * (chunk_bytes + seal_bytes);
+}
+
+/// A part of `bytes` in chunks, in order: `make` fills one, seal included, while `use` is at the one before
+/// it, so that memory is read or written while the channel carries. Both run in one thread at a time.
+template <class Make, class Use>
+void in_chunks(std::size_t bytes, std::byte* staging, Make make, Use use) {
+  const std::size_t count = (bytes + chunk_bytes - 1) / chunk_bytes;
+  const auto chunk = [&](std::size_t i) {
+    return std::span(staging + i % 2 * (chunk_bytes + seal_bytes),
+                     std::min(chunk_bytes, bytes - i * chunk_bytes) + seal_bytes);
+  };
+  if (count > 0) make(chunk(0));
+  for (std::size_t i = 0; i < count; ++i) {
+    std::future<void> next;
+    if (i + 1 < count) next = std::async(std::launch::async, [&] { make(chunk(i + 1)); });
+    use(chunk(i));
+    if (next.valid()) next.get();
+  }
 }
 
 class Inbox {
@@ -253,14 +275,13 @@ class Inbox {
   bool receive_chunks(Peer& peer, const Strips& strips, std::byte* block) {
     StripCursor to(strips);
     bool whole = true;
-    for (std::size_t left = strips_bytes(strips); left > 0;) {
-      const std::size_t payload = std::min(left, chunk_bytes);
-      const std::span<std::byte> chunk(peer.staging, payload + seal_bytes);
-      peer.channel->receive(chunk, deadline_);
-      whole = whole && chunk_is_whole(chunk);
-      if (whole) scatter(chunk.first(payload), block, to);
-      left -= payload;
-    }
+    in_chunks(
+        strips_bytes(strips), peer.staging,
+        [&](std::span<std::byte> chunk) { peer.channel->receive(chunk, deadline_); },
+        [&](std::span<std::byte> chunk) {
+          whole = whole && chunk_is_whole(chunk);
+          if (whole) scatter(chunk.first(chunk.size() - seal_bytes), block, to);
+        });
     return whole;
   }
 

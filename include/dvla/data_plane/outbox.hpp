@@ -391,13 +391,14 @@ class Outbox {
     matches(answer);
     if (answer.kind == MessageKind::go) {
       StripCursor from(strips);
-      for (std::size_t left = size; left > 0;) {
-        const std::size_t payload = std::min(left, chunk_bytes);
-        const std::span<std::byte> chunk(target.staging, payload + seal_bytes);
-        gather(buffer.block, from, chunk.first(payload));
-        target.channel->send(seal_chunk(chunk, payload), options_.deadline);
-        left -= payload;
-      }
+      in_chunks(
+          size, target.staging,
+          [&](std::span<std::byte> chunk) {
+            const std::size_t payload = chunk.size() - seal_bytes;
+            gather(buffer.block, from, chunk.first(payload));
+            seal_chunk(chunk, payload);
+          },
+          [&](std::span<std::byte> chunk) { target.channel->send(chunk, options_.deadline); });
       {
         const std::scoped_lock lock(mutex_);
         totals_.bytes_sent += part.bytes;
