@@ -40,7 +40,7 @@ struct Stream {
   }
   void receive(void* bytes, std::size_t size) const {
     for (char* at = static_cast<char*>(bytes); size > 0;) {
-      const ssize_t got = ::recv(file, at, size, 0);
+      const ssize_t got = ::recv(file, at, size, MSG_WAITALL);
       if (got <= 0) give_up("a bench's process lost its peer");
       at += got;
       size -= static_cast<std::size_t>(got);
