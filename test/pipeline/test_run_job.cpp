@@ -114,6 +114,46 @@ TEST_CASE("rollouts and actors apart train as the ratio says") {
     }
 }
 
+/// Trains the first half of its weights.
+struct HalfModel : dvla::testing::LinearModel {
+  using LinearModel::LinearModel;
+  std::vector<dvla::WeightRange> trainable() const { return {{0, half()}}; }
+  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
+    LinearModel::backward(d_log_prob, d_entropy);
+    std::fill(gradients().begin() + half(), gradients().end(), 0.0F);
+  }
+  std::int64_t half() const {
+    std::int64_t all = 1;
+    for (const std::int64_t extent : tensors().front().shape) all *= extent;
+    return all / 2;
+  }
+};
+
+TEST_CASE("a model that says what of it trains sends no more than that, and samples the same") {
+  using Half =
+      dvla::Pipeline<dvla::Sampler<dvla::Toy, HalfModel>, Training<>, dvla::Placement<dvla::Separated<>>>;
+  auto config = config_of<Half>(20, 0);
+  config.algorithm.weight_decay = 0;  // which would move the other half too
+  config.placement = {1, 1};
+  auto whole = train_job(2, config);
+  config.control_plane.form = dvla::WeightForm::trainable;
+  auto half = train_job(2, config);
+  all_in_peace(whole);
+  all_in_peace(half);
+  CHECK(same_bits(whole.weights[0], half.weights[0]));
+  const auto bytes = [](JobResult& result) { return dvla::total(result.report().ranks).weight_bytes_sent; };
+  CHECK(bytes(half) < bytes(whole) * 0.6);  // the first version whole, 20 by half
+  // One that does not say what is refused by the whole job.
+  auto all = config_of<Apart>(3);
+  all.placement = {1, 1};
+  all.control_plane.form = dvla::WeightForm::trainable;
+  for (const std::string& error : train_job(2, all).errors)
+    CHECK(error ==
+          "control_plane.form is trainable, but LinearModel does not say which of its weights train; use "
+          "full or "
+          "delta");
+}
+
 TEST_CASE("all ranks roll out and some train") {
   for (const int actors : {1, 2, 3}) {
     CAPTURE(actors);

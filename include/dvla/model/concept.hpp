@@ -91,6 +91,14 @@ concept ModelOfUnits = requires(Type& model, const Type& view, UnitHooks* hooks)
   model.hook_units(hooks);
 };
 
+/// Optional: `trainable()`: the ranges of the flat buffer that training changes, where not all of it does (as
+/// with LoRA): what a control plane sends in its form `trainable`. Sampling is right whatever it says: where
+/// anything else has changed, the whole is sent.
+template <class Type>
+concept ModelOfTrainable = requires(const Type& view) {
+  { view.trainable() } -> std::convertible_to<std::vector<WeightRange>>;
+};
+
 /// Optional: a model that computes elsewhere than in parameters(), which it therefore copies before each
 /// call.
 /// - `weights_written()`: parameters() are now what the caller wants: copies them at once, in the calling

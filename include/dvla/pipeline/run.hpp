@@ -302,6 +302,10 @@ class Run {
       throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
                         " is for a run of one process, and the job has " +
                         std::to_string(job_->cluster().world()));
+    if constexpr (requires { config_.control_plane.form; } && !ModelOfTrainable<Model>)
+      if (config_.control_plane.form == WeightForm::trainable)
+        throw ConfigError("control_plane.form is trainable, but " + std::string(P::model::name) +
+                          " does not say which of its weights train; use full or delta");
     if constexpr (adapts) {
       if (config_.run.record)
         throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
@@ -714,9 +718,11 @@ class Run {
         parts = Weights::parts_of(model_, job_->actors());
       else
         parts = {{{0, floats}}};
+      WeightPart trainable;
+      if constexpr (ModelOfTrainable<Model>) trainable = model_.trainable();
       control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_->cluster(),
                                            job_->roles(), static_cast<int>(job_->incarnation()), deadline(),
-                                           memory_.environment());
+                                           memory_.environment(), trainable);
     } else {
       control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
                                            memory_.environment(), deadline());
