@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "dvla/core/device.hpp"
 #include "dvla/pipeline/knob_list.hpp"
 
 namespace dvla {
