@@ -86,9 +86,9 @@ TEST_CASE("Actors of any number take over from actors of any number") {
   const std::vector<float> expected = move<Whole>(batch, 1, {0}, {0});
   REQUIRE(!expected.empty());
   using Ranks = std::vector<int>;
-  for (const auto& [from, to] :
-       {std::pair{Ranks{0}, Ranks{0, 1, 2}}, std::pair{Ranks{0, 1, 2}, Ranks{0}},
-        std::pair{Ranks{0, 2}, Ranks{0, 1, 3}}, std::pair{Ranks{0, 3}, Ranks{0, 2}}}) {
+  for (const auto& each : {std::pair{Ranks{0}, Ranks{0, 1, 2}}, std::pair{Ranks{0, 1, 2}, Ranks{0}},
+                           std::pair{Ranks{0, 2}, Ranks{0, 1, 3}}, std::pair{Ranks{0, 3}, Ranks{0, 2}}}) {
+    const Ranks &from = each.first, &to = each.second;
     CAPTURE(from.size());
     CAPTURE(to.size());
     // Sums over several actors round otherwise than one actor's gradient.

@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -146,7 +147,8 @@ std::vector<std::string> check_split_data_plane(Make make) {
     return sum;
   };
   {
-    auto [rollout, actor] = make();
+    auto pair = make();
+    auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
     must_refuse("a buffer that does not exist", "7000",
                 [&] { rollout->produce({.batch = 1, .buffer = 7000}); });
     must_refuse("waiting for what nobody sends", "0", [&] { actor->consume(token(0)); });
@@ -168,7 +170,8 @@ std::vector<std::string> check_split_data_plane(Make make) {
     must_refuse("reading a batch again", "0", [&] { actor->consume(token(0)); });
   }
   {  // Two buffers here, two there: the fifth batch must wait, and the wait must run out.
-    auto [rollout, actor] = make();
+    auto pair = make();
+    auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
     for (std::int64_t batch = 0; batch < 4; ++batch) send(*rollout, batch);
     must_refuse("more batches than there are buffers", "4", [&] { rollout->produce(token(4)); });
     actor->consume(token(0));
@@ -180,7 +183,8 @@ std::vector<std::string> check_split_data_plane(Make make) {
     }
   }
   {
-    auto [rollout, actor] = make();
+    auto pair = make();
+    auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
     constexpr std::int64_t batches = 200;
     std::vector<std::uint64_t> sums(batches);
     std::string failure;
