@@ -12,45 +12,13 @@
 #include "dvla/memory/single_pool.hpp"
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "test/memory/cuda_stand_in.hpp"
 
 using namespace dvla;
+using dvla_test::StandIn;
 constexpr std::size_t mib = std::size_t{1} << 20;
 
 namespace {
-
-/// What a GPU's pools would do, written down.
-struct StandIn final : CudaForm {
-  struct Pools final : DevicePools {
-    Pools(StandIn& form, std::vector<DevicePoolOptions> wanted, std::span<std::byte> pinned) : form_(form) {
-      form.options = std::move(wanted);
-      form.pinned = pinned;
-      ++form.live;
-    }
-    ~Pools() override { --form_.live; }
-    std::vector<PoolReport> report() const override {
-      std::vector<PoolReport> all;
-      for (const auto& pool : form_.options) {
-        PoolReport report;
-        report.name = pool.name;
-        report.capacity = pool.bytes;
-        all.push_back(report);
-      }
-      return all;
-    }
-    StandIn& form_;
-  };
-  StandIn() { cuda_form = this; }
-  ~StandIn() { cuda_form = nullptr; }
-  std::string missing() const override { return why; }
-  std::unique_ptr<DevicePools> make_pools(const std::vector<DevicePoolOptions>& wanted,
-                                          std::span<std::byte> memory) override {
-    return std::make_unique<Pools>(*this, wanted, memory);
-  }
-  std::string why;
-  std::vector<DevicePoolOptions> options;
-  std::span<std::byte> pinned;
-  int live = 0;
-};
 
 MemoryKnobs knobs(Device device) {
   return {.environment_pool_mib = 2,

@@ -122,7 +122,8 @@ DOCTEST_TEST_CASE("weights are copied before each call, or once when they are sa
   model.weights_written();
   see();
   DOCTEST_CHECK(seen[2] == seen[1]);
-  scale(), see();  // not said
+  DOCTEST_CHECK(weights_of(model).data() == weights.data());  // reads, and says nothing
+  scale(), see();                                             // not said
   DOCTEST_CHECK(seen[3] == seen[2]);
   model.weights_written();
   see();

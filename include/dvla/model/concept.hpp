@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/device.hpp"
@@ -99,20 +100,29 @@ concept ModelOfTrainable = requires(const Type& view) {
   { view.trainable() } -> std::convertible_to<std::vector<WeightRange>>;
 };
 
-/// Optional: a model that computes elsewhere than in parameters(), which it therefore copies before each
-/// call.
+/// Optional: a model that computes elsewhere than in parameters(), which it copies before each call.
+/// - `parameters() const`: to be read.
 /// - `weights_written()`: parameters() are now what the caller wants: copies them at once, in the calling
-/// lane, so that
-///   later calls need not. Who holds a span of parameters() from before and writes through it calls this
-///   again after each writing, or never; a new call of parameters() ends it.
+///   lane, so that later calls need not. A new call of parameters() ends that; who writes through a span from
+///   before calls this again after each writing, or never.
 /// - `enter_lane(kind)`: called in each lane's thread, and again where the thread goes over to another lane's
-/// work: the
-///   calls that follow are on that lane's stream.
+///   work: the calls that follow are on that lane's stream.
 template <class Type>
-concept ModelElsewhere = requires(Type& model, lane_kind kind) {
+concept ModelElsewhere = requires(Type& model, const Type& view, lane_kind kind) {
+  { view.parameters() } -> std::convertible_to<std::span<const float>>;
   model.weights_written();
   Type::enter_lane(kind);
 };
+
+/// A model's weights, to be read. Unlike parameters() of a model that computes elsewhere it says nothing
+/// about writing, so another lane than the model's may call it.
+template <class Model>
+std::span<const float> weights_of(Model& model) {
+  if constexpr (requires { std::as_const(model).parameters(); })
+    return std::as_const(model).parameters();
+  else
+    return model.parameters();
+}
 
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which
 /// throws ConfigError in one sentence when they do not fit.

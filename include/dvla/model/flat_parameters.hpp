@@ -98,6 +98,7 @@ class FlatParameters {
     }
     return {values_, static_cast<std::size_t>(count_)};
   }
+  std::span<const float> values() const { return {values_, static_cast<std::size_t>(count_)}; }
   std::span<float> gradients() { return {gradients_, static_cast<std::size_t>(count_)}; }
   const std::vector<NamedTensor>& tensors() const { return tensors_; }
 

@@ -119,6 +119,7 @@ class TinyVlaModel {
   }
 
   std::span<float> parameters() { return network_.parameters().values(); }
+  std::span<const float> parameters() const { return network_.parameters().values(); }
   std::span<float> gradients() { return network_.parameters().gradients(); }
   const std::vector<NamedTensor>& tensors() const { return network_.parameters().tensors(); }
   /// Embeddings, each block, output.
