@@ -107,6 +107,7 @@ void counts_add_up(const dvla::RunReport& report, std::int64_t batches) {
   const dvla::RankReport all = dvla::total(report.ranks);
   CHECK(all.trained + all.lost == batches * episodes);
   CHECK(all.in_flight == 0);
+  CHECK(all.sent + all.unreported == all.trained + all.dropped + all.in_flight + all.unacknowledged);
   CHECK(report.max_staleness <= 3);
 }
 
@@ -188,6 +189,47 @@ TEST_CASE("a rollout that comes again samples with current weights, and the batc
       Job<Apart> job(3, config);
       check(job, 1);
     }
+  }
+}
+
+TEST_CASE(
+    "all rollouts are gone: several actors train on nothing once at most, and wait for one to come again") {
+  auto config = config_of<Apart>(300, 1);
+  config.placement = {1, 2};
+  Job<Apart> job(3, config);
+  job.wait_for(10);
+  job.kill(2);
+  std::this_thread::sleep_for(1s);
+  const std::int64_t then = job.trained;
+  CHECK(then < 20);
+  job.restart(2);
+  job.join();
+  for (const int actor : {0, 1})
+    for (const std::string& error : job.errors[static_cast<std::size_t>(actor)]) CHECK_MESSAGE(false, error);
+  REQUIRE(job.history.size() == 300);
+  CHECK(job.history.back().update.episodes == episodes);
+  counts_add_up(job.reports[0], 300);
+  CHECK(dvla::total(job.reports[0].ranks).lost <= 8 * episodes);
+}
+
+TEST_CASE("all rollouts are gone and none comes again: every actor ends, and says so") {
+  for (const int actors : {1, 2}) {
+    CAPTURE(actors);
+    auto config = config_of<Apart>(100000, 1);
+    config.placement = {1, actors};
+    config.schedule.deadline_s = 4;
+    Job<Apart> job(1 + actors, config);
+    job.wait_for(10);
+    job.kill(actors);
+    job.join();
+    for (int actor = 0; actor < actors; ++actor) {
+      const auto& errors = job.errors[static_cast<std::size_t>(actor)];
+      REQUIRE(errors.size() == 1);
+      const bool says =
+          errors[0].find(actors == 1 ? "every rollout" : "all of them are gone") != std::string::npos;
+      CHECK_MESSAGE(says, errors[0]);
+    }
+    CHECK(job.trained < 20);
   }
 }
 

@@ -38,7 +38,10 @@ struct SenderReport {
   std::int64_t incarnation = 0;
   bool present = true;        ///< false: lost, or it has said goodbye
   std::int64_t received = 0;  ///< episodes, over all incarnations
-  std::string why;            ///< it is not present
+  /// Of received: from lives that ended without a goodbye, or before the present one. What those have sent,
+  /// nobody else can say.
+  std::int64_t unreported = 0;
+  std::string why;  ///< it is not present
 };
 
 namespace detail {
@@ -218,6 +221,7 @@ class BatchQueue {
     const std::scoped_lock lock(mutex_);
     Sender& sender = find(rollout);
     sender.buffers = std::min<std::int64_t>(buffers, 1 << 20);
+    sender.earlier = sender.received;
     // One that comes back joins behind the batch that the others are at: nobody waits for its start.
     const std::int64_t first =
         std::max({wished, next_, sender.present() ? sender.expected_from : newest_ + 1});
@@ -329,7 +333,9 @@ class BatchQueue {
     for (const Slot& slot : slots_)
       if (slot.state != State::free) totals.in_flight += slot.arrival.episodes;
     for (const Sender& sender : senders_)
-      totals.senders.push_back({sender.rollout, 0, sender.present(), sender.received, sender.why});
+      totals.senders.push_back({sender.rollout, 0, sender.present(), sender.received,
+                                sender.present() || sender.last != never ? sender.earlier : sender.received,
+                                sender.why});
     return totals;
   }
 
@@ -365,6 +371,7 @@ class BatchQueue {
     std::int64_t expected_from = 0;  ///< first batch to wait for; `never`: lost
     std::int64_t last = never;       ///< its goodbye
     std::int64_t received = 0;       ///< episodes
+    std::int64_t earlier = 0;        ///< of them: from lives before the present one
     std::string why;
     bool present() const { return expected_from != never && last == never; }
     bool owes(std::int64_t batch) const { return batch >= expected_from && batch <= last; }

@@ -211,6 +211,12 @@ class RoutedTrajectories {
   /// Actor: what came of the batch that is being trained on.
   BatchArrival arrival(const Token& token) { return queue("arrival").reading(token.batch).arrival; }
   std::int64_t oldest_version(const Token& token) { return arrival(token).oldest_version; }
+  /// Actor: whether any rollout that sends to it is there.
+  bool anybody() const {
+    if (!queue_) return false;
+    const auto senders = queue_->totals().senders;
+    return std::any_of(senders.begin(), senders.end(), [](const SenderReport& each) { return each.present; });
+  }
   /// Actor: done with it.
   void release(const Token& token) { queue("release").release(token.batch); }
 

@@ -18,6 +18,7 @@
 #include <numeric>
 #include <optional>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -423,8 +424,12 @@ class Run {
       bool more = true;
       if constexpr (routed) more = run.data_->arrive(token);
       if (run.job_->alone()) return more;
-      std::array<std::int64_t, 2> word{!more || asked_to_stop(), more ? token.batch - token.version : 0};
+      bool here = more;  // something of the batch
+      if constexpr (routed) here = more && run.data_->arrival(token).episodes > 0;
+      std::array<std::int64_t, 3> word{!more || asked_to_stop(), more ? token.batch - token.version : 0,
+                                       here};
       run.largest(word);
+      if (word[0] == 0 && word[2] == 0) word[0] = await_rollouts(token);
       if (word[0] != 0) {
         if constexpr (routed)
           if (more) run.data_->drop(token);
@@ -433,6 +438,26 @@ class Run {
       }
       token.version = token.batch - word[1];
       return true;
+    }
+    /// No actor has anything of this batch, for all rollouts are gone: the actors wait until one comes again,
+    /// rather than train on nothing, batch after batch. Returns whether one of them is asked to stop.
+    bool await_rollouts(const Token& token) {
+      const auto limit = run.inner_deadline();
+      const auto until = detail::deadline_after(limit);
+      for (;;) {
+        bool anybody = true;
+        if constexpr (routed) anybody = run.data_->anybody();
+        const bool late = std::chrono::steady_clock::now() > until;
+        std::array<std::int64_t, 3> word{asked_to_stop(), anybody, late};
+        run.largest(word);
+        if (word[0] != 0 || word[1] != 0) return word[0] != 0;
+        if (word[2] != 0)
+          throw DeadlineError(
+              run.job_->name() + " waited " + detail::seconds_text(limit) +
+              " for a rollout to come again: all of them are gone, and nothing is there of batch " +
+              std::to_string(token.batch));
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
     }
     void train(Token& token) {
       const Timed timed(training);
@@ -618,6 +643,9 @@ class Run {
   std::chrono::nanoseconds deadline() const {
     return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.schedule.deadline_s * 1e9));
   }
+  /// Of a wait inside a stage, for another rank: shorter, so that its error, which knows more, comes before
+  /// that of the lane that waits for this one.
+  std::chrono::nanoseconds inner_deadline() const { return deadline() * 3 / 4; }
 
   // ---- The parts that not every rank has
   BatchShape shape_of(std::int64_t episodes) const {
@@ -701,7 +729,7 @@ class Run {
       options.buffers = staleness() + 1;
       options.first_batch = next_batch_;
       options.incarnation = job_->incarnation();
-      options.deadline = deadline();
+      options.deadline = inner_deadline();
       data_ = std::make_unique<Data>(std::move(layouts), plan_, job_->cluster(), job_->roles(), options,
                                      memory_.environment());
     } else {
@@ -1054,6 +1082,7 @@ class Run {
     } else {
       own.unacknowledged = data.unacknowledged;
       own.lost = data.lost;
+      for (const auto& sender : data.senders) own.unreported += sender.unreported;
       own.data_bytes_sent = data.bytes_sent;
       own.data_bytes_received = data.bytes_received;
     }

@@ -24,14 +24,14 @@ namespace dvla {
 /// What one rank of a job did in one train(). Counts of trajectories are episodes; bytes are what this rank
 /// sent to and received from others. What a rank is not stays 0.
 struct RankReport {
-  BOOST_HANA_DEFINE_STRUCT(RankReport, (std::int64_t, rank),
-                           (double, rollout_time_s),  // mean over its batches, as the next two
-                           (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps),
-                           (std::int64_t, chunk_steps), (std::int64_t, sent), (std::int64_t, trained),
-                           (std::int64_t, dropped), (std::int64_t, in_flight), (std::int64_t, unacknowledged),
-                           (std::int64_t, lost), (std::int64_t, data_bytes_sent),
-                           (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
-                           (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
+  BOOST_HANA_DEFINE_STRUCT(
+      RankReport, (std::int64_t, rank), (double, rollout_time_s),  // mean over its batches, as the next two
+      (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps), (std::int64_t, chunk_steps),
+      (std::int64_t, sent), (std::int64_t, trained), (std::int64_t, dropped), (std::int64_t, in_flight),
+      (std::int64_t, unacknowledged), (std::int64_t, lost),
+      (std::int64_t, unreported),  // received from lives of rollouts that reported nothing
+      (std::int64_t, data_bytes_sent), (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
+      (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
   trace::process trace;  ///< its name is the rank's
 };
 
@@ -125,8 +125,9 @@ inline RankReport total(const std::vector<RankReport>& ranks) {
     for (auto member :
          {&RankReport::env_steps, &RankReport::chunk_steps, &RankReport::sent, &RankReport::trained,
           &RankReport::dropped, &RankReport::in_flight, &RankReport::unacknowledged, &RankReport::lost,
-          &RankReport::data_bytes_sent, &RankReport::data_bytes_received, &RankReport::weight_bytes_sent,
-          &RankReport::weight_bytes_received, &RankReport::gradient_bytes_sent})
+          &RankReport::unreported, &RankReport::data_bytes_sent, &RankReport::data_bytes_received,
+          &RankReport::weight_bytes_sent, &RankReport::weight_bytes_received,
+          &RankReport::gradient_bytes_sent})
       all.*member += each.*member;
   }
   return all;

@@ -26,7 +26,8 @@ struct LaneTimes {
 /// Goes from split to split until the times meet, or no other split promises a gain of `within`. What a split
 /// would give is first taken to be in inverse proportion to its workers; once it has been tried, what was
 /// measured counts. So each split is tried at most once, and the best of those is kept. Where the times drift
-/// away afterwards, it begins anew. One thread at a time.
+/// away afterwards, for two looks in a row, it begins anew; where that led nowhere, only after twice as many
+/// the next time. One thread at a time.
 class Balance {
  public:
   /// `sampling` of `total` workers sample at first. `splits`: the numbers that may sample, each from 1 to
@@ -50,11 +51,15 @@ class Balance {
   int look(const LaneTimes& times) {
     const double period = times.period();
     if (!(period > 0)) return sampling_;  // nothing was measured
-    if (settled_ && std::abs(period - measured_[sampling_]) > within_ * measured_[sampling_]) {
+    if (settled_) {
+      const bool drifts = std::abs(period - measured_[sampling_]) > within_ * measured_[sampling_];
+      drifted_ = drifts ? drifted_ + 1 : 0;
+      if (drifted_ < patience_) return sampling_;
       measured_.clear();  // the work is another one than it was
       settled_ = false;
+      drifted_ = 0;
+      before_ = sampling_;
     }
-    if (settled_) return sampling_;
     measured_[sampling_] = period;
     const bool meet = std::abs(times.sampling_s - times.training_s) <= within_ * period;
     int best = sampling_;
@@ -72,6 +77,7 @@ class Balance {
       }
     }
     settled_ = best == sampling_ || measured_.contains(best);
+    if (settled_ && best == before_) patience_ = std::min(2 * patience_, 1024);  // it was in vain
     return sampling_ = best;
   }
 
@@ -81,6 +87,9 @@ class Balance {
   int sampling_;
   const double within_;
   bool settled_ = false;
+  int drifted_ = 0;                 ///< looks in a row, since it settled
+  int patience_ = 2;                ///< so many of them begin anew; twice as many when that led nowhere
+  int before_ = 0;                  ///< where it had settled
   std::map<int, double> measured_;  ///< period by split
 };
 
