@@ -739,7 +739,7 @@ class Run {
     }
   }
   void make_control() {
-    const std::int64_t floats = std::ssize(model_.parameters());
+    const std::int64_t floats = std::ssize(weights_of(model_));
     if constexpr (broadcasts) {
       std::vector<WeightPart> parts;
       if constexpr (requires { Weights::parts_of(model_, 1); })
@@ -760,6 +760,7 @@ class Run {
   void make_watch() {
     WatchCallbacks callbacks;
     callbacks.lost_rollout = [this](int rank, const std::string& why) {
+      (void)this, (void)rank, (void)why;  // of planes within one process
       if constexpr (routed)
         if (job_->trains()) data_->lose(job_->roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
@@ -801,7 +802,7 @@ class Run {
   // ---- Weights
   std::span<const std::byte> weight_bytes() {
     gather();
-    return std::as_bytes(std::span<const float>(model_.parameters()));
+    return std::as_bytes(weights_of(model_));
   }
   /// Of a replay of so many batches: the last updates are seen by no rollout.
   void check_end(std::int64_t batches) {
@@ -821,7 +822,7 @@ class Run {
   void install() {
     gather();
     auto copy = [&](VersionedModel<Model>& frozen) {
-      const auto from = model_.parameters();
+      const auto from = weights_of(model_);
       std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
       if constexpr (ModelElsewhere<Model>) frozen.model->weights_written();
       frozen.version = next_batch_;
@@ -866,7 +867,7 @@ class Run {
       weights_->pack(bytes);
     } else {  // a replica's own copies: the whole, not this actor's part
       gather();
-      std::memcpy(bytes.data(), model_.parameters().data(), bytes.size());
+      std::memcpy(bytes.data(), weights_of(model_).data(), bytes.size());
     }
   }
   void receive(std::int64_t version, std::atomic<bool>& lost) {
@@ -946,7 +947,7 @@ class Run {
       std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
       std::iota(everybody.begin(), everybody.end(), 0);
       const auto all = cluster_.group("carry/" + number, everybody, deadline());
-      state = carry(weights_.get(), *all, job_->roles().actors, std::ssize(model_.parameters()));
+      state = carry(weights_.get(), *all, job_->roles().actors, std::ssize(weights_of(model_)));
       std::array steps{trained_.env_steps, trained_.chunk_steps};
       all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
       trained_ = {steps[0], steps[1]};
