@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <mutex>
 #include <random>
 
 #include "../pipeline/toy_job.hpp"
@@ -53,9 +54,21 @@ class Job {
   void kill(int rank) { clusters_[0]->kill(rank); }
   void freeze(int rank) { clusters_[0]->freeze(rank); }
   void thaw(int rank) { clusters_[0]->thaw(rank); }
-  void restart(int rank) {
-    later_.push_back(clusters_[0]->restart(rank));
-    start(rank, *later_.back());
+  void restart(int rank) { start(rank, again(rank)); }
+  /// The rank's next life, which does nothing yet.
+  dvla::Cluster& again(int rank) { return *later_.emplace_back(clusters_[0]->restart(rank)); }
+  /// The same program once more, in the place of a rank that nobody has killed.
+  void start_twin(int rank) { start(rank, *later_.emplace_back(clusters_[0]->twin(rank))); }
+  std::vector<std::string> errors_of(int rank) {
+    const std::scoped_lock lock(mutex_);
+    return errors[static_cast<std::size_t>(rank)];
+  }
+  /// Waits until a life of the rank has ended badly.
+  void wait_for_error(int rank) {
+    const auto until = std::chrono::steady_clock::now() + 30s;
+    while (errors_of(rank).empty() && std::chrono::steady_clock::now() < until)
+      std::this_thread::sleep_for(1ms);
+    REQUIRE(!errors_of(rank).empty());
   }
   void join() {
     for (std::thread& thread : threads_)
@@ -75,6 +88,7 @@ class Job {
   const dvla::Config<P> config_;
   std::vector<std::unique_ptr<dvla::testing::ThreadCluster>> clusters_, later_;
   std::vector<std::thread> threads_;
+  std::mutex mutex_;  ///< of errors and reports: a rank may have two lives
 
  public:
   std::atomic<std::int64_t> trained{0};
@@ -82,7 +96,6 @@ class Job {
   std::vector<dvla::RunReport> reports;          ///< by rank, of the last life
   std::vector<dvla::Iteration> history;
 
- private:
   void start(int rank, dvla::Cluster& cluster) {
     threads_.emplace_back([this, rank, &cluster] {
       const auto place = static_cast<std::size_t>(rank);
@@ -94,8 +107,10 @@ class Job {
           std::this_thread::sleep_for(1ms);  // so that there is time for faults
         });
         if (run.job().leads()) history = run.history();
+        const std::scoped_lock lock(mutex_);
         reports[place] = std::move(report);
       } catch (const std::exception& error) {
+        const std::scoped_lock lock(mutex_);
         errors[place].push_back(error.what());
       }
     });
@@ -275,6 +290,93 @@ TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
         CHECK_MESSAGE(names_one, errors[0]);
       }
     }
+  }
+}
+
+TEST_CASE("the same job once more is refused rank by rank, and the first goes on undisturbed") {
+  auto config = config_of<Apart>(3000, 1);
+  config.placement = {1, 1};
+  Job<Apart> job(4, config);  // two actors
+  job.wait_for(10);
+  for (const int rank : {1, 2, 3}) job.start_twin(rank);
+  for (const int rank : {1, 2, 3}) {
+    job.wait_for_error(rank);
+    CAPTURE(rank);
+    const std::string error = job.errors_of(rank).front();
+    const char* expected = rank == 1 ? "comes when training has begun" : ") is there already: rank ";
+    CHECK_MESSAGE(error.find(expected) != std::string::npos, error);
+  }
+  const std::int64_t then = job.trained;
+  job.wait_for(then + 10);
+  // Those who were refused stand in nobody's way later.
+  job.kill(3);
+  job.restart(3);
+  job.join();
+  for (int rank = 0; rank < 4; ++rank)
+    CHECK(job.errors_of(rank).size() == std::vector<std::size_t>{0, 1, 1, 2}[static_cast<std::size_t>(rank)]);
+  REQUIRE(job.history.size() == 3000);
+  for (std::int64_t batch = 0; batch < then; ++batch)
+    CHECK(job.history[static_cast<std::size_t>(batch)].update.episodes == episodes);
+  CHECK(job.history.back().update.episodes == episodes);
+  counts_add_up(job.reports[0], 3000);
+}
+
+TEST_CASE("a process too many is refused before training begins too, and refuses nobody") {
+  const auto ranks = dvla::testing::ThreadCluster::make(2);
+  const auto roles = dvla::detail::separated(1, ranks[0]->topology());
+  dvla::Job leader(*ranks[0], roles, 20s), rollout(*ranks[1], roles, 20s);
+  const auto twin = ranks[0]->twin(1);
+  try {
+    dvla::Job second(*twin, roles, 20s);
+    FAIL("it was let in");
+  } catch (const dvla::ConfigError& error) {
+    CHECK(std::string(error.what()).find("rank 1 (rollout 0) is there already") == 0);
+    dvla::Job::refuse(*twin, error);
+  }
+  std::thread other([&] { rollout.roll_call(dvla::Job::first_call); });
+  CHECK_NOTHROW(leader.roll_call(dvla::Job::first_call));
+  other.join();
+}
+
+TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed yet, is let in") {
+  auto config = config_of<Apart>(4000, 1);
+  config.placement = {2, 1};
+  Job<Apart> job(3, config);
+  job.wait_for(10);
+  job.freeze(2);
+  job.start_twin(2);
+  job.wait_for(4000);
+  job.thaw(2);
+  job.join();
+  CHECK(job.errors_of(0).empty());
+  CHECK(job.errors_of(1).empty());
+  CHECK_MESSAGE(job.errors_of(2).size() == 1, job.errors_of(2).back());  // of the earlier life
+  REQUIRE(job.history.size() == 4000);
+  CHECK(job.history.back().update.episodes == episodes);
+  counts_add_up(job.reports[0], 4000);
+}
+
+TEST_CASE("a rollout that comes again and dies at the door holds up neither its next life nor the end") {
+  for (const bool lives : {false, true}) {
+    CAPTURE(lives);
+    auto config = config_of<Apart>(4000, 1);
+    config.placement = {2, 1};
+    config.schedule.deadline_s = 300;  // longer than the test may take
+    Job<Apart> job(3, config);
+    job.wait_for(10);
+    job.kill(2);
+    dvla::Cluster& again = job.again(2);
+    REQUIRE(again.count("run/lives/2") == 1);
+    again.put(dvla::Job::life(2, 1), "");
+    again.get(dvla::Job::door(2, 1, 0), 20s);
+    if (lives) job.start(2, again);
+    job.join();
+    CHECK(job.errors_of(0).empty());
+    CHECK(job.errors_of(1).empty());
+    CHECK(job.errors_of(2).size() == 1);
+    REQUIRE(job.history.size() == 4000);
+    CHECK(job.history.back().update.episodes == (lives ? episodes : episodes / 2));
+    counts_add_up(job.reports[0], 4000);
   }
 }
 

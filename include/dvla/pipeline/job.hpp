@@ -20,6 +20,12 @@
 
 namespace dvla {
 
+/// A process that is one too many: another has its rank in the job, which it must not disturb.
+class PlaceTaken : public ConfigError {
+ public:
+  using ConfigError::ConfigError;
+};
+
 /// One thread at a time. `cluster` must outlive this; a cluster serves one job.
 class Job {
  public:
@@ -31,11 +37,20 @@ class Job {
         limit_(limit),
         rollout_(roles_.rollout(cluster.rank())),
         actor_(roles_.actor(cluster.rank())) {
-    if (alone() || !cluster_.has(start_key(0))) return;
+    if (alone()) return;
+    const bool first = cluster_.count("run/here/" + std::to_string(rank())) == 1;
+    if (!cluster_.has(start_key(0))) {
+      if (!first)
+        throw PlaceTaken(name() +
+                         " is there already: another process has its place in this job, which has not begun "
+                         "to train; another job needs another MASTER_PORT, and a job that lost a rank before "
+                         "it began is to be started again as a whole");
+      return;
+    }
     if (trains())
-      throw ConfigError(name() +
-                        " comes when training has begun; only rollouts can join then: start the "
-                        "whole job again from its newest checkpoint");
+      throw PlaceTaken(name() +
+                       " comes when training has begun; only rollouts can join then: start the "
+                       "whole job again from its newest checkpoint");
     incarnation_ = cluster_.count("run/lives/" + std::to_string(rank()));
   }
 
@@ -79,20 +94,30 @@ class Job {
   static std::string door(int rank, std::int64_t incarnation, int actor) {
     return life(rank, incarnation) + "/" + std::to_string(actor);
   }
+  /// Where it says, once every actor is about to meet it, that it comes.
+  static std::string coming(int rank, std::int64_t incarnation) { return life(rank, incarnation) + "/comes"; }
   /// A rollout that comes again tells the actors, and waits until each is about to meet it. Throws Error
-  /// where the job has ended instead.
+  /// where the job has ended instead, where an actor refuses it, and where a later life comes.
   void announce() const {
+    for (std::int64_t earlier = 1; earlier < incarnation_; ++earlier)  // of those that ended before they did
+      if (!cluster_.has(life(rank(), earlier))) cluster_.put(life(rank(), earlier), "");
     cluster_.put(life(rank(), incarnation_), "");
     const auto until = detail::deadline_after(limit_);
-    for (int actor = 0; actor < actors(); ++actor)
-      while (!cluster_.has(door(rank(), incarnation_, actor))) {
+    for (int actor = 0; actor < actors(); ++actor) {
+      const std::string at = door(rank(), incarnation_, actor);
+      while (!cluster_.has(at)) {
         if (cluster_.has(end_key)) throw Error(name() + " comes again too late: training has ended");
+        give_way();
         if (std::chrono::steady_clock::now() > until)
           throw DeadlineError(name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
                               rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
                               " to let it in");
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
       }
+      if (const std::string why = cluster_.get(at, limit_); !why.empty()) throw PlaceTaken(why);
+    }
+    cluster_.put(coming(rank(), incarnation_), "");
+    give_way();  // after that word: whoever hears the later life before it meets only that one
   }
   /// The leader: nobody need come any more.
   void say_end() const { cluster_.put(end_key, ""); }
@@ -121,10 +146,11 @@ class Job {
       if (!refusal.empty()) throw ConfigError(rank_name(roles_, rank) + " refuses: " + refusal);
     }
   }
-  /// What a rank does instead that cannot take part.
+  /// What a rank does instead that cannot take part. One that is too many, or late, is not missed.
   static void refuse(Cluster& cluster, const std::exception& why) noexcept {
-    if (cluster.world() == 1) return;
+    if (cluster.world() == 1 || dynamic_cast<const PlaceTaken*>(&why)) return;
     try {
+      if (cluster.has(start_key(0))) return;  // it would come again: the others go on without it
       for (const char* stage : {first_call, last_call})
         cluster.put(key(stage, cluster.rank()), std::string(why.what()).empty() ? "?" : why.what());
     } catch (const std::exception&) {  // then the others' limits end their waits
@@ -168,6 +194,10 @@ class Job {
   }
 
  private:
+  void give_way() const {
+    if (cluster_.has(life(rank(), incarnation_ + 1)))
+      throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
+  }
   static constexpr const char* end_key = "run/end";
   static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
   static std::string key(const std::string& stage, int rank) {

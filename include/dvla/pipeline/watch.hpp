@@ -11,10 +11,8 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -51,8 +49,10 @@ class Watch {
     for (int rank = 0; rank < job_.cluster().world(); ++rank)  // all in one order: nobody waits in a circle
       for (int other = rank + 1; other < job_.cluster().world(); ++other)
         if ((rank == job_.rank() || other == job_.rank()) &&
-            (roles.actor(rank) >= 0 || roles.actor(other) >= 0))
-          meet(rank == job_.rank() ? other : rank, job_.incarnation());
+            (roles.actor(rank) >= 0 || roles.actor(other) >= 0)) {
+          const int peer = rank == job_.rank() ? other : rank;
+          beats_.watch(peer, channel_of_beats(peer, job_.incarnation(), limit_));
+        }
     if (job_.trains() && job_.rollouts() > 0) newcomers_ = std::thread([this] { listen(); });
   }
   Watch(const Watch&) = delete;
@@ -63,6 +63,12 @@ class Watch {
   void end() {
     stop_listening();
     beats_.leave();
+  }
+
+  /// How long an actor and a rollout that is let in wait for each other's channels: one that dies meanwhile
+  /// holds up neither other newcomers nor the end for longer.
+  static std::chrono::nanoseconds meeting(std::chrono::nanoseconds period, std::chrono::nanoseconds limit) {
+    return std::min<std::chrono::nanoseconds>(4 * period + std::chrono::seconds(2), limit);
   }
 
   /// Whether this rank has been lost since it last came.
@@ -77,11 +83,14 @@ class Watch {
   }
 
  private:
-  void meet(int rank, std::int64_t incarnation) {
+  using Clock = std::chrono::steady_clock;
+
+  std::unique_ptr<Channel> channel_of_beats(int rank, std::int64_t incarnation,
+                                            std::chrono::nanoseconds limit) const {
     const int low = std::min(rank, job_.rank()), high = std::max(rank, job_.rank());
-    beats_.watch(rank, job_.cluster().channel("beats/" + std::to_string(low) + "/" + std::to_string(high) +
-                                                  "/" + std::to_string(incarnation),
-                                              rank, limit_));
+    return job_.cluster().channel(
+        "beats/" + std::to_string(low) + "/" + std::to_string(high) + "/" + std::to_string(incarnation), rank,
+        limit);
   }
 
   void lose(int rank, const std::string& why) {
@@ -96,37 +105,86 @@ class Watch {
       callbacks_.lost_actor(fatal());
     else
       callbacks_.lost_rollout(rank, why);
+    const std::scoped_lock lock(mutex_);
+    parted_.insert(rank);
   }
+
+  /// The newest life of a rollout that was heard of.
+  struct Newcomer {
+    std::int64_t incarnation = 0;
+    enum class At { home, door, inside } at = At::home;
+    Clock::time_point until;  ///< at the door: then refused; inside: then asked for less often
+  };
 
   /// On an actor: asks the job's store for rollouts' next incarnations, once a period.
   void listen() {
     const Roles& roles = job_.roles();
-    std::vector<std::int64_t> incarnation(roles.rollouts.size(), 0);
+    std::vector<Newcomer> newcomers(roles.rollouts.size());
     for (;;) {
+      const bool soon = std::any_of(newcomers.begin(), newcomers.end(), [](const Newcomer& each) {
+        return each.at != Newcomer::At::home && Clock::now() <= each.until;
+      });
       {
         std::unique_lock lock(mutex_);
-        if (changed_.wait_for(lock, period_, [&] { return ended_; })) return;
+        const auto pause =
+            soon ? std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(20)) : period_;
+        if (changed_.wait_for(lock, pause, [&] { return ended_; })) return;
       }
       try {
-        for (std::size_t i = 0; i < roles.rollouts.size(); ++i) {
-          const int rank = roles.rollouts[i];
-          if (roles.actor(rank) >= 0) continue;
-          while (job_.cluster().has(Job::life(rank, incarnation[i] + 1))) ++incarnation[i];
-          if (incarnation[i] > known_[rank]) let_in(static_cast<int>(i), rank, incarnation[i]);
-        }
+        for (std::size_t i = 0; i < newcomers.size(); ++i)
+          if (roles.actor(roles.rollouts[i]) < 0) hear(static_cast<int>(i), roles.rollouts[i], newcomers[i]);
+      } catch (const DeadlineError&) {  // the store is slow, or its process stopped: it is asked again
       } catch (const std::exception&) {
         return;  // the store is gone, and so is the job: heartbeats and planes say so
       }
     }
   }
-  void let_in(int rollout, int rank, std::int64_t incarnation) {
-    known_[rank] = incarnation;
-    try {
-      job_.cluster().put(Job::door(rank, incarnation, job_.actor()), "");
-      callbacks_.let_in(rollout, incarnation);
-      meet(rank, incarnation);
+  /// A newcomer is let in once its rank's earlier life is known to be lost, which the heartbeats know within
+  /// two periods; else it is one too many, and refused. It then says that it comes: only for one that has
+  /// said so does this rank wait, and one that was about to, and whose next life is here, will see that too.
+  void hear(int rollout, int rank, Newcomer& newcomer) {
+    using At = Newcomer::At;
+    const bool later = asks(Job::life(rank, newcomer.incarnation + 1));
+    if (newcomer.at == At::inside && asks(Job::coming(rank, newcomer.incarnation))) {
+      newcomer.at = At::home;
+      let_in(rollout, rank, newcomer.incarnation);
+      return;
+    }
+    if (later) {
+      ++newcomer.incarnation;
+      newcomer.at = At::door;
+      newcomer.until = Clock::now() + 5 * period_ / 2 + std::chrono::milliseconds(500);
+    }
+    if (newcomer.at != At::door) return;
+    const bool free = [&] {
       const std::scoped_lock lock(mutex_);
-      lost_.erase(rank);
+      return parted_.contains(rank);
+    }();
+    if (!free && Clock::now() <= newcomer.until) return;
+    job_.cluster().put(
+        Job::door(rank, newcomer.incarnation, job_.actor()),
+        free ? ""
+             : rank_name(job_.roles(), rank) + " is there already: " + job_.name() +
+                   " has its heartbeats; it can come again once that process has ended, and another job "
+                   "needs another MASTER_PORT");
+    newcomer.at = free ? At::inside : At::home;
+    newcomer.until = Clock::now() + meeting(period_, limit_);
+  }
+  /// Not for long: who ends waits for this thread.
+  bool asks(const std::string& key) const {
+    return job_.cluster().has_within(
+        key, std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(500)));
+  }
+  void let_in(int rollout, int rank, std::int64_t incarnation) {
+    try {
+      callbacks_.let_in(rollout, incarnation);
+      auto channel = channel_of_beats(rank, incarnation, meeting(period_, limit_));
+      {
+        const std::scoped_lock lock(mutex_);  // before it can be lost again
+        lost_.erase(rank);
+        parted_.erase(rank);
+      }
+      beats_.watch(rank, std::move(channel));
     } catch (const std::exception& error) {
       lose(rank, error.what());
     }
@@ -146,9 +204,8 @@ class Watch {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool ended_ = false;
-  std::set<int> lost_;
+  std::set<int> lost_, parted_;  ///< parted: of the lost, those whose callback has returned
   std::string fatal_;
-  std::map<int, std::int64_t> known_;  ///< the newcomers' thread's
   Heartbeat beats_;
   std::thread newcomers_;
 };

@@ -46,6 +46,11 @@ class Cluster {
   virtual void put(const std::string& key, const std::string& value) = 0;
   virtual std::string get(const std::string& key, std::chrono::nanoseconds limit) = 0;
   virtual bool has(const std::string& key) = 0;
+  /// The same for whoever cannot wait for a store that is stopped: DeadlineError after `limit`.
+  virtual bool has_within(const std::string& key, std::chrono::nanoseconds limit) {
+    (void)limit;
+    return has(key);
+  }
   /// Adds 1 to a counter that starts at 0, and returns it.
   virtual std::int64_t count(const std::string& key) = 0;
 

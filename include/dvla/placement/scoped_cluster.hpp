@@ -34,6 +34,9 @@ class ScopedCluster final : public Cluster {
     return whole_.get(prefix_ + key, limit);
   }
   bool has(const std::string& key) override { return whole_.has(prefix_ + key); }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return whole_.has_within(prefix_ + key, limit);
+  }
   std::int64_t count(const std::string& key) override { return whole_.count(prefix_ + key); }
 
  private:

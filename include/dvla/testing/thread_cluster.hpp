@@ -330,6 +330,13 @@ class ThreadCluster final : public Cluster {
     return std::unique_ptr<ThreadCluster>(new ThreadCluster(hub_, fresh));
   }
 
+  /// One more process that takes itself for this rank, which lives on; kill and freeze leave it alone.
+  std::unique_ptr<ThreadCluster> twin(int rank) {
+    const std::scoped_lock lock(hub_->mutex);
+    return std::unique_ptr<ThreadCluster>(
+        new ThreadCluster(hub_, std::make_shared<detail::Process>(process(rank)->rank)));
+  }
+
   int rank() const override { return process_->rank; }
   const Topology& topology() const override { return hub_->topology; }
 
