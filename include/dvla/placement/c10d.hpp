@@ -85,8 +85,9 @@ class C10dCluster final : public Cluster {
         },
         [&] { return detail::store_deadline(key, rank_, limit); });
   }
-  bool has(const std::string& key) override {
-    return ask(limit_, [=](c10d::Store& store) { return store.check({"text/" + key}); });
+  bool has(const std::string& key) override { return has_within(key, limit_); }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return ask(limit, [=](c10d::Store& store) { return store.check({"text/" + key}); });
   }
   std::int64_t count(const std::string& key) override {
     return ask(limit_, [=](c10d::Store& store) { return store.add("count/" + key, 1); });
@@ -133,8 +134,15 @@ class C10dCluster final : public Cluster {
   }
 
   void join(const Launch& launch, detail::Clock::time_point until) {
-    const std::string world = std::to_string(launch.world);
-    put("host/" + std::to_string(rank_), world + "\n" + launch.host);
+    const std::string world = std::to_string(launch.world), own = "host/" + std::to_string(rank_);
+    const auto check_world = [&](const std::string& text, const std::string& rank) {
+      const std::string theirs = text.substr(0, text.find('\n'));
+      if (theirs != world)
+        throw ConfigError("WORLD_SIZE is " + world + " on rank " + std::to_string(rank_) + " and " + theirs +
+                          " on rank " + rank + "; it must be the same on every rank");
+    };
+    if (has(own)) check_world(get(own, limit_), std::to_string(rank_) + ", which is there already");
+    put(own, world + "\n" + launch.host);
     std::vector<std::string> hosts;
     topology_.node.clear();
     for (int rank = 0; rank < launch.world; ++rank) {
@@ -146,11 +154,8 @@ class C10dCluster final : public Cluster {
         throw DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit_) +
                             " for rank " + name + " of " + world + " to join the job at " + where_);
       }
-      const std::size_t end = text.find('\n');
-      if (text.substr(0, end) != world)
-        throw ConfigError("WORLD_SIZE is " + world + " on rank " + std::to_string(rank_) + " and " +
-                          text.substr(0, end) + " on rank " + name + "; it must be the same on every rank");
-      const std::string host = text.substr(end + 1);
+      check_world(text, name);
+      const std::string host = text.substr(text.find('\n') + 1);
       const auto found = std::find(hosts.begin(), hosts.end(), host);
       topology_.node.push_back(static_cast<int>(found - hosts.begin()));
       if (found == hosts.end()) hosts.push_back(host);
