@@ -50,7 +50,7 @@ class Job {
     if (trains())
       throw PlaceTaken(name() +
                        " comes when training has begun; only rollouts can join then: start the "
-                       "whole job again from its newest checkpoint");
+                       "whole job again from its newest checkpoint, or another job with another MASTER_PORT");
     incarnation_ = cluster_.count("run/lives/" + std::to_string(rank()));
   }
 
