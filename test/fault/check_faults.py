@@ -2,7 +2,9 @@
 
 rollouts   SIGKILL of rollouts at MOMENTS seeded random moments, each started again: training goes on, the counts are proved
 stopped    SIGSTOP of a rollout: noticed within two heartbeats, training goes on without it
-actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and says whom it lost
+replaced   SIGSTOP of a rollout, which is started again before anybody has noticed: the new process is let in
+twice      the same command again while the job runs, on its port: refused rank by rank, and the first job goes on whole
+actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and says whom it lost, long before the deadline
 torchrun   SIGKILL of an actor under torchrun --max-restarts: the job goes on from its newest complete checkpoint (77: skipped)
 """
 
@@ -25,9 +27,9 @@ LIMIT = 240  # seconds that a part may take
 class Job:
     """A process a rank, which may be started again in the same place."""
 
-    def __init__(self, check, world, name, placement, **settings):
+    def __init__(self, check, world, name, placement, heartbeat=HEARTBEAT, **settings):
         self.check, self.world, self.port = check, world, free_port()
-        self.command = check.command(name, placement, heartbeat_s=HEARTBEAT, **settings)
+        self.command = check.command(name, placement, heartbeat_s=heartbeat, **settings)
         self.name, self.lives = name, {rank: [] for rank in range(world)}
         for rank in range(world):
             self.start(rank)
@@ -61,10 +63,10 @@ class Job:
             require(self.process(0).poll() is None, f"the leader has ended:\n{self.text(0)}")
             time.sleep(0.02)
 
-    def wait(self, rank):
-        until = time.monotonic() + LIMIT
+    def wait(self, rank, limit=LIMIT):
+        until = time.monotonic() + limit
         while self.process(rank).poll() is None:
-            require(time.monotonic() < until, f"rank {rank} had not ended after {LIMIT} s:\n{self.text(rank)}")
+            require(time.monotonic() < until, f"rank {rank} had not ended after {limit} s:\n{self.text(rank)}")
             time.sleep(0.02)
         return self.process(rank).returncode
 
@@ -149,17 +151,76 @@ def check_stopped(check):
         job.kill()
 
 
+def end(job, *ranks):
+    """Of a job whose `ranks` are all there, by a SIGTERM to its leader; its report."""
+    job.process(0).send_signal(signal.SIGTERM)
+    for rank in ranks:
+        code = job.wait(rank)
+        require(code == 0, f"exit code of rank {rank} is {code}:\n{job.text(rank)}")
+    return job.report()
+
+
+def check_replaced(check):
+    job = Job(check, 3, "replaced", "separated:2:1", heartbeat=3.0, iterations=1000000, checkpoint_every=1, deadline_s=60)
+    try:
+        job.wait_for(2)
+        stopped, path = job.lives[2][0]
+        stopped.send_signal(signal.SIGSTOP)
+        job.start(2)
+        time.sleep(4 * 3.0)  # two heartbeats until it is known, and time to be let in, or thrown out
+        require(job.process(2).poll() is None, f"the new process has ended:\n{job.text(2)}")
+        job.wait_for(job.trained() + 20)
+        require(job.process(2).poll() is None, f"the new process has ended:\n{job.text(2)}")
+        stopped.send_signal(signal.SIGCONT)
+        require(stopped.wait(LIMIT) == 1, f"the stopped process ends with {stopped.returncode}:\n{path.read_text()}")
+        report = end(job, 0, 1, 2)
+        trained, lost = counts(report, report["batches"])
+        again = next(each for each in report["ranks"] if each["name"].startswith("rank 2"))
+        require(not report.get("silent_ranks") and again["sent"] > 0, f"the new process sent nothing: {report['ranks']}")
+        print(f"{trained} episodes trained, {lost} lost; the new process sent {again['sent']}")
+    finally:
+        job.kill()
+
+
+def check_twice(check):
+    job = Job(check, 4, "twice", "separated:1:1", iterations=1000000, checkpoint_every=1, deadline_s=60)
+    firsts = [job.process(rank) for rank in range(4)]
+    try:
+        job.wait_for(2)
+        for rank in range(4):
+            job.start(rank)
+        reasons = ["cannot host the job's store", "comes when training has begun", "is there already", "is there already"]
+        for rank, reason in enumerate(reasons):
+            code = job.wait(rank)
+            lines = [line for line in job.text(rank).splitlines() if line.startswith(f"error: rank {rank}")]
+            require(code == 1 and len(lines) == 1 and reason in lines[0], f"rank {rank} ends with {code}:\n{job.text(rank)}")
+            print(lines[0])
+            require(all(first.poll() is None for first in firsts), "the first job did not outlive it")
+        for rank in range(4):
+            job.lives[rank].pop()
+        job.wait_for(job.trained() + 10)
+        report = end(job, 0, 1, 2, 3)
+        trained, lost = counts(report, report["batches"])
+        require(lost == 0, f"{lost} episodes are lost")
+        print(f"{trained} episodes trained, {lost} lost")
+    finally:
+        job.kill()
+        for first in firsts:
+            if first.poll() is None:
+                first.kill()
+
+
 def check_actor(check):
     for stops in (False, True):
         for victim in (0, 1):
             name = f"actor-{victim}-{'stopped' if stops else 'killed'}"
-            job = Job(check, 4, name, "separated:1:1", iterations=1000000, checkpoint_every=1, deadline_s=8)
+            job = Job(check, 4, name, "separated:1:1", iterations=1000000, checkpoint_every=1, deadline_s=LIMIT)
             try:
                 job.wait_for(2)
                 job.process(victim).send_signal(signal.SIGSTOP if stops else signal.SIGKILL)
                 began = time.monotonic()
                 for rank in (rank for rank in range(4) if rank != victim):
-                    require(job.wait(rank) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
+                    require(job.wait(rank, LIMIT / 4) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
                     lines = [line for line in job.text(rank).splitlines() if line.startswith(f"error: rank {rank}: ")]
                     require(len(lines) == 1 and "rank" in lines[0], f"rank {rank} says:\n{job.text(rank)}")
                     if not stops or victim != 0:
@@ -221,8 +282,8 @@ def main():
     if part == "torchrun" and not torchrun():
         print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
         return 77
-    parts = {"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "actor": check_actor,
-             "torchrun": check_torchrun}  # fmt: skip
+    parts = {"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
+             "twice": check_twice, "actor": check_actor, "torchrun": check_torchrun}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="dvla-fault-") as folder:
         try:
             parts[part](Checker(program, folder))
