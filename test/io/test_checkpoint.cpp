@@ -77,6 +77,39 @@ TEST_CASE("a damaged newest one is passed over with a warning, never loaded") {
   CHECK_THROWS_AS(checkpoints.load(3), dvla::FormatError);
 }
 
+TEST_CASE("a checkpoint whose parts are missing or cut is passed over, and is none of the last N") {
+  TemporaryFolder folder;
+  const State state;
+  const CheckpointFolder checkpoints(folder.path(), 3);
+  const auto save = [&](int step, const std::string& parts) {
+    auto checkpoint = state.checkpoint();
+    checkpoint.metadata["shards"] = parts;
+    for (int part = 0; part < 2; ++part)
+      write_safetensors(CheckpointFolder::part_path(checkpoints.path_of(step), part, 2), checkpoint.tensors,
+                        {{"dvla.checkpoint_format", "1"}});
+    checkpoints.save(step, checkpoint);
+  };
+  for (const int step : {1, 2, 3, 4}) save(step, "2");
+  CHECK(checkpoints.steps() == Steps{4, 3, 2});
+  CHECK(checkpoints.latest().checkpoint->step == 4);
+  CHECK(CheckpointFolder::open_parts(checkpoints.load(4).file).size() == 2);
+  std::filesystem::remove(folder / "step-3.actor-1-of-2.safetensors");
+  cut(folder / "step-4.actor-0-of-2.safetensors");
+  const LatestCheckpoint latest = checkpoints.latest();
+  REQUIRE(latest.checkpoint.has_value());
+  CHECK(latest.checkpoint->step == 2);
+  REQUIRE(latest.warnings.size() == 2);
+  CHECK(contains(latest.warnings[0], "step-4.actor-0-of-2.safetensors"));
+  CHECK(contains(latest.warnings[1], "step-3.safetensors' lacks its part 'step-3.actor-1-of-2.safetensors'"));
+  save(5, "2");
+  CHECK(checkpoints.steps() == Steps{5, 2});
+  for (const char* parts : {"0", "-1", "two", "2x", "100000", ""}) {
+    CAPTURE(parts);
+    save(6, parts);
+    CHECK(contains(message_of<dvla::FormatError>([&] { checkpoints.load(6); }), "says it has"));
+  }
+}
+
 TEST_CASE("when all are damaged there is none, and every one is named") {
   TemporaryFolder folder;
   const State state;

@@ -1,7 +1,7 @@
 // Checkpoints: one safetensors file per step (weights, optimiser moments, counters and random states as
-// tensors; JSON texts as metadata), written whole or not at all, found again by scanning. What the tensors
-// mean is the caller's. No checksum over the data: fsync before rename keeps torn files from appearing under
-// a checkpoint's name.
+// tensors; JSON texts as metadata), written whole or not at all, found again by scanning. It may have parts
+// beside it, a file of each actor, which are written first. What the tensors mean is the caller's. No
+// checksum over the data: fsync before rename keeps torn files from appearing under a checkpoint's name.
 #pragma once
 
 #include <charconv>
@@ -34,6 +34,8 @@ class CheckpointFolder {
  public:
   static constexpr std::string_view format_key = "dvla.checkpoint_format";
   static constexpr std::string_view format_version = "1";
+  /// Of the metadata: how many parts a checkpoint has.
+  static constexpr std::string_view parts_key = "shards";
 
   /// keep_last >= 1: how many checkpoints save() leaves, its own included. Throws ConfigError.
   explicit CheckpointFolder(std::filesystem::path folder, int keep_last = 3)
@@ -45,6 +47,12 @@ class CheckpointFolder {
 
   std::filesystem::path path_of(std::int64_t step) const {
     return folder_ / ("step-" + std::to_string(step) + ".safetensors");
+  }
+
+  /// Where part `part` of `parts` of the checkpoint at `path` lies.
+  static std::filesystem::path part_path(const std::filesystem::path& path, int part, int parts) {
+    return path.parent_path() / (path.stem().string() + ".actor-" + std::to_string(part) + "-of-" +
+                                 std::to_string(parts) + ".safetensors");
   }
 
   /// Writes the checkpoint (the folder is made if need be); returns its path once it is durable. Only then
@@ -69,9 +77,13 @@ class CheckpointFolder {
       if (later > step) remove(path_of(later));
   }
 
-  /// Opens and checks one. Throws FormatError when it is damaged or no checkpoint of this format, Error
-  /// otherwise.
-  LoadedCheckpoint load(std::int64_t step) const { return {step, open(path_of(step))}; }
+  /// Opens and checks one, its parts too. Throws FormatError when it is damaged, lacks a part or is no
+  /// checkpoint of this format, Error otherwise.
+  LoadedCheckpoint load(std::int64_t step) const {
+    LoadedCheckpoint found{step, open(path_of(step))};
+    (void)open_parts(found.file);
+    return found;
+  }
 
   /// Opens and checks one by its path, in whichever folder it lies. Throws as load() does.
   static SafetensorsFile open(const std::filesystem::path& path) {
@@ -87,7 +99,29 @@ class CheckpointFolder {
     return file;
   }
 
-  /// The newest sound one. Damaged ones are passed over with a warning. A folder that is missing has none.
+  /// Its parts, in order; none where it has all in itself. Throws FormatError where one is missing or
+  /// damaged.
+  static std::vector<SafetensorsFile> open_parts(const SafetensorsFile& file) {
+    std::vector<SafetensorsFile> out;
+    const auto said = file.metadata().find(std::string(parts_key));
+    if (said == file.metadata().end()) return out;
+    const std::string& text = said->second;
+    int parts = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parts);
+    if (error != std::errc{} || end != text.data() + text.size() || parts < 1 || parts > 65536)
+      throw FormatError("'" + file.path().string() + "' says it has " + detail::printable(text) + " shards");
+    for (int part = 0; part < parts; ++part) {
+      const std::filesystem::path path = part_path(file.path(), part, parts);
+      std::error_code code;
+      if (!std::filesystem::exists(path, code))
+        throw FormatError("'" + file.path().string() + "' lacks its part '" + path.filename().string() + "'");
+      out.push_back(open(path));
+    }
+    return out;
+  }
+
+  /// The newest sound one. Damaged ones, and those that lack a part, are passed over with a warning. A
+  /// folder that is missing has none.
   LatestCheckpoint latest() const {
     LatestCheckpoint result;
     for (const std::int64_t step : steps()) {

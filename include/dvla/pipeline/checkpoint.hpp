@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -72,11 +71,6 @@ inline io::SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
 }
 
 namespace detail {
-/// Where an actor's part of the checkpoint at `path` lies, if the weights are sharded.
-inline std::filesystem::path shard_path(const std::filesystem::path& path, int actor, int actors) {
-  return path.parent_path() / (path.stem().string() + ".actor-" + std::to_string(actor) + "-of-" +
-                               std::to_string(actors) + ".safetensors");
-}
 /// Parts of checkpoints before `step` that are no longer there.
 inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {
   std::error_code code;
@@ -111,7 +105,8 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
       io::Checkpoint part;
       shard.add_to(part);
       std::filesystem::create_directories(path.parent_path());
-      io::write_safetensors(detail::shard_path(path, weights.actor(), weights.actors()), part.tensors,
+      io::write_safetensors(io::CheckpointFolder::part_path(path, weights.actor(), weights.actors()),
+                            part.tensors,
                             {{std::string(io::CheckpointFolder::format_key),
                               std::string(io::CheckpointFolder::format_version)}});
       std::array<double, 1> written{};  // by all, before the file that counts on them
@@ -129,7 +124,7 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
         parameters.subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(count))));
   }
   if (sharded) {
-    checkpoint.metadata["shards"] = std::to_string(run.job().actors());
+    checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(run.job().actors());
   } else {
     const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
     checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::first_moment_name, flat,
@@ -174,22 +169,35 @@ void load_weights(Model& model, const io::SafetensorsFile& file) {
 }
 
 namespace detail {
+/// What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
+/// sharded and connected may have changed since. Throws ConfigError where one of the three has another name.
+template <class Pipeline>
+void check_same_learner(const io::SafetensorsFile& file, const std::string& config) {
+  const nlohmann::json root = nlohmann::json::parse(config, nullptr, false);
+  if (!root.is_object())
+    throw FormatError("'" + file.path().string() + "': the config in its metadata is not valid JSON");
+  const auto pipeline = root.find("pipeline");
+  if (pipeline == root.end() || !pipeline->is_object()) return;
+  const auto compare = [&](const char* slot, std::string_view here) {
+    const auto there = pipeline->find(slot);
+    if (there == pipeline->end() || (there->is_string() && there->get<std::string>() == here)) return;
+    throw ConfigError("'" + file.path().string() + "' was written by another pipeline: its " + slot + " is " +
+                      one_line(there->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)) +
+                      ", here it is \"" + std::string(here) + "\"");
+  };
+  compare("environment", policy_name<typename Pipeline::environment>());
+  compare("model", policy_name<typename Pipeline::model>());
+  compare("algorithm", policy_name<typename Pipeline::algorithm>());
+}
+
 /// Weights, moments and step counter.
 template <class Run>
 void load_training_state(Run& run, const io::SafetensorsFile& file, std::int64_t steps) {
   auto& weights = run.weights();
   const auto all = run.model().parameters().size();
-  const auto shards = file.metadata().find("shards");
-  if (shards != file.metadata().end()) {
+  if (file.metadata().contains(std::string(io::CheckpointFolder::parts_key))) {
     if constexpr (requires { weights.pieces(); }) {
-      int actors = 0;
-      const std::string& text = shards->second;
-      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), actors);
-      if (error != std::errc{} || end != text.data() + text.size() || actors < 1 || actors > 65536)
-        throw FormatError("'" + file.path().string() + "' says it has '" + text + "' shards");
-      std::vector<io::SafetensorsFile> parts;
-      for (int actor = 0; actor < actors; ++actor)
-        parts.push_back(io::CheckpointFolder::open(shard_path(file.path(), actor, actors)));
+      const std::vector<io::SafetensorsFile> parts = io::CheckpointFolder::open_parts(file);
       load_shards(weights, static_cast<std::int64_t>(all), parts);
       return;
     } else {
@@ -228,7 +236,7 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   if (config == file.metadata().end())
     throw FormatError("'" + file.path().string() +
                       "' says nothing about its pipeline: metadata lacks config");
-  (void)from_json<typename Run::pipeline>(config->second);  // refuses another pipeline's
+  detail::check_same_learner<typename Run::pipeline>(file, config->second);
   if (counters[0] < 0 || counters[1] < 0)
     throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
   const std::span<const double> curve = file.span<double>(detail::curve_name);
