@@ -15,6 +15,7 @@
 // batches until rollout and actor times meet. The number of environments is the whole job's. All other
 // options are the quickstart's: see --help.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
 #include <dvla/control_plane/in_process.hpp>
@@ -46,6 +47,7 @@ dvla::Config<P> defaults(const std::string& name) {
   dvla::Config<P> config;
   config.run.name = name;
   config.run.iterations = 200;
+  config.run.checkpoint_every = 10;  // what a job that loses an actor goes on from
   config.run.demonstrations = 64;
   config.run.demonstration_noise = 0.2;
   config.environment.environments = 256;
@@ -95,6 +97,13 @@ int main(int argc, char** argv) {
     app.allow_extras();
     app.parse(argc, argv);
     std::vector<std::string> rest = app.remaining();
+    if (std::find(rest.begin(), rest.end(), "--help") != rest.end() &&
+        dvla::Launch::from_environment().rank == 0)
+      std::cout << "this program's own:\n"
+                   "  --placement NAME                  colocated, separated:<rollouts>:<actors>, "
+                   "hybrid:<actors> or "
+                   "adaptive:<rollouts>:<actors>; chooses the pipeline whose knobs follow (default "
+                   "\"colocated\")\n\n";
     const PlacementChoice choice(placement);
     std::vector<const char*> arguments{argv[0]};
     for (const std::string& each : rest) arguments.push_back(each.c_str());

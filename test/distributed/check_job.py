@@ -344,16 +344,27 @@ def check_resume(check):
     check.check_report(name, [2], [0, 1], step, versions=step + 1)
     check.check_checkpoint(name, step, 2)
     print(f"stopped after {step} batches")
-    # With a learning rate of 0 nothing changes but the counters, so the weights must be those that were saved.
+    # A newer checkpoint without its parts, as a death between two files leaves it, is not the newest complete one.
+    torn = step + 1000
+    for part in ("", ".actor-0-of-2"):
+        shutil.copy(folder / f"step-{step}{part}.safetensors", folder / f"step-{torn}{part}.safetensors")
+    # With a learning rate of 0 nothing changes but the counters, so the weights must be those that were saved. The
+    # last four are other placements than the one that wrote the checkpoint before.
     for world, placement, rollouts, actors, shards in (
         (3, "separated:2:1", [1, 2], [0], 0),
         (4, "separated:1:1", [2, 3], [0, 1], 2),
+        (2, "colocated", [0, 1], [0, 1], 0),
+        (3, "hybrid:2", [0, 1, 2], [0, 1], 2),
+        (2, "adaptive:1:1", [1], [0], 0),
+        (2, "separated:1:1", [1], [0], 0),
     ):
         before = check.weights(name, step)
         resumed = check.plain(world, name, placement, resume=check.runs / name, iterations=step + 2, learning_rate=0)
         ended = resumed.wait()
         check.check_success(ended)
         require(f"{step} batches are done" in ended[0].out, f"it does not say that it goes on:\n{ended[0].out}")
+        said = f"passed over a checkpoint: '{folder}/step-{torn}.safetensors' lacks its part 'step-{torn}.actor-1-of-2" in ended[0].err
+        require(said, f"no word of the checkpoint that lacks a part:\n{ended[0].err}")
         step += 2
         check.check_report(name, rollouts, actors, 2, versions=3)
         check.check_checkpoint(name, step, shards)
@@ -426,7 +437,7 @@ def check_refusals(check):
     (check.runs / "refused").mkdir(parents=True)
     (check.runs / "refused" / "report.json").write_text("precious")
     refuses("a run that is there", job(3, "separated:2:1"),
-            {0: r"run name 'refused': .* is not empty", "others": r"."}, leaves=True)
+            {"others": r"run name 'refused': '.*' is not empty; choose another name"}, leaves=True)
     kept = [file.name for file in (check.runs / "refused").iterdir()]
     require(kept == ["report.json"], f"the run that was there has now {kept}")
 

@@ -5,7 +5,8 @@ stopped    SIGSTOP of a rollout: noticed within two heartbeats, training goes on
 replaced   SIGSTOP of a rollout, which is started again before anybody has noticed: the new process is let in
 twice      the same command again while the job runs, on its port: refused rank by rank, and the first job goes on whole
 actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and says whom it lost, long before the deadline
-torchrun   SIGKILL of an actor under torchrun --max-restarts: the job goes on from its newest complete checkpoint (77: skipped)
+torchrun   SIGKILL of the leader under torchrun --max-restarts: the job goes on from its own newest complete checkpoint, begins
+           anew where it has none, and leaves another run's folder alone (77: skipped)
 """
 
 import json
@@ -232,48 +233,118 @@ def check_actor(check):
                 job.kill()
 
 
-def check_torchrun(check):
-    import subprocess
+class Torchrun:
+    """A job that torchrun starts again where it fails, at most twice."""
 
-    command = check.command("again", "separated:2:1", iterations=60, checkpoint_every=1, deadline_s=60)
-    numbers = ["--nproc-per-node", "3", "--max-restarts", "2", "--master-port", str(free_port())]
-    path = check.folder / "torchrun"
-    with open(path, "w") as out:
-        process = subprocess.Popen([torchrun(), "--no-python", *numbers, *command], env=environment(), stdin=subprocess.DEVNULL,
-                                   stdout=out, stderr=out, cwd=check.folder, start_new_session=True)  # fmt: skip
-    try:
-        folder = check.runs / "again" / "checkpoint"
+    def __init__(self, check, name, **settings):
+        import subprocess
+
+        self.folder, self.path = check.runs / name, check.folder / f"torchrun.{name}"
+        command = check.command(name, "separated:2:1", checkpoint_every=1, deadline_s=60, **settings)
+        numbers = ["--nproc-per-node", "3", "--max-restarts", "2", "--master-port", str(free_port())]
+        with open(self.path, "w") as out:
+            self.process = subprocess.Popen([torchrun(), "--no-python", *numbers, *command], env=environment(), stdin=subprocess.DEVNULL,
+                                            stdout=out, stderr=out, cwd=check.folder, start_new_session=True)  # fmt: skip
+
+    def text(self):
+        return self.path.read_text(errors="replace")
+
+    def wait_for(self, pattern):
         until = time.monotonic() + LIMIT
-        while not any(folder.glob("step-*.safetensors")) and time.monotonic() < until:
+        while not any(self.folder.glob(pattern)):
+            require(time.monotonic() < until and self.process.poll() is None, f"there is no {pattern}:\n{self.text()}")
             time.sleep(0.02)
-        # The leader is the process that has the run's events open.
-        victim = leader_of(process.pid, check.runs / "again")
-        os.kill(victim, signal.SIGKILL)
-        code = process.wait(LIMIT)
-        text = path.read_text(errors="replace")
+
+    def kill_leader(self):
+        os.kill(leader_of(self.process.pid), signal.SIGKILL)
+
+    def wait(self):
+        return self.process.wait(LIMIT)
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def check_torchrun(check):
+    goes_on(check)
+    begins_anew(check)
+    stays_refused(check)
+
+
+def goes_on(check):
+    job = Torchrun(check, "again", iterations=60)
+    try:
+        job.wait_for("checkpoint/step-*.safetensors")
+        job.kill_leader()
+        code, text = job.wait(), job.text()
         require(code == 0, f"exit code of torchrun is {code}:\n{text}")
-        require("resumed from" in text, f"it did not go on from a checkpoint:\n{text}")
-        require((folder / "step-60.safetensors").exists(), "it did not reach its last batch")
-        print(next(line for line in text.splitlines() if "resumed from" in line))
+        said = [line for line in text.splitlines() if "resumed from" in line]
+        require(len(said) == 1 and f"'{job.folder}/checkpoint/step-" in said[0], f"it did not go on from a checkpoint:\n{text}")
+        require((job.folder / "checkpoint/step-60.safetensors").exists(), "it did not reach its last batch")
+        print(said[0])
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        job.kill()
+    # Its own newest checkpoint, not the one of the other run that it was told to begin with.
+    job = Torchrun(check, "from-again", iterations=120, resume=check.runs / "again")
+    try:
+        job.wait_for("checkpoint/step-*.safetensors")
+        job.kill_leader()
+        code, text = job.wait(), job.text()
+        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
+        said = [line for line in text.splitlines() if "resumed from" in line]
+        require(len(said) == 2 and f"'{check.runs}/again/" in said[0] and f"'{job.folder}/" in said[1], f"resumed from: {said}")
+    finally:
+        job.kill()
 
 
-def leader_of(launcher, folder):
+def begins_anew(check):
+    """Killed in the warm start, before the first checkpoint."""
+    job = Torchrun(check, "early", iterations=3, demonstrations=256, imitation_target=1, imitation_steps=100)
+    try:
+        job.wait_for("job.txt")
+        job.kill_leader()
+        code, text = job.wait(), job.text()
+        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
+        require("resumed from" not in text and "is not empty" not in text, f"it did not begin anew:\n{text}")
+        require((job.folder / "checkpoint/step-3.safetensors").exists(), "it did not reach its last batch")
+        print("begun anew")
+    finally:
+        job.kill()
+
+
+def stays_refused(check):
+    """The folder is another job's, which torchrun's restarts must not take for their own."""
+    folder = check.runs / "again"
+
+    def files():
+        return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.rglob("*") if file.is_file()}
+
+    before = files()
+    job = Torchrun(check, "again", iterations=200)
+    try:
+        code, text = job.wait(), job.text()
+        require(code != 0, f"what was refused has ended with exit code 0:\n{text}")
+        refusals = text.count("error: rank 0: run name 'again'")
+        require(refusals == 3, f"{refusals} of 3 attempts were refused:\n{text}")
+        require(files() == before, "the other job's files have changed")
+        print("refused three times, nothing touched")
+    finally:
+        job.kill()
+
+
+def leader_of(launcher):
     until = time.monotonic() + 20
     while time.monotonic() < until:
         for entry in pathlib.Path("/proc").iterdir():
             try:
-                if not entry.name.isdigit() or int(entry.name) == launcher:
-                    continue
-                for file in (entry / "fd").iterdir():
-                    if os.readlink(file).startswith(str(folder)):
+                if entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == launcher:
+                    if b"RANK=0" in (entry / "environ").read_bytes().split(b"\0"):
                         return int(entry.name)
             except OSError:
                 continue
         time.sleep(0.02)
-    raise Fault("no process has the run's folder open")
+    raise Fault("torchrun has no process of rank 0")
 
 
 def main():

@@ -26,6 +26,9 @@ struct RunFolder {
   std::filesystem::path
       events;  ///< a TensorBoard file that does not exist yet; each start of a run has its own
   std::filesystem::path trace, success_svg, before_gif, after_gif, config, report, checkpoint;
+  std::filesystem::path job;  ///< names the job that writes here, for its own restarts
+
+  static constexpr const char* job_name = "job.txt";
 
   /// `name`: see check_run_name. Throws ConfigError for a bad name or a folder that `mode` does not allow,
   /// Error when the disk refuses.
@@ -41,6 +44,7 @@ struct RunFolder {
     run.config = run.folder / "config.json";
     run.report = run.folder / "report.json";
     run.checkpoint = run.folder / "checkpoint";
+    run.job = run.folder / job_name;
     try {
       const bool exists = fs::exists(fs::symlink_status(run.folder));
       if (exists && !fs::is_directory(run.folder))
@@ -70,7 +74,8 @@ struct RunFolder {
  private:
   void remove_own_files() const {
     namespace fs = std::filesystem;
-    for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report}) fs::remove(file);
+    for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report, job})
+      fs::remove(file);
     for (const char* extension : {".csv", ".gnuplot"})
       fs::remove(fs::path(success_svg).replace_extension(extension));
     const auto remove_matching = [](const fs::path& in, const std::string& prefix,

@@ -6,12 +6,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dvla/handoff/signals.hpp"
@@ -124,9 +126,11 @@ inline std::string job_text(const RunReport& report) {
   std::string out = "between ranks: trajectories " + mebibytes(all.data_bytes_sent) + ", weights " +
                     mebibytes(all.weight_bytes_sent) + ", gradients and parameters of actors " +
                     mebibytes(all.gradient_bytes_sent) + "\n";
-  out += "episodes: " + std::to_string(all.sent) + " sent = " + std::to_string(all.trained) + " trained + " +
-         std::to_string(all.dropped) + " dropped + " + std::to_string(all.in_flight) + " in flight + " +
-         std::to_string(all.unacknowledged) + " unacknowledged";
+  out += "episodes: " + std::to_string(all.sent + all.unreported) + " sent = " + std::to_string(all.trained) +
+         " trained + " + std::to_string(all.dropped) + " dropped + " + std::to_string(all.in_flight) +
+         " in flight + " + std::to_string(all.unacknowledged) + " unacknowledged";
+  if (all.unreported > 0)
+    out += "; " + std::to_string(all.unreported) + " are of rollouts that were lost, as received from them";
   if (all.lost > 0) out += "; " + std::to_string(all.lost) + " were missing when they were to be trained on";
   out += '\n';
   for (const RankReport& rank : report.ranks) {
@@ -202,6 +206,45 @@ inline bool goes_back(const io::SafetensorsFile& checkpoint, std::int64_t step, 
   return true;
 }
 
+/// A step of preparation that ranks take together: what one of them refuses, all refuse.
+template <class Work>
+void take_together(const Job& job, const std::string& stage, Work work) {
+  try {
+    work();
+  } catch (const std::exception& why) {
+    if (!job.alone() && job.incarnation() == 0)  // else the others go on without it
+      job.tell_leader(stage, why.what());        // where their roll call looks
+    throw;
+  }
+  job.roll_call(stage);
+}
+
+/// Rank 0, which leads, says why it ends.
+inline constexpr const char* leaders_reason = "run/why";
+inline void say_why(Cluster& cluster, const std::exception& error) noexcept try {
+  if (cluster.rank() == 0) cluster.put(leaders_reason, error.what());
+} catch (...) {  // the store has gone
+}
+/// What it has said, or nothing.
+inline std::string heard_why(Cluster& cluster) noexcept try {
+  if (cluster.rank() == 0 || !cluster.has(leaders_reason)) return {};
+  return cluster.get(leaders_reason, std::chrono::seconds(1));
+} catch (...) {
+  return {};
+}
+
+/// Who ends by an error of its own says that it has read what there is to read; rank 0, with which the job's
+/// store may go, waits a moment for that.
+inline void leave_with_error(Cluster& cluster) noexcept try {
+  const auto read = [](int rank) { return "run/read/" + std::to_string(rank); };
+  cluster.put(read(cluster.rank()), "");
+  const auto until = deadline_after(std::chrono::seconds(1));
+  for (int rank = 1; cluster.rank() == 0 && rank < cluster.world(); ++rank)
+    while (!cluster.has(read(rank)) && std::chrono::steady_clock::now() < until)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+} catch (...) {  // the store has gone
+}
+
 inline void draw_success(const std::filesystem::path& path, const std::string& title,
                          const std::vector<Iteration>& history) {
   io::PlotSeries batch{"batch (sampled)", {}, {}, {}, {}}, mean{"mean of 10 batches", {}, {}, {}, {}};
@@ -251,19 +294,10 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 
 }  // namespace detail
 
-/// One experiment. Writes config.run.folder/config.run.name; throws dvla::Error, with ConfigError before
-/// anything is written. SIGINT and SIGTERM end it cleanly and are no error:
-/// - in the warm start, at its next step: half-cloned weights are good for nothing, so no folder is left;
-/// - in training, when the batches that have started are trained: checkpoint and report are written;
-/// - in an evaluation or an animation, at its next decision or frame: that figure is null, that file is not
-///   there, and so for all evaluations and animations after it; checkpoint and report are written.
-/// A resumed run goes on in its own folder, or begins a new one if the checkpoint lies elsewhere. One that
-/// has no batch to train, or is stopped before its first, leaves report, curve and checkpoints as they are.
-///
-/// In a job of several processes each rank calls it with the same configuration; the leader evaluates, prints
-/// and writes, and its result is the job's.
+namespace detail {
 template <class P>
-ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
+ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark,
+                                std::unique_ptr<Run<P>>& run) {
   bool leads = false;
   const auto say = [&](const std::string& text) {
     if (leads && !config.run.quiet) std::cout << text << std::endl;
@@ -279,7 +313,6 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
   };
 
   std::optional<io::SafetensorsFile> resumed;
-  std::unique_ptr<Run<P>> run;
   try {
     validate(config);
     detail::check_same_config(
@@ -292,20 +325,40 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
   }
   run = std::make_unique<Run<P>>(config, cluster);
   leads = run->job().leads();
-  if (resumed) load_checkpoint(*run, *resumed);  // whatever can be wrong is found before a file is written
   const std::filesystem::path root = config.run.folder;
-  // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
-  std::error_code elsewhere;
-  const bool continues =
-      resumed && std::filesystem::equivalent(resumed->path().parent_path(),
-                                             root / config.run.name / "checkpoint", elsewhere);
   const bool anew = !resumed;
-  const bool goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
+  bool continues = false, goes_back = false;
+  detail::take_together(run->job(), "loaded", [&] {  // what can be wrong is found before a file is written
+    if (!resumed) return;
+    load_checkpoint(*run, *resumed);
+    // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
+    std::error_code elsewhere;
+    continues = std::filesystem::equivalent(resumed->path().parent_path(),
+                                            root / config.run.name / "checkpoint", elsewhere);
+    goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
+  });
   if (resumed && run->next_batch() >= config.run.iterations) {
     say("nothing to do: '" + resumed->path().string() + "' has " + std::to_string(run->next_batch()) +
         " batches, and --iterations is " + std::to_string(config.run.iterations));
     return {};
   }
+  io::RunFolder folder;
+  const auto leave_mark = [&] {
+    if (!mark.empty()) io::write_file(folder.job, mark + "\n");
+  };
+  detail::take_together(run->job(), "opened", [&] {
+    if (!leads) return;
+    folder = io::RunFolder::open(root, config.run.name,
+                                 continues              ? io::RunFolderMode::resume
+                                 : config.run.overwrite ? io::RunFolderMode::overwrite
+                                                        : io::RunFolderMode::fresh);
+    // A restart of a run that goes back goes back again, until the later checkpoints are gone.
+    if (goes_back)
+      std::filesystem::remove(folder.job);
+    else
+      leave_mark();
+    io::write_file(folder.config, to_json(config).dump(2) + "\n");
+  });
   ExperimentResult result;
   if (!leads) {
     const io::CheckpointFolder checkpoints(root / config.run.name / "checkpoint",
@@ -322,11 +375,6 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
     if (result.report.batches > 0) save_part();
     return result;
   }
-  const io::RunFolder folder = io::RunFolder::open(root, config.run.name,
-                                                   continues              ? io::RunFolderMode::resume
-                                                   : config.run.overwrite ? io::RunFolderMode::overwrite
-                                                                          : io::RunFolderMode::fresh);
-  io::write_file(folder.config, to_json(config).dump(2) + "\n");
   say(P::describe());
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
@@ -346,7 +394,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
       if (!result.warm_start) {
         say("stopped by request in the warm start: nothing was trained, so nothing is kept");
         std::error_code not_empty;  // then it stays
-        for (const auto& path : {folder.config, folder.checkpoint, folder.folder})
+        for (const auto& path : {folder.config, folder.job, folder.checkpoint, folder.folder})
           std::filesystem::remove(path, not_empty);
         result.report.stopped = true;
         result.report.signal = stop.signal();
@@ -374,7 +422,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
   const auto save = [&] {
     std::filesystem::path path = save_checkpoint(*run, checkpoints);
-    if (goes_back) checkpoints.remove_after(run->next_batch());
+    if (goes_back) {
+      checkpoints.remove_after(run->next_batch());
+      leave_mark();
+    }
     return path;
   };
   ProgressLine progress(config.run.iterations, config.run.quiet, run->job().alone());
@@ -445,6 +496,44 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster) {
       written += ", " + std::filesystem::relative(file, folder.folder).string();
   say(written);
   return result;
+}
+
+}  // namespace detail
+
+/// One experiment. Writes config.run.folder/config.run.name; throws dvla::Error, with ConfigError before
+/// anything is written. SIGINT and SIGTERM end it cleanly and are no error:
+/// - in the warm start, at its next step: half-cloned weights are good for nothing, so no folder is left;
+/// - in training, when the batches that have started are trained: checkpoint and report are written;
+/// - in an evaluation or an animation, at its next decision or frame: that figure is null, that file is not
+///   there, and so for all evaluations and animations after it; checkpoint and report are written.
+/// A resumed run goes on in its own folder, or begins a new one if the checkpoint lies elsewhere. One that
+/// has no batch to train, or is stopped before its first, leaves report, curve and checkpoints as they are.
+///
+/// In a job of several processes each rank calls it with the same configuration; the leader evaluates, prints
+/// and writes, and its result is the job's. `mark`, if any, is left in the run's folder: by it a restart of
+/// the same job knows its own.
+template <class P>
+ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark = {}) {
+  std::unique_ptr<Run<P>> run;
+  try {
+    return detail::run_experiment(config, cluster, mark, run);
+  } catch (const PeerError&) {  // the others have lost that rank, too, or will lose this one
+    throw;
+  } catch (const DeadlineError&) {
+    throw;
+  } catch (const LaneError&) {  // training had begun: they hear of it by their connections
+    throw;
+  } catch (const Stopped&) {  // by request
+    throw;
+  } catch (const std::exception& error) {
+    detail::say_why(cluster, error);
+    run.reset();  // ends its connections
+    const bool knows = dynamic_cast<const ConfigError*>(&error) != nullptr;
+    const std::string why = knows ? "" : detail::heard_why(cluster);
+    detail::leave_with_error(cluster);
+    if (!why.empty() && why != error.what()) throw Error("rank 0, which leads the job, has ended: " + why);
+    throw;
+  }
 }
 
 template <class P>

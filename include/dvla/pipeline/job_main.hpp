@@ -2,11 +2,17 @@
 // user's own shells (placement/launch.hpp). Dear to compile, as placement/c10d.hpp is. CMake: dvla::dvla.
 #pragma once
 
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <future>
+#include <iomanip>
 #include <iostream>
 #include <optional>
+#include <random>
 #include <sstream>
 #include <string>
+#include <thread>
 
 #include "dvla/pipeline/experiment.hpp"
 #include "dvla/placement/c10d.hpp"
@@ -15,10 +21,49 @@
 namespace dvla {
 
 namespace detail {
+/// What all attempts of one torchrun share and no other torchrun has: a number that the first one left in the
+/// store of torchrun's agent, which outlives the attempts. Empty without such a store.
+inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit) {
+  if (launch.launcher != "torchrun" || !launch.store_is_hosted) return {};
+  std::random_device random;
+  std::ostringstream own;
+  for (int i = 0; i < 4; ++i) own << std::hex << std::setw(8) << std::setfill('0') << random();
+  const char* address = std::getenv("MASTER_ADDR");
+  const char* port = std::getenv("MASTER_PORT");  // a job of one process has not read them
+  if (!address || !port) return {};
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<std::uint16_t>(std::atoi(port));
+  options.waitWorkers = false;
+  options.timeout = torch_limit(limit);
+  std::packaged_task<std::string()> task([options, host = std::string(address), mark = own.str()] {
+    const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    return store->compareSet("dvla/job", "", mark);
+  });
+  std::future<std::string> mark = task.get_future();
+  // Left behind where the limit runs out: the store's client can wait for a stopped agent without end.
+  std::thread(std::move(task)).detach();
+  if (mark.wait_for(torch_limit(limit)) != std::future_status::ready)
+    throw DeadlineError("waited " + seconds_text(limit) + " for the store that torchrun hosts at " +
+                        std::string(address) + ":" + port);
+  try {
+    return mark.get();
+  } catch (const std::exception& error) {
+    throw PeerError("cannot ask the store that torchrun hosts at " + std::string(address) + ":" + port +
+                    ": " + torch_words(error));
+  }
+}
+
+/// Whether the run's folder was begun by an earlier attempt of the job with this mark.
+template <class P>
+bool has_begun(const Config<P>& config, const std::string& mark) {
+  std::ifstream file(std::filesystem::path(config.run.folder) / config.run.name / io::RunFolder::job_name);
+  std::string line;
+  return !mark.empty() && std::getline(file, line) && line == mark;
+}
+
 /// What a job that torchrun started again goes on from: its own newest complete checkpoint, or the beginning.
 template <class P>
 void go_on(Config<P>& config) {
-  if (!config.run.resume.empty()) return;
   const std::filesystem::path folder = std::filesystem::path(config.run.folder) / config.run.name;
   if (io::CheckpointFolder(folder / "checkpoint").latest().checkpoint)
     config.run.resume = folder.string();
@@ -29,7 +74,9 @@ void go_on(Config<P>& config) {
 
 /// As experiment_main, on every rank of the job that the environment tells of. The exit code is 1 on every
 /// rank where one refuses or fails. `--help` answers on rank 0 only. Where torchrun starts the job again
-/// after a failure (--max-restarts), it goes on from the newest complete checkpoint in its folder.
+/// after a failure (--max-restarts), it goes on from its own newest complete checkpoint, whatever `resume`
+/// says; a job that had not opened the run's folder before begins as it did, so what was refused stays
+/// refused.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
   std::string who;
@@ -37,17 +84,17 @@ int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) 
     const Launch launch = Launch::from_environment();
     if (launch.world > 1) who = "rank " + std::to_string(launch.rank) + ": ";
     std::ostringstream nowhere;
-    const auto config = parse_command_line<P>(argc, argv, defaults, launch.rank == 0 ? std::cout : nowhere);
+    auto config = parse_command_line<P>(argc, argv, defaults, launch.rank == 0 ? std::cout : nowhere);
     if (!config) return 0;
     if constexpr (buildable<P>()) {
-      if (launch.world == 1) {
-        run_experiment<P>(*config);
-      } else {
-        const auto limit =
-            std::chrono::nanoseconds(static_cast<std::int64_t>(config->schedule.deadline_s * 1e9));
-        C10dCluster cluster(launch, limit);
-        run_experiment<P>(*config, cluster);
-      }
+      const auto limit =
+          std::chrono::nanoseconds(static_cast<std::int64_t>(config->schedule.deadline_s * 1e9));
+      LoneCluster alone;
+      std::optional<C10dCluster> joined;
+      if (launch.world > 1) joined.emplace(launch, limit);
+      const std::string mark = detail::job_mark(launch, limit);
+      if (launch.restarts > 0 && detail::has_begun(*config, mark)) detail::go_on(*config);
+      run_experiment<P>(*config, joined ? static_cast<Cluster&>(*joined) : alone, mark);
     }
     return 0;
   } catch (const std::exception& error) {
