@@ -10,6 +10,7 @@
 // a slow rollout holds the distribution lane back (begin waits, at most `deadline`), and never fills memory.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -171,10 +172,11 @@ class BroadcastWeightPlane {
   void rejoin(int rollout, std::vector<std::unique_ptr<Channel>> channels, int incarnation) {
     senders_.connect(rollout, std::move(channels), incarnation);
   }
-  /// The same, making the channel.
-  void rejoin(int rollout, int incarnation) {
+  /// The same, making the channels, each within `limit` or the plane's deadline.
+  void rejoin(int rollout, int incarnation,
+              std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     senders_.check_newer(rollout, incarnation);
-    rejoin(rollout, channels(rollout, board_.actor, incarnation), incarnation);
+    rejoin(rollout, channels(rollout, board_.actor, incarnation, limit), incarnation);
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
@@ -263,7 +265,9 @@ class BroadcastWeightPlane {
     }
   }
   /// As many as the actor's part is worth, from this rank, which is one of the two.
-  std::vector<std::unique_ptr<Channel>> channels(int rollout, int actor, int incarnation) {
+  std::vector<std::unique_ptr<Channel>> channels(
+      int rollout, int actor, int incarnation,
+      std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     const int peer = rollout == board_.rollout ? board_.roles.actors[detail::WeightBoard::place(actor)]
                                                : board_.roles.rollouts[detail::WeightBoard::place(rollout)];
     std::vector<std::unique_ptr<Channel>> all;
@@ -271,7 +275,7 @@ class BroadcastWeightPlane {
         detail::weight_streams(board_.layout(actor).bytes, static_cast<std::size_t>(streams_));
     while (all.size() < count)
       all.push_back(cluster_.channel(channel_name(rollout, actor, incarnation, static_cast<int>(all.size())),
-                                     peer, board_.deadline));
+                                     peer, std::min(limit, board_.deadline)));
     return all;
   }
   std::span<const std::byte> packed(int actor, std::int64_t version) {

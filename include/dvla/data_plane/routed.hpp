@@ -229,12 +229,15 @@ class RoutedTrajectories {
 
   /// Actor: lets a rollout's next incarnation in. Waits until that one makes its end of the channel; the two
   /// then agree in the background on the batch from which on it is expected again. False: the plan has no
-  /// route from it to here. Throws Error for an incarnation that was here already.
-  bool rejoin(int rollout, std::int64_t incarnation) {
+  /// route from it to here. Throws Error for an incarnation that was here already, DeadlineError after
+  /// `limit` or the plane's deadline.
+  bool rejoin(int rollout, std::int64_t incarnation,
+              std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     if (!inbox("rejoin").hears(rollout)) return false;
     inbox_->join(rollout,
                  cluster_.channel(channel_name(rollout, roles_.actor(cluster_.rank()), incarnation),
-                                  roles_.rollouts[static_cast<std::size_t>(rollout)], options_.deadline),
+                                  roles_.rollouts[static_cast<std::size_t>(rollout)],
+                                  std::min(limit, options_.deadline)),
                  incarnation);
     return true;
   }

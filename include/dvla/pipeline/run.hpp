@@ -643,6 +643,9 @@ class Run {
   std::chrono::nanoseconds deadline() const {
     return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.schedule.deadline_s * 1e9));
   }
+  std::chrono::nanoseconds heartbeat() const {
+    return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9));
+  }
   /// Of a wait inside a stage, for another rank: shorter, so that its error, which knows more, comes before
   /// that of the lane that waits for this one.
   std::chrono::nanoseconds inner_deadline() const { return deadline() * 3 / 4; }
@@ -773,15 +776,14 @@ class Run {
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
         data_->lose(rollout, "it came again");
-        data_->rejoin(rollout, incarnation);
-        control_->rejoin(rollout, static_cast<int>(incarnation));
+        const auto limit = Watch::meeting(heartbeat(), deadline());
+        data_->rejoin(rollout, incarnation, limit);
+        control_->rejoin(rollout, static_cast<int>(incarnation), limit);
       } else {
         (void)rollout, (void)incarnation;
       }
     };
-    watch_ = std::make_unique<Watch>(
-        *job_, std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9)), deadline(),
-        std::move(callbacks));
+    watch_ = std::make_unique<Watch>(*job_, heartbeat(), deadline(), std::move(callbacks));
   }
 
   // ---- Over the actors, in their training lanes
