@@ -38,7 +38,9 @@ if(LibTorchCuda_FOUND AND NOT TARGET LibTorch::cuda)
   else()
     set(_cudart CUDA::cudart)
   endif()
+  file(GLOB _nccl "${_torch_root}/../nvidia/nccl/include")  # the NCCL that LibTorch was built with
   set_target_properties(LibTorch::cuda PROPERTIES
     IMPORTED_LOCATION "${LibTorchCuda_LIBRARY}"
+    INTERFACE_INCLUDE_DIRECTORIES "${_nccl}"
     INTERFACE_LINK_LIBRARIES "LibTorch::c10_cuda;LibTorch::LibTorch;${_cudart}")
 endif()
