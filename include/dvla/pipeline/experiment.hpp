@@ -449,10 +449,15 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (result.success_rate)
     events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
   events.close();
-  result.report.stopped = stop.stop_requested();
-  result.report.signal = stop.signal();
-  if (result.report.stopped)
+  if (result.report.stopped && !stop.stop_requested())
+    say("ended after batch " + std::to_string(run->next_batch()) + " of " +
+        std::to_string(config.run.iterations) +
+        ": another rank was asked to stop, or all rollouts have left; the checkpoint is complete");
+  if (stop.stop_requested()) {
+    result.report.stopped = true;
+    result.report.signal = stop.signal();
     say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
+  }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
@@ -523,8 +528,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     throw;
   } catch (const LaneError&) {  // training had begun: they hear of it by their connections
     throw;
-  } catch (const Stopped&) {  // by request
-    throw;
+  } catch (const Stopped&) {  // by request, while this rank waited for the leader to begin
+    ExperimentResult result;
+    result.report.stopped = true;
+    return result;
   } catch (const std::exception& error) {
     detail::say_why(cluster, error);
     run.reset();  // ends its connections
