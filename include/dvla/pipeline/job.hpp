@@ -150,7 +150,8 @@ class Job {
   static void refuse(Cluster& cluster, const std::exception& why) noexcept {
     if (cluster.world() == 1 || dynamic_cast<const PlaceTaken*>(&why)) return;
     try {
-      if (cluster.has(start_key(0))) return;  // it would come again: the others go on without it
+      // A rollout that would come again: the others go on without it.
+      if (cluster.has(start_key(0)) && cluster.get(start_key(0), std::chrono::seconds(1)).empty()) return;
       for (const char* stage : {first_call, last_call})
         cluster.put(key(stage, cluster.rank()), std::string(why.what()).empty() ? "?" : why.what());
     } catch (const std::exception&) {  // then the others' limits end their waits
