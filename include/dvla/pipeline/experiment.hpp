@@ -219,30 +219,34 @@ void take_together(const Job& job, const std::string& stage, Work work) {
   job.roll_call(stage);
 }
 
-/// Rank 0, which leads, says why it ends.
+/// Rank 0, which leads, says why it ends, before its connections do.
 inline constexpr const char* leaders_reason = "run/why";
+inline std::string has_read(int rank) { return "run/read/" + std::to_string(rank); }
 inline void say_why(Cluster& cluster, const std::exception& error) noexcept try {
-  if (cluster.rank() == 0) cluster.put(leaders_reason, error.what());
+  cluster.put(leaders_reason, error.what());
 } catch (...) {  // the store has gone
 }
-/// What it has said, or nothing.
-inline std::string heard_why(Cluster& cluster) noexcept try {
-  if (cluster.rank() == 0 || !cluster.has(leaders_reason)) return {};
-  return cluster.get(leaders_reason, std::chrono::seconds(1));
+/// What it has said, if it has ended before this rank, which asks no longer than a second, or says so in a
+/// moment: a connection may break just before the word is there.
+inline std::string heard_why(Cluster& cluster, std::chrono::milliseconds moment) noexcept try {
+  constexpr std::chrono::seconds most{1};
+  const auto until = deadline_after(moment);
+  bool said = false;
+  while (!(said = cluster.has_within(leaders_reason, most)) && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const std::string why = said ? cluster.get(leaders_reason, most) : std::string();
+  cluster.put(has_read(cluster.rank()), "");
+  return why;
 } catch (...) {
   return {};
 }
-
-/// Who ends by an error of its own says that it has read what there is to read; rank 0, with which the job's
-/// store may go, waits a moment for that.
-inline void leave_with_error(Cluster& cluster) noexcept try {
-  const auto read = [](int rank) { return "run/read/" + std::to_string(rank); };
-  cluster.put(read(cluster.rank()), "");
+/// The job's store may go with rank 0, which waits a moment until the others have read.
+inline void wait_for_readers(Cluster& cluster) noexcept try {
   const auto until = deadline_after(std::chrono::seconds(1));
-  for (int rank = 1; cluster.rank() == 0 && rank < cluster.world(); ++rank)
-    while (!cluster.has(read(rank)) && std::chrono::steady_clock::now() < until)
+  for (int rank = 1; rank < cluster.world(); ++rank)
+    while (!cluster.has(has_read(rank)) && std::chrono::steady_clock::now() < until)
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
-} catch (...) {  // the store has gone
+} catch (...) {
 }
 
 inline void draw_success(const std::filesystem::path& path, const std::string& title,
@@ -522,23 +526,19 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   std::unique_ptr<Run<P>> run;
   try {
     return detail::run_experiment(config, cluster, mark, run);
-  } catch (const PeerError&) {  // the others have lost that rank, too, or will lose this one
+  } catch (const Stopped&) {
     throw;
-  } catch (const DeadlineError&) {
-    throw;
-  } catch (const LaneError&) {  // training had begun: they hear of it by their connections
-    throw;
-  } catch (const Stopped&) {  // by request, while this rank waited for the leader to begin
-    ExperimentResult result;
-    result.report.stopped = true;
-    return result;
   } catch (const std::exception& error) {
-    detail::say_why(cluster, error);
-    run.reset();  // ends its connections
-    const bool knows = dynamic_cast<const ConfigError*>(&error) != nullptr;
-    const std::string why = knows ? "" : detail::heard_why(cluster);
-    detail::leave_with_error(cluster);
-    if (!why.empty() && why != error.what()) throw Error("rank 0, which leads the job, has ended: " + why);
+    if (cluster.rank() == 0) {
+      detail::say_why(cluster, error);
+      run.reset();  // ends its connections
+      detail::wait_for_readers(cluster);
+      throw;
+    }
+    const bool lost = dynamic_cast<const PeerError*>(&error) != nullptr;
+    const std::string why = detail::heard_why(cluster, std::chrono::milliseconds(lost ? 250 : 0));
+    const bool knows = dynamic_cast<const ConfigError*>(&error) || why.empty() || why == error.what();
+    if (!knows) throw Error("rank 0, which leads the job, has ended: " + why);
     throw;
   }
 }
