@@ -359,7 +359,7 @@ TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed ye
 TEST_CASE("a rollout that comes again and dies at the door holds up neither its next life nor the end") {
   for (const bool says_it_comes : {false, true}) {
     CAPTURE(says_it_comes);
-    const int batches = says_it_comes ? 8000 : 3000;
+    const int batches = says_it_comes ? 5000 : 2000;
     auto config = config_of<Apart>(batches, 1);
     config.placement = {2, 1};
     config.schedule.deadline_s = 300;  // longer than the test may take
