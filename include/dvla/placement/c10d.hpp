@@ -273,7 +273,7 @@ class C10dCluster final : public Cluster {
     const auto until = detail::deadline_after(limit);
     const std::string me = "rank " + std::to_string(rank_);
     std::string key = "meet/" + what;
-    for (const int member : members) key += " " + std::to_string(member);
+    for (const int member : members) (key += ' ') += std::to_string(member);
     const auto here = [&](int member) { return key + "/" + std::to_string(member); };
     if (count(here(rank_)) != 1) throw Error(me + " has made " + what + " before; names must be new");
     put(here(rank_), "");
