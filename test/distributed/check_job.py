@@ -462,7 +462,7 @@ def main():
             elif part == "refusals":
                 check_refusals(check)
             else:
-                raise Fault(f"the part is '{part}'; it must be plain, mpirun, torchrun, resume or refusals")
+                raise Fault(f"the part is '{part}'; it must be plain, mpirun, torchrun, adaptive, resume or refusals")
         except Fault as fault:
             print(f"FAULT: {fault}")
             return 1

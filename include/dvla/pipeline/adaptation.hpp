@@ -104,20 +104,20 @@ class Adaptation {
     Shares next = shares_;
     if (job.leads()) {
       const std::vector<LaneTimes> times = hear(job, own, number, lost, limit);
-      next = decide(job, times, groups);
-      const bool moves = !(next == shares_);
-      stretch_ = frozen_ ? forever : moves || !balance_.settled() ? knobs_.look_every : 2 * stretch_;
-      LaneTimes slowest;
+      LaneTimes slowest;  // a rank that is not a rollout says 0 for sampling, and so on
       for (const LaneTimes& each : times) {
         slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
         slowest.training_s = std::max(slowest.training_s, each.training_s);
       }
+      next = decide(job, times, slowest, groups);
+      const bool moves = !(next == shares_);
+      stretch_ = frozen_ ? forever : moves || !balance_.settled() ? knobs_.look_every : 2 * stretch_;
       looks_.push_back({batch, shares_, slowest, next});
-      if (!alone_) job.cluster().put(verdict_key(number), written(next, stretch_));
+      if (!alone_) job.tell("shares/" + number, written(next, stretch_));
     } else {
-      job.tell_leader("look/" + number, written(own));
+      job.tell("look/" + number, written(own));
       std::tie(next, stretch_) =
-          read(wait_for(job, verdict_key(number), job.roles().leader(), lost, limit), shares_);
+          read(wait_for(job, "shares/" + number, job.roles().leader(), lost, limit), shares_);
     }
     const bool moves = !(next == shares_);
     shares_ = std::move(next);
@@ -132,8 +132,6 @@ class Adaptation {
     std::iota(all.begin(), all.end(), 1);
     return all;
   }
-  static std::string verdict_key(const std::string& number) { return "run/shares/" + number; }
-
   template <class Lost>
   std::vector<LaneTimes> hear(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
                               std::chrono::nanoseconds limit) {
@@ -144,8 +142,7 @@ class Adaptation {
         each = own;
         continue;
       }
-      const std::string said =
-          wait_for(job, "run/look/" + number + "/" + std::to_string(rank), rank, lost, limit);
+      const std::string said = wait_for(job, "look/" + number, rank, lost, limit);
       if (said.empty())
         frozen_ = true;
       else
@@ -153,46 +150,47 @@ class Adaptation {
     }
     return times;
   }
-  /// What stands under `key`, or nothing where rank `whom` is lost instead.
+  /// What rank `whom` tells under `topic`, or nothing where it is lost instead.
   template <class Lost>
-  static std::string wait_for(const Job& job, const std::string& key, int whom, Lost lost,
+  static std::string wait_for(const Job& job, const std::string& topic, int whom, Lost lost,
                               std::chrono::nanoseconds limit) {
     const auto until = detail::deadline_after(limit);
-    while (!job.cluster().has(key)) {
+    while (!job.has_told(topic, whom)) {
       if (lost(whom)) return "";
       if (std::chrono::steady_clock::now() > until)
         throw DeadlineError(job.name() + " waited " + detail::seconds_text(limit) + " for " +
                             rank_name(job.roles(), whom) + " to say how the shares of the work are");
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    return job.cluster().get(key, limit);
+    return job.told(topic, whom);
   }
 
-  Shares decide(const Job& job, const std::vector<LaneTimes>& times, std::int64_t groups) {
+  Shares decide(const Job& job, const std::vector<LaneTimes>& times, const LaneTimes& slowest,
+                std::int64_t groups) {
     Shares next = shares_;
     if (frozen_) return next;
     if (alone_) {
-      next.sampling_threads = balance_.look(times[0]);
+      next.sampling_threads = balance_.look(slowest);
       next.training_threads = balance_.total() - next.sampling_threads;
       return next;
     }
-    LaneTimes slowest;
-    const Roles& roles = job.roles();
-    for (std::size_t i = 0; i < roles.rollouts.size(); ++i) {
-      const double seconds = times[static_cast<std::size_t>(roles.rollouts[i])].sampling_s;
-      const std::int64_t own = shares_.groups.empty()
-                                   ? share_of(groups, shares_.rollouts, static_cast<int>(i)).count
-                                   : shares_.groups[i];
-      if (seconds > 0) speed_[roles.rollouts[i]] = static_cast<double>(own) / seconds;
-      slowest.sampling_s = std::max(slowest.sampling_s, seconds);
+    const std::vector<int>& ranks = job.roles().rollouts;
+    for (int i = 0; i < shares_.rollouts; ++i) {
+      const int rank = ranks[static_cast<std::size_t>(i)];
+      const double seconds = times[static_cast<std::size_t>(rank)].sampling_s;
+      if (seconds > 0)
+        speed_[rank] = static_cast<double>(dealt_to(shares_.groups, groups, shares_.rollouts, i)) / seconds;
     }
-    for (const int actor : roles.actors)
-      slowest.training_s = std::max(slowest.training_s, times[static_cast<std::size_t>(actor)].training_s);
     next.rollouts = balance_.look(slowest);
     next.actors = balance_.total() - next.rollouts;
     next.groups = dealt(groups, detail::separated(next.actors, job.cluster().topology()),
                         slowest.training_s * shares_.actors / next.actors);
     return next;
+  }
+  /// Groups of rollout `i`: `share`, which is empty where they are nearly equal.
+  static std::int64_t dealt_to(const std::vector<std::int64_t>& share, std::int64_t groups, int rollouts,
+                               int i) {
+    return share.empty() ? share_of(groups, rollouts, i).count : share[static_cast<std::size_t>(i)];
   }
   /// By the rollouts' speeds where that promises a shorter period; a rank that never rolled out counts as the
   /// mean. `training_s`: what the actors are expected to need.
@@ -210,8 +208,7 @@ class Adaptation {
       double seconds = training_s;
       for (int i = 0; i < rollouts; ++i) {
         const auto place = static_cast<std::size_t>(i);
-        const auto own = share.empty() ? share_of(groups, rollouts, i).count : share[place];
-        seconds = std::max(seconds, static_cast<double>(own) / speed[place]);
+        seconds = std::max(seconds, static_cast<double>(dealt_to(share, groups, rollouts, i)) / speed[place]);
       }
       return seconds;
     };

@@ -213,7 +213,7 @@ void take_together(const Job& job, const std::string& stage, Work work) {
     work();
   } catch (const std::exception& why) {
     if (!job.alone() && job.incarnation() == 0)  // else the others go on without it
-      job.tell_leader(stage, why.what());        // where their roll call looks
+      job.tell(stage, why.what());               // where their roll call looks
     throw;
   }
   job.roll_call(stage);

@@ -183,8 +183,8 @@ class Job {
     ++starts_;
   }
 
-  /// A text of this rank for the leader, once, and what the leader reads.
-  void tell_leader(const std::string& topic, const std::string& text) const {
+  /// A text of this rank for others, once a topic, and what they read.
+  void tell(const std::string& topic, const std::string& text) const {
     cluster_.put("run/" + topic + "/" + std::to_string(rank()), text);
   }
   bool has_told(const std::string& topic, int rank) const {

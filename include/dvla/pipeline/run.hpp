@@ -239,7 +239,7 @@ class Run {
       report.chunk_steps = counts.chunk_steps;
     }
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
-    if constexpr (adapts) report.looks = adaptation_->looks();
+    if (adaptation_) report.looks = adaptation_->looks();
     if (!job_->alone()) end_together(*stages, report);
     return report;
   }
@@ -282,8 +282,6 @@ class Run {
   static constexpr bool replays = requires { P::schedule::staleness_is_recorded; };
   /// Whether shares of the work move while the run goes on.
   static constexpr bool adapts = requires { P::placement::adapts; };
-  struct Nothing {};
-  using Adapting = std::conditional_t<adapts, std::optional<Adaptation>, Nothing>;
   /// Whether the weights know of other actors (sharding/actors.hpp).
   static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
     weights.max(values);
@@ -630,14 +628,10 @@ class Run {
     return recording;
   }
   int sampling_threads() const {
-    if constexpr (adapts)
-      if (adaptation_) return adaptation_->shares().sampling_threads;
-    return config_.schedule.sampling_threads;
+    return adaptation_ ? adaptation_->shares().sampling_threads : config_.schedule.sampling_threads;
   }
   int training_threads() const {
-    if constexpr (adapts)
-      if (adaptation_) return adaptation_->shares().training_threads;
-    return config_.schedule.training_threads;
+    return adaptation_ ? adaptation_->shares().training_threads : config_.schedule.training_threads;
   }
   int caller_threads() const { return std::max(sampling_threads(), training_threads()); }
   std::chrono::nanoseconds deadline() const {
@@ -899,10 +893,7 @@ class Run {
   // ---- Shares of the work that move
   /// Batches until the next look.
   std::int64_t stretch() const {
-    if constexpr (adapts)
-      return adaptation_->stretch();
-    else
-      return std::numeric_limits<std::int64_t>::max();
+    return adaptation_ ? adaptation_->stretch() : std::numeric_limits<std::int64_t>::max();
   }
   /// How many ranks of the job may roll out: each then has a group, and the algorithm agrees to so many
   /// actors.
@@ -1019,7 +1010,7 @@ class Run {
     part(stages, leaves);
     const RankReport own = rank_report();
     if (!job_->leads()) {
-      job_->tell_leader("report", serialise(own));
+      job_->tell("report", serialise(own));
       if (!leaves) watch_->end();
       return;
     }
@@ -1105,7 +1096,7 @@ class Run {
   Cluster& cluster_;
   std::unique_ptr<ScopedCluster> scope_;  ///< of the roles that were taken last
   std::optional<Job> job_;
-  Adapting adaptation_;
+  std::optional<Adaptation> adaptation_;  ///< where shares of the work move
   Trace trace_;
   Memory memory_;
   detail::TensorPool<Model> tensors_;
