@@ -251,6 +251,33 @@ TEST_CASE("With every rollout gone the one actor waits for one to come back, and
   CHECK(ledgers[2].failure.find("was killed") != std::string::npos);
 }
 
+TEST_CASE("Rollouts that joined may come again after their goodbye: the actor waits, until it is stopped") {
+  const Job job{.roles = {{1}, {0}}};
+  for (const bool joined : {false, true}) {
+    CAPTURE(joined);
+    const auto ranks = ThreadCluster::make(2, {}, joined ? std::vector<int>{1} : std::vector<int>{});
+    dvla::stop_flag stop;
+    const auto ledgers = job.run(ranks, [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
+      if (cluster.rank() == 0) {
+        job.train(plane, 3, ledger);
+        dvla::Token fourth{.batch = 3};
+        if (joined) cluster.put("waits", "");
+        CHECK_FALSE(plane.arrive(fourth, &stop));
+        CHECK(stop.stop_requested() == joined);
+      } else {
+        job.roll_out(plane, 0, 3, ledger);
+        plane.goodbye();
+        if (!joined) return;
+        cluster.get("waits", 20s);
+        std::this_thread::sleep_for(60ms);  // more than one look at the flag
+        stop.request_stop();
+      }
+    });
+    for (const Ledger& ledger : ledgers) CHECK(ledger.failure == "");
+    CHECK(ledgers[0].report.trained == 3 * job.episodes_per_rollout());
+  }
+}
+
 TEST_CASE("An incarnation that was here already is refused, and so is a rollout that sends nothing here") {
   const Job job{.roles = {{0}, {1}}};
   const auto ranks = ThreadCluster::make(2);

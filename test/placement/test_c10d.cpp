@@ -346,6 +346,46 @@ TEST_CASE("nodes come from host names, or DVLA_HOST_ID") {
   for (const auto& result : results) CHECK(result.exit_code == 0);
 }
 
+TEST_CASE("who joined a job knows when it has been started again beside the same store") {
+  c10d::TCPStoreOptions options;  // as torchrun's agent hosts it
+  options.port = static_cast<std::uint16_t>(free_port());
+  options.isServer = true;
+  options.waitWorkers = false;
+  const c10d::TCPStore agent("127.0.0.1", options);
+  Launch main, rollout;
+  main.world = rollout.world = 2;
+  main.port = rollout.port = options.port;
+  main.store_is_hosted = true;
+  rollout.started = 1;
+  rollout.rank = 1;
+  rollout.joins = true;
+  const auto start = [&](const std::string& attempt) {
+    main.attempt = attempt;
+    auto joined =
+        std::async(std::launch::async, [&] { return std::make_unique<C10dCluster>(rollout, long_enough); });
+    auto first = std::make_unique<C10dCluster>(main, long_enough);
+    return std::pair(std::move(first), joined.get());
+  };
+  const auto [first, joined] = start("job.0");
+  CHECK(first->topology().joined == std::vector<int>{1});
+  CHECK(joined->topology().joined == std::vector<int>{1});
+  joined->put("life", "one");
+  CHECK_FALSE(joined->superseded());
+  CHECK_FALSE(joined->has(dvla::end_of_job));
+
+  main.attempt = "job.1";
+  auto again =
+      std::async(std::launch::async, [&] { return std::make_unique<C10dCluster>(main, long_enough); });
+  CHECK_NOTHROW(joined->get(dvla::end_of_job, long_enough));  // where it would wait for the others
+  CHECK(joined->superseded());
+  const auto rejoined = std::make_unique<C10dCluster>(rollout, long_enough);
+  CHECK_FALSE(rejoined->superseded());
+  CHECK_FALSE(rejoined->has("life"));
+  CHECK_FALSE(rejoined->has(dvla::end_of_job));
+  again.get()->put("life", "two");
+  CHECK(rejoined->get("life", long_enough) == "two");
+}
+
 TEST_CASE("a job that cannot start says why, on every rank") {
   Job job{"conform"};
   job.join_limit = 1500ms;

@@ -114,6 +114,41 @@ TEST_CASE("Slurm: the first machine, and a port of the job's") {
   CHECK(Launch::first_node("n[]") == "");
 }
 
+TEST_CASE("ranks of one job from several launchers") {
+  const Variables rest{{"DVLA_WORLD_SIZE", "6"}, {"DVLA_STORE", "10.0.0.1:1234"}};
+  const Launch main = launch(with(shell, {{"DVLA_WORLD_SIZE", "6"}}));
+  CHECK(main.rank == 2);
+  CHECK(main.world == 6);
+  CHECK(main.started == 4);
+  CHECK(main.address == "10.0.0.1");
+  CHECK_FALSE(main.joins);
+  // Its own MASTER_ADDR is its launcher's business.
+  const Launch shells =
+      launch(with(with(shell, rest), {{"WORLD_SIZE", "3"}, {"DVLA_FIRST_RANK", "3"}, {"MASTER_ADDR", "b"}}));
+  CHECK(shells.joins);
+  CHECK(shells.rank == 5);
+  CHECK(shells.world == 6);
+  CHECK(shells.started == 3);
+  CHECK(shells.address == "10.0.0.1");
+  CHECK(shells.port == 1234);
+  const Launch mpirun =
+      launch(with(with(ompi, rest), {{"DVLA_FIRST_RANK", "3"}, {"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}}));
+  CHECK(mpirun.rank == 4);
+  CHECK(mpirun.local_rank == 1);
+  const Launch slurm_step =
+      launch(with(with(slurm, rest), {{"DVLA_FIRST_RANK", "4"}, {"DVLA_WORLD_SIZE", "12"}}));
+  CHECK(slurm_step.rank == 9);
+  const Launch lone = launch(with(rest, {{"DVLA_FIRST_RANK", "5"}, {"DVLA_STORE", "[fe80::1]:99"}}));
+  CHECK(lone.rank == 5);
+  CHECK(lone.started == 1);
+  CHECK(lone.address == "fe80::1");
+  CHECK(lone.port == 99);
+  const Launch lone_main = launch({{"DVLA_WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "7"}});
+  CHECK(lone_main.rank == 0);
+  CHECK(lone_main.world == 2);
+  CHECK(lone_main.port == 7);
+}
+
 TEST_CASE("what cannot be is one sentence with variable, value and range") {
   const auto refused = [](const Variables& variables, const char* sentence) {
     CHECK_THROWS_WITH_AS(launch(variables), sentence, ConfigError);
@@ -146,4 +181,25 @@ TEST_CASE("what cannot be is one sentence with variable, value and range") {
           "SLURM_NODELIST is not set, and srun started 2 tasks; a job of several processes needs it");
   refused({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "2"}, {"SLURM_NODELIST", "n[1"}, {"SLURM_JOB_ID", "1"}},
           "SLURM_NODELIST is 'n[1'; it must be a list of machines such as node[01-04], or set MASTER_ADDR");
+  const Variables joins =
+      with(shell, {{"DVLA_WORLD_SIZE", "6"}, {"DVLA_FIRST_RANK", "2"}, {"DVLA_STORE", "a:1"}});
+  refused(with(joins, {{"DVLA_STORE", "a"}}), "DVLA_STORE is 'a'; it must be <host>:<port>");
+  refused(with(joins, {{"DVLA_STORE", ":1"}}), "DVLA_STORE is ':1'; it must be <host>:<port>");
+  refused(with(joins, {{"DVLA_STORE", "a:"}}),
+          "the port of DVLA_STORE is empty, and DVLA_STORE is set; a job of several processes needs it");
+  refused(with(joins, {{"DVLA_STORE", "a:0"}}),
+          "the port of DVLA_STORE is '0'; it must be a whole number from 1 to 65535");
+  refused(with(joins, {{"DVLA_WORLD_SIZE", "4"}}),
+          "DVLA_WORLD_SIZE is '4'; it must be a whole number from 5 to 65536");
+  refused(with(joins, {{"DVLA_FIRST_RANK", "3"}}),
+          "DVLA_FIRST_RANK is '3'; it must be a whole number from 1 to 2");
+  refused(with(joins, {{"DVLA_FIRST_RANK", "0"}}),
+          "DVLA_FIRST_RANK is '0'; it must be a whole number from 1 to 2");
+  refused(with(shell, {{"DVLA_STORE", "a:1"}}),
+          "DVLA_WORLD_SIZE is not set, and DVLA_STORE is set; a job of several processes needs it");
+  refused(with(shell, {{"DVLA_WORLD_SIZE", "6"}, {"DVLA_FIRST_RANK", "2"}}),
+          "DVLA_FIRST_RANK is 2 and DVLA_STORE is not set; ranks that join a job need its store's address, "
+          "<host>:<port>");
+  refused({{"DVLA_WORLD_SIZE", "2"}},
+          "MASTER_ADDR is not set, and DVLA_WORLD_SIZE is set; a job of several processes needs it");
 }

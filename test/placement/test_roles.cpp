@@ -214,3 +214,21 @@ TEST_CASE("what cannot be is one sentence with field, value and range") {
                        "placement.actors is 5; it must be from 1 to the number of ranks, 4", ConfigError);
   CHECK_THROWS_AS(Hybrid::roles({.actors = 0}, one_node(4)), ConfigError);
 }
+
+TEST_CASE("ranks that joined roll out, whatever machine they are on") {
+  Topology job = blocks({2, 3});
+  job.joined = {2, 3, 4};
+  CHECK(Separated<>::roles({.rollouts = 4, .actors = 1}, job) == Roles{{1, 2, 3, 4}, {0}});
+  CHECK(Separated<>::roles({.rollouts = 3, .actors = 2}, job) == Roles{{2, 3, 4}, {0, 1}});
+  CHECK(Hybrid::roles({.actors = 2}, job) == Roles{{0, 1, 2, 3, 4}, {0, 1}});
+  CHECK_THROWS_WITH_AS(
+      Separated<>::roles({.rollouts = 2, .actors = 3}, job),
+      "3 of the job's 5 ranks are to train, but only 2 can: the others join as rollouts (DVLA_STORE)",
+      ConfigError);
+  CHECK_THROWS_WITH_AS(
+      CoLocated::roles({}, job),
+      "rank 2 joins the job (DVLA_STORE), so it can only roll out, but under CoLocated every "
+      "rank may train; choose separated or hybrid",
+      ConfigError);
+  CHECK_THROWS_AS(Adaptive::roles({.rollouts = 3, .actors = 2}, job), ConfigError);
+}

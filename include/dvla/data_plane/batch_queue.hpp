@@ -19,6 +19,7 @@
 
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/wire.hpp"
+#include "dvla/handoff/stop.hpp"
 #include "dvla/handoff/waiting.hpp"
 #include "dvla/placement/channel.hpp"
 
@@ -90,6 +91,7 @@ class BatchQueue {
     std::int64_t group_episodes = 1;
     std::chrono::nanoseconds deadline{};
     bool only_actor = true;
+    bool may_return = false;                 ///< rollouts that have said goodbye; else those end the batches
     std::string name;                        ///< "rank 3 (actor 0)"
     std::vector<std::string> rollout_names;  ///< of all rollouts
   };
@@ -141,8 +143,9 @@ class BatchQueue {
   // ---- The trainer
 
   /// Waits until every part of `batch` is there, or will never be. False: there is no such batch, because all
-  /// senders have said goodbye before it. Throws DeadlineError, which says whose parts are missing.
-  bool await(std::int64_t batch) {
+  /// senders have said goodbye before it, or all are gone and `stop`, which may be null, asks. Throws
+  /// DeadlineError, which says whose parts are missing.
+  bool await(std::int64_t batch, const stop_flag* stop = nullptr) {
     std::unique_lock lock(mutex_);
     Slot& slot = slot_of(batch);
     if (slot.state == State::reading && slot.batch == batch) return true;
@@ -152,11 +155,15 @@ class BatchQueue {
     if (slot.state == State::reading)
       throw Error("data plane: " + options_.name + " cannot read " + batch_text(batch) + ": " +
                   batch_text(slot.batch) + " is still being trained on in its buffer; release it first");
-    const bool done = changed_.wait_until(lock, deadline_after(options_.deadline), [&] {
-      return closed_ || ended_ || finished(batch) || complete(batch);
-    });
+    const auto until = deadline_after(options_.deadline);
+    bool done = false, stopped = false;
+    while (!done && !stopped && std::chrono::steady_clock::now() < until) {
+      done = changed_.wait_until(lock, std::min(until, deadline_after(std::chrono::milliseconds(50))),
+                                 [&] { return closed_ || ended_ || finished(batch) || complete(batch); });
+      stopped = stop && stop->stop_requested() && nobody();
+    }
     throw_if_closed();
-    if (ended_ || finished(batch)) return false;
+    if (ended_ || finished(batch) || (stopped && !done)) return false;
     if (!done)
       throw DeadlineError("data plane: " + options_.name + " waited " + seconds_text(options_.deadline) +
                           " for " + batch_text(batch) + ": missing is " + missing(batch));
@@ -444,9 +451,11 @@ class BatchQueue {
     for (std::size_t i = 0; i < routes_.size(); ++i)
       if (waits_for(i, batch)) return false;
     // With nobody left there may be one that comes back; the other actors' rollouts are no matter of ours.
-    return !options_.only_actor || slot.state == State::open ||
-           std::any_of(senders_.begin(), senders_.end(),
-                       [](const Sender& sender) { return sender.present(); });
+    return !options_.only_actor || slot.state == State::open || !nobody();
+  }
+  bool nobody() const {
+    return std::none_of(senders_.begin(), senders_.end(),
+                        [](const Sender& sender) { return sender.present(); });
   }
   /// Nobody is left, somebody has said goodbye, and nothing of the batch is here.
   bool finished(std::int64_t batch) const {
@@ -456,7 +465,7 @@ class BatchQueue {
       goodbye = goodbye || sender.last < batch;
     }
     const Slot& slot = slot_of(batch);
-    return goodbye && (slot.state == State::free || slot.batch != batch);
+    return goodbye && !options_.may_return && (slot.state == State::free || slot.batch != batch);
   }
   std::string missing(std::int64_t batch) const {
     std::string text;

@@ -108,6 +108,7 @@ class RoutedTrajectories {
       queue.group_episodes = plan_.group_episodes;
       queue.deadline = options_.deadline;
       queue.only_actor = plan_.actors == 1;
+      queue.may_return = !cluster.topology().joined.empty();
       queue.name = name;
       for (const int rank : roles.rollouts) queue.rollout_names.push_back(rank_name(roles, rank));
       queue_.emplace(std::move(queue), std::move(routes), std::move(strips), *actor_blocks_);
@@ -178,10 +179,11 @@ class RoutedTrajectories {
   }
 
   /// Actor: waits until all of token.batch is there, or is known to be lost, and lowers token.version to the
-  /// oldest weights in it. False: all rollouts have said goodbye before it. token.buffer means nothing here.
-  /// Throws DeadlineError that names the rollouts and groups that are missing.
-  bool arrive(Token& token) {
-    if (!queue("arrive").await(token.batch)) return false;
+  /// oldest weights in it. False: all rollouts have said goodbye before it, and none of them joined the job,
+  /// for those may come again; or all are gone and `stop`, which may be null, asks. token.buffer means
+  /// nothing here. Throws DeadlineError that names the rollouts and groups that are missing.
+  bool arrive(Token& token, const stop_flag* stop = nullptr) {
+    if (!queue("arrive").await(token.batch, stop)) return false;
     if (const std::int64_t oldest = oldest_version(token); oldest >= 0)
       token.version = std::min(token.version, oldest);
     return true;

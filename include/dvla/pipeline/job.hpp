@@ -106,7 +106,7 @@ class Job {
     for (int actor = 0; actor < actors(); ++actor) {
       const std::string at = door(rank(), incarnation_, actor);
       while (!cluster_.has(at)) {
-        if (cluster_.has(end_key)) throw Error(name() + " comes again too late: training has ended");
+        if (cluster_.has(end_of_job)) throw Error(name() + " comes again too late: training has ended");
         give_way();
         if (std::chrono::steady_clock::now() > until)
           throw DeadlineError(name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
@@ -120,7 +120,7 @@ class Job {
     give_way();  // after that word: whoever hears the later life before it meets only that one
   }
   /// The leader: nobody need come any more.
-  void say_end() const { cluster_.put(end_key, ""); }
+  void say_end() const { cluster_.put(end_of_job, ""); }
 
   /// Which of `groups` groups of environments belong to this rollout. Throws ConfigError where one would have
   /// none.
@@ -199,7 +199,6 @@ class Job {
     if (cluster_.has(life(rank(), incarnation_ + 1)))
       throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
   }
-  static constexpr const char* end_key = "run/end";
   static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
   static std::string key(const std::string& stage, int rank) {
     return "run/" + stage + "/" + std::to_string(rank);
@@ -220,8 +219,10 @@ inline std::string describe(const Job& job) {
     for (const int rank : ranks) text += (text.empty() ? "" : ", ") + std::to_string(rank);
     return text;
   };
+  const std::vector<int>& joined = job.cluster().topology().joined;
   return "job of " + std::to_string(job.cluster().world()) + " ranks: rollouts " +
-         list(job.roles().rollouts) + "; actors " + list(job.roles().actors) + " (the first leads)";
+         list(job.roles().rollouts) + (joined.empty() ? "" : ", of which joined " + list(joined)) +
+         "; actors " + list(job.roles().actors) + " (the first leads)";
 }
 
 }  // namespace dvla

@@ -24,7 +24,7 @@ namespace detail {
 /// What all attempts of one torchrun share and no other torchrun has: a number that the first one left in the
 /// store of torchrun's agent, which outlives the attempts. Empty without such a store.
 inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit) {
-  if (launch.launcher != "torchrun" || !launch.store_is_hosted) return {};
+  if (launch.launcher != "torchrun" || !launch.store_is_hosted || launch.joins) return {};
   std::random_device random;
   std::ostringstream own;
   for (int i = 0; i < 4; ++i) own << std::hex << std::setw(8) << std::setfill('0') << random();
@@ -70,6 +70,39 @@ void go_on(Config<P>& config) {
   else
     config.run.overwrite = true;
 }
+/// Where ranks join a job that another launcher started, the job's rank 0 alone knows what it goes on from.
+template <class P>
+void agree_on_beginning(Config<P>& config, Cluster& cluster, std::chrono::nanoseconds limit) {
+  if (cluster.topology().joined.empty()) return;
+  const std::string resume = "run/resume", overwrite = "run/overwrite";
+  if (cluster.rank() == 0) {
+    cluster.put(resume, config.run.resume);
+    cluster.put(overwrite, config.run.overwrite ? "yes" : "no");
+  } else if (Roles::place(cluster.topology().joined, cluster.rank()) >= 0) {
+    config.run.resume = cluster.get(resume, limit);
+    config.run.overwrite = cluster.get(overwrite, limit) == "yes";
+  }
+}
+
+/// False: this rank had joined a job that has been started again since.
+template <class P>
+bool take_part(const Launch& launch, Config<P> config) {
+  const auto limit = std::chrono::nanoseconds(static_cast<std::int64_t>(config.schedule.deadline_s * 1e9));
+  LoneCluster alone;
+  std::optional<C10dCluster> joined;
+  try {
+    if (launch.world > 1) joined.emplace(launch, limit);
+    Cluster& cluster = joined ? static_cast<Cluster&>(*joined) : alone;
+    const std::string mark = job_mark(launch, limit);
+    if (launch.restarts > 0 && !launch.joins && has_begun(config, mark)) go_on(config);
+    agree_on_beginning(config, cluster, limit);
+    run_experiment<P>(config, cluster, mark);
+    return true;
+  } catch (const Error&) {
+    if (launch.joins && joined && joined->superseded()) return false;
+    throw;
+  }
+}
 }  // namespace detail
 
 /// As experiment_main, on every rank of the job that the environment tells of. The exit code is 1 on every
@@ -77,6 +110,9 @@ void go_on(Config<P>& config) {
 /// after a failure (--max-restarts), it goes on from its own newest complete checkpoint, whatever `resume`
 /// says; a job that had not opened the run's folder before begins as it did, so what was refused stays
 /// refused.
+///
+/// Rollouts may be started by launchers of their own (see Launch): they take `resume` and `overwrite` from
+/// rank 0, whatever is said to them, and where they find the job they joined started again, they join again.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
   std::string who;
@@ -87,14 +123,13 @@ int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) 
     auto config = parse_command_line<P>(argc, argv, defaults, launch.rank == 0 ? std::cout : nowhere);
     if (!config) return 0;
     if constexpr (buildable<P>()) {
-      const auto limit =
-          std::chrono::nanoseconds(static_cast<std::int64_t>(config->schedule.deadline_s * 1e9));
-      LoneCluster alone;
-      std::optional<C10dCluster> joined;
-      if (launch.world > 1) joined.emplace(launch, limit);
-      const std::string mark = detail::job_mark(launch, limit);
-      if (launch.restarts > 0 && detail::has_begun(*config, mark)) detail::go_on(*config);
-      run_experiment<P>(*config, joined ? static_cast<Cluster&>(*joined) : alone, mark);
+      if (launch.rank == 0 && launch.started < launch.world && !config->run.quiet)
+        std::cout << "waiting for ranks " + std::to_string(launch.started) + " to " +
+                         std::to_string(launch.world - 1) + " to join: DVLA_STORE=" + launch.address + ":" +
+                         std::to_string(launch.port)
+                  << std::endl;
+      while (!detail::take_part(launch, *config))
+        std::cerr << (who + "the job has been started again; this rank joins again\n") << std::flush;
     }
     return 0;
   } catch (const std::exception& error) {

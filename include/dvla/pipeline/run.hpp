@@ -420,7 +420,7 @@ class Run {
     /// In a job the actors go on, or end, together; and the batch is as old as the oldest of their parts.
     bool arrive(Token& token) {
       bool more = true;
-      if constexpr (routed) more = run.data_->arrive(token);
+      if constexpr (routed) more = run.data_->arrive(token, asked);
       if (run.job_->alone()) return more;
       bool here = more;  // something of the batch
       if constexpr (routed) here = more && run.data_->arrival(token).episodes > 0;

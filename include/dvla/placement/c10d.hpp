@@ -54,6 +54,18 @@ class C10dCluster final : public Cluster {
   int rank() const override { return rank_; }
   const Topology& topology() const override { return topology_; }
 
+  /// Whether the job has been started again beside the store of torchrun's agent, so that this is one that
+  /// has ended. No: also where the store has gone.
+  bool superseded() noexcept try {
+    constexpr std::chrono::seconds limit{1};
+    const std::string now = bounded(
+        limit, [root = root_] { return current_attempt(*root->clone()); },
+        [] { return DeadlineError("the job's store does not answer"); });
+    return now != attempt_;
+  } catch (...) {
+    return false;
+  }
+
   std::unique_ptr<Channel> channel(const std::string& name, int peer,
                                    std::chrono::nanoseconds limit) override {
     check_peer(name, peer);
@@ -71,7 +83,7 @@ class C10dCluster final : public Cluster {
 
   void put(const std::string& key, const std::string& value) override {
     ask(limit_, [=](c10d::Store& store) {
-      store.set("text/" + key, std::vector<std::uint8_t>(value.begin(), value.end()));
+      store.set("text/" + key, bytes(value));
       return true;
     });
   }
@@ -130,7 +142,47 @@ class C10dCluster final : public Cluster {
                              (launch.store_is_hosted ? "torchrun hosts" : "rank 0 hosts"));
       });
     }
-    store_ = c10::make_intrusive<c10d::PrefixStore>("dvla/" + launch.attempt, store_);
+    enter_attempt(launch, limit);
+  }
+
+  /// Below the store's root each attempt at the job has a place of its own. Rank 0 says which is the newest,
+  /// and in the last one's place that it has ended: who joined that one might wait there.
+  void enter_attempt(const Launch& launch, std::chrono::nanoseconds limit) {
+    attempt_ = launch.attempt;
+    root_ = store_;
+    const auto place = [root = root_](const std::string& attempt) {
+      return c10::make_intrusive<c10d::PrefixStore>("dvla/" + attempt, root);
+    };
+    if (rank_ == 0) {
+      bounded(
+          limit,
+          [root = root_, attempt = attempt_, place] {
+            const bool again = root->check({attempt_key});
+            if (again && current_attempt(*root) != attempt)
+              place(current_attempt(*root))->set(std::string("text/") + end_of_job, bytes(""));
+            root->set(attempt_key, bytes("=" + attempt));
+            return true;
+          },
+          [&] { return no_answer(limit); });
+    } else if (launch.joins) {
+      attempt_ = bounded(
+          limit,
+          [root = root_, limit] {
+            root->wait({attempt_key}, detail::torch_limit(limit));
+            return current_attempt(*root);
+          },
+          [&] {
+            return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
+                                 " for rank 0 to open the job at " + where_ + " that it joins");
+          });
+    }
+    store_ = place(attempt_);
+  }
+  static constexpr const char* attempt_key = "dvla-attempt";
+  static std::vector<std::uint8_t> bytes(const std::string& text) { return {text.begin(), text.end()}; }
+  static std::string current_attempt(c10d::Store& root) {
+    const std::vector<std::uint8_t> value = root.get(attempt_key);
+    return value.empty() ? std::string() : std::string(value.begin() + 1, value.end());
   }
 
   void join(const Launch& launch, detail::Clock::time_point until) {
@@ -142,7 +194,7 @@ class C10dCluster final : public Cluster {
                           " on rank " + rank + "; it must be the same on every rank");
     };
     if (has(own)) check_world(get(own, limit_), std::to_string(rank_) + ", which is there already");
-    put(own, world + "\n" + launch.host);
+    put(own, world + "\n" + (launch.joins ? "+" : "=") + launch.host);
     std::vector<std::string> hosts;
     topology_.node.clear();
     for (int rank = 0; rank < launch.world; ++rank) {
@@ -155,7 +207,9 @@ class C10dCluster final : public Cluster {
                             " for rank " + name + " of " + world + " to join the job at " + where_);
       }
       check_world(text, name);
-      const std::string host = text.substr(text.find('\n') + 1);
+      const std::size_t line = text.find('\n');
+      if (text[line + 1] == '+') topology_.joined.push_back(rank);
+      const std::string host = text.substr(line + 2);
       const auto found = std::find(hosts.begin(), hosts.end(), host);
       topology_.node.push_back(static_cast<int>(found - hosts.begin()));
       if (found == hosts.end()) hosts.push_back(host);
@@ -261,10 +315,11 @@ class C10dCluster final : public Cluster {
   }
   template <class Call>
   std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call) {
-    return ask(limit, std::move(call), [&] {
-      return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                           " for the job's store at " + where_ + " to answer");
-    });
+    return ask(limit, std::move(call), [&] { return no_answer(limit); });
+  }
+  DeadlineError no_answer(std::chrono::nanoseconds limit) const {
+    return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
+                         " for the job's store at " + where_ + " to answer");
   }
 
   /// Waits until every member has asked for the same thing, and connects them.
@@ -305,7 +360,8 @@ class C10dCluster final : public Cluster {
   const std::chrono::nanoseconds limit_;
   const std::string where_;
   Topology topology_;
-  Store store_;
+  std::string attempt_;
+  Store root_, store_;  ///< root: of all attempts
   std::mutex mutex_;
   std::vector<Store> idle_;  ///< connections to the store; as many as ever asked at once
   std::shared_ptr<gloo::transport::Device> device_;

@@ -21,6 +21,9 @@
 
 namespace dvla {
 
+/// Where a job's store says that nobody need come any more: training has ended, or the job was started again.
+inline constexpr const char* end_of_job = "run/end";
+
 /// All members may be called from any thread; those that wait do so at most `limit`, then throw DeadlineError
 /// that names whom this rank waited for. Names must be new: one channel or group per name and pair.
 class Cluster {

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dvla/placement/topology.hpp"
@@ -20,13 +21,26 @@ inline std::vector<int> all_ranks(const Topology& topology) {
   return ranks;
 }
 
-/// `count` of the ranks, 1 <= count <= world, ascending: of each machine its first ones, in proportion to how
+/// For a placement that lets every rank train, now or later.
+inline void refuse_joined(std::string_view placement, const Topology& topology) {
+  if (!topology.joined.empty())
+    throw ConfigError("rank " + std::to_string(topology.joined.front()) +
+                      " joins the job (DVLA_STORE), so it can only roll out, but under " +
+                      std::string(placement) + " every rank may train; choose separated or hybrid");
+}
+
+/// `count` of the ranks that did not join, ascending: of each machine its first ones, in proportion to how
 /// many it has (largest remainder; of equals the lower machine). Rank 0 is always one.
 inline std::vector<int> spread(int count, const Topology& topology) {
-  const std::int64_t world = topology.world();
+  const std::int64_t world = topology.world() - std::ssize(topology.joined);
+  if (count < 1 || count > world)
+    throw ConfigError(std::to_string(count) + " of the job's " + std::to_string(topology.world()) +
+                      " ranks are to train, but only " + std::to_string(world) +
+                      " can: the others join as rollouts (DVLA_STORE)");
   const int home = topology.node.front();
   std::vector<std::vector<int>> ranks;  // of each machine
-  for (int rank = 0; rank < world; ++rank) {
+  for (int rank = 0; rank < topology.world(); ++rank) {
+    if (Roles::place(topology.joined, rank) >= 0) continue;
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
     if (ranks.size() <= node) ranks.resize(node + 1);
     ranks[node].push_back(rank);

@@ -22,6 +22,7 @@ struct CoLocated {
   static constexpr std::string_view name = "CoLocated";
   static constexpr bool separates_roles = false;
   static Roles roles(const NoKnobs&, const Topology& topology) {
+    detail::refuse_joined(name, topology);
     return {detail::all_ranks(topology), detail::all_ranks(topology)};
   }
 };
@@ -71,6 +72,7 @@ struct Adaptive {
   static constexpr bool adapts = true;
   static Roles roles(const AdaptiveKnobs& shares, const Topology& topology) {
     if (topology.world() == 1) return {};
+    detail::refuse_joined(name, topology);
     return detail::separate(shares.rollouts, shares.actors, "placement.rollouts:actors", topology);
   }
 };

@@ -25,13 +25,17 @@ struct Launch {
   int restarts = 0;              ///< how often torchrun has started the job again after a failure
   std::string attempt;           ///< differs where a launcher starts the same job again beside an old store
   std::string host;              ///< names this machine: ranks with the same name share it
+  bool joins = false;            ///< a job that another launcher has started, as a rollout: see DVLA_STORE
+  int started = 1;               ///< ranks that this launcher starts; fewer than `world` where others join
   std::string launcher = "none";
 
   /// An environment variable's value, or nothing. For tests: any map.
   using Lookup = std::function<std::optional<std::string>(const char*)>;
 
-  /// Throws ConfigError, one sentence with variable, value and range, where variables are missing, malformed
-  /// or contradict each other.
+  /// Ranks of one job may be started by several launchers: DVLA_WORLD_SIZE is then the number of them all,
+  /// and whoever joins says by DVLA_STORE=<host>:<port> whom, and by DVLA_FIRST_RANK which of the job's ranks
+  /// its first one is. Throws ConfigError, one sentence with variable, value and range, where variables are
+  /// missing, malformed or contradict each other.
   static Launch from_environment(const Lookup& variable = process_environment) {
     Launch launch;
     launch.host = variable("DVLA_HOST_ID").value_or(host_name());
@@ -40,10 +44,8 @@ struct Launch {
       launch.launcher = run_id ? "torchrun" : "env://";
       launch.take(variable, "RANK", "WORLD_SIZE", "LOCAL_RANK");
       if (!run_id) refuse_contradiction(variable, launch);
-      if (launch.world > 1) {
-        launch.address = text(variable, "MASTER_ADDR", "RANK is set");
-        launch.port = number(variable, "MASTER_PORT", 1, 65535, "RANK is set");
-      }
+      launch.extend(variable);
+      if (launch.world > 1 && !launch.joins) launch.read_master(variable, "RANK is set");
       const std::string hosted = variable("TORCHELASTIC_USE_AGENT_STORE").value_or("False");
       launch.store_is_hosted = hosted == "True" || hosted == "1";
       if (variable("TORCHELASTIC_RESTART_COUNT"))
@@ -52,17 +54,23 @@ struct Launch {
     } else if (variable("OMPI_COMM_WORLD_RANK") || variable("OMPI_COMM_WORLD_SIZE")) {
       launch.launcher = "mpirun (Open MPI)";
       launch.take(variable, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK");
+      launch.extend(variable);
       launch.find_master(variable, "OMPI_COMM_WORLD_LOCAL_SIZE", "-x MASTER_ADDR=...");
     } else if (variable("PMI_RANK") || variable("PMI_SIZE")) {
       launch.launcher = "mpirun (MPICH)";
       launch.take(variable, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
+      launch.extend(variable);
       launch.find_master(variable, "MPI_LOCALNRANKS", "-genv MASTER_ADDR ...");
     } else if (variable("SLURM_PROCID")) {
       launch.launcher = "srun";
       // Inside a step, SLURM_NTASKS may still be the whole allocation's.
       const char* size = variable("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
       launch.take(variable, "SLURM_PROCID", size, "SLURM_LOCALID");
+      launch.extend(variable);
       launch.find_slurm_master(variable);
+    } else {
+      launch.extend(variable);
+      if (launch.world > 1 && !launch.joins) launch.read_master(variable, "DVLA_WORLD_SIZE is set");
     }
     return launch;
   }
@@ -111,8 +119,9 @@ struct Launch {
     return parsed;
   }
 
+  static constexpr int most_ranks = 65536;
+
   void take(const Lookup& variable, const char* rank_name, const char* world_name, const char* local_name) {
-    constexpr int most_ranks = 65536;
     world = number(variable, world_name, 1, most_ranks, std::string(rank_name) + " is set");
     rank = number(variable, rank_name, 0, most_ranks - 1, std::string(world_name) + " is set");
     if (rank >= world)
@@ -120,6 +129,38 @@ struct Launch {
                         " is " + std::to_string(world) + "; the rank must be from 0 to " +
                         std::to_string(world - 1));
     if (variable(local_name)) local_rank = number(variable, local_name, 0, world - 1, "");
+    started = world;
+  }
+
+  /// To the whole job, where this launcher starts only some of its ranks.
+  void extend(const Lookup& variable) {
+    const bool has_store = variable("DVLA_STORE").has_value();
+    if (!has_store && !variable("DVLA_WORLD_SIZE") && !variable("DVLA_FIRST_RANK")) return;
+    const std::string why = std::string(has_store ? "DVLA_STORE" : "DVLA_FIRST_RANK") + " is set";
+    world = number(variable, "DVLA_WORLD_SIZE", has_store ? started + 1 : started, most_ranks, why);
+    if (!has_store) {
+      if (variable("DVLA_FIRST_RANK") && number(variable, "DVLA_FIRST_RANK", 0, world - 1, "") > 0)
+        throw ConfigError("DVLA_FIRST_RANK is " + *variable("DVLA_FIRST_RANK") +
+                          " and DVLA_STORE is not set; ranks that join a job need its store's address, "
+                          "<host>:<port>");
+      return;
+    }
+    joins = true;
+    rank += number(variable, "DVLA_FIRST_RANK", 1, world - started, why);
+    const std::string store = text(variable, "DVLA_STORE", "");
+    const std::size_t colon = store.rfind(':');
+    if (colon == store.npos || colon == 0)
+      throw ConfigError("DVLA_STORE is '" + store + "'; it must be <host>:<port>");
+    address = store.substr(0, colon);
+    if (address.size() > 2 && address.front() == '[' && address.back() == ']')  // of IPv6
+      address = address.substr(1, address.size() - 2);
+    const auto after_colon = [&](const char*) { return std::optional(store.substr(colon + 1)); };
+    port = number(after_colon, "the port of DVLA_STORE", 1, 65535, "DVLA_STORE is set");
+  }
+
+  void read_master(const Lookup& variable, const std::string& why) {
+    address = text(variable, "MASTER_ADDR", why);
+    port = number(variable, "MASTER_PORT", 1, 65535, why);
   }
 
   /// RANK exported by hand under mpirun: either may be meant.
@@ -132,7 +173,7 @@ struct Launch {
   }
 
   void find_master(const Lookup& variable, const char* local_size, const char* setting) {
-    if (world == 1) return;
+    if (world == 1 || joins) return;
     if (variable("MASTER_PORT")) port = number(variable, "MASTER_PORT", 1, 65535, "");
     if (variable("MASTER_ADDR")) {
       address = text(variable, "MASTER_ADDR", "");
@@ -145,8 +186,8 @@ struct Launch {
   }
 
   void find_slurm_master(const Lookup& variable) {
-    if (world == 1) return;
-    const std::string why = launcher + " started " + std::to_string(world) + " tasks";
+    if (world == 1 || joins) return;
+    const std::string why = launcher + " started " + std::to_string(started) + " tasks";
     if (variable("MASTER_ADDR")) {
       address = text(variable, "MASTER_ADDR", "");
     } else {

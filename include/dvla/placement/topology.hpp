@@ -15,6 +15,9 @@ namespace dvla {
 /// The ranks of a job, in order. node[r] numbers the machines from 0.
 struct Topology {
   std::vector<int> node{0};
+  /// Ranks that a launcher of their own has started, to join the job of rank 0 (Launch::joins), ascending.
+  /// They are rollouts: one that dies takes nobody with it, and its launcher starts it again.
+  std::vector<int> joined{};
   int world() const { return static_cast<int>(node.size()); }
 };
 

@@ -17,8 +17,9 @@
 
 namespace dvla::testing {
 
-/// `Policy` with `knobs`, for jobs of 1 to `most` ranks on one machine, on several of equal and of unequal
-/// size, and dealt around them. A job may be refused with ConfigError; one shape at least must not be.
+/// `Policy` with `knobs`, for jobs of 1 to `most` ranks on one machine, some of them joined, on several of
+/// equal and of unequal size, and dealt around them. A job may be refused with ConfigError; one shape at
+/// least must not be.
 template <class Policy>
 requires PlacementMachinery<Policy, typename Policy::knobs> std::vector<std::string> check_placement(
     const typename Policy::knobs& knobs = {}, int most = 12) {
@@ -51,13 +52,20 @@ requires PlacementMachinery<Policy, typename Policy::knobs> std::vector<std::str
     for (int rank = 0; rank < topology.world(); ++rank) {
       const bool rolls_out = roles.rollout(rank) >= 0, trains = roles.actor(rank) >= 0;
       expect(rolls_out || trains, "rank " + std::to_string(rank) + " must have a role");
+      expect(!trains || Roles::place(topology.joined, rank) < 0,
+             "rank " + std::to_string(rank) + " has joined the job, so it may only roll out");
       if constexpr (requires { Policy::separates_roles; })
         expect(Policy::separates_roles || (rolls_out && trains),
                "rank " + std::to_string(rank) + " has one role, but the policy says that it separates none");
     }
   };
   for (int world = 1; world <= most; ++world) {
-    look_at({std::vector<int>(static_cast<std::size_t>(world), 0)}, "on one machine");
+    Topology together{std::vector<int>(static_cast<std::size_t>(world), 0)};
+    look_at(together, "on one machine");
+    for (int joined = world - 1; joined > 0; --joined) {
+      together.joined.insert(together.joined.begin(), joined);
+      look_at(together, "on one machine, those from " + std::to_string(joined) + " on joined");
+    }
     for (int machines = 2; machines <= world; ++machines) {
       Topology blocks{{}}, around{{}}, lopsided{{}};
       for (int rank = 0; rank < world; ++rank) {

@@ -301,13 +301,15 @@ class ThreadGroup final : public Group {
 /// called on any of them, from any thread.
 class ThreadCluster final : public Cluster {
  public:
-  /// `node`: each rank's machine; empty: all on one.
-  static std::vector<std::unique_ptr<ThreadCluster>> make(int world, std::vector<int> node = {}) {
+  /// `node`: each rank's machine; empty: all on one. `joined`: as Topology::joined.
+  static std::vector<std::unique_ptr<ThreadCluster>> make(int world, std::vector<int> node = {},
+                                                          std::vector<int> joined = {}) {
     if (node.empty()) node.assign(static_cast<std::size_t>(std::max(world, 0)), 0);
     if (world < 1 || node.size() != static_cast<std::size_t>(world))
       throw ConfigError("ThreadCluster: world is " + std::to_string(world) + " and node names " +
                         std::to_string(node.size()) + " ranks; both must be the same number, at least 1");
     auto hub = std::make_shared<detail::Hub>(std::move(node));
+    hub->topology.joined = std::move(joined);
     std::vector<std::unique_ptr<ThreadCluster>> ranks;
     for (const auto& process : hub->processes) ranks.emplace_back(new ThreadCluster(hub, process));
     return ranks;
