@@ -36,7 +36,9 @@
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/self_test.hpp"
+#include "dvla/pipeline/actor_groups.hpp"
 #include "dvla/pipeline/adaptation.hpp"
+#include "dvla/pipeline/agreement.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/job.hpp"
@@ -74,31 +76,6 @@ template <class Model>
 requires requires { typename Model::tensor_pool; }
 struct TensorPool<Model> : Model::tensor_pool {
   using Model::tensor_pool::tensor_pool;
-};
-}  // namespace detail
-
-namespace detail {
-/// A group that somebody else can close too.
-class SharedGroup final : public Group {
- public:
-  explicit SharedGroup(std::shared_ptr<Group> group) : group_(std::move(group)) {}
-  int rank() const override { return group_->rank(); }
-  int size() const override { return group_->size(); }
-  void broadcast(std::span<std::byte> bytes, int root) override { group_->broadcast(bytes, root); }
-  void sum(std::span<float> values) override { group_->sum(values); }
-  void sum(std::span<double> values) override { group_->sum(values); }
-  void max(std::span<std::int64_t> values) override { group_->max(values); }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    group_->all_gather(part, all);
-  }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    group_->reduce_scatter(all, part);
-  }
-  void barrier() override { group_->barrier(); }
-  void close() noexcept override { group_->close(); }
-
- private:
-  std::shared_ptr<Group> group_;
 };
 }  // namespace detail
 
@@ -405,38 +382,23 @@ class Run {
       if (run.job_->alone()) return more;
       bool here = more;  // something of the batch
       if constexpr (routed) here = more && run.data_->arrival(token).episodes > 0;
-      std::array<std::int64_t, 3> word{!more || asked_to_stop(), more ? token.batch - token.version : 0,
-                                       here};
-      run.largest(word);
-      if (word[0] == 0 && word[2] == 0) word[0] = await_rollouts(token);
-      if (word[0] != 0) {
+      Agreement agreement(*run.job_, run.settings_.inner_deadline(),
+                          [this](std::span<std::int64_t> values) { run.largest(values); });
+      const BatchWord all = agreement.on(
+          token.batch, {!more || asked_to_stop(), more ? token.batch - token.version : 0, here},
+          [this] { return asked_to_stop(); },
+          [this] {
+            if constexpr (routed) return run.data_->anybody();
+            return true;
+          });
+      if (all.ends) {
         if constexpr (routed)
           if (more) run.data_->drop(token);
         end();
         return false;
       }
-      token.version = token.batch - word[1];
+      token.version = token.batch - all.age;
       return true;
-    }
-    /// No actor has anything of this batch, for all rollouts are gone: the actors wait until one comes again,
-    /// rather than train on nothing, batch after batch. Returns whether one of them is asked to stop.
-    bool await_rollouts(const Token& token) {
-      const auto limit = run.settings_.inner_deadline();
-      const auto until = detail::deadline_after(limit);
-      for (;;) {
-        bool anybody = true;
-        if constexpr (routed) anybody = run.data_->anybody();
-        const bool late = std::chrono::steady_clock::now() > until;
-        std::array<std::int64_t, 3> word{asked_to_stop(), anybody, late};
-        run.largest(word);
-        if (word[0] != 0 || word[1] != 0) return word[0] != 0;
-        if (word[2] != 0)
-          throw DeadlineError(
-              run.job_->name() + " waited " + detail::seconds_text(limit) +
-              " for a rollout to come again: all of them are gone, and nothing is there of batch " +
-              std::to_string(token.batch));
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
     }
     void train(Token& token) {
       const Timed timed(training);
@@ -568,7 +530,9 @@ class Run {
     }
   }
   void make_weights() {
-    const GroupSource groups = [this](const std::string& purpose) { return actors_group(purpose); };
+    const GroupSource groups = [this](const std::string& purpose) {
+      return groups_.make(*job_, purpose, settings_.deadline());
+    };
     if constexpr (requires { Weights(model_, memory_.model(), config().sharding, groups); }) {
       weights_ = std::make_unique<Weights>(model_, memory_.model(), config().sharding, groups);
       if constexpr (requires { weights_->trace_to(trace_); })
@@ -577,14 +541,7 @@ class Run {
       refuse_actors(P::sharding::name, job_->actors());
       weights_ = std::make_unique<Weights>(model_, memory_.model());
     }
-    if (job_->actors() > 1) actors_ = actors_group("start");
-  }
-  /// One that the loss of an actor can end.
-  std::unique_ptr<Group> actors_group(const std::string& purpose) {
-    std::shared_ptr<Group> group =
-        job_->cluster().group("actors/" + purpose, job_->roles().actors, settings_.deadline());
-    groups_.push_back(group);
-    return std::make_unique<detail::SharedGroup>(std::move(group));
+    if (job_->actors() > 1) actors_ = groups("start");
   }
   static void refuse_actors(std::string_view policy, int actors) {
     if (actors > 1)
@@ -650,7 +607,7 @@ class Run {
     callbacks.lost_actor = [this](const std::string&) {
       if constexpr (routed) data_->cancel();
       if constexpr (broadcasts) control_->close();
-      for (const auto& group : groups_) group->close();
+      groups_.close();
     };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
@@ -841,7 +798,7 @@ class Run {
       worker_.reset();
       actors_.reset();
       weights_.reset();
-      groups_.clear();
+      groups_ = {};
       environment_.reset();
     }
     {
@@ -899,50 +856,19 @@ class Run {
     part(stages, leaves);
     const RankReport own = rank_report();
     if (!job_->leads()) {
-      job_->tell("report", serialise(own));
+      hand_in(own, *job_);
       if (!leaves) watch_->end();
       return;
     }
-    for (int rank = 0; rank < job_->cluster().world(); ++rank) {
-      if (rank == job_->rank()) {
-        report.ranks.push_back(own);
-        continue;
-      }
-      if (watch_->lost(rank) && !job_->has_told("report", rank)) {
-        report.silent.push_back(rank);
-        continue;
-      }
-      try {
-        report.ranks.push_back(parse_rank_report(job_->told("report", rank)));
-      } catch (const DeadlineError&) {
-        report.silent.push_back(rank);
-      }
-    }
+    dvla::gather(report, own, *job_, [this](int rank) { return watch_->lost(rank); });
     watch_->end();
-    report.timing = job_timing(report.ranks);
-    const RankReport all = dvla::total(report.ranks);
-    report.env_steps = all.env_steps;
-    report.chunk_steps = all.chunk_steps;
+    sum_up(report);
   }
   RankReport rank_report() {
     RankReport own = total({before_, figures()});
     own.rank = job_->rank();
     own.trace = trace::snapshot(trace_, job_->name());
-    std::array<double, 4> seconds{};
-    std::array<std::int64_t, 4> spans{};
-    for (const trace::span_record& span : own.trace.spans)
-      for (std::size_t lane = 0; lane < 4; ++lane)
-        if (std::string_view(span.category) == "lane" &&
-            std::string_view(span.name) == trace::lane_span_names[lane]) {
-          seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
-          ++spans[lane];
-        }
-    const auto mean = [&](std::size_t lane) {
-      return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
-    };
-    own.rollout_time_s = mean(0);
-    own.actor_time_s = mean(1);
-    own.sync_time_s = mean(2) + mean(3);
+    time_lanes(own);
     return own;
   }
   /// Counts of this rank in its present roles.
@@ -991,12 +917,12 @@ class Run {
   detail::TensorPool<Model> tensors_;
   std::unique_ptr<Environment> environment_;
   Model model_;
-  RoutingPlan plan_;                            ///< of a routed data plane
-  std::unique_ptr<Weights> weights_;            ///< an actor's
-  std::vector<std::shared_ptr<Group>> groups_;  ///< of the actors, all of them
-  std::unique_ptr<Group> actors_;               ///< of a job with several
-  std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
-  std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
+  RoutingPlan plan_;                  ///< of a routed data plane
+  std::unique_ptr<Weights> weights_;  ///< an actor's
+  ActorGroups groups_;
+  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
+  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
