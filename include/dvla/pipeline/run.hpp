@@ -36,13 +36,15 @@
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/self_test.hpp"
+#include "dvla/pipeline/actor_groups.hpp"
 #include "dvla/pipeline/adaptation.hpp"
+#include "dvla/pipeline/agreement.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/pipeline/run_report.hpp"
-#include "dvla/pipeline/validate.hpp"
+#include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/warm_start.hpp"
 #include "dvla/pipeline/watch.hpp"
 #include "dvla/placement/scoped_cluster.hpp"
@@ -74,31 +76,6 @@ template <class Model>
 requires requires { typename Model::tensor_pool; }
 struct TensorPool<Model> : Model::tensor_pool {
   using Model::tensor_pool::tensor_pool;
-};
-}  // namespace detail
-
-namespace detail {
-/// A group that somebody else can close too.
-class SharedGroup final : public Group {
- public:
-  explicit SharedGroup(std::shared_ptr<Group> group) : group_(std::move(group)) {}
-  int rank() const override { return group_->rank(); }
-  int size() const override { return group_->size(); }
-  void broadcast(std::span<std::byte> bytes, int root) override { group_->broadcast(bytes, root); }
-  void sum(std::span<float> values) override { group_->sum(values); }
-  void sum(std::span<double> values) override { group_->sum(values); }
-  void max(std::span<std::int64_t> values) override { group_->max(values); }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    group_->all_gather(part, all);
-  }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    group_->reduce_scatter(all, part);
-  }
-  void barrier() override { group_->barrier(); }
-  void close() noexcept override { group_->close(); }
-
- private:
-  std::shared_ptr<Group> group_;
 };
 }  // namespace detail
 
@@ -137,12 +114,7 @@ class Run {
   /// cloned.
   WarmStartResult warm_start(const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     Model::use_threads(caller_threads());
-    WarmStartOptions options;
-    options.seed = static_cast<std::uint64_t>(config_.run.seed);
-    options.demonstrations = config_.run.demonstrations;
-    options.noise = config_.run.demonstration_noise;
-    options.target = config_.run.imitation_target;
-    options.most_steps = config_.run.imitation_steps;
+    const WarmStartOptions options = settings_.warm_start_options();
     const auto clone = [&](auto& weights) {
       return dvla::warm_start(
           worker(), model_, weights, options, [this] { install(); }, stop);
@@ -158,7 +130,7 @@ class Run {
   double self_test() {
     Model::use_threads(caller_threads());
     install();
-    OwnedRecord<Transition> transition(worker().layout(1, config_.model.chunk),
+    OwnedRecord<Transition> transition(worker().layout(1, config().model.chunk),
                                        *std::pmr::new_delete_resource());
     OwnedRecord<Decision> decision(model_.decision_layout({environment_->size()}),
                                    *std::pmr::new_delete_resource());
@@ -201,7 +173,7 @@ class Run {
     if (!data_) make_planes();
     begin_with_the_leaders_weights();
     const std::int64_t first = next_batch_;
-    const std::int64_t batches = std::max<std::int64_t>(config_.run.iterations - first, 0);
+    const std::int64_t batches = std::max<std::int64_t>(config().run.iterations - first, 0);
     history_.resize(static_cast<std::size_t>(first));
     history_.reserve(static_cast<std::size_t>(first + std::min(batches, history_room)));
     trained_ = history_.empty() ? RolloutCounts{} : history_.back().counts;
@@ -217,11 +189,11 @@ class Run {
       options.share = job_->share();
       options.first_batch = first + done;
       options.batches = std::min(stretch(), batches - done);
-      options.staleness = staleness();
-      options.deadline = deadline();
+      options.staleness = settings_.staleness();
+      options.deadline = settings_.deadline();
       options.stop = job_->alone() ? stop : &stages->ending;
-      if (config_.run.record) options.record = &recorded_;
-      if constexpr (replays) options.replay = &replayed_;
+      if (config().run.record) options.record = &recorded_;
+      if constexpr (replays) options.replay = &settings_.replayed();
       const run_result result = swim(*stages, options);
       if (!job_->trains()) next_batch_ += result.batches;
       report.add(result);
@@ -230,7 +202,7 @@ class Run {
       adapt(*stages);
     }
     if constexpr (replays) check_end(report.batches);
-    if (config_.run.record) recorded_.final_weights = checksum(weight_bytes());
+    if (config().run.record) recorded_.final_weights = checksum(weight_bytes());
     report.train_wall_s = stages->elapsed();
     report.batches = next_batch_ - first;
     if (job_->alone()) {
@@ -244,7 +216,7 @@ class Run {
     return report;
   }
 
-  const Config<P>& config() const { return config_; }
+  const Config<P>& config() const { return settings_.config(); }
   const Job& job() const { return *job_; }
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
   /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
@@ -278,43 +250,28 @@ class Run {
  private:
   static constexpr bool routed = detail::spans_processes<typename P::data_plane>;
   static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
-  /// Whether the schedule repeats a recorded run.
-  static constexpr bool replays = requires { P::schedule::staleness_is_recorded; };
-  /// Whether shares of the work move while the run goes on.
-  static constexpr bool adapts = requires { P::placement::adapts; };
+  static constexpr bool replays = RunSettings<P>::replays;
+  static constexpr bool adapts = RunSettings<P>::adapts;
   /// Whether the weights know of other actors (sharding/actors.hpp).
   static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
     weights.max(values);
   };
 
   Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given) try
-      : config_(checked(config)),
-        replayed_(recording_to_repeat()),
+      : settings_(config),
         own_cluster_(std::move(own)),
         cluster_(given ? *given : *own_cluster_),
-        job_(std::in_place, cluster_, Placement::roles(config_.placement, cluster_.topology()), deadline()),
-        memory_(config_.memory),
+        job_(std::in_place, cluster_, Placement::roles(settings_.config().placement, cluster_.topology()),
+             settings_.deadline()),
+        memory_(settings_.config().memory),
         tensors_(memory_.model()),
-        environment_(std::make_unique<Environment>(environment_knobs(), memory_.environment())),
-        model_(config_.model, inputs(), weight_seed()) {
-    if ((replays || config_.run.record) && !job_->alone())
-      throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
-                        " is for a run of one process, and the job has " +
-                        std::to_string(job_->cluster().world()));
-    if constexpr (requires { config_.control_plane.form; } && !ModelOfTrainable<Model>)
-      if (config_.control_plane.form == WeightForm::trainable)
-        throw ConfigError("control_plane.form is trainable, but " + std::string(P::model::name) +
-                          " does not say which of its weights train; use full or delta");
-    if constexpr (adapts) {
-      if (config_.run.record)
-        throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
-      if (job_->incarnation() > 0)
-        throw ConfigError(
-            job_->name() +
-            " comes again, but Adaptive's ranks change their roles: the others go on without it");
-      adaptation_.emplace(config_.placement, *job_, sampling_threads(), training_threads(),
+        environment_(
+            std::make_unique<Environment>(settings_.environment_knobs(*job_), memory_.environment())),
+        model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
+    settings_.check(*job_);
+    if constexpr (adapts)
+      adaptation_.emplace(config().placement, *job_, sampling_threads(), training_threads(),
                           job_->leads() ? splits() : std::vector<int>());
-    }
     take_place();
     if (!routed && !broadcasts && job_->alone()) make_planes();  // else when the first batch is known
   } catch (const std::exception& why) {
@@ -325,11 +282,12 @@ class Run {
   void take_place() {
     job_->roll_call(Job::first_call);
     if constexpr (routed)
-      plan_ = agree_on_routes(job_->cluster(), job_->roles(), group_bytes(), group(), deadline());
+      plan_ = agree_on_routes(job_->cluster(), job_->roles(), group_bytes(), settings_.group(),
+                              settings_.deadline());
     if (job_->trains() && job_->alone()) make_weights();
     if (job_->rolls_out() || job_->leads())
-      worker_ =
-          std::make_unique<Worker>(*environment_, frozen_model(), frozen_model(), rollout_options(), trace_);
+      worker_ = std::make_unique<Worker>(*environment_, frozen_model(), frozen_model(),
+                                         settings_.rollout_options(*job_, sampling_threads()), trace_);
     if (job_->trains()) make_algorithm();
     job_->roll_call(Job::last_call);  // from here on ranks wait for each other
     if (job_->trains() && !job_->alone()) make_weights();
@@ -345,7 +303,7 @@ class Run {
           after_update(after),
           asked(stop),
           start(since),
-          sampled(static_cast<std::size_t>(whose.staleness()) + 1) {}
+          sampled(static_cast<std::size_t>(whose.settings_.staleness()) + 1) {}
 
     Run& run;
     const std::function<void(const Iteration&)>& on_iteration;
@@ -404,7 +362,7 @@ class Run {
             run.worker_->rollout(trajectory.transition, trajectory.decision, token.batch, boundaries);
       }
       if (lost.load(std::memory_order_acquire)) {
-        ended.acquire_for(run.deadline());
+        ended.acquire_for(run.settings_.deadline());
         throw Error("sampling stops: the weights that it waited for could not be installed");
       }
       const RolloutCounts steps = run.worker_->counts() - before;
@@ -424,44 +382,29 @@ class Run {
       if (run.job_->alone()) return more;
       bool here = more;  // something of the batch
       if constexpr (routed) here = more && run.data_->arrival(token).episodes > 0;
-      std::array<std::int64_t, 3> word{!more || asked_to_stop(), more ? token.batch - token.version : 0,
-                                       here};
-      run.largest(word);
-      if (word[0] == 0 && word[2] == 0) word[0] = await_rollouts(token);
-      if (word[0] != 0) {
+      Agreement agreement(*run.job_, run.settings_.inner_deadline(),
+                          [this](std::span<std::int64_t> values) { run.largest(values); });
+      const BatchWord all = agreement.on(
+          token.batch, {!more || asked_to_stop(), more ? token.batch - token.version : 0, here},
+          [this] { return asked_to_stop(); },
+          [this] {
+            if constexpr (routed) return run.data_->anybody();
+            return true;
+          });
+      if (all.ends) {
         if constexpr (routed)
           if (more) run.data_->drop(token);
         end();
         return false;
       }
-      token.version = token.batch - word[1];
+      token.version = token.batch - all.age;
       return true;
-    }
-    /// No actor has anything of this batch, for all rollouts are gone: the actors wait until one comes again,
-    /// rather than train on nothing, batch after batch. Returns whether one of them is asked to stop.
-    bool await_rollouts(const Token& token) {
-      const auto limit = run.inner_deadline();
-      const auto until = detail::deadline_after(limit);
-      for (;;) {
-        bool anybody = true;
-        if constexpr (routed) anybody = run.data_->anybody();
-        const bool late = std::chrono::steady_clock::now() > until;
-        std::array<std::int64_t, 3> word{asked_to_stop(), anybody, late};
-        run.largest(word);
-        if (word[0] != 0 || word[1] != 0) return word[0] != 0;
-        if (word[2] != 0)
-          throw DeadlineError(
-              run.job_->name() + " waited " + detail::seconds_text(limit) +
-              " for a rollout to come again: all of them are gone, and nothing is there of batch " +
-              std::to_string(token.batch));
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
     }
     void train(Token& token) {
       const Timed timed(training);
       const Trajectory<Decision>& trajectory = run.data_->consume(token);
       auto before_step = [&] {
-        if (!packed.acquire(run.deadline(),
+        if (!packed.acquire(run.settings_.deadline(),
                             {"training", "the last weights to be packed", "distribution", token.batch}))
           throw Error("training stops: the last weights were not packed because another lane failed");
       };
@@ -496,7 +439,7 @@ class Run {
     void await(Token& token) requires broadcasts {
       if (weights_ended.load(std::memory_order_relaxed)) return;
       try {
-        run.control_->await(token.batch + 1, run.deadline());
+        run.control_->await(token.batch + 1, run.settings_.deadline());
       } catch (const typename Control::End&) {
         weights_ended.store(true, std::memory_order_relaxed);
         ending.request_stop();
@@ -538,129 +481,33 @@ class Run {
     }
   };
 
-  static Config<P> checked(const Config<P>& config) {
-    validate(config);
-    return config;
-  }
-
-  // ---- What is made of the configuration
-  ModelInputs inputs() const {
-    ModelInputs inputs{environment_->observation_spec(), environment_->action_spec(), config_.model.chunk};
-    if constexpr (requires { config_.memory.device; }) inputs.device = config_.memory.device;
-    return inputs;
-  }
-  std::uint64_t weight_seed() const {
-    return stream_seed(static_cast<std::uint64_t>(config_.run.seed), Stream::weights);
-  }
-  std::unique_ptr<Model> frozen_model() const {
-    return std::make_unique<Model>(config_.model, inputs(), weight_seed());
-  }
-  // An algorithm without groups, or without several passes a batch, need not have knobs for them.
-  std::int64_t group() const {
-    if constexpr (requires { config_.algorithm.group; })
-      return config_.algorithm.group;
-    else
-      return 1;
-  }
-  std::int64_t rollout_epochs() const {
-    if constexpr (requires { config_.algorithm.rollout_epochs; })
-      return config_.algorithm.rollout_epochs;
-    else
-      return 1;
-  }
-  /// The groups of a pass that are this rollout's own, of `all_groups`.
-  Share own_groups() const { return job_->share_of_groups(all_groups()); }
-  std::int64_t all_groups() const {
-    if constexpr (requires { config_.environment.environments; })
-      return config_.environment.environments / group();
-    else
-      return 1;
-  }
-  /// A rollout has its share of the environments; the leader without one all of them, to evaluate; another
-  /// actor one group, which never steps: it says what observations and actions are.
-  auto environment_knobs() const {
-    auto knobs = config_.environment;
-    if constexpr (requires { knobs.environments; }) {
-      const Share own = own_groups();  // refuses too few
-      if (job_->rolls_out())
-        knobs.environments = static_cast<int>(own.count * group());
-      else if (!job_->leads())
-        knobs.environments = static_cast<int>(group());
-    } else if (job_->rollouts() > 1) {
-      throw ConfigError(std::string(P::environment::name) +
-                        " has no knob 'environments', so they cannot be shared by " +
-                        std::to_string(job_->rollouts()) + " rollouts");
-    }
-    return knobs;
-  }
-  RolloutOptions rollout_options() const {
-    RolloutOptions options;
-    options.seed = static_cast<std::uint64_t>(config_.run.seed);
-    options.chunk = config_.model.chunk;
-    options.group = group();
-    options.rollout_epochs = rollout_epochs();
-    options.threads = sampling_threads();
-    options.stages = config_.schedule.sampling_stages;
-    options.deadline = deadline();
-    if (job_->rolls_out() && !job_->alone()) {
-      options.first_episode = own_groups().first * group();
-      options.all_episodes = all_groups() * group();
-    }
-    return options;
-  }
-  int staleness() const {
-    if constexpr (replays)
-      return replayed_.staleness;
-    else if constexpr (requires { config_.schedule.staleness; })
-      return config_.schedule.staleness;
-    else
-      return 0;
-  }
-  Recording recording_to_repeat() const {
-    Recording recording;
-    if constexpr (replays) {
-      recording = read_recording(config_.schedule.recording);
-      if (recording.staleness > P::algorithm::max_staleness)
-        throw ConfigError("schedule.recording '" + config_.schedule.recording +
-                          "' is of a run with staleness " + std::to_string(recording.staleness) +
-                          ", but the algorithm allows " + std::to_string(P::algorithm::max_staleness));
-    }
-    return recording;
-  }
   int sampling_threads() const {
-    return adaptation_ ? adaptation_->shares().sampling_threads : config_.schedule.sampling_threads;
+    return adaptation_ ? adaptation_->shares().sampling_threads : config().schedule.sampling_threads;
   }
   int training_threads() const {
-    return adaptation_ ? adaptation_->shares().training_threads : config_.schedule.training_threads;
+    return adaptation_ ? adaptation_->shares().training_threads : config().schedule.training_threads;
   }
   int caller_threads() const { return std::max(sampling_threads(), training_threads()); }
-  std::chrono::nanoseconds deadline() const {
-    return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.schedule.deadline_s * 1e9));
+  std::unique_ptr<Model> frozen_model() const {
+    return std::make_unique<Model>(config().model, settings_.model_inputs(*environment_),
+                                   settings_.weight_seed());
   }
-  std::chrono::nanoseconds heartbeat() const {
-    return std::chrono::nanoseconds(static_cast<std::int64_t>(config_.run.heartbeat_s * 1e9));
-  }
-  /// Of a wait inside a stage, for another rank: shorter, so that its error, which knows more, comes before
-  /// that of the lane that waits for this one.
-  std::chrono::nanoseconds inner_deadline() const { return deadline() * 3 / 4; }
 
   // ---- The parts that not every rank has
-  BatchShape shape_of(std::int64_t episodes) const {
-    return {environment_->horizon() / config_.model.chunk, episodes, config_.model.chunk};
-  }
   Transition transitions(std::int64_t episodes) const {
     return transition_layout(environment_->observation_spec(), environment_->action_spec(),
-                             shape_of(episodes));
+                             settings_.shape(*environment_, episodes));
   }
   Decision decisions(std::int64_t episodes) const {
-    return model_.decision_layout({shape_of(episodes).decisions, episodes});
+    return model_.decision_layout({settings_.shape(*environment_, episodes).decisions, episodes});
   }
   /// Of each group that this rank rolls out in a batch.
   std::vector<std::int64_t> group_bytes() const {
     if (!job_->rolls_out()) return {};
-    const auto bytes =
-        static_cast<std::int64_t>(record_bytes(trajectory_layout(transitions(group()), decisions(group()))));
-    return std::vector<std::int64_t>(static_cast<std::size_t>(own_groups().count * rollout_epochs()), bytes);
+    const auto bytes = static_cast<std::int64_t>(
+        record_bytes(trajectory_layout(transitions(settings_.group()), decisions(settings_.group()))));
+    return std::vector<std::int64_t>(
+        static_cast<std::size_t>(settings_.own_groups(*job_).count * settings_.rollout_epochs()), bytes);
   }
   /// Of this actor's part of a batch.
   std::int64_t trained_episodes() const {
@@ -672,34 +519,29 @@ class Run {
   void make_algorithm() { algorithm_ = algorithm_for(trained_episodes(), job_->actors()); }
   /// On one of `actors`, with `episodes` of a batch as its own.
   std::unique_ptr<Algorithm> algorithm_for(std::int64_t episodes, int actors) const {
-    const auto seed = static_cast<std::uint64_t>(config_.run.seed);
+    const std::uint64_t seed = settings_.seed();
     const std::int64_t dimensions = environment_->action_spec().dimensions;
-    const BatchShape shape = shape_of(episodes);
-    if constexpr (requires { Algorithm(config_.algorithm, shape, dimensions, seed, actors); }) {
-      return std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed, actors);
+    const BatchShape shape = settings_.shape(*environment_, episodes);
+    if constexpr (requires { Algorithm(config().algorithm, shape, dimensions, seed, actors); }) {
+      return std::make_unique<Algorithm>(config().algorithm, shape, dimensions, seed, actors);
     } else {
       refuse_actors(P::algorithm::name, actors);
-      return std::make_unique<Algorithm>(config_.algorithm, shape, dimensions, seed);
+      return std::make_unique<Algorithm>(config().algorithm, shape, dimensions, seed);
     }
   }
   void make_weights() {
-    const GroupSource groups = [this](const std::string& purpose) { return actors_group(purpose); };
-    if constexpr (requires { Weights(model_, memory_.model(), config_.sharding, groups); }) {
-      weights_ = std::make_unique<Weights>(model_, memory_.model(), config_.sharding, groups);
+    const GroupSource groups = [this](const std::string& purpose) {
+      return groups_.make(*job_, purpose, settings_.deadline());
+    };
+    if constexpr (requires { Weights(model_, memory_.model(), config().sharding, groups); }) {
+      weights_ = std::make_unique<Weights>(model_, memory_.model(), config().sharding, groups);
       if constexpr (requires { weights_->trace_to(trace_); })
         if (job_->actors() > 1) weights_->trace_to(trace_);
     } else {
       refuse_actors(P::sharding::name, job_->actors());
       weights_ = std::make_unique<Weights>(model_, memory_.model());
     }
-    if (job_->actors() > 1) actors_ = actors_group("start");
-  }
-  /// One that the loss of an actor can end.
-  std::unique_ptr<Group> actors_group(const std::string& purpose) {
-    std::shared_ptr<Group> group =
-        job_->cluster().group("actors/" + purpose, job_->roles().actors, deadline());
-    groups_.push_back(group);
-    return std::make_unique<detail::SharedGroup>(std::move(group));
+    if (job_->actors() > 1) actors_ = groups("start");
   }
   static void refuse_actors(std::string_view policy, int actors) {
     if (actors > 1)
@@ -723,15 +565,15 @@ class Run {
       if (job_->rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_->rollout()));
       if (job_->trains()) layouts.actor = layout(plan_.episodes_to(job_->actor()));
       typename Data::Options options;
-      options.buffers = staleness() + 1;
+      options.buffers = settings_.staleness() + 1;
       options.first_batch = next_batch_;
       options.incarnation = job_->incarnation();
-      options.deadline = inner_deadline();
+      options.deadline = settings_.inner_deadline();
       data_ = std::make_unique<Data>(std::move(layouts), plan_, job_->cluster(), job_->roles(), options,
                                      memory_.environment());
     } else {
       const std::int64_t episodes = worker_->shape().episodes;
-      data_ = std::make_unique<Data>(transitions(episodes), decisions(episodes), staleness() + 1,
+      data_ = std::make_unique<Data>(transitions(episodes), decisions(episodes), settings_.staleness() + 1,
                                      memory_.environment());
     }
   }
@@ -745,12 +587,12 @@ class Run {
         parts = {{{0, floats}}};
       WeightPart trainable;
       if constexpr (ModelOfTrainable<Model>) trainable = model_.trainable();
-      control_ = std::make_unique<Control>(floats, std::move(parts), config_.control_plane, job_->cluster(),
-                                           job_->roles(), static_cast<int>(job_->incarnation()), deadline(),
-                                           memory_.environment(), trainable);
+      control_ = std::make_unique<Control>(floats, std::move(parts), config().control_plane, job_->cluster(),
+                                           job_->roles(), static_cast<int>(job_->incarnation()),
+                                           settings_.deadline(), memory_.environment(), trainable);
     } else {
       control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
-                                           memory_.environment(), deadline());
+                                           memory_.environment(), settings_.deadline());
     }
   }
 
@@ -765,19 +607,20 @@ class Run {
     callbacks.lost_actor = [this](const std::string&) {
       if constexpr (routed) data_->cancel();
       if constexpr (broadcasts) control_->close();
-      for (const auto& group : groups_) group->close();
+      groups_.close();
     };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
         data_->lose(rollout, "it came again");
-        const auto limit = Watch::meeting(heartbeat(), deadline());
+        const auto limit = Watch::meeting(settings_.heartbeat(), settings_.deadline());
         data_->rejoin(rollout, incarnation, limit);
         control_->rejoin(rollout, static_cast<int>(incarnation), limit);
       } else {
         (void)rollout, (void)incarnation;
       }
     };
-    watch_ = std::make_unique<Watch>(*job_, heartbeat(), deadline(), std::move(callbacks));
+    watch_ =
+        std::make_unique<Watch>(*job_, settings_.heartbeat(), settings_.deadline(), std::move(callbacks));
   }
 
   // ---- Over the actors, in their training lanes
@@ -802,10 +645,10 @@ class Run {
   }
   /// Of a replay of so many batches: the last updates are seen by no rollout.
   void check_end(std::int64_t batches) {
-    if (batches == replayed_.batches && replayed_.final_weights &&
-        *replayed_.final_weights != checksum(weight_bytes()))
+    if (batches == settings_.replayed().batches && settings_.replayed().final_weights &&
+        *settings_.replayed().final_weights != checksum(weight_bytes()))
       throw Error(
-          "the replay of '" + config_.schedule.recording +
+          "the replay of '" + config().schedule.recording +
           "' ends with other weights than the recorded run, after hand-overs that were equal; are the "
           "training threads and the machine those of that run?");
   }
@@ -848,7 +691,7 @@ class Run {
         }
         if (job_->rolls_out()) {
           std::atomic<bool> lost{false};
-          control_->await(next_batch_, deadline());
+          control_->await(next_batch_, settings_.deadline());
           receive(next_batch_, lost);
           worker_->models().try_swap();
         }
@@ -871,7 +714,7 @@ class Run {
     worker_->models().fill([&](VersionedModel<Model>& back) {
       try {
         back.version = control_->receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
-                                         version, deadline());
+                                         version, settings_.deadline());
         if constexpr (ModelElsewhere<Model>) back.model->weights_written();
       } catch (...) {
         lost.store(true, std::memory_order_release);
@@ -901,10 +744,11 @@ class Run {
     std::vector<int> good;
     for (int actors = 1; actors < cluster_.world(); ++actors) {
       const int rollouts = cluster_.world() - actors;
-      if (rollouts > all_groups()) continue;
+      if (rollouts > settings_.groups()) continue;
       try {
-        const std::int64_t groups = share_of(all_groups() * rollout_epochs(), actors, actors - 1).count;
-        (void)algorithm_for(groups * group(), actors);
+        const std::int64_t groups =
+            share_of(settings_.groups() * settings_.rollout_epochs(), actors, actors - 1).count;
+        (void)algorithm_for(groups * settings_.group(), actors);
         good.push_back(rollouts);
       } catch (const ConfigError&) {  // not with so many
       }
@@ -917,7 +761,7 @@ class Run {
       const LaneTimes own{job_->rolls_out() ? stages.sampling.median() : 0,
                           job_->trains() ? stages.training.median() : 0};
       const auto lost = [this](int rank) { return watch_ && watch_->lost(rank); };
-      if (!adaptation_->look(*job_, own, next_batch_, all_groups(), lost, deadline())) return;
+      if (!adaptation_->look(*job_, own, next_batch_, settings_.groups(), lost, settings_.deadline())) return;
       if (job_->alone())
         worker_->use_threads(sampling_threads());
       else
@@ -939,7 +783,7 @@ class Run {
       auto span = trace_.span("carry", next_batch_);
       std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
       std::iota(everybody.begin(), everybody.end(), 0);
-      const auto all = cluster_.group("carry/" + number, everybody, deadline());
+      const auto all = cluster_.group("carry/" + number, everybody, settings_.deadline());
       state = carry(weights_.get(), *all, job_->roles().actors, std::ssize(weights_of(model_)));
       std::array steps{trained_.env_steps, trained_.chunk_steps};
       all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
@@ -954,17 +798,19 @@ class Run {
       worker_.reset();
       actors_.reset();
       weights_.reset();
-      groups_.clear();
+      groups_ = {};
       environment_.reset();
     }
     {
       auto span = trace_.span("make", next_batch_);
       auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
       const Shares& shares = adaptation_->shares();
-      job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), deadline(), shares.groups);
+      job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), settings_.deadline(),
+                   shares.groups);
       scope_ = std::move(scope);
       try {
-        environment_ = std::make_unique<Environment>(environment_knobs(), memory_.environment());
+        environment_ =
+            std::make_unique<Environment>(settings_.environment_knobs(*job_), memory_.environment());
         take_place();
       } catch (const std::exception& why) {
         Job::refuse(*scope_, why);
@@ -984,14 +830,14 @@ class Run {
   /// Of the planes, in peace. `leaves`: this rank alone.
   void part(const Stages& stages, bool leaves) {
     const auto end_weights = [&] {
-      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(deadline());
+      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(settings_.deadline());
     };
     const auto end_data = [&] {
       if constexpr (routed) {
         data_->goodbye();
       } else {
         for (std::int64_t batch = next_batch_; batch < stages.sampled_until; ++batch)
-          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (staleness() + 1))});
+          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (settings_.staleness() + 1))});
       }
     };
     // A rollout's lanes end by the actors' word that no more weights come, and only then it says goodbye.
@@ -1010,50 +856,19 @@ class Run {
     part(stages, leaves);
     const RankReport own = rank_report();
     if (!job_->leads()) {
-      job_->tell("report", serialise(own));
+      hand_in(own, *job_);
       if (!leaves) watch_->end();
       return;
     }
-    for (int rank = 0; rank < job_->cluster().world(); ++rank) {
-      if (rank == job_->rank()) {
-        report.ranks.push_back(own);
-        continue;
-      }
-      if (watch_->lost(rank) && !job_->has_told("report", rank)) {
-        report.silent.push_back(rank);
-        continue;
-      }
-      try {
-        report.ranks.push_back(parse_rank_report(job_->told("report", rank)));
-      } catch (const DeadlineError&) {
-        report.silent.push_back(rank);
-      }
-    }
+    dvla::gather(report, own, *job_, [this](int rank) { return watch_->lost(rank); });
     watch_->end();
-    report.timing = job_timing(report.ranks);
-    const RankReport all = dvla::total(report.ranks);
-    report.env_steps = all.env_steps;
-    report.chunk_steps = all.chunk_steps;
+    sum_up(report);
   }
   RankReport rank_report() {
     RankReport own = total({before_, figures()});
     own.rank = job_->rank();
     own.trace = trace::snapshot(trace_, job_->name());
-    std::array<double, 4> seconds{};
-    std::array<std::int64_t, 4> spans{};
-    for (const trace::span_record& span : own.trace.spans)
-      for (std::size_t lane = 0; lane < 4; ++lane)
-        if (std::string_view(span.category) == "lane" &&
-            std::string_view(span.name) == trace::lane_span_names[lane]) {
-          seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
-          ++spans[lane];
-        }
-    const auto mean = [&](std::size_t lane) {
-      return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
-    };
-    own.rollout_time_s = mean(0);
-    own.actor_time_s = mean(1);
-    own.sync_time_s = mean(2) + mean(3);
+    time_lanes(own);
     return own;
   }
   /// Counts of this rank in its present roles.
@@ -1090,8 +905,8 @@ class Run {
     return own;
   }
 
-  Config<P> config_;
-  Recording replayed_, recorded_;
+  const RunSettings<P> settings_;
+  Recording recorded_;
   std::unique_ptr<LoneCluster> own_cluster_;
   Cluster& cluster_;
   std::unique_ptr<ScopedCluster> scope_;  ///< of the roles that were taken last
@@ -1102,12 +917,12 @@ class Run {
   detail::TensorPool<Model> tensors_;
   std::unique_ptr<Environment> environment_;
   Model model_;
-  RoutingPlan plan_;                            ///< of a routed data plane
-  std::unique_ptr<Weights> weights_;            ///< an actor's
-  std::vector<std::shared_ptr<Group>> groups_;  ///< of the actors, all of them
-  std::unique_ptr<Group> actors_;               ///< of a job with several
-  std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
-  std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
+  RoutingPlan plan_;                  ///< of a routed data plane
+  std::unique_ptr<Weights> weights_;  ///< an actor's
+  ActorGroups groups_;
+  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
+  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes

@@ -1,8 +1,9 @@
-// A run's figures, by the definitions of docs/numbers.md: of one process, or of a job of several put
-// together.
+// A run's figures, by the definitions of docs/numbers.md: of one process, or of a job of several, whose ranks
+// hand theirs in to the leader.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <boost/hana.hpp>
 #include <charconv>
 #include <cstdint>
@@ -15,6 +16,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/pipeline/adaptation.hpp"
+#include "dvla/pipeline/job.hpp"
 #include "dvla/schedule/runner.hpp"
 #include "dvla/trace/process.hpp"
 #include "dvla/trace/report.hpp"
@@ -84,6 +86,25 @@ inline RankReport parse_rank_report(std::string_view from) {
   return read;
 }
 
+/// The three times from the rank's own trace: means over its batches.
+inline void time_lanes(RankReport& report) {
+  std::array<double, 4> seconds{};
+  std::array<std::int64_t, 4> spans{};
+  for (const trace::span_record& span : report.trace.spans)
+    for (std::size_t lane = 0; lane < 4; ++lane)
+      if (std::string_view(span.category) == "lane" &&
+          std::string_view(span.name) == trace::lane_span_names[lane]) {
+        seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
+        ++spans[lane];
+      }
+  const auto mean = [&](std::size_t lane) {
+    return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
+  };
+  report.rollout_time_s = mean(0);
+  report.actor_time_s = mean(1);
+  report.sync_time_s = mean(2) + mean(3);
+}
+
 /// Of one train(). In a job of several processes the leader's is the whole job's, every other rank's its own.
 struct RunReport {
   trace::report timing;  ///< of a job: see job_timing
@@ -148,6 +169,37 @@ inline trace::report job_timing(const std::vector<RankReport>& ranks) {
   timing.actor_time_s = all.actor_time_s;
   timing.sync_time_s = all.sync_time_s;
   return timing;
+}
+
+/// At the end of a job, every rank but the leader: what the leader gathers.
+inline void hand_in(const RankReport& own, const Job& job) { job.tell("report", serialise(own)); }
+
+/// The leader: the ranks' reports, in order, and its own among them. Who is lost, and has handed in nothing
+/// before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`: whether one is.
+template <class Lost>
+void gather(RunReport& report, RankReport own, const Job& job, Lost lost) {
+  for (int rank = 0; rank < job.cluster().world(); ++rank) {
+    if (rank == job.rank()) {
+      report.ranks.push_back(std::move(own));
+      continue;
+    }
+    if (lost(rank) && !job.has_told("report", rank)) {
+      report.silent.push_back(rank);
+      continue;
+    }
+    try {
+      report.ranks.push_back(parse_rank_report(job.told("report", rank)));
+    } catch (const DeadlineError&) {
+      report.silent.push_back(rank);
+    }
+  }
+}
+/// Then: what its ranks' reports make of the job's.
+inline void sum_up(RunReport& report) {
+  report.timing = job_timing(report.ranks);
+  const RankReport all = total(report.ranks);
+  report.env_steps = all.env_steps;
+  report.chunk_steps = all.chunk_steps;
 }
 
 }  // namespace dvla

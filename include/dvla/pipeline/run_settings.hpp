@@ -1,0 +1,182 @@
+// What a run makes of its configuration: seeds, limits, counts and options for the parts that a rank builds.
+// Knobs that a policy does not have are filled in here, and values that fit no job of this kind are refused.
+// Torch-free; knows what a rank's place in its job is, and no machinery at work.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "dvla/control_plane/descriptors.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/machinery.hpp"
+#include "dvla/core/streams.hpp"
+#include "dvla/model/concept.hpp"
+#include "dvla/pipeline/config.hpp"
+#include "dvla/pipeline/job.hpp"
+#include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/pipeline/validate.hpp"
+#include "dvla/pipeline/warm_start.hpp"
+#include "dvla/schedule/recording.hpp"
+
+namespace dvla {
+
+/// Plain values after its construction; any thread may read them.
+template <class P>
+class RunSettings {
+ public:
+  /// Whether the schedule repeats a recorded run.
+  static constexpr bool replays = requires { P::schedule::staleness_is_recorded; };
+  /// Whether shares of the work move while the run goes on.
+  static constexpr bool adapts = requires { P::placement::adapts; };
+
+  /// Throws ConfigError where a value is wrong, and where the recording to be repeated is.
+  explicit RunSettings(const Config<P>& config)
+      : config_(checked(config)), replayed_(recording_to_repeat()) {}
+
+  const Config<P>& config() const { return config_; }
+  /// The run that Replay repeats; empty for all other schedules.
+  const Recording& replayed() const { return replayed_; }
+
+  /// Throws ConfigError where this pipeline, so configured, is not for this job, and where its weights are to
+  /// travel in a form that the model does not know.
+  void check(const Job& job) const {
+    if ((replays || config_.run.record) && !job.alone())
+      throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
+                        " is for a run of one process, and the job has " +
+                        std::to_string(job.cluster().world()));
+    if constexpr (requires { config_.control_plane.form; } &&
+                  !ModelOfTrainable<machinery_t<typename P::model, P>>)
+      if (config_.control_plane.form == WeightForm::trainable)
+        throw ConfigError("control_plane.form is trainable, but " + std::string(P::model::name) +
+                          " does not say which of its weights train; use full or delta");
+    if constexpr (adapts) {
+      if (config_.run.record)
+        throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
+      if (job.incarnation() > 0)
+        throw ConfigError(
+            job.name() +
+            " comes again, but Adaptive's ranks change their roles: the others go on without it");
+    }
+  }
+  // ---- Seeds and limits
+  std::uint64_t seed() const { return static_cast<std::uint64_t>(config_.run.seed); }
+  std::uint64_t weight_seed() const { return stream_seed(seed(), Stream::weights); }
+  /// K.
+  int staleness() const {
+    if constexpr (replays)
+      return replayed_.staleness;
+    else if constexpr (requires { config_.schedule.staleness; })
+      return config_.schedule.staleness;
+    else
+      return 0;
+  }
+  std::chrono::nanoseconds deadline() const { return nanoseconds(config_.schedule.deadline_s); }
+  /// Of a wait inside a stage, for another rank: shorter, so that its error, which knows more, comes before
+  /// that of the lane that waits for this one.
+  std::chrono::nanoseconds inner_deadline() const { return deadline() * 3 / 4; }
+  std::chrono::nanoseconds heartbeat() const { return nanoseconds(config_.run.heartbeat_s); }
+
+  // ---- Episodes of a batch
+  // An algorithm without groups, or without several passes a batch, need not have knobs for them.
+  std::int64_t group() const {
+    if constexpr (requires { config_.algorithm.group; })
+      return config_.algorithm.group;
+    else
+      return 1;
+  }
+  std::int64_t rollout_epochs() const {
+    if constexpr (requires { config_.algorithm.rollout_epochs; })
+      return config_.algorithm.rollout_epochs;
+    else
+      return 1;
+  }
+  /// Of a pass, over all rollouts.
+  std::int64_t groups() const {
+    if constexpr (requires { config_.environment.environments; })
+      return config_.environment.environments / group();
+    else
+      return 1;
+  }
+  /// Those of them that are this rollout's own. Throws ConfigError where a rollout would have none.
+  Share own_groups(const Job& job) const { return job.share_of_groups(groups()); }
+
+  // ---- For the parts
+  /// A rollout has its share of the environments; the leader without one all of them, to evaluate; another
+  /// actor one group, which never steps: it says what observations and actions are.
+  auto environment_knobs(const Job& job) const {
+    auto knobs = config_.environment;
+    if constexpr (requires { knobs.environments; }) {
+      const Share own = own_groups(job);  // refuses too few
+      if (job.rolls_out())
+        knobs.environments = static_cast<int>(own.count * group());
+      else if (!job.leads())
+        knobs.environments = static_cast<int>(group());
+    } else if (job.rollouts() > 1) {
+      throw ConfigError(std::string(P::environment::name) +
+                        " has no knob 'environments', so they cannot be shared by " +
+                        std::to_string(job.rollouts()) + " rollouts");
+    }
+    return knobs;
+  }
+  template <class Environment>
+  ModelInputs model_inputs(const Environment& environment) const {
+    ModelInputs inputs{environment.observation_spec(), environment.action_spec(), config_.model.chunk};
+    if constexpr (requires { config_.memory.device; }) inputs.device = config_.memory.device;
+    return inputs;
+  }
+  template <class Environment>
+  BatchShape shape(const Environment& environment, std::int64_t episodes) const {
+    return {environment.horizon() / config_.model.chunk, episodes, config_.model.chunk};
+  }
+  /// `threads`: cores of the sampling lane.
+  RolloutOptions rollout_options(const Job& job, int threads) const {
+    RolloutOptions options;
+    options.seed = seed();
+    options.chunk = config_.model.chunk;
+    options.group = group();
+    options.rollout_epochs = rollout_epochs();
+    options.threads = threads;
+    options.stages = config_.schedule.sampling_stages;
+    options.deadline = deadline();
+    if (job.rolls_out() && !job.alone()) {
+      options.first_episode = own_groups(job).first * group();
+      options.all_episodes = groups() * group();
+    }
+    return options;
+  }
+  WarmStartOptions warm_start_options() const {
+    WarmStartOptions options;
+    options.seed = seed();
+    options.demonstrations = config_.run.demonstrations;
+    options.noise = config_.run.demonstration_noise;
+    options.target = config_.run.imitation_target;
+    options.most_steps = config_.run.imitation_steps;
+    return options;
+  }
+
+ private:
+  static Config<P> checked(const Config<P>& config) {
+    validate(config);
+    return config;
+  }
+  static std::chrono::nanoseconds nanoseconds(double seconds) {
+    return std::chrono::nanoseconds(static_cast<std::int64_t>(seconds * 1e9));
+  }
+  Recording recording_to_repeat() const {
+    Recording recording;
+    if constexpr (replays) {
+      recording = read_recording(config_.schedule.recording);
+      if (recording.staleness > P::algorithm::max_staleness)
+        throw ConfigError("schedule.recording '" + config_.schedule.recording +
+                          "' is of a run with staleness " + std::to_string(recording.staleness) +
+                          ", but the algorithm allows " + std::to_string(P::algorithm::max_staleness));
+    }
+    return recording;
+  }
+
+  const Config<P> config_;
+  const Recording replayed_;
+};
+
+}  // namespace dvla

@@ -1,0 +1,89 @@
+// dvla-test: asan
+// The figures of a job's ranks: through a text and back, from the traces, and put together by the leader.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dvla/pipeline/run_report.hpp"
+#include "dvla/testing/thread_cluster.hpp"
+
+namespace {
+
+using namespace dvla;
+using namespace std::chrono_literals;
+
+constexpr std::int64_t second = 1'000'000'000;
+
+/// Two batches of a rank: sampling takes 2 s and 4 s, and so on.
+RankReport report_of(std::int64_t rank) {
+  RankReport report{};
+  report.rank = rank;
+  report.env_steps = 10 * (rank + 1);
+  report.chunk_steps = rank + 1;
+  report.unreported = 5;
+  report.gradient_bytes_sent = std::int64_t{1} << 40;
+  report.trace.name = "rank " + std::to_string(rank);
+  report.trace.rows = {"lanes"};
+  report.trace.spans = {
+      {"sample", "lane", 0, 0, 2 * second, 0},     {"sample", "lane", 1, 2 * second, 6 * second, 0},
+      {"sample", "stage", 1, 0, 100 * second, 0},  // a part of one, or another's
+      {"train", "lane", 0, 0, second, 0},          {"arrive", "wait", 0, 0, 100 * second, 0},
+      {"distribute", "lane", 0, 0, second / 2, 0}, {"receive", "lane", 0, 0, second / 4, 0}};
+  time_lanes(report);
+  return report;
+}
+
+}  // namespace
+
+TEST_CASE("times of the lanes are means over a rank's batches") {
+  const RankReport report = report_of(0);
+  CHECK(report.rollout_time_s == doctest::Approx(3));
+  CHECK(report.actor_time_s == doctest::Approx(1));
+  CHECK(report.sync_time_s == doctest::Approx(0.75));
+  RankReport nothing{};
+  nothing.actor_time_s = 7;
+  time_lanes(nothing);
+  CHECK(nothing.rollout_time_s == 0);
+  CHECK(nothing.actor_time_s == 0);
+}
+
+TEST_CASE("a report comes back from its text as it was; what is none is refused") {
+  const RankReport report = report_of(2);
+  const std::string text = serialise(report);
+  const RankReport back = parse_rank_report(text);
+  CHECK(serialise(back) == text);
+  CHECK(back.rank == 2);
+  CHECK(back.env_steps == 30);
+  CHECK(back.unreported == 5);
+  CHECK(back.rollout_time_s == report.rollout_time_s);
+  CHECK(back.gradient_bytes_sent == std::int64_t{1} << 40);
+  CHECK(back.trace.name == "rank 2");
+  CHECK(back.trace.spans.size() == report.trace.spans.size());
+  for (const std::string& wrong :
+       {std::string(), std::string("dvla-rank 1\n"), text.substr(0, text.find('\n')), "x" + text,
+        "dvla-rank 1 1" + text.substr(text.find('\n')), text.substr(0, text.size() - 1)})
+    CHECK_THROWS_AS(parse_rank_report(wrong), FormatError);
+}
+
+TEST_CASE("the leader gathers what the ranks hand in, and names who is silent") {
+  const Roles roles{{1, 2, 3, 4}, {0}};
+  const auto clusters = testing::ThreadCluster::make(5);
+  std::vector<std::unique_ptr<Job>> jobs;
+  for (const auto& cluster : clusters) jobs.push_back(std::make_unique<Job>(*cluster, roles, 100ms));
+  hand_in(report_of(1), *jobs[1]);
+  hand_in(report_of(3), *jobs[3]);  // and is lost then
+  RunReport report;
+  gather(report, report_of(0), *jobs[0], [](int rank) { return rank == 3 || rank == 4; });
+  REQUIRE(report.ranks.size() == 3);
+  CHECK(report.ranks[0].rank == 0);
+  CHECK(report.ranks[1].rank == 1);
+  CHECK(report.ranks[2].rank == 3);
+  CHECK(report.silent == std::vector<int>{2, 4});  // 2 says nothing in time, 4 is lost
+  sum_up(report);
+  CHECK(report.env_steps == 10 + 20 + 40);
+  CHECK(report.chunk_steps == 1 + 2 + 4);
+  CHECK(report.timing.rollout_time_s == doctest::Approx(3));
+}
