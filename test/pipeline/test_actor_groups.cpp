@@ -36,7 +36,8 @@ void with_actors(Body body) {
 
 TEST_CASE("a group does what the cluster's does, each by itself") {
   with_actors([](const Job& job, ActorGroups& groups) {
-    const auto one = groups.make(job, "one", 20s), two = groups.make(job, "two", 20s);
+    const auto one = groups.make(job, Collectives::gloo, "one", 20s),
+               two = groups.make(job, Collectives::gloo, "two", 20s);
     CHECK(one->rank() == job.actor());
     CHECK(one->size() == 2);
     const int own = job.actor() + 1;
@@ -64,9 +65,10 @@ TEST_CASE("a group does what the cluster's does, each by itself") {
 
 TEST_CASE("close() ends the collectives that wait, and those to come, of all its groups") {
   with_actors([](const Job& job, ActorGroups& groups) {
-    const auto one = groups.make(job, "one", 20s), two = groups.make(job, "two", 20s);
+    const auto one = groups.make(job, Collectives::gloo, "one", 20s),
+               two = groups.make(job, Collectives::gloo, "two", 20s);
     {
-      const auto gone = groups.make(job, "gone", 20s);  // its owner needs it no more
+      const auto gone = groups.make(job, Collectives::gloo, "gone", 20s);  // its owner needs it no more
     }
     if (job.leads()) {  // the other never comes
       std::thread closes([&] {

@@ -49,6 +49,12 @@ TEST_CASE("NaN and infinity are refused") {
         }).find("algorithm.gradient_clip is inf; it must be") == 0);
 }
 
+TEST_CASE("NCCL is refused where models compute on the CPU") {
+  CHECK(complaint([](auto& c) { c.run.collectives = Collectives::nccl; }) ==
+        "run.collectives is nccl, which works between GPUs, but models compute on the CPU; choose "
+        "memory.device cuda, or gloo");
+}
+
 TEST_CASE("a choice that does not exist and text with control characters are refused") {
   CHECK(complaint([](auto& c) {
           c.algorithm.log_prob_level = static_cast<LogProbLevel>(9);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dvla/pipeline/job.hpp"
+#include "dvla/placement/collectives.hpp"
 #include "dvla/placement/group.hpp"
 
 namespace dvla {
@@ -21,8 +22,10 @@ class ActorGroups {
  public:
   /// One group of all actors of `job`, which each of them asks for with the same `purpose`. It may be used
   /// and destroyed at any time.
-  std::unique_ptr<Group> make(const Job& job, const std::string& purpose, std::chrono::nanoseconds limit) {
-    std::shared_ptr<Group> group = job.cluster().group("actors/" + purpose, job.roles().actors, limit);
+  std::unique_ptr<Group> make(const Job& job, Collectives collectives, const std::string& purpose,
+                              std::chrono::nanoseconds limit) {
+    std::shared_ptr<Group> group =
+        make_group(collectives, job.cluster(), "actors/" + purpose, job.roles().actors, limit);
     groups_.push_back(group);
     return std::make_unique<Shared>(std::move(group));
   }

@@ -531,7 +531,7 @@ class Run {
   }
   void make_weights() {
     const GroupSource groups = [this](const std::string& purpose) {
-      return groups_.make(*job_, purpose, settings_.deadline());
+      return groups_.make(*job_, config().run.collectives, purpose, settings_.deadline());
     };
     if constexpr (requires { Weights(model_, memory_.model(), config().sharding, groups); }) {
       weights_ = std::make_unique<Weights>(model_, memory_.model(), config().sharding, groups);

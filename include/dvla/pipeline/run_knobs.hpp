@@ -8,6 +8,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/io/run_name.hpp"
+#include "dvla/placement/collectives.hpp"
 
 namespace dvla {
 
@@ -29,7 +30,9 @@ struct RunKnobs {
   bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
   bool quiet = false;                ///< no progress bar
   double heartbeat_s = 5;            ///< between ranks of a job; one silent for two is lost
-  bool overwrite = false;            ///< may replace folder/name, or drop what is later than `resume`
+  /// By what a job's actors sum and gather.
+  Collectives collectives = Collectives::gloo;
+  bool overwrite = false;  ///< may replace folder/name, or drop what is later than `resume`
 };
 
 template <>
@@ -52,6 +55,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"quiet", "print nothing but warnings and errors"},
     {"heartbeat_s", "between the ranks of a job; a rank that is silent for two is lost", 0.01, 3600,
      "seconds"},
+    {"collectives", "by what a job's actors sum gradients and gather weights; nccl needs device cuda"},
     {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
 });
 
@@ -66,4 +70,5 @@ inline void check(const RunKnobs& knobs) {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
                         evaluation_episodes, demonstrations, demonstration_noise, imitation_target,
-                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, overwrite);
+                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
+                        overwrite);

@@ -8,6 +8,7 @@
 
 #include "dvla/core/device.hpp"
 #include "dvla/pipeline/knob_list.hpp"
+#include "dvla/placement/collectives.hpp"
 
 namespace dvla {
 
@@ -33,6 +34,9 @@ void check_config(const Config<Pipeline>& config) {
     if (config.memory.device != Device::cpu)
       throw ConfigError("memory.device is cuda, but the model " + std::string(Pipeline::model::name) +
                         " computes on the CPU only; choose another model, or cpu");
+  Device device = Device::cpu;
+  if constexpr (requires { config.memory.device; }) device = config.memory.device;
+  check_collectives(config.run.collectives, device);
 }
 
 template <class Pipeline>

@@ -1,10 +1,9 @@
 // Groups on NCCL, by LibTorch's c10d, for a job whose models compute on GPUs: what the actors sum and gather
-// goes from GPU to GPU. Design: "The two planes". A program that includes this puts an NcclCluster around the
-// cluster that it has joined; channels and the store stay that cluster's, trajectories and weights'
-// broadcasts therefore too. Compiled and linked, not run: no GPU was at hand. One GPU a process, as
-// everywhere (memory/lane_stream.hpp); NCCL refuses two processes on one. Spans are in host memory: their
-// bytes go through pinned memory to the GPU and back. Empty where there is no nccl.h. Dear to compile. CMake:
-// dvla::c10d and dvla::cuda.
+// goes from GPU to GPU. Design: "The two planes". A program that includes this has `--collectives nccl`
+// (placement/collectives.hpp); trajectories and weights' broadcasts stay on the job's channels. Compiled and
+// linked, not run: no GPU was at hand. One GPU a process, as everywhere (memory/lane_stream.hpp); NCCL
+// refuses two processes on one. Spans are in host memory: their bytes go through pinned memory to the GPU and
+// back. Empty where there is no nccl.h. Dear to compile. CMake: dvla::c10d and dvla::cuda.
 #pragma once
 
 #if __has_include(<nccl.h>)
@@ -40,6 +39,7 @@
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d_links.hpp"
 #include "dvla/placement/cluster.hpp"
+#include "dvla/placement/collectives.hpp"
 
 namespace dvla {
 
@@ -462,38 +462,15 @@ class NcclGroup final : public Group {
   c10::Event mark_{c10::DeviceType::CUDA};
 };
 
+inline const bool nccl_is_here = [] {  // before main
+  nccl_form.store([](Cluster& cluster, const std::string& name, const std::vector<int>& members,
+                     std::chrono::nanoseconds limit) -> std::unique_ptr<Group> {
+    return std::make_unique<NcclGroup>(cluster, name, members, limit);
+  });
+  return true;
+}();
+
 }  // namespace detail
-
-/// `whole`, which must outlive it, with its groups of several ranks on NCCL.
-class NcclCluster final : public Cluster {
- public:
-  explicit NcclCluster(Cluster& whole) : whole_(whole) {}
-
-  int rank() const override { return whole_.rank(); }
-  const Topology& topology() const override { return whole_.topology(); }
-  std::unique_ptr<Channel> channel(const std::string& name, int peer,
-                                   std::chrono::nanoseconds limit) override {
-    return whole_.channel(name, peer, limit);
-  }
-  std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
-                               std::chrono::nanoseconds limit) override {
-    check_members(name, members);
-    if (members.size() == 1) return whole_.group(name, members, limit);
-    return std::make_unique<detail::NcclGroup>(whole_, name, members, limit);
-  }
-  void put(const std::string& key, const std::string& value) override { whole_.put(key, value); }
-  std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
-    return whole_.get(key, limit);
-  }
-  bool has(const std::string& key) override { return whole_.has(key); }
-  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
-    return whole_.has_within(key, limit);
-  }
-  std::int64_t count(const std::string& key) override { return whole_.count(key); }
-
- private:
-  Cluster& whole_;
-};
 
 }  // namespace dvla
 
