@@ -270,7 +270,7 @@ class Run {
         model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
     settings_.check(*job_);
     if constexpr (adapts)
-      adaptation_.emplace(config().placement, *job_, sampling_threads(), training_threads(),
+      adaptation_.emplace(config.placement, *job_, sampling_threads(), training_threads(),
                           job_->leads() ? splits() : std::vector<int>());
     take_place();
     if (!routed && !broadcasts && job_->alone()) make_planes();  // else when the first batch is known
