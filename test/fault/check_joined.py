@@ -43,6 +43,13 @@ class Process:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def says(self, words, limit=LIMIT):
+        """Waits until it does."""
+        until = time.monotonic() + limit
+        while words not in self.text():
+            require(time.monotonic() < until and self.alive(), f"it does not say '{words}':\n{self.text()}")
+            time.sleep(0.02)
+
     def ends(self, code, limit=LIMIT):
         """Waits for the end."""
         try:
@@ -101,10 +108,10 @@ def check_shells(check):
         require("waiting for ranks 1 to 2 to join: DVLA_STORE=127.0.0.1:" in actor.text(), actor.text())
         require("rollouts 1, 2, of which joined 1, 2; actors 0" in actor.text(), actor.text())
         one.kill()
-        job.wait_for(job.trained() + 5)
+        actor.says("rank 1 (rollout 0) is lost: ")
         again = job.join(1)
-        time.sleep(4)  # to be let in
-        job.wait_for(job.trained() + 5)
+        actor.says("rank 1 (rollout 0) is here again")
+        job.wait_for(job.trained() + 20)
         require(actor.alive() and again.alive() and two.alive(), f"somebody has ended:\n{actor.text()}{again.text()}{two.text()}")
         actor.process.send_signal(signal.SIGTERM)
         for each in (actor, again, two):
@@ -172,7 +179,9 @@ def check_torchrun(check):
         rollouts = job.join(1, [*launcher(2), "--master-port", str(free_port()), *job.command()])
         job.wait_for(2)
         os.kill(leader_of(rollouts.process.pid), signal.SIGKILL)  # the first of its ranks, which is rank 1 of the job
-        job.wait_for(job.trained() + 40)
+        actor.says("rank 2 (rollout 1) is here again")  # of both: SIGKILL of one, SIGTERM to the other
+        actor.says("rank 1 (rollout 0) is here again")
+        job.wait_for(job.trained() + 20)
         require("resumed from" not in actor.text() and actor.alive(), f"the actor's job was disturbed:\n{actor.text()}")
         require(rollouts.alive(), f"the rollouts' job has ended:\n{rollouts.text()}")
         print(f"a rollout was killed, and training went on to batch {job.trained()}")

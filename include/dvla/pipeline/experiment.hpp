@@ -432,18 +432,21 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     }
     return path;
   };
-  ProgressLine progress(config.run.iterations, config.run.quiet, run->job().alone());
+  // Shared with the run's threads, which outlive this where training throws.
+  const auto progress =
+      std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
+  run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   result.report = run->train(
       [&](const Iteration& iteration) {
         detail::log_scalars(events, iteration, earlier_steps);
-        progress.show(iteration, run->trace());
+        progress->show(iteration, run->trace());
       },
       [&](std::int64_t batch) {
         if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
       },
       &stop);
-  progress.finish();
+  progress->finish();
   if (continues && result.report.batches == 0) {
     say("stopped by request before a batch was trained; the run is as it was");
     return result;

@@ -1,5 +1,5 @@
 // The progress line of a run: success, env_steps/s, overlap and staleness. On a terminal one line that is
-// redrawn, elsewhere a line every tenth of the run. Called from the observer lane only.
+// redrawn, elsewhere a line every tenth of the run. Thread-safe.
 #pragma once
 
 #include <unistd.h>
@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <mutex>
 #include <string>
 
 #include "dvla/pipeline/run.hpp"
@@ -27,6 +28,7 @@ class ProgressLine {
   template <class Trace>
   void show(const Iteration& iteration, const Trace& trace) {
     if (quiet_) return;
+    const std::scoped_lock lock(mutex_);
     const std::int64_t done = iteration.batch + 1;
     if (first_ < 0) {
       first_ = iteration.batch;
@@ -66,6 +68,13 @@ class ProgressLine {
     std::fflush(stderr);
   }
 
+  /// A line between: a warning, so it is printed under `quiet` too.
+  void say(const std::string& line) {
+    const std::scoped_lock lock(mutex_);
+    std::fprintf(stderr, "%s%s\n", terminal_ && !quiet_ ? "\r\033[K" : "", line.c_str());
+    std::fflush(stderr);
+  }
+
   void finish() const {
     if (!quiet_ && terminal_) std::fprintf(stderr, "\n");
   }
@@ -76,6 +85,7 @@ class ProgressLine {
   bool quiet_;
   bool all_lanes_;
   bool terminal_;
+  std::mutex mutex_;
   std::int64_t first_ = -1, env_steps_ = 0;
   double elapsed_ = 0;
   std::chrono::steady_clock::time_point drawn_{};

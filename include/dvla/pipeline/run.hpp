@@ -216,6 +216,10 @@ class Run {
     return report;
   }
 
+  /// On an actor: one sentence for each rollout that is lost or comes again while train() goes on. Called
+  /// from threads of this class, several at once. Set before train().
+  void on_notice(std::function<void(const std::string&)> say) { on_notice_ = std::move(say); }
+
   const Config<P>& config() const { return settings_.config(); }
   const Job& job() const { return *job_; }
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
@@ -603,6 +607,7 @@ class Run {
       if constexpr (routed)
         if (job_->trains()) data_->lose(job_->roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
+      if (job_->trains()) notice(rank, "is lost: " + why + "; training goes on without it");
     };
     callbacks.lost_actor = [this](const std::string&) {
       if constexpr (routed) data_->cancel();
@@ -615,12 +620,17 @@ class Run {
         const auto limit = Watch::meeting(settings_.heartbeat(), settings_.deadline());
         data_->rejoin(rollout, incarnation, limit);
         control_->rejoin(rollout, static_cast<int>(incarnation), limit);
+        notice(job_->roles().rollouts[static_cast<std::size_t>(rollout)], "is here again");
       } else {
         (void)rollout, (void)incarnation;
       }
     };
     watch_ =
         std::make_unique<Watch>(*job_, settings_.heartbeat(), settings_.deadline(), std::move(callbacks));
+  }
+
+  void notice(int rank, const std::string& what) {
+    if (on_notice_) on_notice_(rank_name(job_->roles(), rank) + " " + what);
   }
 
   // ---- Over the actors, in their training lanes
@@ -925,6 +935,7 @@ class Run {
   std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
+  std::function<void(const std::string&)> on_notice_;
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   std::vector<Iteration> history_;
   RolloutCounts trained_;  ///< in the batches of the history
