@@ -1,0 +1,455 @@
+// The machinery that one rank of a job has in its roles: on a rollout environments' worker, on an actor
+// weights and algorithm, on both their ends of the two planes, and the watch over the other ranks. Built when
+// roles are known, together with all other ranks; taken down as a whole where roles change. Paper: rollouts,
+// actors, and the planes between them. Says how parts are made and how weights get from one to another; what
+// the lanes do with them batch by batch is run_stages.hpp, a run's beginning and end run.hpp. Reads and
+// writes no files.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dvla/algorithm/update_stats.hpp"
+#include "dvla/control_plane/parts.hpp"
+#include "dvla/core/machinery.hpp"
+#include "dvla/data_plane/routing.hpp"
+#include "dvla/data_plane/trajectory.hpp"
+#include "dvla/pipeline/actor_groups.hpp"
+#include "dvla/pipeline/buildable.hpp"
+#include "dvla/pipeline/job.hpp"
+#include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/pipeline/run_report.hpp"
+#include "dvla/pipeline/run_settings.hpp"
+#include "dvla/pipeline/watch.hpp"
+#include "dvla/sharding/actors.hpp"
+
+namespace dvla {
+
+/// Who hears of what happens to other ranks and does not end the run: nobody, where it is empty.
+using Notices = std::function<void(const std::string&)>;
+
+template <class P, class Trace>
+class RankParts {
+ public:
+  using Environment = machinery_t<typename P::environment, P>;
+  using Model = machinery_t<typename P::model, P>;
+  using Weights = machinery_t<typename P::sharding, P>;
+  using Algorithm = machinery_t<typename P::algorithm, P>;
+  using Data = machinery_t<typename P::data_plane, P>;
+  using Control = machinery_t<typename P::control_plane, P>;
+  using Memory = machinery_t<typename P::memory, P>;
+  using Decision = typename Model::Decision;
+  using Worker = RolloutWorker<Environment, Model, Trace>;
+
+  /// Whether trajectories, and weights, travel between processes.
+  static constexpr bool routed = detail::spans_processes<typename P::data_plane>;
+  static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
+
+  /// What they are built from; all of it must outlive them.
+  struct Ground {
+    const RunSettings<P>& settings;
+    const Job& job;
+    Environment& environment;
+    Model& model;
+    Memory& memory;
+    Trace& trace;
+    const Notices& notices;
+  };
+
+  /// All but planes and watch. Every rank of the job builds its own at the same time; what one refuses, all
+  /// refuse (Job::roll_call). `threads`: cores of the sampling lane.
+  RankParts(const Ground& ground, int threads)
+      : settings_(ground.settings),
+        job_(ground.job),
+        environment_(ground.environment),
+        model_(ground.model),
+        memory_(ground.memory),
+        trace_(ground.trace),
+        notices_(ground.notices) {
+    job_.roll_call(Job::first_call);
+    if constexpr (routed)
+      plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), settings_.group(),
+                              settings_.deadline());
+    if (job_.trains() && job_.alone()) make_weights();
+    if (job_.rolls_out() || job_.leads())
+      worker_ = std::make_unique<Worker>(environment_, frozen_model(), frozen_model(),
+                                         settings_.rollout_options(job_, threads), trace_);
+    if (job_.trains()) algorithm_ = algorithm_for(settings_, environment_, trained_episodes(), job_.actors());
+    job_.roll_call(Job::last_call);  // from here on ranks wait for each other
+    if (job_.trains() && !job_.alone()) make_weights();
+  }
+  RankParts(const RankParts&) = delete;
+  RankParts& operator=(const RankParts&) = delete;
+
+  /// Planes and watch, once; every rank at about the same time. Returns the number of this rank's next batch:
+  /// `next`, but on a rollout that comes again the one at which the actors let it in.
+  std::int64_t connect(std::int64_t next) {
+    if (job_.incarnation() > 0) job_.announce();
+    make_data(next);
+    make_control();
+    if constexpr (routed)
+      if (job_.incarnation() > 0) next = data_->first_batch();
+    if (!job_.alone()) make_watch();
+    return next;
+  }
+  bool connected() const { return data_ != nullptr; }
+
+  const RunSettings<P>& settings() const { return settings_; }
+  const Job& job() const { return job_; }
+  Trace& trace() { return trace_; }
+  /// Throws Error on a rank that is no actor.
+  Weights& weights() {
+    if (!weights_) throw Error(job_.name() + " is no actor and has no weights to train");
+    return *weights_;
+  }
+  /// Throws Error on a rank that neither rolls out nor leads.
+  Worker& worker() {
+    if (!worker_) throw Error(job_.name() + " neither rolls out nor leads: it has no environments");
+    return *worker_;
+  }
+  /// Once connected.
+  Data& data() { return *data_; }
+  Control& control() { return *control_; }
+
+  /// That of one of `actors`, with `episodes` of a batch as its own. Throws ConfigError where there can be
+  /// none.
+  static std::unique_ptr<Algorithm> algorithm_for(const RunSettings<P>& settings,
+                                                  const Environment& environment, std::int64_t episodes,
+                                                  int actors) {
+    const auto& knobs = settings.config().algorithm;
+    const std::uint64_t seed = settings.seed();
+    const std::int64_t dimensions = environment.action_spec().dimensions;
+    const BatchShape shape = settings.shape(environment, episodes);
+    if constexpr (requires { Algorithm(knobs, shape, dimensions, seed, actors); }) {
+      return std::make_unique<Algorithm>(knobs, shape, dimensions, seed, actors);
+    } else {
+      refuse_actors(P::algorithm::name, actors);
+      return std::make_unique<Algorithm>(knobs, shape, dimensions, seed);
+    }
+  }
+
+  // ---- Over the actors, in their training lanes
+  template <class BeforeStep>
+  UpdateStats update(const Trajectory<Decision>& trajectory, std::int64_t batch, BeforeStep& before_step) {
+    return algorithm_->update(model_, *weights_, trajectory.transition, trajectory.decision, batch,
+                              before_step, trace_);
+  }
+  void largest(std::span<std::int64_t> values) {
+    if constexpr (shared_weights) weights_->max(values);
+  }
+  RolloutCounts summed(const RolloutCounts& own) {
+    if constexpr (shared_weights) {
+      if (job_.actors() == 1) return own;
+      std::array values{static_cast<double>(own.env_steps), static_cast<double>(own.chunk_steps)};
+      weights_->sum(values);
+      return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1])};
+    } else {
+      return own;
+    }
+  }
+
+  // ---- Weights
+  /// The model's parameters are whole when this returns.
+  void gather() {
+    if constexpr (requires { weights_->gather_all(); })
+      if (weights_) weights_->gather_all();
+  }
+  std::span<const std::byte> weight_bytes() {
+    gather();
+    return std::as_bytes(weights_of(model_));
+  }
+  /// The trainer's weights, as `version`, into both of the worker's copies, without the control plane: while
+  /// no lane runs.
+  void install(std::int64_t version) {
+    gather();
+    auto copy = [&](VersionedModel<Model>& frozen) {
+      const auto from = weights_of(model_);
+      std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
+      if constexpr (ModelElsewhere<Model>) frozen.model->weights_written();
+      frozen.version = version;
+    };
+    worker().models().fill(copy);
+    worker().models().try_swap();
+  }
+  /// The actors take over the leader's weights.
+  void follow_the_leader() {
+    if (!actors_) return;
+    gather();
+    if constexpr (requires { weights_->take_parameters(); }) {
+      if (job_.leads()) weights_->take_parameters();  // as the trainer rounds them
+      actors_->broadcast(std::as_writable_bytes(model_.parameters()),
+                         job_.roles().actor(job_.roles().leader()));
+      weights_->take_parameters();
+    }
+  }
+  /// To the rollouts, before they begin.
+  void hand_out(std::int64_t version) {
+    if constexpr (broadcasts) {
+      if (!job_.alone()) {
+        if (job_.trains() && control_->latest() < version) {
+          pack(version);
+          control_->publish(version);
+        }
+        if (job_.rolls_out()) {
+          std::atomic<bool> lost{false};
+          control_->await(version, settings_.deadline());
+          receive(version, lost);
+          worker_->models().try_swap();
+        }
+        return;
+      }
+    }
+    if (worker_) install(version);
+  }
+  void pack(std::int64_t version) {
+    const std::span<std::byte> bytes = control_->begin(version);
+    if (broadcasts || job_.actors() == 1) {
+      weights_->pack(bytes);
+    } else {  // a replica's own copies: the whole, not this actor's part
+      gather();
+      std::memcpy(bytes.data(), weights_of(model_).data(), bytes.size());
+    }
+  }
+  /// Into the worker's back copy. Sets `lost`, before the worker can go on, where it throws.
+  void receive(std::int64_t version, std::atomic<bool>& lost) {
+    auto span = trace_.span("install", version - 1);
+    worker_->models().fill([&](VersionedModel<Model>& back) {
+      try {
+        back.version = control_->receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
+                                         version, settings_.deadline());
+        if constexpr (ModelElsewhere<Model>) back.model->weights_written();
+      } catch (...) {
+        lost.store(true, std::memory_order_release);
+        throw;
+      }
+    });
+  }
+
+  // ---- Losses, and the end
+  /// Whether a rank is gone.
+  bool lost(int rank) const { return watch_ && watch_->lost(rank); }
+  /// Why the run cannot go on; empty: it can.
+  std::string fatal() const { return watch_ ? watch_->fatal() : ""; }
+  /// Ends every wait for another rank in the planes.
+  void cancel() noexcept {
+    if constexpr (routed) data_->cancel();
+    if constexpr (broadcasts) control_->close();
+  }
+  /// Planes part in peace, from the other ranks', where batches before `trained` were trained and those
+  /// before `sampled` sampled. `leaves`: this rank alone.
+  void part(std::int64_t trained, std::int64_t sampled, bool leaves) {
+    const auto end_weights = [&] {
+      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(settings_.deadline());
+    };
+    const auto end_data = [&] {
+      if constexpr (routed) {
+        data_->goodbye();
+      } else {
+        for (std::int64_t batch = trained; batch < sampled; ++batch)
+          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (settings_.staleness() + 1))});
+      }
+    };
+    // A rollout's lanes end by the actors' word that no more weights come, and only then it says goodbye.
+    if (job_.trains()) {
+      end_weights();
+      end_data();
+    } else {
+      end_data();
+      end_weights();
+    }
+  }
+  /// In a job, after part(): nobody is missed any more.
+  void end_watch() { watch_->end(); }
+
+  // ---- Figures
+  /// What was sampled before is not counted.
+  void count_from_here() { counted_ = worker_ ? worker_->counts() : RolloutCounts{}; }
+  /// Counts of this rank since then, in these roles; no times and no trace.
+  RankReport figures() {
+    RankReport own{};
+    if (worker_) {
+      const RolloutCounts counts = worker_->counts() - counted_;
+      own.env_steps = counts.env_steps;
+      own.chunk_steps = counts.chunk_steps;
+    }
+    const auto data = data_->report();
+    own.sent = data.sent;
+    own.trained = data.trained;
+    own.dropped = data.dropped;
+    own.in_flight = data.in_flight;
+    if constexpr (!routed) {  // which counts batches
+      for (auto count :
+           {&RankReport::sent, &RankReport::trained, &RankReport::dropped, &RankReport::in_flight})
+        own.*count *= worker_->shape().episodes;
+    } else {
+      own.unacknowledged = data.unacknowledged;
+      own.lost = data.lost;
+      for (const auto& sender : data.senders) own.unreported += sender.unreported;
+      own.data_bytes_sent = data.bytes_sent;
+      own.data_bytes_received = data.bytes_received;
+    }
+    if constexpr (broadcasts) {
+      const auto weights = control_->report();
+      own.weight_bytes_sent = weights.bytes_sent;
+      own.weight_bytes_received = weights.bytes_received;
+    }
+    if constexpr (requires { weights_->traffic().total(); })
+      if (weights_) own.gradient_bytes_sent = weights_->traffic().total();
+    return own;
+  }
+
+ private:
+  /// Whether the weights know of other actors (sharding/actors.hpp).
+  static constexpr bool shared_weights = requires(Weights & weights, std::span<std::int64_t> values) {
+    weights.max(values);
+  };
+
+  // ---- Sizes
+  Transition transitions(std::int64_t episodes) const {
+    return transition_layout(environment_.observation_spec(), environment_.action_spec(),
+                             settings_.shape(environment_, episodes));
+  }
+  Decision decisions(std::int64_t episodes) const {
+    return model_.decision_layout({settings_.shape(environment_, episodes).decisions, episodes});
+  }
+  /// Of each group that this rank rolls out in a batch.
+  std::vector<std::int64_t> group_bytes() const {
+    if (!job_.rolls_out()) return {};
+    const auto bytes = static_cast<std::int64_t>(
+        record_bytes(trajectory_layout(transitions(settings_.group()), decisions(settings_.group()))));
+    const std::int64_t groups = settings_.own_groups(job_).count * settings_.rollout_epochs();
+    return std::vector<std::int64_t>(static_cast<std::size_t>(groups), bytes);
+  }
+  /// Of this actor's part of a batch.
+  std::int64_t trained_episodes() const {
+    if constexpr (routed)
+      return plan_.episodes_to(job_.actor());
+    else
+      return worker_->shape().episodes;
+  }
+
+  // ---- Making
+  std::unique_ptr<Model> frozen_model() const {
+    return std::make_unique<Model>(settings_.config().model, settings_.model_inputs(environment_),
+                                   settings_.weight_seed());
+  }
+  void make_weights() {
+    const auto& knobs = settings_.config().sharding;
+    const GroupSource groups = [this](const std::string& purpose) {
+      return groups_.make(job_, settings_.config().run.collectives, purpose, settings_.deadline());
+    };
+    if constexpr (requires { Weights(model_, memory_.model(), knobs, groups); }) {
+      weights_ = std::make_unique<Weights>(model_, memory_.model(), knobs, groups);
+      if constexpr (requires { weights_->trace_to(trace_); })
+        if (job_.actors() > 1) weights_->trace_to(trace_);
+    } else {
+      refuse_actors(P::sharding::name, job_.actors());
+      weights_ = std::make_unique<Weights>(model_, memory_.model());
+    }
+    if (job_.actors() > 1) actors_ = groups("start");
+  }
+  static void refuse_actors(std::string_view policy, int actors) {
+    if (actors > 1)
+      throw ConfigError(std::string(policy) + " trains on one actor, and the job has " +
+                        std::to_string(actors) + "; choose a placement with one");
+  }
+  void make_data(std::int64_t next) {
+    if constexpr (routed) {
+      typename Data::Layouts layouts;
+      const auto layout = [&](std::int64_t episodes) {
+        return trajectory_layout(transitions(episodes), decisions(episodes));
+      };
+      if (job_.rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_.rollout()));
+      if (job_.trains()) layouts.actor = layout(plan_.episodes_to(job_.actor()));
+      typename Data::Options options;
+      options.buffers = settings_.staleness() + 1;
+      options.first_batch = next;
+      options.incarnation = job_.incarnation();
+      options.deadline = settings_.inner_deadline();
+      data_ = std::make_unique<Data>(std::move(layouts), plan_, job_.cluster(), job_.roles(), options,
+                                     memory_.environment());
+    } else {
+      const std::int64_t episodes = worker_->shape().episodes;
+      data_ = std::make_unique<Data>(transitions(episodes), decisions(episodes), settings_.staleness() + 1,
+                                     memory_.environment());
+    }
+  }
+  void make_control() {
+    const std::int64_t floats = std::ssize(weights_of(model_));
+    if constexpr (broadcasts) {
+      std::vector<WeightPart> parts;
+      if constexpr (requires { Weights::parts_of(model_, 1); })
+        parts = Weights::parts_of(model_, job_.actors());
+      else
+        parts = {{{0, floats}}};
+      WeightPart trainable;
+      if constexpr (ModelOfTrainable<Model>) trainable = model_.trainable();
+      control_ = std::make_unique<Control>(floats, std::move(parts), settings_.config().control_plane,
+                                           job_.cluster(), job_.roles(), static_cast<int>(job_.incarnation()),
+                                           settings_.deadline(), memory_.environment(), trainable);
+    } else {
+      control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
+                                           memory_.environment(), settings_.deadline());
+    }
+  }
+  void make_watch() {
+    WatchCallbacks callbacks;
+    callbacks.lost_rollout = [this](int rank, const std::string& why) {
+      if constexpr (routed)
+        if (job_.trains()) data_->lose(job_.roles().rollout(rank), why);
+      if constexpr (broadcasts) control_->lose(rank);
+      if (job_.trains()) notice(rank, "is lost: " + why + "; training goes on without it");
+    };
+    callbacks.lost_actor = [this](const std::string&) {
+      cancel();
+      groups_.close();
+    };
+    callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
+      if constexpr (routed && broadcasts) {
+        data_->lose(rollout, "it came again");
+        const auto limit = Watch::meeting(settings_.heartbeat(), settings_.deadline());
+        data_->rejoin(rollout, incarnation, limit);
+        control_->rejoin(rollout, static_cast<int>(incarnation), limit);
+        notice(job_.roles().rollouts[static_cast<std::size_t>(rollout)], "is here again");
+      } else {
+        (void)rollout, (void)incarnation;
+      }
+    };
+    watch_ = std::make_unique<Watch>(job_, settings_.heartbeat(), settings_.deadline(), std::move(callbacks));
+  }
+
+  void notice(int rank, const std::string& what) {
+    if (notices_) notices_(rank_name(job_.roles(), rank) + " " + what);
+  }
+
+  const RunSettings<P>& settings_;
+  const Job& job_;
+  Environment& environment_;
+  Model& model_;
+  Memory& memory_;
+  Trace& trace_;
+  const Notices& notices_;
+  RoutingPlan plan_;                      ///< of a routed data plane
+  ActorGroups groups_;                    ///< an actor's
+  std::unique_ptr<Weights> weights_;      ///< an actor's
+  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
+  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
+  std::unique_ptr<Data> data_;
+  std::unique_ptr<Control> control_;
+  std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
+  RolloutCounts counted_;
+};
+
+}  // namespace dvla
