@@ -35,6 +35,8 @@
 
 namespace dvla {
 
+/// Each lane calls what is its own, at the same time as the others; the watch's threads tell the planes of
+/// losses. All else while no lane runs.
 template <class P, class Trace>
 class RankParts {
  public:
