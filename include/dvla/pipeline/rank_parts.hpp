@@ -39,6 +39,8 @@ namespace dvla {
 /// Who hears of what happens to other ranks and does not end the run: nobody, where it is empty.
 using Notices = std::function<void(const std::string&)>;
 
+/// Each lane calls what is its own, at the same time as the others; the watch's threads tell the planes of
+/// losses. All else while no lane runs.
 template <class P, class Trace>
 class RankParts {
  public:

@@ -46,6 +46,7 @@ struct LaneThreads {
   int most() const { return std::max(sampling, training); }
 };
 
+/// Satisfies LaneStages and its optional forms (handoff/stages.hpp).
 template <class P, class Trace>
 class RunStages {
  public:
@@ -176,7 +177,7 @@ class RunStages {
     parts_.cancel();
   }
 
-  // ---- The run's
+  // ---- The run's, while no lane runs
   /// What ends the lanes: in a job the actors agree on it.
   const stop_flag* stop() const { return job_.alone() ? call_.stop : &ending_; }
   /// When the lanes have ended: whether this rank, a rollout, leaves the job by itself, which goes on.
