@@ -229,14 +229,11 @@ inline void say_why(Cluster& cluster, const std::exception& error) noexcept try 
 /// What it has said, if it has ended before this rank, which asks no longer than a second, or says so in a
 /// moment: a connection may break just before the word is there.
 inline std::string heard_why(Cluster& cluster, std::chrono::milliseconds moment) noexcept try {
-  constexpr std::chrono::seconds most{1};
   const auto until = deadline_after(moment);
-  bool said = false;
-  while (!(said = cluster.has_within(leaders_reason, most)) && std::chrono::steady_clock::now() < until)
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  const std::string why = said ? cluster.get(leaders_reason, most) : std::string();
+  const auto why = wait_for_text(cluster, leaders_reason, deadline_after(std::chrono::seconds(1)), "",
+                                 [&] { return std::chrono::steady_clock::now() >= until; });
   cluster.put(has_read(cluster.rank()), "");
-  return why;
+  return why.value_or("");
 } catch (...) {
   return {};
 }
@@ -244,8 +241,7 @@ inline std::string heard_why(Cluster& cluster, std::chrono::milliseconds moment)
 inline void wait_for_readers(Cluster& cluster) noexcept try {
   const auto until = deadline_after(std::chrono::seconds(1));
   for (int rank = 1; rank < cluster.world(); ++rank)
-    while (!cluster.has(has_read(rank)) && std::chrono::steady_clock::now() < until)
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    wait_for_text(cluster, has_read(rank), until, "", [] { return false; });
 } catch (...) {
 }
 

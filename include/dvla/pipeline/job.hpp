@@ -8,7 +8,6 @@
 #include <exception>
 #include <numeric>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -103,18 +102,17 @@ class Job {
       if (!cluster_.has(life(rank(), earlier))) cluster_.put(life(rank(), earlier), "");
     cluster_.put(life(rank(), incarnation_), "");
     const auto until = detail::deadline_after(limit_);
+    const auto no_use = [&] {
+      if (cluster_.has(end_key)) throw Error(name() + " comes again too late: training has ended");
+      give_way();
+      return false;
+    };
     for (int actor = 0; actor < actors(); ++actor) {
-      const std::string at = door(rank(), incarnation_, actor);
-      while (!cluster_.has(at)) {
-        if (cluster_.has(end_key)) throw Error(name() + " comes again too late: training has ended");
-        give_way();
-        if (std::chrono::steady_clock::now() > until)
-          throw DeadlineError(name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
-                              rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
-                              " to let it in");
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
-      if (const std::string why = cluster_.get(at, limit_); !why.empty()) throw PlaceTaken(why);
+      const std::string late = name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
+                               rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
+                               " to let it in";
+      const auto why = wait_for_text(cluster_, door(rank(), incarnation_, actor), until, late, no_use);
+      if (!why->empty()) throw PlaceTaken(*why);
     }
     cluster_.put(coming(rank(), incarnation_), "");
     give_way();  // after that word: whoever hears the later life before it meets only that one
@@ -171,27 +169,29 @@ class Job {
       ++starts_;
       return;
     }
-    const auto until = detail::deadline_after(std::chrono::hours(24));
-    while (!cluster_.has(start)) {
+    const auto stopped = [&] {
       throw_if_stopped(stop, "the wait for the job to begin");
-      if (std::chrono::steady_clock::now() > until)
-        throw DeadlineError(name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
-                            " to begin training; it still prepares");
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
-    if (const std::string why = cluster_.get(start, limit_); !why.empty()) throw Error(why);
+      return false;
+    };
+    const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
+                             " to begin training; it still prepares";
+    const auto why =
+        wait_for_text(cluster_, start, detail::deadline_after(std::chrono::hours(24)), late, stopped);
+    if (!why->empty()) throw Error(*why);
     ++starts_;
   }
 
   /// A text of this rank for others, once a topic, and what they read.
   void tell(const std::string& topic, const std::string& text) const {
-    cluster_.put("run/" + topic + "/" + std::to_string(rank()), text);
+    cluster_.put(key(topic, rank()), text);
   }
-  bool has_told(const std::string& topic, int rank) const {
-    return cluster_.has("run/" + topic + "/" + std::to_string(rank));
-  }
+  bool has_told(const std::string& topic, int rank) const { return cluster_.has(key(topic, rank)); }
   std::string told(const std::string& topic, int rank) const {
-    return cluster_.get("run/" + topic + "/" + std::to_string(rank), limit_);
+    return cluster_.get(key(topic, rank), limit_);
+  }
+  /// Where it lies in the job's store.
+  static std::string key(const std::string& topic, int rank) {
+    return "run/" + topic + "/" + std::to_string(rank);
   }
 
  private:
@@ -201,9 +201,6 @@ class Job {
   }
   static constexpr const char* end_key = "run/end";
   static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
-  static std::string key(const std::string& stage, int rank) {
-    return "run/" + stage + "/" + std::to_string(rank);
-  }
 
   Cluster& cluster_;
   const Roles roles_;

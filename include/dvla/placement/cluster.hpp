@@ -11,7 +11,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -78,6 +80,28 @@ inline DeadlineError store_deadline(const std::string& key, int rank, std::chron
                        " for somebody to put '" + key + "' into the job's store");
 }
 }  // namespace detail
+
+/// Waits until somebody has put `key` into the job's store, and returns its text; nothing where `over()`,
+/// asked between two looks, says that nobody need wait any more. It may throw instead. Throws DeadlineError
+/// with the sentence `late` after `until`. A store that is slow, or stopped, is asked again.
+template <class Over>
+std::optional<std::string> wait_for_text(Cluster& cluster, const std::string& key,
+                                         std::chrono::steady_clock::time_point until, const std::string& late,
+                                         Over over,
+                                         std::chrono::milliseconds pause = std::chrono::milliseconds(20)) {
+  constexpr std::chrono::seconds most{1};
+  for (;;) {
+    const bool last = std::chrono::steady_clock::now() >= until;
+    try {
+      if (cluster.has_within(key, most)) return cluster.get(key, most);
+    } catch (const DeadlineError&) {
+      if (last) throw;
+    }
+    if (over()) return std::nullopt;
+    if (last) throw DeadlineError(late);
+    std::this_thread::sleep_for(pause);
+  }
+}
 
 /// One process, which is every role.
 class LoneCluster final : public Cluster {
