@@ -38,6 +38,7 @@
 #include "dvla/model/self_test.hpp"
 #include "dvla/pipeline/adaptation.hpp"
 #include "dvla/pipeline/buildable.hpp"
+#include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
@@ -131,6 +132,11 @@ class Run {
   /// One rank of a job. What one rank refuses, all refuse, each with a ConfigError that says who and why.
   /// `cluster` must outlive this, and serves this run only.
   Run(const Config<P>& config, Cluster& cluster) : Run(config, nullptr, &cluster) {}
+  /// A leader that never began tells those who wait for it.
+  ~Run() {
+    if (!job_->alone() && job_->leads() && !job_->begun())
+      detail::cause_of(cluster_, job_->name() + ", which leads the job, ended before training began", true);
+  }
 
   /// Leader: clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
   /// Throws Stopped at the next decision or optimiser step once `stop` asks; the weights are then half
@@ -144,8 +150,10 @@ class Run {
     options.target = config_.run.imitation_target;
     options.most_steps = config_.run.imitation_steps;
     const auto clone = [&](auto& weights) {
-      return dvla::warm_start(
-          worker(), model_, weights, options, [this] { install(); }, stop);
+      return unless_lost(stop, [&](const stop_flag* either) {
+        return dvla::warm_start(
+            worker(), model_, weights, options, [this] { install(); }, either);
+      });
     };
     if (job_->actors() == 1) return clone(*weights_);
     // The other actors take no part in it: they get its outcome when training begins.
@@ -175,7 +183,9 @@ class Run {
                   const stop_flag* stop = nullptr) {
     Model::use_threads(caller_threads());
     install();
-    return worker().evaluate(episodes, decoding, Stream::evaluation, 0, stop);
+    return unless_lost(stop, [&](const stop_flag* either) {
+      return worker().evaluate(episodes, decoding, Stream::evaluation, 0, either);
+    });
   }
 
   /// Leader: see RolloutWorker::watch.
@@ -196,7 +206,7 @@ class Run {
   /// ends all at the next batch; batches beyond it that are under way are dropped, and counted. A rollout
   /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
-                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
+                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) try {
     job_->begin_together(stop);
     if (!data_) make_planes();
     begin_with_the_leaders_weights();
@@ -222,7 +232,7 @@ class Run {
       options.stop = job_->alone() ? stop : &stages->ending;
       if (config_.run.record) options.record = &recorded_;
       if constexpr (replays) options.replay = &replayed_;
-      const run_result result = swim(*stages, options);
+      const run_result result = Schedule::run(*stages, options, trace_);
       if (!job_->trains()) next_batch_ += result.batches;
       report.add(result);
       done += options.batches;
@@ -242,6 +252,9 @@ class Run {
     if (adaptation_) report.looks = adaptation_->looks();
     if (!job_->alone()) end_together(*stages, report);
     return report;
+  } catch (const std::exception& error) {
+    name_the_cause(error);
+    throw;
   }
 
   const Config<P>& config() const { return config_; }
@@ -332,7 +345,9 @@ class Run {
           std::make_unique<Worker>(*environment_, frozen_model(), frozen_model(), rollout_options(), trace_);
     if (job_->trains()) make_algorithm();
     job_->roll_call(Job::last_call);  // from here on ranks wait for each other
-    if (job_->trains() && !job_->alone()) make_weights();
+    if (job_->alone()) return;
+    if (job_->trains()) make_weights();
+    if (job_->incarnation() == 0) make_watch();
   }
 
   /// What the schedule's lanes call. Nested so that a lane can touch only what stands here.
@@ -517,6 +532,7 @@ class Run {
     void cancel() noexcept {
       packed.cancel();
       ended.cancel();
+      run.tell_of_failure();
       if constexpr (routed) run.data_->cancel();
       if constexpr (broadcasts) run.control_->close();
     }
@@ -712,7 +728,9 @@ class Run {
     make_control();
     if constexpr (routed)
       if (job_->incarnation() > 0) next_batch_ = data_->first_batch();
-    if (!job_->alone()) make_watch();
+    if (job_->alone()) return;
+    if (job_->incarnation() > 0) make_watch();
+    watch_->begin();
   }
   void make_data() {
     if constexpr (routed) {
@@ -762,10 +780,16 @@ class Run {
         if (job_->trains()) data_->lose(job_->roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
     };
-    callbacks.lost_actor = [this](const std::string&) {
+    callbacks.end_run = [this](const std::string& why, bool begun) {
+      std::string cause = detail::cause_of(cluster_, why, job_->trains());
+      for (const auto& group : groups_) group->close();
+      if (!begun) {
+        lost_.request_stop();
+        return cause;
+      }
       if constexpr (routed) data_->cancel();
       if constexpr (broadcasts) control_->close();
-      for (const auto& group : groups_) group->close();
+      return cause;
     };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
@@ -880,13 +904,37 @@ class Run {
     });
   }
 
-  run_result swim(Stages& stages, const run_options& options) {
+  // ---- Why a job ends
+  /// A lane may see before the heartbeats do that a rank is lost.
+  static constexpr std::chrono::milliseconds a_moment{250};
+  /// Throws JobEnded where `error` is but the consequence of what ended the job.
+  void name_the_cause(const std::exception& error) {
+    const bool knows = dynamic_cast<const Stopped*>(&error) || dynamic_cast<const ConfigError*>(&error);
+    if (job_->alone() || knows) return;
+    const std::string what = error.what();
+    if (const std::string why = watch_ ? watch_->fatal(a_moment) : ""; !why.empty())
+      throw JobEnded(why != what && why.starts_with(job_->name()) ? why + " (" + what + ")" : why);
+    const std::string own = job_->trains() ? own_end(what) : what;
+    if (const std::string why = detail::cause_of(cluster_, own, job_->trains()); why != own)
+      throw JobEnded(why);
+  }
+  std::string own_end(const std::string& what) const { return job_->name() + " has ended: " + what; }
+  /// An actor's lane has failed: the others can read why before they see its planes close.
+  void tell_of_failure() noexcept try {
+    const std::exception_ptr error = std::current_exception();
+    if (error && !job_->alone() && job_->trains() && watch_->fatal(a_moment).empty())
+      detail::cause_of(cluster_, own_end(detail::error_text(error)), true);
+  } catch (...) {  // they have to guess
+  }
+  /// What the leader prepares: ended when a rank is lost meanwhile.
+  template <class Work>
+  auto unless_lost(const stop_flag* stop, Work work) {
+    const stop_flag either(stop, &lost_);
     try {
-      return Schedule::run(stages, options, trace_);
-    } catch (const std::exception& error) {
-      if (const std::string why = watch_ ? watch_->fatal() : ""; !why.empty())
-        throw PeerError(why + " (" + error.what() + ")");
-      throw;
+      return work(&either);
+    } catch (const Stopped&) {
+      if (stop && stop->stop_requested()) throw;
+      throw JobEnded(watch_->fatal());
     }
   }
 
@@ -1110,6 +1158,7 @@ class Run {
   std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
+  stop_flag lost_;                ///< a rank, before training has begun
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   std::vector<Iteration> history_;
   RolloutCounts trained_;  ///< in the batches of the history

@@ -53,6 +53,13 @@ class Cluster {
     (void)limit;
     return has(key);
   }
+  /// Puts `value`, which is not empty, unless somebody has put a text there before; returns what is there.
+  /// DeadlineError after `limit` where the store does not answer.
+  virtual std::string put_once(const std::string& key, const std::string& value,
+                               std::chrono::nanoseconds limit) {
+    if (count(key) == 1) put(key, value);
+    return get(key, limit);
+  }
   /// Adds 1 to a counter that starts at 0, and returns it.
   virtual std::int64_t count(const std::string& key) = 0;
 
@@ -83,22 +90,22 @@ inline DeadlineError store_deadline(const std::string& key, int rank, std::chron
 
 /// Waits until somebody has put `key` into the job's store, and returns its text; nothing where `over()`,
 /// asked between two looks, says that nobody need wait any more. It may throw instead. Throws DeadlineError
-/// with the sentence `late` after `until`. A store that is slow, or stopped, is asked again.
+/// with that sentence after `until`. A store that is slow, or stopped, is asked again.
 template <class Over>
 std::optional<std::string> wait_for_text(Cluster& cluster, const std::string& key,
-                                         std::chrono::steady_clock::time_point until, const std::string& late,
-                                         Over over,
+                                         std::chrono::steady_clock::time_point until,
+                                         const std::string& sentence, Over over,
                                          std::chrono::milliseconds pause = std::chrono::milliseconds(20)) {
   constexpr std::chrono::seconds most{1};
+  const auto late = [&] { return std::chrono::steady_clock::now() >= until; };
   for (;;) {
-    const bool last = std::chrono::steady_clock::now() >= until;
     try {
       if (cluster.has_within(key, most)) return cluster.get(key, most);
     } catch (const DeadlineError&) {
-      if (last) throw;
+      if (late()) throw;
     }
     if (over()) return std::nullopt;
-    if (last) throw DeadlineError(late);
+    if (late()) throw DeadlineError(sentence);
     std::this_thread::sleep_for(pause);
   }
 }

@@ -489,6 +489,10 @@ class NcclCluster final : public Cluster {
   bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
     return whole_.has_within(key, limit);
   }
+  std::string put_once(const std::string& key, const std::string& value,
+                       std::chrono::nanoseconds limit) override {
+    return whole_.put_once(key, value, limit);
+  }
   std::int64_t count(const std::string& key) override { return whole_.count(key); }
 
  private:
