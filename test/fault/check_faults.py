@@ -4,7 +4,10 @@ rollouts   SIGKILL of rollouts at MOMENTS seeded random moments, each started ag
 stopped    SIGSTOP of a rollout: noticed within two heartbeats, training goes on without it
 replaced   SIGSTOP of a rollout, which is started again before anybody has noticed: the new process is let in
 twice      the same command again while the job runs, on its port: refused rank by rank, and the first job goes on whole
-actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and says whom it lost, long before the deadline
+actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and names it, and no other one, long before the
+           deadline
+early      SIGKILL and SIGSTOP of a rollout and SIGKILL of an actor while the leader clones the expert: the same; and a SIGTERM to
+           the leader alone then, of which the others are told
 torchrun   SIGKILL of the leader under torchrun --max-restarts: the job goes on from its own newest complete checkpoint, begins
            anew where it has none, and leaves another run's folder alone (77: skipped)
 """
@@ -13,6 +16,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -211,6 +215,44 @@ def check_twice(check):
                 first.kill()
 
 
+def all_name(job, victim):
+    """Every other rank ends with an error whose first loss is the victim, or the job's store where the victim hosts it: a rank
+    that saw only the other actor end finds nobody there to ask."""
+    for rank in (rank for rank in job.lives if rank != victim):
+        require(job.wait(rank, LIMIT / 4) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
+        lines = [line for line in job.text(rank).splitlines() if line.startswith("error: ")]
+        require(len(lines) == 1 and lines[0].startswith(f"error: rank {rank}: "), f"rank {rank} says:\n{job.text(rank)}")
+        lost = re.search(r"lost rank (\d+)|the job's store at \S+, which rank (\d+) hosts", lines[0])
+        require(lost and int(lost[1] or lost[2]) == victim, f"rank {rank} does not name rank {victim}:\n{lines[0]}")
+        print(lines[0])
+
+
+def check_early(check):
+    for name, victim, number in (("rollout-killed", 3, signal.SIGKILL), ("rollout-stopped", 3, signal.SIGSTOP),
+                                 ("actor-killed", 1, signal.SIGKILL), ("leader-asked", 0, signal.SIGTERM)):  # fmt: skip
+        job = Job(check, 4, name, "separated:1:1", iterations=3, deadline_s=LIMIT, demonstrations=256, imitation_target=1,
+                  imitation_steps=1000000)  # fmt: skip
+        try:
+            until = time.monotonic() + LIMIT
+            while "self-test" not in job.text(0):
+                require(time.monotonic() < until and job.process(0).poll() is None, f"no self-test:\n{job.text(0)}")
+                time.sleep(0.02)
+            time.sleep(0.5)
+            job.process(victim).send_signal(number)
+            began = time.monotonic()
+            if victim == 0:
+                require(job.wait(0) == 0, f"the leader ends with {job.process(0).returncode}:\n{job.text(0)}")
+                for rank in (1, 2, 3):
+                    ended = job.wait(rank, LIMIT / 4) == 1 and "rank 0 (actor 0), which leads the job, ended before training" in job.text(rank)
+                    require(ended, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
+            else:
+                all_name(job, victim)
+            print(f"{name}: all others had ended after {time.monotonic() - began:.1f} s (heartbeat {HEARTBEAT} s)")
+        finally:
+            job.process(victim).send_signal(signal.SIGCONT)
+            job.kill()
+
+
 def check_actor(check):
     for stops in (False, True):
         for victim in (0, 1):
@@ -220,14 +262,7 @@ def check_actor(check):
                 job.wait_for(2)
                 job.process(victim).send_signal(signal.SIGSTOP if stops else signal.SIGKILL)
                 began = time.monotonic()
-                for rank in (rank for rank in range(4) if rank != victim):
-                    require(job.wait(rank, LIMIT / 4) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
-                    lines = [line for line in job.text(rank).splitlines() if line.startswith(f"error: rank {rank}: ")]
-                    require(len(lines) == 1 and "rank" in lines[0], f"rank {rank} says:\n{job.text(rank)}")
-                    # The other actor may have ended, for the same reason, before this rank noticed the first.
-                    names_one = f"rank {victim}" in lines[0] or (rank > 1 and f"rank {1 - victim}" in lines[0])
-                    if not stops or victim != 0:
-                        require(names_one, f"rank {rank} does not say whom it lost:\n{lines[0]}")
+                all_name(job, victim)
                 print(f"{name}: all others had ended after {time.monotonic() - began:.1f} s (heartbeat {HEARTBEAT} s)")
             finally:
                 if stops:
@@ -356,7 +391,7 @@ def main():
         print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
         return 77
     parts = {"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
-             "twice": check_twice, "actor": check_actor, "torchrun": check_torchrun}  # fmt: skip
+             "twice": check_twice, "actor": check_actor, "early": check_early, "torchrun": check_torchrun}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="dvla-fault-") as folder:
         try:
             parts[part](Checker(program, folder))

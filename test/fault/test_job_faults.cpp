@@ -264,6 +264,13 @@ TEST_CASE("a rollout that stops is noticed by its heartbeats, and left out") {
   counts_add_up(job.reports[0], 1500);
 }
 
+/// The first rank that a sentence calls lost.
+int lost_rank(const std::string& error) {
+  const std::string before = "lost rank ";
+  const std::size_t place = error.find(before);
+  return place == error.npos ? -1 : std::atoi(error.c_str() + place + before.size());
+}
+
 TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
   for (const bool stops : {false, true}) {
     CAPTURE(stops);
@@ -284,10 +291,47 @@ TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
         const auto& errors = job.errors[static_cast<std::size_t>(rank)];
         REQUIRE(errors.size() == 1);
         if (rank == victim) continue;
-        // The other actor may have ended, for the same reason, before this rank noticed the first.
-        const bool names_one =
-            errors[0].find("rank 0") != std::string::npos || errors[0].find("rank 1") != std::string::npos;
-        CHECK_MESSAGE(names_one, errors[0]);
+        // Not the other actor, which may have ended, for the same reason, before this rank noticed.
+        CHECK_MESSAGE(lost_rank(errors[0]) == victim, errors[0]);
+      }
+    }
+  }
+}
+
+TEST_CASE("before training begins the loss of any rank, or the leader's end, ends them all, who say why") {
+  for (const int victim : {3, 1, 0}) {
+    CAPTURE(victim);
+    auto config = config_of<Apart>(100, 1);
+    config.placement = {1, 1};
+    config.schedule.deadline_s = 300;  // longer than the test may take
+    const auto clusters = dvla::testing::ThreadCluster::make(4);
+    std::vector<std::string> errors(4);
+    std::atomic<int> there{0};
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 4; ++rank)
+      threads.emplace_back([&, rank] {
+        const auto place = static_cast<std::size_t>(rank);
+        try {
+          dvla::Run<Apart> run(config, *clusters[place]);
+          ++there;
+          while (rank == 0 && (victim != 0 || there < 4)) run.evaluate(config.environment.environments);
+          if (rank > 0) run.train();
+        } catch (const std::exception& error) {
+          errors[place] = error.what();
+        }
+      });
+    while (there < 4) std::this_thread::sleep_for(1ms);
+    if (victim > 0) clusters[0]->kill(victim);
+    for (std::thread& thread : threads) thread.join();
+    for (int rank = 0; rank < 4; ++rank) {
+      CAPTURE(rank);
+      const std::string& error = errors[static_cast<std::size_t>(rank)];
+      if (victim == 0) {
+        const std::string expected = rank == 0 ? "" : "rank 0 (actor 0), which leads the job, ended before ";
+        CHECK_MESSAGE(error.find(expected) == 0, error);
+      } else if (rank != victim) {
+        CHECK_MESSAGE(lost_rank(error) == victim, error);
+        CHECK_MESSAGE(error.find(" before training began: ") != std::string::npos, error);
       }
     }
   }

@@ -13,10 +13,17 @@ namespace dvla {
 /// Shared between whoever asks (any thread, or a signal handler) and the schedule that runs.
 class stop_flag {
  public:
+  stop_flag() = default;
+  /// Is asked when one of these is, which must outlive it; null: none.
+  stop_flag(const stop_flag* one, const stop_flag* other) : one_(one), other_(other) {}
+
   void request_stop() noexcept { ask(asked_by_program); }
   /// As request_stop(), remembering the signal's number. Async-signal-safe.
   void request_stop(int signal) noexcept { ask(signal); }
-  bool stop_requested() const noexcept { return why_.load(std::memory_order_acquire) != 0; }
+  bool stop_requested() const noexcept {
+    return why_.load(std::memory_order_acquire) != 0 || (one_ && one_->stop_requested()) ||
+           (other_ && other_->stop_requested());
+  }
   /// The signal that asked; 0 if none did.
   int signal() const noexcept {
     const int why = why_.load(std::memory_order_acquire);
@@ -33,6 +40,7 @@ class stop_flag {
   }
 
   std::atomic<int> why_{0};
+  const stop_flag *one_ = nullptr, *other_ = nullptr;
   static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
 };
 

@@ -14,7 +14,6 @@
 #include <numeric>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -154,15 +153,12 @@ class Adaptation {
   template <class Lost>
   static std::string wait_for(const Job& job, const std::string& topic, int whom, Lost lost,
                               std::chrono::nanoseconds limit) {
-    const auto until = detail::deadline_after(limit);
-    while (!job.has_told(topic, whom)) {
-      if (lost(whom)) return "";
-      if (std::chrono::steady_clock::now() > until)
-        throw DeadlineError(job.name() + " waited " + detail::seconds_text(limit) + " for " +
-                            rank_name(job.roles(), whom) + " to say how the shares of the work are");
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    return job.told(topic, whom);
+    const std::string late = job.name() + " waited " + detail::seconds_text(limit) + " for " +
+                             rank_name(job.roles(), whom) + " to say how the shares of the work are";
+    return wait_for_text(
+               job.cluster(), Job::key(topic, whom), detail::deadline_after(limit), late,
+               [&] { return lost(whom); }, std::chrono::milliseconds(2))
+        .value_or("");
   }
 
   Shares decide(const Job& job, const std::vector<LaneTimes>& times, const LaneTimes& slowest,

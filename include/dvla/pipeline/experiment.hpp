@@ -21,6 +21,7 @@
 #include "dvla/io/plot.hpp"
 #include "dvla/io/run_folder.hpp"
 #include "dvla/io/tensorboard.hpp"
+#include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
 #include "dvla/pipeline/progress.hpp"
@@ -217,36 +218,6 @@ void take_together(const Job& job, const std::string& stage, Work work) {
     throw;
   }
   job.roll_call(stage);
-}
-
-/// Rank 0, which leads, says why it ends, before its connections do.
-inline constexpr const char* leaders_reason = "run/why";
-inline std::string has_read(int rank) { return "run/read/" + std::to_string(rank); }
-inline void say_why(Cluster& cluster, const std::exception& error) noexcept try {
-  cluster.put(leaders_reason, error.what());
-} catch (...) {  // the store has gone
-}
-/// What it has said, if it has ended before this rank, which asks no longer than a second, or says so in a
-/// moment: a connection may break just before the word is there.
-inline std::string heard_why(Cluster& cluster, std::chrono::milliseconds moment) noexcept try {
-  constexpr std::chrono::seconds most{1};
-  const auto until = deadline_after(moment);
-  bool said = false;
-  while (!(said = cluster.has_within(leaders_reason, most)) && std::chrono::steady_clock::now() < until)
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  const std::string why = said ? cluster.get(leaders_reason, most) : std::string();
-  cluster.put(has_read(cluster.rank()), "");
-  return why;
-} catch (...) {
-  return {};
-}
-/// The job's store may go with rank 0, which waits a moment until the others have read.
-inline void wait_for_readers(Cluster& cluster) noexcept try {
-  const auto until = deadline_after(std::chrono::seconds(1));
-  for (int rank = 1; rank < cluster.world(); ++rank)
-    while (!cluster.has(has_read(rank)) && std::chrono::steady_clock::now() < until)
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-} catch (...) {
 }
 
 inline void draw_success(const std::filesystem::path& path, const std::string& title,
@@ -527,22 +498,28 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark = {}) {
   std::unique_ptr<Run<P>> run;
+  const auto let_others_read = [&] {
+    if (cluster.rank() > 0) return;
+    run.reset();  // ends its connections
+    detail::wait_for_readers(cluster);
+  };
   try {
-    return detail::run_experiment(config, cluster, mark, run);
+    ExperimentResult result = detail::run_experiment(config, cluster, mark, run);
+    if (result.report.stopped && !run->job().begun()) let_others_read();
+    return result;
   } catch (const Stopped&) {
     throw;
-  } catch (const std::exception& error) {
-    if (cluster.rank() == 0) {
-      detail::say_why(cluster, error);
-      run.reset();  // ends its connections
-      detail::wait_for_readers(cluster);
-      throw;
-    }
-    const bool lost = dynamic_cast<const PeerError*>(&error) != nullptr;
-    const std::string why = detail::heard_why(cluster, std::chrono::milliseconds(lost ? 250 : 0));
-    const bool knows = dynamic_cast<const ConfigError*>(&error) || why.empty() || why == error.what();
-    if (!knows) throw Error("rank 0, which leads the job, has ended: " + why);
+  } catch (const JobEnded&) {
+    let_others_read();
     throw;
+  } catch (const std::exception& error) {
+    if (cluster.world() == 1) throw;
+    const std::string own =
+        (cluster.rank() == 0 ? "rank 0, which leads the job, has ended: " : "") + std::string(error.what());
+    const std::string why = detail::cause_of(cluster, own, cluster.rank() == 0, std::chrono::milliseconds(0));
+    let_others_read();
+    if (dynamic_cast<const ConfigError*>(&error) || why.find(error.what()) != why.npos) throw;
+    throw JobEnded(why);
   }
 }
 

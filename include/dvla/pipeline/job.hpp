@@ -6,9 +6,9 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <numeric>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -56,14 +56,6 @@ class Job {
 
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
-  /// A leader that never began tells those who wait for it.
-  ~Job() {
-    if (alone() || !leads() || starts_ > 0) return;
-    try {
-      cluster_.put(start_key(0), name() + ", which leads the job, ended before training began");
-    } catch (const std::exception&) {  // nobody is left to be told
-    }
-  }
 
   Cluster& cluster() const { return cluster_; }
   const Roles& roles() const { return roles_; }
@@ -103,18 +95,17 @@ class Job {
       if (!cluster_.has(life(rank(), earlier))) cluster_.put(life(rank(), earlier), "");
     cluster_.put(life(rank(), incarnation_), "");
     const auto until = detail::deadline_after(limit_);
+    const auto no_use = [&] {
+      if (cluster_.has(end_of_job)) throw Error(name() + " comes again too late: training has ended");
+      give_way();
+      return false;
+    };
     for (int actor = 0; actor < actors(); ++actor) {
-      const std::string at = door(rank(), incarnation_, actor);
-      while (!cluster_.has(at)) {
-        if (cluster_.has(end_of_job)) throw Error(name() + " comes again too late: training has ended");
-        give_way();
-        if (std::chrono::steady_clock::now() > until)
-          throw DeadlineError(name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
-                              rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
-                              " to let it in");
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
-      if (const std::string why = cluster_.get(at, limit_); !why.empty()) throw PlaceTaken(why);
+      const std::string late = name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
+                               rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
+                               " to let it in";
+      const auto why = wait_for_text(cluster_, door(rank(), incarnation_, actor), until, late, no_use);
+      if (!why->empty()) throw PlaceTaken(*why);
     }
     cluster_.put(coming(rank(), incarnation_), "");
     give_way();  // after that word: whoever hears the later life before it meets only that one
@@ -136,14 +127,23 @@ class Job {
     return {std::accumulate(groups_.begin(), own, std::int64_t{0}), *own};
   }
 
+  /// From now on a wait for another rank ends in PeerError once `fatal()` says why nobody comes any more.
+  void heed(std::function<std::string()> fatal) { fatal_ = std::move(fatal); }
+
   /// Every rank calls it with the same `stage`: returns when all have, and throws the lowest rank's refusal
   /// as ConfigError if one refused instead (see refuse), so that nobody waits for it.
   void roll_call(const std::string& stage) const {
     if (alone()) return;
     cluster_.put(key(stage, rank()), "");
+    const auto until = detail::deadline_after(limit_);
     for (int rank = 0; rank < cluster_.world(); ++rank) {
-      const std::string refusal = cluster_.get(key(stage, rank), limit_);
-      if (!refusal.empty()) throw ConfigError(rank_name(roles_, rank) + " refuses: " + refusal);
+      const std::string other = rank_name(roles_, rank);
+      const auto refusal = wait_for_text(cluster_, key(stage, rank), until,
+                                         name() + " waited " + detail::seconds_text(limit_) + " for " +
+                                             other + " at the roll call '" + stage + "'",
+                                         [&] { return !fatal().empty(); });
+      if (!refusal) throw PeerError(fatal());
+      if (!refusal->empty()) throw ConfigError(other + " refuses: " + *refusal);
     }
   }
   /// What a rank does instead that cannot take part. One that is too many, or late, is not missed.
@@ -151,7 +151,7 @@ class Job {
     if (cluster.world() == 1 || dynamic_cast<const PlaceTaken*>(&why)) return;
     try {
       // A rollout that would come again: the others go on without it.
-      if (cluster.has(start_key(0)) && cluster.get(start_key(0), std::chrono::seconds(1)).empty()) return;
+      if (cluster.has(start_key(0))) return;
       for (const char* stage : {first_call, last_call})
         cluster.put(key(stage, cluster.rank()), std::string(why.what()).empty() ? "?" : why.what());
     } catch (const std::exception&) {  // then the others' limits end their waits
@@ -161,37 +161,40 @@ class Job {
   static constexpr const char* last_call = "fits";
 
   /// The leader says that it is ready, the others wait for that, as long as its preparations take (warm
-  /// start, evaluation), but at most a day. Throws Stopped once `stop`, which may be null, asks, and Error
-  /// when the leader has ended instead.
+  /// start, evaluation), but at most a day. Throws Stopped once `stop`, which may be null, asks, and
+  /// PeerError where nobody comes any more (see heed).
   void begin_together(const stop_flag* stop) {
     if (alone()) return;
     const std::string start = start_key(starts_);
     if (leads()) {
+      if (const std::string why = fatal(); !why.empty()) throw PeerError(why);
       cluster_.put(start, "");
       ++starts_;
       return;
     }
-    const auto until = detail::deadline_after(std::chrono::hours(24));
-    while (!cluster_.has(start)) {
+    const auto over = [&] {
       throw_if_stopped(stop, "the wait for the job to begin");
-      if (std::chrono::steady_clock::now() > until)
-        throw DeadlineError(name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
-                            " to begin training; it still prepares");
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
-    if (const std::string why = cluster_.get(start, limit_); !why.empty()) throw Error(why);
+      return !fatal().empty();
+    };
+    const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
+                             " to begin training; it still prepares";
+    if (!wait_for_text(cluster_, start, detail::deadline_after(std::chrono::hours(24)), late, over))
+      throw PeerError(fatal());
     ++starts_;
   }
+  bool begun() const { return starts_ > 0; }
 
   /// A text of this rank for others, once a topic, and what they read.
   void tell(const std::string& topic, const std::string& text) const {
-    cluster_.put("run/" + topic + "/" + std::to_string(rank()), text);
+    cluster_.put(key(topic, rank()), text);
   }
-  bool has_told(const std::string& topic, int rank) const {
-    return cluster_.has("run/" + topic + "/" + std::to_string(rank));
-  }
+  bool has_told(const std::string& topic, int rank) const { return cluster_.has(key(topic, rank)); }
   std::string told(const std::string& topic, int rank) const {
-    return cluster_.get("run/" + topic + "/" + std::to_string(rank), limit_);
+    return cluster_.get(key(topic, rank), limit_);
+  }
+  /// Where it lies in the job's store.
+  static std::string key(const std::string& topic, int rank) {
+    return "run/" + topic + "/" + std::to_string(rank);
   }
 
  private:
@@ -199,10 +202,8 @@ class Job {
     if (cluster_.has(life(rank(), incarnation_ + 1)))
       throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
   }
+  std::string fatal() const { return fatal_ ? fatal_() : std::string(); }
   static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
-  static std::string key(const std::string& stage, int rank) {
-    return "run/" + stage + "/" + std::to_string(rank);
-  }
 
   Cluster& cluster_;
   const Roles roles_;
@@ -210,6 +211,7 @@ class Job {
   const std::chrono::nanoseconds limit_;
   const int rollout_, actor_;
   std::int64_t starts_ = 0, incarnation_ = 0;
+  std::function<std::string()> fatal_;
 };
 
 /// For people: who does what.

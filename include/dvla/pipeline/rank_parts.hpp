@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -25,8 +27,10 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/trajectory.hpp"
+#include "dvla/handoff/stop.hpp"
 #include "dvla/pipeline/actor_groups.hpp"
 #include "dvla/pipeline/buildable.hpp"
+#include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/pipeline/run_report.hpp"
@@ -61,7 +65,8 @@ class RankParts {
   /// What they are built from; all of it must outlive them.
   struct Ground {
     const RunSettings<P>& settings;
-    const Job& job;
+    Cluster& cluster;  ///< of the whole run; the job's may be a part of it
+    Job& job;
     Environment& environment;
     Model& model;
     Memory& memory;
@@ -69,10 +74,12 @@ class RankParts {
     const Notices& notices;
   };
 
-  /// All but planes and watch. Every rank of the job builds its own at the same time; what one refuses, all
-  /// refuse (Job::roll_call). `threads`: cores of the sampling lane.
+  /// All but the planes; the watch too, but on a rollout that comes again. Every rank of the job builds its
+  /// own at the same time; what one refuses, all refuse (Job::roll_call). `threads`: cores of the sampling
+  /// lane.
   RankParts(const Ground& ground, int threads)
       : settings_(ground.settings),
+        cluster_(ground.cluster),
         job_(ground.job),
         environment_(ground.environment),
         model_(ground.model),
@@ -89,7 +96,9 @@ class RankParts {
                                          settings_.rollout_options(job_, threads), trace_);
     if (job_.trains()) algorithm_ = algorithm_for(settings_, environment_, trained_episodes(), job_.actors());
     job_.roll_call(Job::last_call);  // from here on ranks wait for each other
-    if (job_.trains() && !job_.alone()) make_weights();
+    if (job_.alone()) return;
+    if (job_.trains()) make_weights();
+    if (job_.incarnation() == 0) make_watch();
   }
   RankParts(const RankParts&) = delete;
   RankParts& operator=(const RankParts&) = delete;
@@ -102,7 +111,9 @@ class RankParts {
     make_control();
     if constexpr (routed)
       if (job_.incarnation() > 0) next = data_->first_batch();
-    if (!job_.alone()) make_watch();
+    if (job_.alone()) return next;
+    if (job_.incarnation() > 0) make_watch();
+    watch_->begin();
     return next;
   }
   bool connected() const { return data_ != nullptr; }
@@ -241,8 +252,35 @@ class RankParts {
   // ---- Losses, and the end
   /// Whether a rank is gone.
   bool lost(int rank) const { return watch_ && watch_->lost(rank); }
-  /// Why the run cannot go on; empty: it can.
-  std::string fatal() const { return watch_ ? watch_->fatal() : ""; }
+  /// Of a job: throws JobEnded where `error` is but the consequence of what ended it.
+  void name_the_cause(const std::exception& error) {
+    const bool knows = dynamic_cast<const Stopped*>(&error) || dynamic_cast<const ConfigError*>(&error);
+    if (job_.alone() || knows) return;
+    const std::string what = error.what();
+    if (const std::string why = watch_ ? watch_->fatal(a_moment) : ""; !why.empty())
+      throw JobEnded(why != what && why.starts_with(job_.name()) ? why + " (" + what + ")" : why);
+    const std::string own = job_.trains() ? own_end(what) : what;
+    if (const std::string why = detail::cause_of(cluster_, own, job_.trains()); why != own)
+      throw JobEnded(why);
+  }
+  /// An actor's lane has failed: the others can read why before they see its planes close.
+  void tell_of_failure() noexcept try {
+    const std::exception_ptr error = std::current_exception();
+    if (error && !job_.alone() && job_.trains() && watch_->fatal(a_moment).empty())
+      detail::cause_of(cluster_, own_end(detail::error_text(error)), true);
+  } catch (...) {  // they have to guess
+  }
+  /// What the leader prepares, `work(stop)`: ended when a rank is lost meanwhile.
+  template <class Work>
+  auto unless_lost(const stop_flag* stop, Work work) {
+    const stop_flag either(stop, &lost_);
+    try {
+      return work(&either);
+    } catch (const Stopped&) {
+      if (stop && stop->stop_requested()) throw;
+      throw JobEnded(watch_->fatal());
+    }
+  }
   /// Ends every wait for another rank in the planes.
   void cancel() noexcept {
     if constexpr (routed) data_->cancel();
@@ -413,9 +451,14 @@ class RankParts {
       if constexpr (broadcasts) control_->lose(rank);
       if (job_.trains()) notice(rank, "is lost: " + why + "; training goes on without it");
     };
-    callbacks.lost_actor = [this](const std::string&) {
-      cancel();
+    callbacks.end_run = [this](const std::string& why, bool begun) {
+      std::string cause = detail::cause_of(cluster_, why, job_.trains());
       groups_.close();
+      if (begun)
+        cancel();
+      else
+        lost_.request_stop();
+      return cause;
     };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
@@ -431,12 +474,16 @@ class RankParts {
     watch_ = std::make_unique<Watch>(job_, settings_.heartbeat(), settings_.deadline(), std::move(callbacks));
   }
 
+  /// A lane may see before the heartbeats do that a rank is lost.
+  static constexpr std::chrono::milliseconds a_moment{250};
+  std::string own_end(const std::string& what) const { return job_.name() + " has ended: " + what; }
   void notice(int rank, const std::string& what) {
     if (notices_) notices_(rank_name(job_.roles(), rank) + " " + what);
   }
 
   const RunSettings<P>& settings_;
-  const Job& job_;
+  Cluster& cluster_;
+  Job& job_;
   Environment& environment_;
   Model& model_;
   Memory& memory_;
@@ -450,6 +497,7 @@ class RankParts {
   std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
+  stop_flag lost_;                ///< a rank, before training has begun
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   RolloutCounts counted_;
 };

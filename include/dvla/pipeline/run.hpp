@@ -31,6 +31,7 @@
 #include "dvla/model/self_test.hpp"
 #include "dvla/pipeline/adaptation.hpp"
 #include "dvla/pipeline/buildable.hpp"
+#include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/history.hpp"
 #include "dvla/pipeline/job.hpp"
@@ -93,6 +94,11 @@ class Run {
   /// One rank of a job. What one rank refuses, all refuse, each with a ConfigError that says who and why.
   /// `cluster` must outlive this, and serves this run only.
   Run(const Config<P>& config, Cluster& cluster) : Run(config, nullptr, &cluster) {}
+  /// A leader that never began tells those who wait for it.
+  ~Run() {
+    if (!job_->alone() && job_->leads() && !job_->begun())
+      detail::cause_of(cluster_, job_->name() + ", which leads the job, ended before training began", true);
+  }
 
   /// Leader: clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
   /// Throws Stopped at the next decision or optimiser step once `stop` asks; the weights are then half
@@ -101,8 +107,10 @@ class Run {
     Model::use_threads(threads().most());
     const WarmStartOptions options = settings_.warm_start_options();
     const auto clone = [&](auto& weights) {
-      return dvla::warm_start(
-          worker(), model_, weights, options, [this] { install(); }, stop);
+      return parts().unless_lost(stop, [&](const stop_flag* either) {
+        return dvla::warm_start(
+            worker(), model_, weights, options, [this] { install(); }, either);
+      });
     };
     if (job_->actors() == 1) return clone(weights());
     // The other actors take no part in it: they get its outcome when training begins.
@@ -132,7 +140,9 @@ class Run {
                   const stop_flag* stop = nullptr) {
     Model::use_threads(threads().most());
     install();
-    return worker().evaluate(episodes, decoding, Stream::evaluation, 0, stop);
+    return parts().unless_lost(stop, [&](const stop_flag* either) {
+      return worker().evaluate(episodes, decoding, Stream::evaluation, 0, either);
+    });
   }
 
   /// Leader: see RolloutWorker::watch.
@@ -153,7 +163,7 @@ class Run {
   /// ends all at the next batch; batches beyond it that are under way are dropped, and counted. A rollout
   /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
-                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
+                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) try {
     job_->begin_together(stop);
     if (!parts().connected()) connect();
     parts_->follow_the_leader();
@@ -178,7 +188,7 @@ class Run {
       options.stop = stages->stop();
       if (config().run.record) options.record = &recorded_;
       if constexpr (replays) options.replay = &settings_.replayed();
-      const run_result result = swim(*stages, options);
+      const run_result result = Schedule::run(*stages, options, trace_);
       if (!job_->trains()) history_.skip_to(next_batch() + result.batches);
       report.add(result);
       done += options.batches;
@@ -198,6 +208,9 @@ class Run {
     if (adaptation_) report.looks = adaptation_->looks();
     if (!job_->alone()) end_together(*stages, report);
     return report;
+  } catch (const std::exception& error) {
+    if (parts_) parts_->name_the_cause(error);
+    throw;
   }
 
   /// On an actor: one sentence for each rollout that is lost or comes again while train() goes on. Called
@@ -258,7 +271,7 @@ class Run {
 
   void build_parts() {
     parts_ = std::make_unique<Parts>(
-        typename Parts::Ground{settings_, *job_, *environment_, model_, memory_, trace_, notices_},
+        typename Parts::Ground{settings_, cluster_, *job_, *environment_, model_, memory_, trace_, notices_},
         threads().sampling);
   }
   Parts& parts() {
@@ -273,15 +286,6 @@ class Run {
     return {config().schedule.sampling_threads, config().schedule.training_threads};
   }
 
-  run_result swim(Stages& stages, const run_options& options) {
-    try {
-      return Schedule::run(stages, options, trace_);
-    } catch (const std::exception& error) {
-      if (const std::string why = parts_->fatal(); !why.empty())
-        throw PeerError(why + " (" + error.what() + ")");
-      throw;
-    }
-  }
   /// Of a replay of so many batches: the last updates are seen by no rollout.
   void check_end(std::int64_t batches) {
     const Recording& recorded = settings_.replayed();

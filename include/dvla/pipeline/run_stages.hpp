@@ -174,6 +174,7 @@ class RunStages {
   void cancel() noexcept {
     packed_.cancel();
     ended_.cancel();
+    parts_.tell_of_failure();
     parts_.cancel();
   }
 

@@ -1,8 +1,8 @@
-// Who is still there: heartbeats between each actor and all others while a job trains, and, on an actor, an
-// ear for rollouts that come again. A rollout may die, stop or leave, and its next incarnation is let in; an
-// actor may not: its loss ends the run on every rank. Issue: "a peer that stops is noticed within two
-// heartbeats". Moves no trajectories and no weights: what a loss means to the planes is the callbacks'
-// business.
+// Who is still there: heartbeats between each actor and all others from the roll calls to the end, and, on an
+// actor, an ear for rollouts that come again. Once training has begun a rollout may die, stop or leave, and
+// its next incarnation is let in. An actor may not, and before training begins nobody may: that loss ends the
+// run on every rank. Issue: "a peer that stops is noticed within two heartbeats". Moves no trajectories and
+// no weights: what a loss means to the planes is the callbacks' business.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,9 @@ namespace dvla {
 /// throw, `let_in` excepted: then the newcomer is lost again.
 struct WatchCallbacks {
   std::function<void(int rank, const std::string& why)> lost_rollout;
-  std::function<void(const std::string& why)> lost_actor;
+  /// The run cannot go on. `begun`: whether begin() has been called. Returns why it ends, `why` or that of
+  /// which it is the consequence.
+  std::function<std::string(const std::string& why, bool begun)> end_run;
   /// On an actor: meet rollout `rollout` in its incarnation; waits for it.
   std::function<void(int rollout, std::int64_t incarnation)> let_in;
 };
@@ -37,9 +39,8 @@ struct WatchCallbacks {
 class Watch {
  public:
   /// Every rank of the job makes its own at the same time; a rollout that comes again, when the actors let it
-  /// in. `period`: of the heartbeats.
-  Watch(const Job& job, std::chrono::nanoseconds period, std::chrono::nanoseconds limit,
-        WatchCallbacks callbacks)
+  /// in. `period`: of the heartbeats. The job heeds it.
+  Watch(Job& job, std::chrono::nanoseconds period, std::chrono::nanoseconds limit, WatchCallbacks callbacks)
       : job_(job),
         period_(period),
         limit_(limit),
@@ -53,11 +54,25 @@ class Watch {
           const int peer = rank == job_.rank() ? other : rank;
           beats_.watch(peer, channel_of_beats(peer, job_.incarnation(), limit_));
         }
-    if (job_.trains() && job_.rollouts() > 0) newcomers_ = std::thread([this] { listen(); });
+    job_.heed([this] { return fatal(); });
   }
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
-  ~Watch() { stop_listening(); }
+  ~Watch() {
+    job_.heed({});
+    stop_listening();
+  }
+
+  /// The planes are there. Throws PeerError where somebody is lost already.
+  void begin() {
+    {
+      std::unique_lock lock(mutex_);
+      settle(lock);
+      if (!fatal_.empty()) throw PeerError(fatal_);
+      begun_ = true;
+    }
+    if (job_.trains() && job_.rollouts() > 0) newcomers_ = std::thread([this] { listen(); });
+  }
 
   /// The end in peace, on every rank at about the same time.
   void end() {
@@ -76,9 +91,11 @@ class Watch {
     const std::scoped_lock lock(mutex_);
     return lost_.contains(rank);
   }
-  /// Why the run cannot go on: an actor is gone. Empty: it can.
-  std::string fatal() const {
-    const std::scoped_lock lock(mutex_);
+  /// Why the run cannot go on. Empty: it can, as far as is known, or will be in a `moment`.
+  std::string fatal(std::chrono::milliseconds moment = {}) const {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, moment, [&] { return ends_; });
+    settle(lock);
     return fatal_;
   }
 
@@ -94,19 +111,29 @@ class Watch {
   }
 
   void lose(int rank, const std::string& why) {
-    const bool actor = job_.roles().actor(rank) >= 0;
-    {
-      const std::scoped_lock lock(mutex_);
-      lost_.insert(rank);
-      if (actor && fatal_.empty())
-        fatal_ = job_.name() + " lost " + rank_name(job_.roles(), rank) + ": " + why;
-    }
-    if (actor)
-      callbacks_.lost_actor(fatal());
-    else
+    std::unique_lock lock(mutex_);
+    lost_.insert(rank);
+    const bool begun = begun_;
+    if (begun && job_.roles().actor(rank) < 0) {
+      lock.unlock();
       callbacks_.lost_rollout(rank, why);
-    const std::scoped_lock lock(mutex_);
+      lock.lock();
+    } else if (!ends_) {
+      ends_ = true;
+      changed_.notify_all();
+      lock.unlock();
+      std::string cause = callbacks_.end_run(job_.name() + " lost " + rank_name(job_.roles(), rank) +
+                                                 (begun ? ": " : " before training began: ") + why,
+                                             begun);
+      lock.lock();
+      fatal_ = std::move(cause);
+      changed_.notify_all();
+    }
     parted_.insert(rank);
+  }
+  /// Until it is known why the run ends, if it does.
+  void settle(std::unique_lock<std::mutex>& lock) const {
+    changed_.wait(lock, [&] { return !ends_ || !fatal_.empty(); });
   }
 
   /// The newest life of a rollout that was heard of.
@@ -198,13 +225,14 @@ class Watch {
     if (newcomers_.joinable()) newcomers_.join();
   }
 
-  const Job& job_;
+  Job& job_;
   const std::chrono::nanoseconds period_, limit_;
   const WatchCallbacks callbacks_;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  bool ended_ = false;
-  std::set<int> lost_, parted_;  ///< parted: of the lost, those whose callback has returned
+  mutable std::condition_variable changed_;
+  bool begun_ = false, ends_ = false;  ///< ends_: end_run is called
+  bool ended_ = false;                 ///< of the ear
+  std::set<int> lost_, parted_;        ///< parted: of the lost, those whose callback has returned
   std::string fatal_;
   Heartbeat beats_;
   std::thread newcomers_;

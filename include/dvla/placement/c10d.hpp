@@ -26,7 +26,10 @@ class C10dCluster final : public Cluster {
   /// Returns when every rank has joined. Throws ConfigError, PeerError, or DeadlineError that names the
   /// missing rank. `limit` is also that of put, has and count.
   C10dCluster(const Launch& launch, std::chrono::nanoseconds limit)
-      : rank_(launch.rank), limit_(limit), where_(launch.address + ":" + std::to_string(launch.port)) {
+      : rank_(launch.rank),
+        limit_(limit),
+        where_(launch.address + ":" + std::to_string(launch.port)),
+        whose_(launch.store_is_hosted ? ", which torchrun hosts" : ", which rank 0 hosts") {
     if (launch.world < 1 || rank_ < 0 || rank_ >= launch.world)
       throw ConfigError("rank is " + std::to_string(rank_) + " of " + std::to_string(launch.world) +
                         "; it must be from 0 to world - 1");
@@ -100,6 +103,14 @@ class C10dCluster final : public Cluster {
   bool has(const std::string& key) override { return has_within(key, limit_); }
   bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
     return ask(limit, [=](c10d::Store& store) { return store.check({"text/" + key}); });
+  }
+  std::string put_once(const std::string& key, const std::string& value,
+                       std::chrono::nanoseconds limit) override {
+    return ask(limit, [=](c10d::Store& store) {
+      const std::vector<std::uint8_t> there =
+          store.compareSet("text/" + key, {}, std::vector<std::uint8_t>(value.begin(), value.end()));
+      return std::string(there.begin(), there.end());
+    });
   }
   std::int64_t count(const std::string& key) override {
     return ask(limit_, [=](c10d::Store& store) { return store.add("count/" + key, 1); });
@@ -309,7 +320,7 @@ class C10dCluster final : public Cluster {
       return with_client(
           limit, [call](const Store& client) { return call(*client); }, late);
     } catch (const PeerError& error) {
-      throw PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + ": " +
+      throw PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + whose_ + ": " +
                       error.what());
     }
   }
@@ -319,7 +330,7 @@ class C10dCluster final : public Cluster {
   }
   DeadlineError no_answer(std::chrono::nanoseconds limit) const {
     return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                         " for the job's store at " + where_ + " to answer");
+                         " for the job's store at " + where_ + whose_ + ", to answer");
   }
 
   /// Waits until every member has asked for the same thing, and connects them.
@@ -358,7 +369,7 @@ class C10dCluster final : public Cluster {
 
   const int rank_;
   const std::chrono::nanoseconds limit_;
-  const std::string where_;
+  const std::string where_, whose_;
   Topology topology_;
   std::string attempt_;
   Store root_, store_;  ///< root: of all attempts

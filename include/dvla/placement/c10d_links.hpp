@@ -191,7 +191,9 @@ class Links {
     const bool late = why_.empty() && (gone.empty() || gone == ran_out) && Clock::now() >= until;
     if (!gone.empty()) why = gone;
     if (!why_.empty()) why = why_;
-    throw LinkBroken{transfer.peer, late, late ? ran_out : why};
+    const bool follows = why_.empty() && !late && first_gone_ >= 0;  // others close when they see one go
+    if (follows) why = sentinels_[static_cast<std::size_t>(first_gone_)].gone;
+    throw LinkBroken{follows ? first_gone_ : transfer.peer, late, late ? ran_out : why};
   }
 
   void watch(int peer) {
@@ -206,13 +208,15 @@ class Links {
     }
     const std::scoped_lock lock(mutex_);
     sentinel.gone = why;
+    if (first_gone_ < 0 && why_.empty() && why != ran_out) first_gone_ = peer;
     for (const Transfer* transfer : under_way_)
       if (transfer->peer == peer) transfer->work->abort();
   }
 
   const int place_, size_;
   std::mutex mutex_;
-  std::string why_;  ///< closed here; empty: open
+  std::string why_;      ///< closed here; empty: open
+  int first_gone_ = -1;  ///< of the peers, before that
   std::vector<const Transfer*> under_way_;
   std::vector<Sentinel> sentinels_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_;

@@ -11,7 +11,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -54,6 +56,13 @@ class Cluster {
     (void)limit;
     return has(key);
   }
+  /// Puts `value`, which is not empty, unless somebody has put a text there before; returns what is there.
+  /// DeadlineError after `limit` where the store does not answer.
+  virtual std::string put_once(const std::string& key, const std::string& value,
+                               std::chrono::nanoseconds limit) {
+    if (count(key) == 1) put(key, value);
+    return get(key, limit);
+  }
   /// Adds 1 to a counter that starts at 0, and returns it.
   virtual std::int64_t count(const std::string& key) = 0;
 
@@ -81,6 +90,28 @@ inline DeadlineError store_deadline(const std::string& key, int rank, std::chron
                        " for somebody to put '" + key + "' into the job's store");
 }
 }  // namespace detail
+
+/// Waits until somebody has put `key` into the job's store, and returns its text; nothing where `over()`,
+/// asked between two looks, says that nobody need wait any more. It may throw instead. Throws DeadlineError
+/// with that sentence after `until`. A store that is slow, or stopped, is asked again.
+template <class Over>
+std::optional<std::string> wait_for_text(Cluster& cluster, const std::string& key,
+                                         std::chrono::steady_clock::time_point until,
+                                         const std::string& sentence, Over over,
+                                         std::chrono::milliseconds pause = std::chrono::milliseconds(20)) {
+  constexpr std::chrono::seconds most{1};
+  const auto late = [&] { return std::chrono::steady_clock::now() >= until; };
+  for (;;) {
+    try {
+      if (cluster.has_within(key, most)) return cluster.get(key, most);
+    } catch (const DeadlineError&) {
+      if (late()) throw;
+    }
+    if (over()) return std::nullopt;
+    if (late()) throw DeadlineError(sentence);
+    std::this_thread::sleep_for(pause);
+  }
+}
 
 /// One process, which is every role.
 class LoneCluster final : public Cluster {

@@ -37,6 +37,10 @@ class ScopedCluster final : public Cluster {
   bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
     return whole_.has_within(prefix_ + key, limit);
   }
+  std::string put_once(const std::string& key, const std::string& value,
+                       std::chrono::nanoseconds limit) override {
+    return whole_.put_once(prefix_ + key, value, limit);
+  }
   std::int64_t count(const std::string& key) override { return whole_.count(prefix_ + key); }
 
  private:

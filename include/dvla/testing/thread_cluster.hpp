@@ -375,6 +375,18 @@ class ThreadCluster final : public Cluster {
     throw_if_killed();
     return hub_->texts.contains(key);
   }
+  /// Of the store's calls the one that waits while this rank is frozen: what it has to say comes too late.
+  std::string put_once(const std::string& key, const std::string& value,
+                       std::chrono::nanoseconds limit) override {
+    std::unique_lock lock(hub_->mutex);
+    const bool done = hub_->changed.wait_until(lock, dvla::detail::deadline_after(limit),
+                                               [&] { return process_->killed || !process_->frozen; });
+    throw_if_killed();
+    if (!done) throw dvla::detail::store_deadline(key, rank(), limit);
+    hub_->texts.try_emplace(key, value);
+    hub_->changed.notify_all();
+    return hub_->texts[key];
+  }
   std::int64_t count(const std::string& key) override {
     const std::scoped_lock lock(hub_->mutex);
     throw_if_killed();
