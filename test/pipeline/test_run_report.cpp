@@ -87,3 +87,26 @@ TEST_CASE("the leader gathers what the ranks hand in, and names who is silent") 
   CHECK(report.chunk_steps == 1 + 2 + 4);
   CHECK(report.timing.rollout_time_s == doctest::Approx(3));
 }
+
+TEST_CASE("of a rollout that left and came again the newest life's report counts") {
+  const Roles roles{{1}, {0}};
+  const auto clusters = testing::ThreadCluster::make(2);
+  Job leader(*clusters[0], roles, 5s), first(*clusters[1], roles, 5s);
+  leader.begin_together(nullptr);
+  hand_in(report_of(7), first);
+  const auto gathered = [&] {
+    RunReport report;
+    gather(report, report_of(0), leader, [](int) { return false; });
+    REQUIRE(report.ranks.size() == 2);
+    return report.ranks[1].rank;
+  };
+  CHECK(gathered() == 7);
+  Job second(*clusters[1], roles, 5s);
+  REQUIRE(second.incarnation() == 1);
+  clusters[1]->put(Job::life(1, 1), "");
+  CHECK(gathered() == 7);  // nobody has let it in
+  clusters[0]->put(Job::door(1, 1, 0), "");
+  second.announce();
+  hand_in(report_of(8), second);
+  CHECK(gathered() == 8);
+}

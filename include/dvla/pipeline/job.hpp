@@ -110,6 +110,13 @@ class Job {
     cluster_.put(coming(rank(), incarnation_), "");
     give_way();  // after that word: whoever hears the later life before it meets only that one
   }
+  /// The newest incarnation of `rank` that the actors were about to let in.
+  std::int64_t newest_life(int rank) const {
+    std::int64_t newest = 0;
+    for (std::int64_t each = 1; cluster_.has(life(rank, each)); ++each)
+      if (cluster_.has(coming(rank, each))) newest = each;
+    return newest;
+  }
   /// The leader: nobody need come any more.
   void say_end() const { cluster_.put(end_of_job, ""); }
 

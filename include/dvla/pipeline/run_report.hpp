@@ -171,11 +171,19 @@ inline trace::report job_timing(const std::vector<RankReport>& ranks) {
   return timing;
 }
 
-/// At the end of a job, every rank but the leader: what the leader gathers.
-inline void hand_in(const RankReport& own, const Job& job) { job.tell("report", serialise(own)); }
+namespace detail {
+/// A rollout that left in peace and came again has handed in one for each life.
+inline std::string report_of(std::int64_t life) { return "report/" + std::to_string(life); }
+}  // namespace detail
 
-/// The leader: the ranks' reports, in order, and its own among them. Who is lost, and has handed in nothing
-/// before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`: whether one is.
+/// At the end of a job, every rank but the leader: what the leader gathers.
+inline void hand_in(const RankReport& own, const Job& job) {
+  job.tell(detail::report_of(job.incarnation()), serialise(own));
+}
+
+/// The leader: the reports of the ranks' newest lives, in order, and its own among them. Who is lost, and has
+/// handed in nothing before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`:
+/// whether one is.
 template <class Lost>
 void gather(RunReport& report, RankReport own, const Job& job, Lost lost) {
   for (int rank = 0; rank < job.cluster().world(); ++rank) {
@@ -183,12 +191,13 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost) {
       report.ranks.push_back(std::move(own));
       continue;
     }
-    if (lost(rank) && !job.has_told("report", rank)) {
+    const std::string topic = detail::report_of(job.newest_life(rank));
+    if (lost(rank) && !job.has_told(topic, rank)) {
       report.silent.push_back(rank);
       continue;
     }
     try {
-      report.ranks.push_back(parse_rank_report(job.told("report", rank)));
+      report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
     } catch (const DeadlineError&) {
       report.silent.push_back(rank);
     }
