@@ -126,14 +126,14 @@ class Checker:
             words += [f"--{key}", str(value)]
         return words
 
-    def plain(self, world, name, placement, absent=(), port=None, own=None, machines=1, **settings):
+    def plain(self, world, name, placement, absent=(), port=None, address="127.0.0.1", own=None, machines=1, **settings):
         """Starts a process a rank; `own`: settings of some ranks. They are dealt to the machines round robin."""
         port = port or free_port()
         job = Processes(self.folder)
         for rank in range(world):
             if rank in absent:
                 continue
-            env = environment(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            env = environment(RANK=rank, WORLD_SIZE=world, MASTER_ADDR=address, MASTER_PORT=port)
             env["DVLA_HOST_ID"] = f"machine {rank % machines}"
             job.start(self.command(name, placement, **{**settings, **(own or {}).get(rank, {})}), env)
         return job
@@ -428,6 +428,8 @@ def check_refusals(check):
             {"others": r"waited 3 s for rank 2 of 3 to join the job"})
     refuses("a leader that never comes", job(3, "separated:2:1", absent=[0], deadline_s=3),
             {"others": r"waited 3 s for the job's store at .*, which rank 0 hosts"}, ranks=[1, 2])
+    refuses("an address that is nobody's", job(2, "separated:1:1", address="no.such.host.invalid", deadline_s=3),
+            {0: r"waited 3 s for .* which rank 0 hosts; MASTER_ADDR must be rank 0's machine", "others": r"waited 3 s for the job's store"})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -442,7 +444,8 @@ def check_refusals(check):
     require(kept == ["report.json"], f"the run that was there has now {kept}")
 
 
-def main():
+def main(parts):
+    """`parts`: of a Checker, by name."""
     program, part = os.path.realpath(sys.argv[1]), sys.argv[2]
     if part == "mpirun" and not shutil.which("mpirun"):
         print("SKIPPED: there is no mpirun on PATH (Debian: openmpi-bin)")
@@ -451,18 +454,9 @@ def main():
         print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
         return 77
     with tempfile.TemporaryDirectory(prefix="dvla-job-") as folder:
-        check = Checker(program, folder)
         try:
-            if part in ("plain", "mpirun", "torchrun"):
-                check_placements(check, part)
-            elif part == "adaptive":
-                check_adaptive(check)
-            elif part == "resume":
-                check_resume(check)
-            elif part == "refusals":
-                check_refusals(check)
-            else:
-                raise Fault(f"the part is '{part}'; it must be plain, mpirun, torchrun, adaptive, resume or refusals")
+            require(part in parts, f"the part is '{part}'; it must be one of {', '.join(parts)}")
+            parts[part](Checker(program, folder))
         except Fault as fault:
             print(f"FAULT: {fault}")
             return 1
@@ -470,4 +464,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launchers = {name: functools.partial(check_placements, launcher=name) for name in ("plain", "mpirun", "torchrun")}
+    sys.exit(main({**launchers, "adaptive": check_adaptive, "resume": check_resume, "refusals": check_refusals}))

@@ -18,12 +18,12 @@ import pathlib
 import random
 import re
 import signal
+import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "distributed"))
-from check_job import EPISODES, Checker, Fault, environment, free_port, require, torchrun  # noqa: E402
+from check_job import EPISODES, Fault, environment, free_port, main, require, torchrun  # noqa: E402
 
 HEARTBEAT = 1.0
 LIMIT = 240  # seconds that a part may take
@@ -40,8 +40,6 @@ class Job:
             self.start(rank)
 
     def start(self, rank):
-        import subprocess
-
         env = environment(RANK=rank, WORLD_SIZE=self.world, MASTER_ADDR="127.0.0.1", MASTER_PORT=self.port)
         path = self.check.folder / f"{self.name}.{rank}.{len(self.lives[rank])}"
         with open(path, "w") as out:
@@ -92,6 +90,9 @@ def counts(report, batches):
     require(report["batches"] == batches, f"{report['batches']} batches instead of {batches}")
     require(trained + lost == batches * EPISODES, f"{trained} trained + {lost} lost are not {batches} x {EPISODES}")
     require(sum(each["in_flight"] for each in ranks) == 0, "something is in flight at the end")
+    sent, known = (sum(each[key] for each in ranks for key in keys)
+                   for keys in (("sent", "unreported"), ("trained", "dropped", "in_flight", "unacknowledged")))  # fmt: skip
+    require(sent == known, f"{sent} episodes were sent, and {known} are accounted for: {ranks}")
     for each in ranks:
         require(each["unacknowledged"] == 0, f"{each['name']} has unacknowledged episodes at the end: {each}")
         if each["sent"]:
@@ -274,8 +275,6 @@ class Torchrun:
     """A job that torchrun starts again where it fails, at most twice."""
 
     def __init__(self, check, name, **settings):
-        import subprocess
-
         self.folder, self.path = check.runs / name, check.folder / f"torchrun.{name}"
         command = check.command(name, "separated:2:1", checkpoint_every=1, deadline_s=60, **settings)
         numbers = ["--nproc-per-node", "3", "--max-restarts", "2", "--master-port", str(free_port())]
@@ -292,8 +291,16 @@ class Torchrun:
             require(time.monotonic() < until and self.process.poll() is None, f"there is no {pattern}:\n{self.text()}")
             time.sleep(0.02)
 
-    def kill_leader(self):
-        os.kill(leader_of(self.process.pid), signal.SIGKILL)
+    def without_leader(self, pattern):
+        """Kills the leader once there is such a file; all that is said until the job has ended well."""
+        try:
+            self.wait_for(pattern)
+            os.kill(leader_of(self.process.pid), signal.SIGKILL)
+            code, text = self.wait(), self.text()
+            require(code == 0, f"exit code of torchrun is {code}:\n{text}")
+            return text
+        finally:
+            self.kill()
 
     def wait(self):
         return self.process.wait(LIMIT)
@@ -310,44 +317,25 @@ def check_torchrun(check):
 
 
 def goes_on(check):
-    job = Torchrun(check, "again", iterations=60)
-    try:
-        job.wait_for("checkpoint/step-*.safetensors")
-        job.kill_leader()
-        code, text = job.wait(), job.text()
-        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
+    """From its own newest checkpoint, not from that of another run that it was told to begin with."""
+    for name, iterations, more, begins in (("again", 60, {}, ["again"]),
+                                           ("from-again", 120, {"resume": check.runs / "again"}, ["again", "from-again"])):  # fmt: skip
+        job = Torchrun(check, name, iterations=iterations, **more)
+        text = job.without_leader("checkpoint/step-*.safetensors")
         said = [line for line in text.splitlines() if "resumed from" in line]
-        require(len(said) == 1 and f"'{job.folder}/checkpoint/step-" in said[0], f"it did not go on from a checkpoint:\n{text}")
-        require((job.folder / "checkpoint/step-60.safetensors").exists(), "it did not reach its last batch")
-        print(said[0])
-    finally:
-        job.kill()
-    # Its own newest checkpoint, not the one of the other run that it was told to begin with.
-    job = Torchrun(check, "from-again", iterations=120, resume=check.runs / "again")
-    try:
-        job.wait_for("checkpoint/step-*.safetensors")
-        job.kill_leader()
-        code, text = job.wait(), job.text()
-        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
-        said = [line for line in text.splitlines() if "resumed from" in line]
-        require(len(said) == 2 and f"'{check.runs}/again/" in said[0] and f"'{job.folder}/" in said[1], f"resumed from: {said}")
-    finally:
-        job.kill()
+        fits = [f"'{check.runs}/{begin}/checkpoint/step-" in line for begin, line in zip(begins, said)]
+        require(len(said) == len(begins) and all(fits), f"it goes on from {said} instead of {begins}:\n{text}")
+        require((job.folder / f"checkpoint/step-{iterations}.safetensors").exists(), "it did not reach its last batch")
+        print(said[-1])
 
 
 def begins_anew(check):
     """Killed in the warm start, before the first checkpoint."""
     job = Torchrun(check, "early", iterations=3, demonstrations=256, imitation_target=1, imitation_steps=100)
-    try:
-        job.wait_for("job.txt")
-        job.kill_leader()
-        code, text = job.wait(), job.text()
-        require(code == 0, f"exit code of torchrun is {code}:\n{text}")
-        require("resumed from" not in text and "is not empty" not in text, f"it did not begin anew:\n{text}")
-        require((job.folder / "checkpoint/step-3.safetensors").exists(), "it did not reach its last batch")
-        print("begun anew")
-    finally:
-        job.kill()
+    text = job.without_leader("job.txt")
+    require("resumed from" not in text and "is not empty" not in text, f"it did not begin anew:\n{text}")
+    require((job.folder / "checkpoint/step-3.safetensors").exists(), "it did not reach its last batch")
+    print("begun anew")
 
 
 def stays_refused(check):
@@ -384,22 +372,7 @@ def leader_of(launcher):
     raise Fault("torchrun has no process of rank 0")
 
 
-def main():
-    program, part = os.path.realpath(sys.argv[1]), sys.argv[2]
-    moments = int(sys.argv[3]) if len(sys.argv) > 3 else 30
-    if part == "torchrun" and not torchrun():
-        print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
-        return 77
-    parts = {"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
-             "twice": check_twice, "actor": check_actor, "early": check_early, "torchrun": check_torchrun}  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="dvla-fault-") as folder:
-        try:
-            parts[part](Checker(program, folder))
-        except Fault as fault:
-            print(f"FAULT: {fault}")
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    moments = int(sys.argv[3]) if len(sys.argv) > 3 else 30
+    sys.exit(main({"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
+                   "twice": check_twice, "actor": check_actor, "early": check_early, "torchrun": check_torchrun}))  # fmt: skip

@@ -134,24 +134,20 @@ class C10dCluster final : public Cluster {
     options.port = static_cast<std::uint16_t>(launch.port);
     options.waitWorkers = false;
     options.timeout = detail::torch_limit(limit);
-    if (rank_ == 0 && !launch.store_is_hosted) {
-      options.isServer = true;
-      try {
-        store_ = c10::make_intrusive<c10d::TCPStore>(launch.address, options);
-      } catch (const std::exception& error) {
-        throw ConfigError("rank 0 cannot host the job's store at " + where_ + ": " +
-                          detail::torch_words(error) +
-                          "; set MASTER_PORT to a free port, from 1 to 65535, the same on every rank");
-      }
-    } else {
-      const auto open = [address = launch.address, options]() -> Store {
-        return c10::make_intrusive<c10d::TCPStore>(address, options);
-      };
-      store_ = bounded(limit, open, [&] {
+    options.isServer = rank_ == 0 && !launch.store_is_hosted;
+    const auto open = [address = launch.address, options]() -> Store {
+      return c10::make_intrusive<c10d::TCPStore>(address, options);
+    };
+    try {
+      store_ = bounded(limit, open, [&] {  // c10d itself may take twice its limit
+        const char* hint = options.isServer ? "; MASTER_ADDR must be rank 0's machine" : "";
         return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                             " for the job's store at " + where_ + ", which " +
-                             (launch.store_is_hosted ? "torchrun hosts" : "rank 0 hosts"));
+                             " for the job's store at " + where_ + whose_ + hint);
       });
+    } catch (const PeerError& error) {
+      if (!options.isServer) throw;
+      throw ConfigError("rank 0 cannot host the job's store at " + where_ + ": " + error.what() +
+                        "; set MASTER_PORT to a free port, from 1 to 65535, the same on every rank");
     }
     enter_attempt(launch, limit);
   }
