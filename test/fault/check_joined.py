@@ -1,22 +1,22 @@
 """check_joined.py PROGRAM PART: examples/distributed whose rollouts are jobs of their own, which join the actors' job (DVLA_STORE).
 
-shells     a process each, without a launcher: SIGKILL of a rollout, which comes again; SIGKILL of the actor, after which all are
+shells     a process each, without a launcher: SIGKILL and SIGTERM of a rollout, which comes again; SIGKILL of the actor, after which all are
            started again and resume; what cannot join is refused by one sentence
 torchrun   a torchrun for the actor, another for the rollouts: SIGKILL of a rollout starts only the rollouts again, SIGKILL of the
            actor starts both again, and the job goes on from its own newest complete checkpoint (77: skipped)
 """
 
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "distributed"))
 from check_faults import LIMIT, counts, leader_of  # noqa: E402
-from check_job import EPISODES, Checker, Fault, environment, free_port, require, torchrun  # noqa: E402
+from check_job import EPISODES, Fault, environment, free_port, main, require, torchrun  # noqa: E402
 
 WORLD = 3  # rank 0 trains, the others roll out
 
@@ -89,8 +89,6 @@ class Job:
             time.sleep(0.02)
 
     def report(self):
-        import json
-
         return json.loads((self.check.runs / self.name / "report.json").read_text())
 
     def __enter__(self):
@@ -111,6 +109,11 @@ def check_shells(check):
         actor.says("rank 1 (rollout 0) is lost: ")
         again = job.join(1)
         actor.says("rank 1 (rollout 0) is here again")
+        two.process.send_signal(signal.SIGTERM)  # it leaves in peace, and comes again too
+        two.ends(0)
+        actor.says("rank 2 (rollout 1) is lost: ")
+        two = job.join(2)
+        actor.says("rank 2 (rollout 1) is here again")
         job.wait_for(job.trained() + 20)
         require(actor.alive() and again.alive() and two.alive(), f"somebody has ended:\n{actor.text()}{again.text()}{two.text()}")
         actor.process.send_signal(signal.SIGTERM)
@@ -198,19 +201,5 @@ def check_torchrun(check):
         print(f"{said[0]}\n{trained} episodes trained, {lost} lost")
 
 
-def main():
-    program, part = os.path.realpath(sys.argv[1]), sys.argv[2]
-    if part == "torchrun" and not torchrun():
-        print("SKIPPED: no torchrun whose Python has the whole of torch (scripts/setup full)")
-        return 77
-    with tempfile.TemporaryDirectory(prefix="dvla-joined-") as folder:
-        try:
-            {"shells": check_shells, "torchrun": check_torchrun}[part](Checker(program, folder))
-        except Fault as fault:
-            print(f"FAULT: {fault}")
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main({"shells": check_shells, "torchrun": check_torchrun}))
