@@ -11,7 +11,7 @@
 #include <mutex>
 #include <string>
 
-#include "dvla/pipeline/run.hpp"
+#include "dvla/pipeline/history.hpp"
 #include "dvla/trace/report.hpp"
 
 namespace dvla {
