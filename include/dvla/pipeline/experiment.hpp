@@ -220,6 +220,17 @@ void take_together(const Job& job, const std::string& stage, Work work) {
   job.roll_call(stage);
 }
 
+/// Where some ranks joined the job, the leader tells them which batch a resumed run goes on with.
+template <class Run>
+void agree_on_next_batch(Run& run) {
+  const Job& job = run.job();
+  const std::vector<int>& joined = job.cluster().topology().joined;
+  if (joined.empty() || run.config().run.resume.empty()) return;
+  if (job.leads()) job.tell("next", std::to_string(run.next_batch()));
+  if (Roles::place(joined, job.rank()) >= 0)
+    run.continue_from(std::stoll(job.told("next", job.roles().leader())), {});
+}
+
 inline void draw_success(const std::filesystem::path& path, const std::string& title,
                          const std::vector<Iteration>& history) {
   io::PlotSeries batch{"batch (sampled)", {}, {}, {}, {}}, mean{"mean of 10 batches", {}, {}, {}, {}};
@@ -288,12 +299,15 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   };
 
   std::optional<io::SafetensorsFile> resumed;
+  // A rollout that joins, maybe on another machine, or comes again needs no file: actors give it weights.
+  const bool given_weights =
+      Roles::place(cluster.topology().joined, cluster.rank()) >= 0 || Job::has_begun(cluster);
   try {
     validate(config);
     detail::check_same_config(
         cluster, to_json(config),
         std::chrono::nanoseconds(static_cast<std::int64_t>(config.schedule.deadline_s * 1e9)));
-    if (!config.run.resume.empty()) resumed.emplace(open_checkpoint(config.run.resume));
+    if (!config.run.resume.empty() && !given_weights) resumed.emplace(open_checkpoint(config.run.resume));
   } catch (const std::exception& why) {
     Job::refuse(cluster, why);
     throw;
@@ -301,7 +315,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   run = std::make_unique<Run<P>>(config, cluster);
   leads = run->job().leads();
   const std::filesystem::path root = config.run.folder;
-  const bool anew = !resumed;
+  const bool anew = config.run.resume.empty();
   bool continues = false, goes_back = false;
   detail::take_together(run->job(), "loaded", [&] {  // what can be wrong is found before a file is written
     if (!resumed) return;
@@ -312,9 +326,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                                             root / config.run.name / "checkpoint", elsewhere);
     goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
   });
-  if (resumed && run->next_batch() >= config.run.iterations) {
-    say("nothing to do: '" + resumed->path().string() + "' has " + std::to_string(run->next_batch()) +
-        " batches, and --iterations is " + std::to_string(config.run.iterations));
+  detail::agree_on_next_batch(*run);
+  if (!anew && run->next_batch() >= config.run.iterations) {
+    say("nothing to do: '" + (resumed ? resumed->path().string() : config.run.resume) + "' has " +
+        std::to_string(run->next_batch()) + " batches, and --iterations is " +
+        std::to_string(config.run.iterations));
     return {};
   }
   io::RunFolder folder;

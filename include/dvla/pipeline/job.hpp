@@ -26,6 +26,12 @@ class PlaceTaken : public ConfigError {
   using ConfigError::ConfigError;
 };
 
+/// A rollout that comes again when training has ended.
+class TooLate : public Error {
+ public:
+  using Error::Error;
+};
+
 /// One thread at a time. `cluster` must outlive this; a cluster serves one job.
 class Job {
  public:
@@ -96,7 +102,7 @@ class Job {
     cluster_.put(life(rank(), incarnation_), "");
     const auto until = detail::deadline_after(limit_);
     const auto no_use = [&] {
-      if (cluster_.has(end_of_job)) throw Error(name() + " comes again too late: training has ended");
+      if (cluster_.has(end_of_job)) throw TooLate(name() + " comes again too late: training has ended");
       give_way();
       return false;
     };
@@ -117,8 +123,13 @@ class Job {
       if (cluster_.has(coming(rank, each))) newest = each;
     return newest;
   }
-  /// The leader: nobody need come any more.
-  void say_end() const { cluster_.put(end_of_job, ""); }
+  /// How the leader orders those who come: all actors let them in one after the other, as it does. Two actors
+  /// that met different ones first would wait in a circle.
+  static std::string turn(std::int64_t number) { return "run/turn/" + std::to_string(number); }
+  /// Whether training has begun, so that who comes to this job now comes again.
+  static bool has_begun(Cluster& cluster) { return cluster.world() > 1 && cluster.has(start_key(0)); }
+  /// The leader: nobody need come any more. Throws Error where the job's store does not answer.
+  void say_end() const { cluster_.put_once(end_of_job, "training has ended", std::chrono::seconds(1)); }
 
   /// Which of `groups` groups of environments belong to this rollout. Throws ConfigError where one would have
   /// none.
@@ -181,6 +192,7 @@ class Job {
     }
     const auto over = [&] {
       throw_if_stopped(stop, "the wait for the job to begin");
+      if (cluster_.has(end_of_job)) throw PeerError(name() + " waits in vain: the job was started again");
       return !fatal().empty();
     };
     const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) +

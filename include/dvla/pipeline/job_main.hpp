@@ -98,9 +98,14 @@ bool take_part(const Launch& launch, Config<P> config) {
     agree_on_beginning(config, cluster, limit);
     run_experiment<P>(config, cluster, mark);
     return true;
-  } catch (const Error&) {
-    if (launch.joins && joined && joined->superseded()) return false;
-    throw;
+  } catch (const StartedAgain&) {
+    return false;
+  } catch (const Error& error) {
+    if (!launch.joins || !joined) throw;
+    if (joined->superseded()) return false;
+    if (!dynamic_cast<const TooLate*>(&error)) throw;
+    std::cout << error.what() << std::endl;  // so that its launcher does not start it again
+    return true;
   }
 }
 }  // namespace detail
@@ -113,6 +118,7 @@ bool take_part(const Launch& launch, Config<P> config) {
 ///
 /// Rollouts may be started by launchers of their own (see Launch): they take `resume` and `overwrite` from
 /// rank 0, whatever is said to them, and where they find the job they joined started again, they join again.
+/// One that comes when training has ended says so, with exit code 0.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
   std::string who;

@@ -309,14 +309,15 @@ class RankParts {
       end_weights();
     }
   }
-  /// In a job, after part(): nobody is missed any more.
-  void end_watch() { watch_->end(); }
+  /// In a job, after part(): nobody is missed any more. `leaves`: this rank alone.
+  void end_watch(bool leaves = false) { watch_->end(leaves); }
 
   // ---- Figures
   /// What was sampled before is not counted.
   void count_from_here() { counted_ = worker_ ? worker_->counts() : RolloutCounts{}; }
-  /// Counts of this rank since then, in these roles; no times and no trace.
-  RankReport figures() {
+  /// Counts of this rank since then, in these roles; no times and no trace. `heard`: whether rollouts that are
+  /// there say themselves what they sent.
+  RankReport figures(bool heard = true) {
     RankReport own{};
     if (worker_) {
       const RolloutCounts counts = worker_->counts() - counted_;
@@ -335,7 +336,7 @@ class RankParts {
     } else {
       own.unacknowledged = data.unacknowledged;
       own.lost = data.lost;
-      for (const auto& sender : data.senders) own.unreported += sender.unreported;
+      for (const auto& sender : data.senders) own.unreported += heard ? sender.unreported : sender.received;
       own.data_bytes_sent = data.bytes_sent;
       own.data_bytes_received = data.bytes_received;
     }
@@ -449,7 +450,8 @@ class RankParts {
       if constexpr (routed)
         if (job_.trains()) data_->lose(job_.roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
-      if (job_.trains()) notice(rank, "is lost: " + why + "; training goes on without it");
+      if (job_.trains())
+        notice(rank, "is gone: " + why + (no_rollout_left() ? "; training waits for one to come again" : ""));
     };
     callbacks.end_run = [this](const std::string& why, bool begun) {
       std::string cause = detail::cause_of(cluster_, why, job_.trains());
@@ -459,6 +461,9 @@ class RankParts {
       else
         lost_.request_stop();
       return cause;
+    };
+    callbacks.lost_store = [this](const std::string& why) {
+      if (notices_) notices_("no rank can come again: " + why);
     };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
@@ -477,6 +482,10 @@ class RankParts {
   /// A lane may see before the heartbeats do that a rank is lost.
   static constexpr std::chrono::milliseconds a_moment{250};
   std::string own_end(const std::string& what) const { return job_.name() + " has ended: " + what; }
+  bool no_rollout_left() const {
+    const auto& rollouts = job_.roles().rollouts;
+    return std::all_of(rollouts.begin(), rollouts.end(), [this](int rank) { return watch_->lost(rank); });
+  }
   void notice(int rank, const std::string& what) {
     if (notices_) notices_(rank_name(job_.roles(), rank) + " " + what);
   }

@@ -384,21 +384,32 @@ class Run {
   }
 
   // ---- The end of a job
-  /// Planes part in peace; the leader puts the job's report together.
+  /// Planes part in peace; the leader puts the job's report together. Where the job's store has gone, as with
+  /// the launcher that hosts it, the other ranks' reports are missing; what was trained is not lost.
   void end_together(const Stages& stages, RunReport& report) {
-    if (job_->leads()) job_->say_end();
+    bool store = true;
+    const auto unless_gone = [&](auto ask) {
+      try {
+        if (store) ask();
+      } catch (const Error& error) {
+        store = false;
+        if (notices_) notices_(std::string("the other ranks' reports are missing: ") + error.what());
+      }
+    };
+    if (job_->leads()) unless_gone([&] { job_->say_end(); });
     const bool leaves = stages.leaves();
     parts_->part(next_batch(), stages.sampled_until(), leaves);
-    RankReport own = total({before_, parts_->figures()});
+    RankReport own = total({before_, parts_->figures(store)});
     own.rank = job_->rank();
     own.trace = trace::snapshot(trace_, job_->name());
     time_lanes(own);
     if (!job_->leads()) {
-      hand_in(own, *job_);
-      if (!leaves) parts_->end_watch();
+      unless_gone([&] { hand_in(own, *job_); });
+      parts_->end_watch(leaves);
       return;
     }
-    gather(report, std::move(own), *job_, [this](int rank) { return parts_->lost(rank); });
+    gather(
+        report, std::move(own), *job_, [&](int rank) { return parts_->lost(rank); }, store);
     parts_->end_watch();
     sum_up(report);
   }

@@ -183,24 +183,25 @@ inline void hand_in(const RankReport& own, const Job& job) {
 
 /// The leader: the reports of the ranks' newest lives, in order, and its own among them. Who is lost, and has
 /// handed in nothing before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`:
-/// whether one is.
+/// whether one is. `store`: whether the job's store still answers; else all others are silent.
 template <class Lost>
-void gather(RunReport& report, RankReport own, const Job& job, Lost lost) {
+void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool store = true) {
   for (int rank = 0; rank < job.cluster().world(); ++rank) {
     if (rank == job.rank()) {
       report.ranks.push_back(std::move(own));
       continue;
     }
-    const std::string topic = detail::report_of(job.newest_life(rank));
-    if (lost(rank) && !job.has_told(topic, rank)) {
-      report.silent.push_back(rank);
-      continue;
-    }
     try {
-      report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
+      const std::string topic = store ? detail::report_of(job.newest_life(rank)) : "";
+      if (store && (!lost(rank) || job.has_told(topic, rank))) {
+        report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
+        continue;
+      }
     } catch (const DeadlineError&) {
-      report.silent.push_back(rank);
+    } catch (const PeerError&) {
+      store = false;
     }
+    report.silent.push_back(rank);
   }
 }
 /// Then: what its ranks' reports make of the job's.

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -32,6 +33,8 @@ struct WatchCallbacks {
   /// The run cannot go on. `begun`: whether begin() has been called. Returns why it ends, `why` or that of
   /// which it is the consequence.
   std::function<std::string(const std::string& why, bool begun)> end_run;
+  /// On an actor: nobody can come again, for the job's store does not answer.
+  std::function<void(const std::string& why)> lost_store;
   /// On an actor: meet rollout `rollout` in its incarnation; waits for it.
   std::function<void(int rollout, std::int64_t incarnation)> let_in;
 };
@@ -74,10 +77,10 @@ class Watch {
     if (job_.trains() && job_.rollouts() > 0) newcomers_ = std::thread([this] { listen(); });
   }
 
-  /// The end in peace, on every rank at about the same time.
-  void end() {
+  /// The end in peace, on every rank at about the same time; or of this rank `alone`, a rollout.
+  void end(bool alone = false) {
     stop_listening();
-    beats_.leave();
+    beats_.leave(alone);
   }
 
   /// How long an actor and a rollout that is let in wait for each other's channels: one that dies meanwhile
@@ -147,6 +150,7 @@ class Watch {
   void listen() {
     const Roles& roles = job_.roles();
     std::vector<Newcomer> newcomers(roles.rollouts.size());
+    int silent = 0;  // times in a row that the store gave no answer
     for (;;) {
       const bool soon = std::any_of(newcomers.begin(), newcomers.end(), [](const Newcomer& each) {
         return each.at != Newcomer::At::home && Clock::now() <= each.until;
@@ -158,12 +162,27 @@ class Watch {
         if (changed_.wait_for(lock, pause, [&] { return ended_; })) return;
       }
       try {
+        if (!job_.leads()) follow(newcomers);
         for (std::size_t i = 0; i < newcomers.size(); ++i)
           if (roles.actor(roles.rollouts[i]) < 0) hear(static_cast<int>(i), roles.rollouts[i], newcomers[i]);
-      } catch (const DeadlineError&) {  // the store is slow, or its process stopped: it is asked again
-      } catch (const std::exception&) {
-        return;  // the store is gone, and so is the job: heartbeats and planes say so
+        silent = 0;
+      } catch (const DeadlineError& error) {  // the store is slow, or its process stopped: it is asked again
+        if (++silent == 20) callbacks_.lost_store(error.what());
+      } catch (const std::exception& error) {
+        return callbacks_.lost_store(error.what());
       }
+    }
+  }
+  /// Not the leader: lets in whom the leader does, in its order.
+  void follow(std::vector<Newcomer>& newcomers) {
+    while (asks(Job::turn(turns_))) {
+      std::istringstream turn(job_.cluster().get(Job::turn(turns_++), limit_));
+      std::size_t rollout = 0;
+      std::int64_t incarnation = 0;
+      if (!(turn >> rollout >> incarnation) || rollout >= newcomers.size()) continue;
+      Newcomer& newcomer = newcomers[rollout];
+      if (newcomer.incarnation <= incarnation) newcomer = {incarnation, Newcomer::At::home, {}};
+      let_in(static_cast<int>(rollout), job_.roles().rollouts[rollout], incarnation);
     }
   }
   /// A newcomer is let in once its rank's earlier life is known to be lost, which the heartbeats know within
@@ -172,8 +191,10 @@ class Watch {
   void hear(int rollout, int rank, Newcomer& newcomer) {
     using At = Newcomer::At;
     const bool later = asks(Job::life(rank, newcomer.incarnation + 1));
-    if (newcomer.at == At::inside && asks(Job::coming(rank, newcomer.incarnation))) {
+    if (newcomer.at == At::inside && job_.leads() && asks(Job::coming(rank, newcomer.incarnation))) {
       newcomer.at = At::home;
+      job_.cluster().put(Job::turn(turns_++),
+                         std::to_string(rollout) + " " + std::to_string(newcomer.incarnation));
       let_in(rollout, rank, newcomer.incarnation);
       return;
     }
@@ -234,6 +255,7 @@ class Watch {
   bool ended_ = false;                 ///< of the ear
   std::set<int> lost_, parted_;        ///< parted: of the lost, those whose callback has returned
   std::string fatal_;
+  std::int64_t turns_ = 0;  ///< the ear's
   Heartbeat beats_;
   std::thread newcomers_;
 };

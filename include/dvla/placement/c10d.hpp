@@ -18,6 +18,12 @@
 
 namespace dvla {
 
+/// What was joined is not the job any more: it has been started again.
+class StartedAgain : public PeerError {
+ public:
+  using PeerError::PeerError;
+};
+
 /// Rank 0 hosts the store, unless torchrun's agent does: it leaves last, after a barrier of all who still use
 /// the store. Has to outlive its channels and groups. Quiets c10d's own log unless TORCH_CPP_LOG_LEVEL is
 /// set, and SIGPIPE unless the program handles it: both are errors here.
@@ -29,7 +35,9 @@ class C10dCluster final : public Cluster {
       : rank_(launch.rank),
         limit_(limit),
         where_(launch.address + ":" + std::to_string(launch.port)),
-        whose_(launch.store_is_hosted ? ", which torchrun hosts" : ", which rank 0 hosts") {
+        whose_(launch.joins             ? ", which this rank joins"
+               : launch.store_is_hosted ? ", which torchrun hosts"
+                                        : ", which rank 0 hosts") {
     if (launch.world < 1 || rank_ < 0 || rank_ >= launch.world)
       throw ConfigError("rank is " + std::to_string(rank_) + " of " + std::to_string(launch.world) +
                         "; it must be from 0 to world - 1");
@@ -145,11 +153,15 @@ class C10dCluster final : public Cluster {
                              " for the job's store at " + where_ + whose_ + hint);
       });
     } catch (const PeerError& error) {
-      if (!options.isServer) throw;
+      if (!options.isServer) throw lost_store(error);
       throw ConfigError("rank 0 cannot host the job's store at " + where_ + ": " + error.what() +
                         "; set MASTER_PORT to a free port, from 1 to 65535, the same on every rank");
     }
-    enter_attempt(launch, limit);
+    try {
+      enter_attempt(launch, limit);
+    } catch (const PeerError& error) {
+      throw lost_store(error);
+    }
   }
 
   /// Below the store's root each attempt at the job has a place of its own. Rank 0 says which is the newest,
@@ -197,8 +209,8 @@ class C10dCluster final : public Cluster {
     const auto check_world = [&](const std::string& text, const std::string& rank) {
       const std::string theirs = text.substr(0, text.find('\n'));
       if (theirs != world)
-        throw ConfigError("WORLD_SIZE is " + world + " on rank " + std::to_string(rank_) + " and " + theirs +
-                          " on rank " + rank + "; it must be the same on every rank");
+        throw ConfigError(launch.world_variable + (" is " + world) + " on rank " + std::to_string(rank_) +
+                          " and " + theirs + " on rank " + rank + "; it must be the same on every rank");
     };
     if (has(own)) check_world(get(own, limit_), std::to_string(rank_) + ", which is there already");
     put(own, world + "\n" + (launch.joins ? "+" : "=") + launch.host);
@@ -206,13 +218,17 @@ class C10dCluster final : public Cluster {
     topology_.node.clear();
     for (int rank = 0; rank < launch.world; ++rank) {
       const std::string name = std::to_string(rank);
-      std::string text;
-      try {
-        text = get("host/" + name, detail::left(until));
-      } catch (const DeadlineError&) {
-        throw DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit_) +
-                            " for rank " + name + " of " + world + " to join the job at " + where_);
-      }
+      const auto over = [&] {
+        if (launch.joins && has(end_of_job))
+          throw StartedAgain("rank " + std::to_string(rank_) + " waits in vain for rank " + name +
+                             ": the job was started again");
+        return false;
+      };
+      const std::string text =
+          *wait_for_text(*this, "host/" + name, until,
+                         "rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit_) +
+                             " for rank " + name + " of " + world + " to join the job at " + where_,
+                         over);
       check_world(text, name);
       const std::size_t line = text.find('\n');
       if (text[line + 1] == '+') topology_.joined.push_back(rank);
@@ -237,7 +253,9 @@ class C10dCluster final : public Cluster {
   /// The address by which the others reach this machine: the one that leads to the store's machine.
   std::string own_address(const Launch& launch) const {
     const std::string loopback = "127.0.0.1";
-    if (topology_.node == std::vector<int>(topology_.node.size(), 0)) return loopback;
+    // Who joined may come again on another machine.
+    if (topology_.joined.empty() && topology_.node == std::vector<int>(topology_.node.size(), 0))
+      return loopback;
     addrinfo hints{}, *found = nullptr;
     hints.ai_socktype = SOCK_DGRAM;
     if (::getaddrinfo(launch.address.c_str(), std::to_string(launch.port).c_str(), &hints, &found) != 0)
@@ -316,13 +334,16 @@ class C10dCluster final : public Cluster {
       return with_client(
           limit, [call](const Store& client) { return call(*client); }, late);
     } catch (const PeerError& error) {
-      throw PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + whose_ + ": " +
-                      error.what());
+      throw lost_store(error);
     }
   }
   template <class Call>
   std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call) {
     return ask(limit, std::move(call), [&] { return no_answer(limit); });
+  }
+  PeerError lost_store(const PeerError& why) const {
+    return PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + whose_ + ": " +
+                     why.what());
   }
   DeadlineError no_answer(std::chrono::nanoseconds limit) const {
     return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +

@@ -56,9 +56,11 @@ class Heartbeat {
   }
 
   /// The end in peace: says goodbye to every peer that is there and waits for its answer, at most two
-  /// periods. Nothing is reported from now on.
-  void leave() {
+  /// periods. Nothing is reported from now on. `alone`: the others go on, and to them it is a loss, whose
+  /// reason is that it has left.
+  void leave(bool alone = false) {
     const std::scoped_lock lock(mutex_);
+    goodbye_ = alone ? alone_goodbye : goodbye;
     for (Pair& pair : pairs_) {
       const std::scoped_lock inner(pair.mutex);
       pair.leaving = true;
@@ -89,7 +91,7 @@ class Heartbeat {
       return true;
     }
   };
-  static constexpr std::byte beat{1}, goodbye{2};
+  static constexpr std::byte beat{1}, goodbye{2}, alone_goodbye{3};
 
   std::chrono::nanoseconds patience() const { return 2 * period_; }
 
@@ -110,20 +112,22 @@ class Heartbeat {
       {
         std::unique_lock lock(pair.mutex);
         if (pair.state == State::lost) return;
-        if (pair.leaving || pair.state == State::left) word = goodbye;
+        if (pair.state == State::left) word = goodbye;
+        if (pair.leaving) word = goodbye_;
       }
       const auto next = std::chrono::steady_clock::now() + period_;
       if (!exchange(pair, [&] { pair.channel->send(std::span(&word, 1), patience()); })) return;
-      if (word == goodbye) return;
+      if (word != beat) return;
       std::unique_lock lock(pair.mutex);
       pair.changed.wait_until(lock, next, [&] { return pair.leaving || pair.state != State::alive; });
     }
   }
   void receive_beats(Pair& pair) {
     std::byte word = beat;
-    while (word != goodbye) {
+    while (word == beat) {
       if (!exchange(pair, [&] { pair.channel->receive(std::span(&word, 1), patience()); })) return;
     }
+    if (word == alone_goodbye) lose(pair, "it has left");
     pair.end(State::left);
   }
   template <class Call>
@@ -142,7 +146,8 @@ class Heartbeat {
 
   const std::chrono::nanoseconds period_;
   const OnLost on_lost_;
-  std::mutex mutex_;  ///< taken before a pair's
+  std::atomic<std::byte> goodbye_{goodbye};  ///< this rank's
+  std::mutex mutex_;                         ///< taken before a pair's
   std::list<Pair> pairs_;
 };
 

@@ -26,7 +26,8 @@ struct Launch {
   std::string attempt;           ///< differs where a launcher starts the same job again beside an old store
   std::string host;              ///< names this machine: ranks with the same name share it
   bool joins = false;            ///< a job that another launcher has started, as a rollout: see DVLA_STORE
-  int started = 1;               ///< ranks that this launcher starts; fewer than `world` where others join
+  const char* world_variable = "WORLD_SIZE";  ///< what says how many ranks the job has
+  int started = 1;  ///< ranks that this launcher starts; fewer than `world` where others join
   std::string launcher = "none";
 
   /// An environment variable's value, or nothing. For tests: any map.
@@ -137,7 +138,8 @@ struct Launch {
     const bool has_store = variable("DVLA_STORE").has_value();
     if (!has_store && !variable("DVLA_WORLD_SIZE") && !variable("DVLA_FIRST_RANK")) return;
     const std::string why = std::string(has_store ? "DVLA_STORE" : "DVLA_FIRST_RANK") + " is set";
-    world = number(variable, "DVLA_WORLD_SIZE", has_store ? started + 1 : started, most_ranks, why);
+    world_variable = "DVLA_WORLD_SIZE";
+    world = number(variable, world_variable, has_store ? started + 1 : started, most_ranks, why);
     if (!has_store) {
       if (variable("DVLA_FIRST_RANK") && number(variable, "DVLA_FIRST_RANK", 0, world - 1, "") > 0)
         throw ConfigError("DVLA_FIRST_RANK is " + *variable("DVLA_FIRST_RANK") +
@@ -147,9 +149,9 @@ struct Launch {
     }
     joins = true;
     rank += number(variable, "DVLA_FIRST_RANK", 1, world - started, why);
-    const std::string store = text(variable, "DVLA_STORE", "");
+    const std::string store = *variable("DVLA_STORE");
     const std::size_t colon = store.rfind(':');
-    if (colon == store.npos || colon == 0)
+    if (colon == store.npos || colon == 0 || store.find('/') != store.npos)
       throw ConfigError("DVLA_STORE is '" + store + "'; it must be <host>:<port>");
     address = store.substr(0, colon);
     if (address.size() > 2 && address.front() == '[' && address.back() == ']')  // of IPv6
