@@ -37,6 +37,7 @@ dvla::Config<P> config_of(int iterations, int staleness) {
   return config;
 }
 constexpr std::int64_t episodes = 48;
+constexpr int endless = 1000000;  ///< batches of a job that is asked to end
 
 /// A job in which ranks can be killed, frozen and started again while it trains.
 template <class P>
@@ -49,7 +50,7 @@ class Job {
         reports(static_cast<std::size_t>(world)) {
     for (int rank = 0; rank < world; ++rank) start(rank, *clusters_[static_cast<std::size_t>(rank)]);
   }
-  ~Job() { join(); }
+  ~Job() { end(); }
 
   void kill(int rank) { clusters_[0]->kill(rank); }
   void freeze(int rank) { clusters_[0]->freeze(rank); }
@@ -76,12 +77,25 @@ class Job {
   }
   /// Waits until the leader has trained so many batches.
   void wait_for(std::int64_t batches) const {
+    wait_until([&] { return trained >= batches; });
+  }
+  /// Waits until a batch has lacked episodes, and then ten in a row have not.
+  void wait_until_whole_again() const {
+    wait_until([&] { return gaps > 0 && whole >= 10; });
+  }
+  void end() {
+    enough.request_stop();
+    join();
+  }
+
+  template <class Done>
+  void wait_until(Done done) const {
     const auto until = std::chrono::steady_clock::now() + 30s;
-    while (trained < batches && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(200us);
-    if (trained >= batches) return;
+    while (!done() && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(200us);
+    if (done()) return;
     for (const auto& rank : errors)
       for (const std::string& error : rank) MESSAGE(error);
-    REQUIRE(trained >= batches);
+    REQUIRE(done());
   }
 
  private:
@@ -91,7 +105,9 @@ class Job {
   std::mutex mutex_;  ///< of errors and reports: a rank may have two lives
 
  public:
-  std::atomic<std::int64_t> trained{0};
+  /// The leader's: batches, those that lacked episodes, and those since that did not.
+  std::atomic<std::int64_t> trained{0}, gaps{0}, whole{0};
+  dvla::stop_flag enough;                        ///< the leader's
   std::vector<std::vector<std::string>> errors;  ///< by rank, of each life that ended badly
   std::vector<dvla::RunReport> reports;          ///< by rank, of the last life
   std::vector<dvla::Iteration> history;
@@ -101,11 +117,18 @@ class Job {
       const auto place = static_cast<std::size_t>(rank);
       try {
         dvla::Run<P> run(config_, cluster);
-        auto report = run.train({}, [&](std::int64_t batch) {
+        const auto see = [&](const dvla::Iteration& iteration) {
+          if (!run.job().leads()) return;
+          const bool all = iteration.update.episodes == episodes;
+          whole = all ? whole + 1 : 0;
+          if (!all) ++gaps;
+        };
+        const auto trains = [&](std::int64_t batch) {
           if (!run.job().leads()) return;
           trained = batch + 1;
           std::this_thread::sleep_for(1ms);  // so that there is time for faults
-        });
+        };
+        auto report = run.train(see, trains, run.job().leads() ? &enough : nullptr);
         if (run.job().leads()) history = run.history();
         const std::scoped_lock lock(mutex_);
         reports[place] = std::move(report);
@@ -183,23 +206,24 @@ TEST_CASE("a rollout that comes again samples with current weights, and the batc
       job.kill(victim);
       job.wait_for(30);
       job.restart(victim);
-      job.join();
+      job.wait_until_whole_again();
+      job.end();
       for (int rank = 0; rank < 3; ++rank)
         for (const std::string& error : job.errors[static_cast<std::size_t>(rank)])
           CHECK_MESSAGE(rank == victim, error);
-      REQUIRE(job.history.size() == 1500);
+      REQUIRE(job.history.size() > 40);
       CHECK(job.history.front().update.episodes == episodes);
       CHECK(job.history[28].update.episodes < episodes);
       CHECK(job.history.back().update.episodes == episodes);
-      counts_add_up(job.reports[0], 1500);
+      counts_add_up(job.reports[0], std::ssize(job.history));
       CHECK(job.reports[0].silent.empty());
       CHECK(job.reports[static_cast<std::size_t>(victim)].batches > 0);
     };
     if (mixed) {
-      Job<Mixed> job(3, config_of<Mixed>(1500, 1));
+      Job<Mixed> job(3, config_of<Mixed>(endless, 1));
       check(job, 2);
     } else {
-      auto config = config_of<Apart>(1500, 1);
+      auto config = config_of<Apart>(endless, 1);
       config.placement = {2, 1};
       Job<Apart> job(3, config);
       check(job, 1);
@@ -209,30 +233,30 @@ TEST_CASE("a rollout that comes again samples with current weights, and the batc
 
 TEST_CASE(
     "all rollouts are gone: several actors train on nothing once at most, and wait for one to come again") {
-  auto config = config_of<Apart>(300, 1);
+  auto config = config_of<Apart>(endless, 1);
   config.placement = {1, 2};
   Job<Apart> job(3, config);
   job.wait_for(10);
   job.kill(2);
-  std::this_thread::sleep_for(1s);
+  std::this_thread::sleep_for(500ms);
   const std::int64_t then = job.trained;
   CHECK(then < 20);
   job.restart(2);
-  job.join();
+  job.wait_for(then + 10);
+  job.end();
   for (const int actor : {0, 1})
     for (const std::string& error : job.errors[static_cast<std::size_t>(actor)]) CHECK_MESSAGE(false, error);
-  REQUIRE(job.history.size() == 300);
   CHECK(job.history.back().update.episodes == episodes);
-  counts_add_up(job.reports[0], 300);
+  counts_add_up(job.reports[0], std::ssize(job.history));
   CHECK(dvla::total(job.reports[0].ranks).lost <= 8 * episodes);
 }
 
 TEST_CASE("all rollouts are gone and none comes again: every actor ends, and says so") {
   for (const int actors : {1, 2}) {
     CAPTURE(actors);
-    auto config = config_of<Apart>(100000, 1);
+    auto config = config_of<Apart>(endless, 1);
     config.placement = {1, actors};
-    config.schedule.deadline_s = 4;
+    config.schedule.deadline_s = 2;
     Job<Apart> job(1 + actors, config);
     job.wait_for(10);
     job.kill(actors);
@@ -249,19 +273,20 @@ TEST_CASE("all rollouts are gone and none comes again: every actor ends, and say
 }
 
 TEST_CASE("a rollout that stops is noticed by its heartbeats, and left out") {
-  auto config = config_of<Apart>(1500, 1);
+  auto config = config_of<Apart>(endless, 1);
   config.placement = {2, 1};
   Job<Apart> job(3, config);
   job.wait_for(10);
   job.freeze(2);
-  job.wait_for(1500);
+  job.wait_until([&] { return job.gaps > 10; });
   job.thaw(2);
-  job.join();
+  job.wait_for_error(2);
+  job.end();
   CHECK(job.errors[0].empty());
   CHECK(job.errors[1].empty());
   REQUIRE(job.errors[2].size() == 1);
   CHECK(job.history.back().update.episodes == episodes / 2);
-  counts_add_up(job.reports[0], 1500);
+  counts_add_up(job.reports[0], std::ssize(job.history));
 }
 
 /// The first rank that a sentence calls lost.
@@ -276,13 +301,13 @@ TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
     CAPTURE(stops);
     for (const int victim : {0, 1}) {
       CAPTURE(victim);
-      auto config = config_of<Apart>(100000, 1);
+      auto config = config_of<Apart>(endless, 1);
       config.placement = {1, 1};
       Job<Apart> job(4, config);
       job.wait_for(10);
       stops ? job.freeze(victim) : job.kill(victim);
       if (stops) {
-        std::this_thread::sleep_for(3s);
+        for (const int rank : {1 - victim, 2, 3}) job.wait_for_error(rank);
         job.thaw(victim);
       }
       job.join();
@@ -294,6 +319,27 @@ TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
         // Not the other actor, which may have ended, for the same reason, before this rank noticed.
         CHECK_MESSAGE(lost_rank(errors[0]) == victim, errors[0]);
       }
+    }
+  }
+}
+
+TEST_CASE("an actor that fails by itself is named by every rank, with its reason") {
+  auto config = config_of<Apart>(endless, 1);
+  config.placement = {1, 1};
+  for (const int culprit : {0, 1}) {
+    const auto errors = run_ranks(4, [&](int rank, dvla::Cluster& cluster) {
+      dvla::Run<Apart> run(config, cluster);
+      run.train({}, [&](std::int64_t batch) {
+        if (rank == culprit && batch == 5) throw dvla::Error("the disk is full");
+      });
+    });
+    const std::string name = std::to_string(culprit);
+    for (int rank = 0; rank < 4; ++rank) {
+      const std::string& error = errors[static_cast<std::size_t>(rank)];
+      const std::string reason = "lane 'training' failed at step 5: the disk is full";
+      const std::string expected =
+          (rank == culprit ? "" : "rank " + name + " (actor " + name + ") has ended: ") + reason;
+      CHECK(error == expected);
     }
   }
 }
@@ -338,7 +384,7 @@ TEST_CASE("before training begins the loss of any rank, or the leader's end, end
 }
 
 TEST_CASE("the same job once more is refused rank by rank, and the first goes on undisturbed") {
-  auto config = config_of<Apart>(3000, 1);
+  auto config = config_of<Apart>(endless, 1);
   config.placement = {1, 1};
   Job<Apart> job(4, config);  // two actors
   job.wait_for(10);
@@ -353,16 +399,17 @@ TEST_CASE("the same job once more is refused rank by rank, and the first goes on
   const std::int64_t then = job.trained;
   job.wait_for(then + 10);
   // Those who were refused stand in nobody's way later.
+  CHECK(job.gaps == 0);
   job.kill(3);
   job.restart(3);
-  job.join();
+  job.wait_until_whole_again();
+  job.end();
   for (int rank = 0; rank < 4; ++rank)
     CHECK(job.errors_of(rank).size() == std::vector<std::size_t>{0, 1, 1, 2}[static_cast<std::size_t>(rank)]);
-  REQUIRE(job.history.size() == 3000);
   for (std::int64_t batch = 0; batch < then; ++batch)
     CHECK(job.history[static_cast<std::size_t>(batch)].update.episodes == episodes);
   CHECK(job.history.back().update.episodes == episodes);
-  counts_add_up(job.reports[0], 3000);
+  counts_add_up(job.reports[0], std::ssize(job.history));
 }
 
 TEST_CASE("a process too many is refused before training begins too, and refuses nobody") {
@@ -383,28 +430,27 @@ TEST_CASE("a process too many is refused before training begins too, and refuses
 }
 
 TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed yet, is let in") {
-  auto config = config_of<Apart>(4000, 1);
+  auto config = config_of<Apart>(endless, 1);
   config.placement = {2, 1};
   Job<Apart> job(3, config);
   job.wait_for(10);
   job.freeze(2);
   job.start_twin(2);
-  job.wait_for(4000);
+  job.wait_until_whole_again();
   job.thaw(2);
-  job.join();
+  job.wait_for_error(2);
+  job.end();
   CHECK(job.errors_of(0).empty());
   CHECK(job.errors_of(1).empty());
   CHECK(job.errors_of(2).size() == 1);  // of the earlier life
-  REQUIRE(job.history.size() == 4000);
   CHECK(job.history.back().update.episodes == episodes);
-  counts_add_up(job.reports[0], 4000);
+  counts_add_up(job.reports[0], std::ssize(job.history));
 }
 
 TEST_CASE("a rollout that comes again and dies at the door holds up neither its next life nor the end") {
   for (const bool says_it_comes : {false, true}) {
     CAPTURE(says_it_comes);
-    const int batches = says_it_comes ? 5000 : 2000;
-    auto config = config_of<Apart>(batches, 1);
+    auto config = config_of<Apart>(endless, 1);
     config.placement = {2, 1};
     config.schedule.deadline_s = 300;  // longer than the test may take
     Job<Apart> job(3, config);
@@ -416,11 +462,11 @@ TEST_CASE("a rollout that comes again and dies at the door holds up neither its 
     again.get(dvla::Job::door(2, 1, 0), 20s);
     if (says_it_comes) again.put(dvla::Job::coming(2, 1), "");
     job.start(2, again);
-    job.join();
+    job.wait_until_whole_again();
+    job.end();
     for (int rank = 0; rank < 3; ++rank) CHECK(job.errors_of(rank).size() == (rank == 2 ? 1 : 0));
-    REQUIRE(job.history.size() == static_cast<std::size_t>(batches));
     CHECK(job.history.back().update.episodes == episodes);
-    counts_add_up(job.reports[0], batches);
+    counts_add_up(job.reports[0], std::ssize(job.history));
   }
 }
 
