@@ -2,8 +2,10 @@
 
 shells     a process each, without a launcher: SIGKILL and SIGTERM of a rollout, which comes again; SIGKILL of the actor, after which all are
            started again and resume; what cannot join is refused by one sentence
-torchrun   a torchrun for the actor, another for the rollouts: SIGKILL of a rollout starts only the rollouts again, SIGKILL of the
-           actor starts both again, and the job goes on from its own newest complete checkpoint (77: skipped)
+again      two actors, both of whose rollouts are killed and come again at the same time, ten times
+torchrun   a torchrun for the actor, another for the rollouts: SIGKILL of a rollout starts only the rollouts again; SIGKILL of the
+           actor starts both again, also in the warm start, and the job goes on from its own newest complete checkpoint; SIGKILL of
+           the actor's launcher, which hosts the store, loses nothing of what is trained (77: skipped)
 """
 
 import json
@@ -43,10 +45,10 @@ class Process:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def says(self, words, limit=LIMIT):
+    def says(self, words, limit=LIMIT, times=1):
         """Waits until it does."""
         until = time.monotonic() + limit
-        while words not in self.text():
+        while self.text().count(words) < times:
             require(time.monotonic() < until and self.alive(), f"it does not say '{words}':\n{self.text()}")
             time.sleep(0.02)
 
@@ -62,14 +64,14 @@ class Process:
 
 class Job:
     def __init__(self, check, name, **settings):
-        self.check, self.name, self.port, self.processes = check, name, free_port(), []
+        self.check, self.name, self.port, self.processes, self.world = check, name, free_port(), [], WORLD
         self.settings = {"checkpoint_every": 1, "deadline_s": 60, "heartbeat_s": 1, **settings}
 
     def command(self, **more):
         return self.check.command(self.name, "separated:2:1", **{**self.settings, **more})
 
     def start(self, command, **variables):
-        self.processes.append(Process(self.check, command, DVLA_WORLD_SIZE=WORLD, **variables))
+        self.processes.append(Process(self.check, command, DVLA_WORLD_SIZE=self.world, **variables))
         return self.processes[-1]
 
     def actor(self, **more):
@@ -106,12 +108,12 @@ def check_shells(check):
         require("waiting for ranks 1 to 2 to join: DVLA_STORE=127.0.0.1:" in actor.text(), actor.text())
         require("rollouts 1, 2, of which joined 1, 2; actors 0" in actor.text(), actor.text())
         one.kill()
-        actor.says("rank 1 (rollout 0) is lost: ")
+        actor.says("rank 1 (rollout 0) is gone: ")
         again = job.join(1)
         actor.says("rank 1 (rollout 0) is here again")
         two.process.send_signal(signal.SIGTERM)  # it leaves in peace, and comes again too
         two.ends(0)
-        actor.says("rank 2 (rollout 1) is lost: ")
+        actor.says("rank 2 (rollout 1) is gone: it has left")
         two = job.join(2)
         actor.says("rank 2 (rollout 1) is here again")
         job.wait_for(job.trained() + 20)
@@ -172,11 +174,45 @@ def refused(check):
     print("what cannot join is refused")
 
 
-def check_torchrun(check):
-    def launcher(ranks):
-        numbers = ["--nproc-per-node", str(ranks), "--max-restarts", "9", "--monitor-interval", "0.1"]
-        return [torchrun(), "--no-python", *numbers]
+def check_again(check):
+    """Two actors, and both rollouts killed and back at the same time, again and again."""
+    with Job(check, "again", iterations=1000000) as job:
+        job.world = 4
 
+        def start(first):
+            return job.join(first, check.command("again", "separated:1:1", **job.settings))
+
+        command = check.command("again", "separated:1:1", **job.settings)
+        actors = [job.start(command, RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=job.port) for rank in (0, 1)]
+        rollouts = {rank: start(rank) for rank in (2, 3)}
+        job.wait_for(2)
+        for turn in range(1, 11):
+            for each in rollouts.values():
+                each.kill()
+            rollouts = {rank: start(rank) for rank in rollouts}
+            for rank in rollouts:
+                actors[0].says(f"rank {rank} (rollout {rank - 2}) is here again", times=turn)
+            job.wait_for(job.trained() + 2)
+        actors[0].process.send_signal(signal.SIGTERM)
+        for each in (*actors, *rollouts.values()):
+            each.ends(0)
+        report = job.report()
+        trained, lost = counts(report, report["batches"])
+        print(f"both came again 10 times: {trained} episodes trained, {lost} lost")
+
+
+def launcher(ranks):
+    numbers = ["--nproc-per-node", str(ranks), "--max-restarts", "9", "--monitor-interval", "0.1"]
+    return [torchrun(), "--no-python", *numbers]
+
+
+def check_torchrun(check):
+    rollout_dies_then_actor(check)
+    actor_dies_in_warm_start(check)
+    store_is_gone(check)
+
+
+def rollout_dies_then_actor(check):
     with Job(check, "torchruns", iterations=400) as job:
         actor = job.start([*launcher(1), "--master-port", str(job.port), *job.command()])
         rollouts = job.join(1, [*launcher(2), "--master-port", str(free_port()), *job.command()])
@@ -201,5 +237,40 @@ def check_torchrun(check):
         print(f"{said[0]}\n{trained} episodes trained, {lost} lost")
 
 
+def actor_dies_in_warm_start(check):
+    """The rollouts wait for it in a job that has not begun."""
+    with Job(check, "early", iterations=5, demonstrations=1024, imitation_target=1, imitation_steps=100) as job:
+        actor = job.start([*launcher(1), "--master-port", str(job.port), *job.command()])
+        rollouts = job.join(1, [*launcher(2), "--master-port", str(free_port()), *job.command()])
+        actor.says("self-test")
+        os.kill(leader_of(actor.process.pid), signal.SIGKILL)
+        actor.ends(0)
+        rollouts.ends(0)
+        counts(job.report(), 5)
+        print("killed in the warm start, and begun anew with the same rollouts")
+
+
+def store_is_gone(check):
+    """With the actor's launcher goes its store; the actor and its rollouts go on, and nothing is lost."""
+    with Job(check, "orphan", iterations=300, checkpoint_every=0) as job:
+        actor = job.start([*launcher(1), "--master-port", str(job.port), *job.command()])
+        rollouts = [job.join(1), job.join(2)]
+        actor.says("self-test")
+        time.sleep(0.5)
+        os.kill(actor.process.pid, signal.SIGKILL)
+        for each in rollouts:
+            each.ends(0)
+        until = time.monotonic() + LIMIT
+        while "written to" not in actor.text():
+            require(time.monotonic() < until, f"the actor has not ended:\n{actor.text()}")
+            time.sleep(0.02)
+        require("warning: no rank can come again: " in actor.text(), actor.text())
+        require(job.trained() == 300, f"there is no last checkpoint:\n{actor.text()}")
+        report = job.report()
+        counts(report, 300)
+        require(report["silent_ranks"] == [1, 2], f"silent: {report['silent_ranks']}")
+        print("without the store: all trained, checkpoint and report are there")
+
+
 if __name__ == "__main__":
-    sys.exit(main({"shells": check_shells, "torchrun": check_torchrun}))
+    sys.exit(main({"shells": check_shells, "again": check_again, "torchrun": check_torchrun}))

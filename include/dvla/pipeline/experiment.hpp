@@ -351,6 +351,18 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     io::write_file(folder.config, to_json(config).dump(2) + "\n");
   });
   ExperimentResult result;
+  // A run that ends before it has trained leaves nothing, so that it can be started again as it was.
+  struct Unkept {
+    const io::RunFolder& folder;
+    bool kept;
+    ~Unkept() {
+      std::error_code not_empty;  // then it stays
+      if (kept) return;
+      for (const auto& path :
+           {folder.config, folder.job, folder.before_gif, folder.checkpoint, folder.folder})
+        std::filesystem::remove(path, not_empty);
+    }
+  } unkept{folder, !leads || continues};
   if (!leads) {
     const io::CheckpointFolder checkpoints(root / config.run.name / "checkpoint",
                                            config.run.keep_checkpoints);
@@ -384,9 +396,6 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       unless_stopped([&] { result.warm_start = run->warm_start(&stop); });
       if (!result.warm_start) {
         say("stopped by request in the warm start: nothing was trained, so nothing is kept");
-        std::error_code not_empty;  // then it stays
-        for (const auto& path : {folder.config, folder.job, folder.checkpoint, folder.folder})
-          std::filesystem::remove(path, not_empty);
         result.report.stopped = true;
         result.report.signal = stop.signal();
         return result;
@@ -409,6 +418,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   evaluate(result.success_before);
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
+  unkept.kept = true;
   io::TensorBoardWriter events(folder.events);
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
   const auto save = [&] {

@@ -315,8 +315,8 @@ class RankParts {
   // ---- Figures
   /// What was sampled before is not counted.
   void count_from_here() { counted_ = worker_ ? worker_->counts() : RolloutCounts{}; }
-  /// Counts of this rank since then, in these roles; no times and no trace. `heard`: whether rollouts that are
-  /// there say themselves what they sent.
+  /// Counts of this rank since then, in these roles; no times and no trace. `heard`: whether rollouts that
+  /// are there say themselves what they sent.
   RankReport figures(bool heard = true) {
     RankReport own{};
     if (worker_) {
