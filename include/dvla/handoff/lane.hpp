@@ -92,7 +92,7 @@ class lane_group {
   lane& add(std::string name, std::size_t capacity, lane::on_failure then = lane::on_failure::drop) {
     return *lanes_.emplace_back(std::make_unique<lane>(std::move(name), capacity, then));
   }
-  /// Run once, by the failing thread; must not throw or wait: `[&] { credit.cancel(); }`.
+  /// Run once, by the failing thread; must not throw nor wait for a lane: `[&] { credit.cancel(); }`.
   void on_failure(std::function<void()> hook) { hooks_.push_back(std::move(hook)); }
 
   /// Starts `body(lane&)` in the lane's thread.
