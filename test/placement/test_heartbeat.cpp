@@ -70,6 +70,19 @@ TEST_CASE("ranks that live are not reported, and those that leave are not lost")
   });
 }
 
+TEST_CASE("a rank that leaves alone is lost to the others at once, and says why") {
+  job(3, 5s, [](ThreadCluster& cluster, Heartbeat& heartbeat, Losses& losses) {
+    if (cluster.rank() == 2) {
+      heartbeat.leave(true);
+      CHECK(losses.count() == 0);
+      return;
+    }
+    CHECK(losses.wait_for(2) == "it has left");
+    heartbeat.leave();
+    CHECK(losses.count() == 1);
+  });
+}
+
 TEST_CASE("leaving at once, all together, is in peace") {
   for (int round = 0; round < 20; ++round)
     job(4, 1s, [](ThreadCluster&, Heartbeat& heartbeat, Losses& losses) {

@@ -140,3 +140,24 @@ TEST_CASE("members that call different things are told so") {
     CHECK(how.find("rank 0 calls sum of 12 bytes, and rank 1 calls sum of 8 bytes") != std::string::npos);
   });
 }
+
+TEST_CASE("a wait for a text ends by the text, by what makes it vain, or at its deadline") {
+  const auto ranks = ThreadCluster::make(1);
+  ThreadCluster& cluster = *ranks[0];
+  const auto soon = [](std::chrono::milliseconds limit) { return dvla::detail::deadline_after(limit); };
+  const auto never = [] { return false; };
+  cluster.put("there", "");
+  CHECK(dvla::wait_for_text(cluster, "there", soon(0ms), "late", never) == "");
+  int looks = 0;
+  const auto third = [&] {
+    if (++looks == 3) cluster.put("comes", "text");
+    return false;
+  };
+  CHECK(dvla::wait_for_text(cluster, "comes", soon(20s), "late", third, 1ms) == "text");
+  CHECK(looks == 3);
+  CHECK(dvla::wait_for_text(cluster, "vain", soon(20s), "late", [] { return true; }) == std::nullopt);
+  const auto throws = []() -> bool { throw PeerError("gone"); };
+  CHECK_THROWS_WITH_AS(dvla::wait_for_text(cluster, "vain", soon(20s), "late", throws), "gone", PeerError);
+  CHECK_THROWS_WITH_AS(dvla::wait_for_text(cluster, "vain", soon(30ms), "it is late", never, 1ms),
+                       "it is late", DeadlineError);
+}

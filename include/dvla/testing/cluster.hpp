@@ -126,12 +126,16 @@ class ClusterCheck {
     expect(cluster_.has(mine) && cluster_.has(mine + "/empty"), "what was put is there");
     const std::int64_t count = cluster_.count("check/count");
     expect(count >= 1 && count <= world_, "every rank counts once: " + std::to_string(count));
+    const std::string first = cluster_.put_once("check/once", text_of(rank_), limit_);
+    cluster_.put("check/first/" + std::to_string(rank_), first);
+    expect(cluster_.put_once("check/once", "another", limit_) == first, "a text that is put once stays");
     cluster_.put("check/done/" + std::to_string(rank_), "yes");
     for (int rank = 0; rank < world_; ++rank) {
       const std::string key = std::to_string(rank);
       cluster_.get("check/done/" + key, limit_);
       expect(cluster_.get("check/text/" + key, limit_) == text_of(rank), "the last text put must be read");
       expect(cluster_.get("check/text/" + key + "/empty", limit_).empty(), "a text may be empty");
+      expect(cluster_.get("check/first/" + key, limit_) == first, "all find the same text that was put once");
     }
     expect(cluster_.count("check/mine/" + std::to_string(rank_)) == 1, "a counter starts at 0");
     expect_outcome(detail::outcome([&] { cluster_.get("check/never", brief_); }), "DeadlineError",
