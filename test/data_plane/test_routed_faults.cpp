@@ -86,6 +86,8 @@ std::int64_t strike(std::uint64_t seed, const dvla::Roles& roles, bool freeze) {
         planes[rank] = &plane;
       }
       try {
+        cluster.put("made/" + std::to_string(rank), "");  // a job begins when all planes are there
+        for (int other = 0; other < job.world(); ++other) cluster.get("made/" + std::to_string(other), 20s);
         if (const int rollout = roles.rollout(cluster.rank()); rollout >= 0) {
           job.roll_out(plane, rollout, batches, ledger, [&](std::int64_t batch) { moment.starts(batch); });
           plane.goodbye();
