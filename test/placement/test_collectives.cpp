@@ -2,22 +2,24 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
-#include "dvla/placement/collectives.hpp"
+#include "dvla/placement/nccl_form.hpp"
 #include "dvla/testing/thread_cluster.hpp"
 
 using namespace dvla;
 using namespace std::chrono_literals;
 
 namespace {
-std::string made_by_nccl;  // the names
-
-std::unique_ptr<Group> note(Cluster& cluster, const std::string& name, const std::vector<int>& members,
-                            std::chrono::nanoseconds) {
-  CHECK(cluster.rank() == 0);
-  CHECK(members == std::vector<int>{0, 1});
-  made_by_nccl += name;
-  return std::make_unique<LoneGroup>(name);
-}
+class Noted final : public NcclForm {
+ public:
+  std::string names;
+  std::unique_ptr<Group> group(Cluster& cluster, const std::string& name, const std::vector<int>& members,
+                               std::chrono::nanoseconds) override {
+    CHECK(cluster.rank() == 0);
+    CHECK(members == std::vector<int>{0, 1});
+    names += name;
+    return std::make_unique<LoneGroup>(name);
+  }
+};
 }  // namespace
 
 TEST_CASE("without NCCL the job makes every group, and nccl is refused") {
@@ -36,12 +38,13 @@ TEST_CASE("without NCCL the job makes every group, and nccl is refused") {
 
 TEST_CASE("with it, it makes the groups of several") {
   const auto ranks = testing::ThreadCluster::make(2);
-  nccl_form = note;
+  Noted noted;
+  nccl_form = &noted;
   CHECK_NOTHROW(check_collectives(Collectives::nccl, Device::cuda));
   CHECK_THROWS_AS(check_collectives(Collectives::nccl, Device::cpu), ConfigError);
   make_group(Collectives::nccl, *ranks[0], "alone", {0}, 1s);
-  CHECK(made_by_nccl == "");
+  CHECK(noted.names == "");
   make_group(Collectives::nccl, *ranks[0], "pair", {0, 1}, 1s);
-  CHECK(made_by_nccl == "pair");
+  CHECK(noted.names == "pair");
   nccl_form = nullptr;
 }

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "dvla/pipeline/job.hpp"
-#include "dvla/placement/collectives.hpp"
 #include "dvla/placement/group.hpp"
+#include "dvla/placement/nccl_form.hpp"
 
 namespace dvla {
 

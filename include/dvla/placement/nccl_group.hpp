@@ -39,7 +39,7 @@
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d_links.hpp"
 #include "dvla/placement/cluster.hpp"
-#include "dvla/placement/collectives.hpp"
+#include "dvla/placement/nccl_form.hpp"
 
 namespace dvla {
 
@@ -462,13 +462,15 @@ class NcclGroup final : public Group {
   c10::Event mark_{c10::DeviceType::CUDA};
 };
 
-inline const bool nccl_is_here = [] {  // before main
-  nccl_form.store([](Cluster& cluster, const std::string& name, const std::vector<int>& members,
-                     std::chrono::nanoseconds limit) -> std::unique_ptr<Group> {
+class NcclProgram final : public NcclForm {
+ public:
+  std::unique_ptr<Group> group(Cluster& cluster, const std::string& name, const std::vector<int>& members,
+                               std::chrono::nanoseconds limit) override {
     return std::make_unique<NcclGroup>(cluster, name, members, limit);
-  });
-  return true;
-}();
+  }
+};
+inline NcclProgram nccl_program;
+inline const bool nccl_is_here = (nccl_form.store(&nccl_program), true);  // before main
 
 }  // namespace detail
 
