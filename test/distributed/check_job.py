@@ -162,8 +162,16 @@ class Checker:
         for line in (f"job of {world} ranks: {roles}", "staleness:", "between ranks: trajectories", "in flight"):
             require(line in text, f"the leader does not print '{line}':\n{text}")
 
+    def report(self, name):
+        return json.loads((self.runs / name / "report.json").read_text())
+
+    def trained(self, name):
+        """Batches, as far as the leader has saved a checkpoint of them."""
+        files = (self.runs / name / "checkpoint").glob("step-*.safetensors")
+        return max((int(file.stem.split("-")[1]) for file in files if "actor" not in file.name), default=0)
+
     def check_report(self, name, rollouts, actors, batches, versions):
-        report = json.loads((self.runs / name / "report.json").read_text())
+        report = self.report(name)
         ranks, world = report["ranks"], max(rollouts + actors) + 1
         require([each["rank"] for each in ranks] == list(range(world)), f"ranks of the report: {ranks}")
         require("silent_ranks" not in report, f"silent: {report.get('silent_ranks')}")
@@ -338,7 +346,7 @@ def check_resume(check):
     job.signal(signal.SIGTERM)
     ended = job.wait()
     check.check_success(ended)
-    report = json.loads((check.runs / name / "report.json").read_text())
+    report = check.report(name)
     step = report["batches"]
     require(report["stopped"] is True, "the report does not say that the run was stopped")
     check.check_report(name, [2], [0, 1], step, versions=step + 1)
@@ -379,7 +387,7 @@ def check_adaptive(check):
     ended = check.plain(4, name, "adaptive:3:1", machines=2, iterations=batches, checkpoint_every=4, **settings).wait()
     check.check_success(ended)
     require("shares of the work (sampling:training), before batch 3:" in ended[0].out, f"no word of what moved:\n{ended[0].out}")
-    report = json.loads((check.runs / name / "report.json").read_text())
+    report = check.report(name)
     looks, ranks = report["looks"], report["ranks"]
     require(looks[0]["shares"]["rollouts"] == 3 and looks[0]["next"]["rollouts"] < 3, f"nothing moved: {looks}")
     for one, other in zip(looks, looks[1:]):

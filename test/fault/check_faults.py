@@ -12,7 +12,6 @@ torchrun   SIGKILL of the leader under torchrun --max-restarts: the job goes on 
            anew where it has none, and leaves another run's folder alone (77: skipped)
 """
 
-import json
 import os
 import pathlib
 import random
@@ -54,10 +53,7 @@ class Job:
         return self.lives[rank][-1][1].read_text(errors="replace")
 
     def trained(self):
-        """Batches, as far as the leader has saved a checkpoint of them."""
-        folder = self.check.runs / self.name / "checkpoint"
-        steps = [int(file.name.split("-")[1].split(".")[0]) for file in folder.glob("step-*.safetensors") if "actor" not in file.name]
-        return max(steps, default=0)
+        return self.check.trained(self.name)
 
     def wait_for(self, batches):
         until = time.monotonic() + LIMIT
@@ -81,7 +77,7 @@ class Job:
                     process.wait()
 
     def report(self):
-        return json.loads((self.check.runs / self.name / "report.json").read_text())
+        return self.check.report(self.name)
 
 
 def counts(report, batches):

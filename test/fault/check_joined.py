@@ -8,7 +8,6 @@ torchrun   a torchrun for the actor, another for the rollouts: SIGKILL of a roll
            the actor's launcher, which hosts the store, loses nothing of what is trained (77: skipped)
 """
 
-import json
 import os
 import pathlib
 import signal
@@ -81,8 +80,7 @@ class Job:
         return self.start(command or self.command(), DVLA_FIRST_RANK=first, DVLA_STORE=store or f"127.0.0.1:{self.port}")
 
     def trained(self):
-        folder = self.check.runs / self.name / "checkpoint"
-        return max((int(file.stem.split("-")[1]) for file in folder.glob("step-*.safetensors") if "actor" not in file.name), default=0)
+        return self.check.trained(self.name)
 
     def wait_for(self, batches):
         until = time.monotonic() + LIMIT
@@ -91,7 +89,7 @@ class Job:
             time.sleep(0.02)
 
     def report(self):
-        return json.loads((self.check.runs / self.name / "report.json").read_text())
+        return self.check.report(self.name)
 
     def __enter__(self):
         return self

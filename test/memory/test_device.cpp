@@ -12,9 +12,11 @@
 #include "dvla/memory/single_pool.hpp"
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "test/complaint.hpp"
 #include "test/memory/cuda_stand_in.hpp"
 
 using namespace dvla;
+using dvla_test::complaint;
 using dvla_test::StandIn;
 constexpr std::size_t mib = std::size_t{1} << 20;
 
@@ -26,15 +28,6 @@ MemoryKnobs knobs(Device device) {
           .device = device,
           .cuda_environment_pool_mib = 30,
           .cuda_model_pool_mib = 500};
-}
-template <class Call>
-std::string complaint(Call call) {
-  try {
-    call();
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "none";
 }
 template <class Pipeline>
 std::string complaint_of(Device device) {

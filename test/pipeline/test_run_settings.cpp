@@ -12,11 +12,13 @@
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/testing/linear_model.hpp"
 #include "dvla/testing/thread_cluster.hpp"
+#include "test/complaint.hpp"
 
 namespace {
 
 using namespace dvla;
 using namespace std::chrono_literals;
+using dvla_test::complaint;
 
 using Separate = Pipeline<Sampler<Toy, testing::LinearModel>, Trainer<GRPO>, Placement<Separated<>>>;
 using Moving = Pipeline<Sampler<Toy, testing::LinearModel>, Trainer<BasicGRPO<DecoupledClip>, FSDP>,
@@ -37,16 +39,6 @@ void for_each_rank(const Roles& roles, int world, Visit visit) {
   std::vector<std::unique_ptr<Job>> jobs;  // a leader's ends all others' when it is gone
   for (const auto& cluster : clusters) jobs.push_back(std::make_unique<Job>(*cluster, roles, 1s));
   for (const auto& job : jobs) visit(*job);
-}
-
-template <class Call>
-std::string complaint(Call call) {
-  try {
-    call();
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "none";
 }
 
 /// An environment and an algorithm without the knobs that the shipped ones have.

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "dvla/pipeline/validate.hpp"
+#include "test/complaint.hpp"
 
 using namespace dvla;
 using P = Pipeline<Sampler<Toy>, Trainer<GRPO>>;
@@ -16,12 +17,7 @@ template <class Pipeline = P, class Change>
 std::string complaint(Change change) {
   Config<Pipeline> config;
   change(config);
-  try {
-    validate(config);
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "none";
+  return dvla_test::complaint([&] { validate(config); });
 }
 }  // namespace
 

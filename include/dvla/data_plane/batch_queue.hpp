@@ -160,10 +160,10 @@ class BatchQueue {
     while (!done && !stopped && std::chrono::steady_clock::now() < until) {
       done = changed_.wait_until(lock, std::min(until, deadline_after(std::chrono::milliseconds(50))),
                                  [&] { return closed_ || ended_ || finished(batch) || complete(batch); });
-      stopped = stop && stop->stop_requested() && nobody();
+      stopped = !done && stop && stop->stop_requested() && nobody();
     }
     throw_if_closed();
-    if (ended_ || finished(batch) || (stopped && !done)) return false;
+    if (ended_ || finished(batch) || stopped) return false;
     if (!done)
       throw DeadlineError("data plane: " + options_.name + " waited " + seconds_text(options_.deadline) +
                           " for " + batch_text(batch) + ": missing is " + missing(batch));

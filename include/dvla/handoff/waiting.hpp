@@ -31,6 +31,11 @@ inline std::string seconds_text(std::chrono::nanoseconds duration) {
   return text;
 }
 
+/// Of a limit as knobs give it.
+inline std::chrono::nanoseconds nanoseconds(double seconds) {
+  return std::chrono::nanoseconds(static_cast<std::int64_t>(seconds * 1e9));
+}
+
 /// Now plus `limit`, or the end of time where that does not fit.
 inline std::chrono::steady_clock::time_point deadline_after(std::chrono::nanoseconds limit) {
   using clock = std::chrono::steady_clock;

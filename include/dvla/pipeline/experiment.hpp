@@ -13,7 +13,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "dvla/handoff/signals.hpp"
@@ -224,10 +223,10 @@ void take_together(const Job& job, const std::string& stage, Work work) {
 template <class Run>
 void agree_on_next_batch(Run& run) {
   const Job& job = run.job();
-  const std::vector<int>& joined = job.cluster().topology().joined;
-  if (joined.empty() || run.config().run.resume.empty()) return;
+  const Topology& topology = job.cluster().topology();
+  if (topology.joined.empty() || run.config().run.resume.empty()) return;
   if (job.leads()) job.tell("next", std::to_string(run.next_batch()));
-  if (Roles::place(joined, job.rank()) >= 0)
+  if (topology.has_joined(job.rank()))
     run.continue_from(std::stoll(job.told("next", job.roles().leader())), {});
 }
 
@@ -300,13 +299,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 
   std::optional<io::SafetensorsFile> resumed;
   // A rollout that joins, maybe on another machine, or comes again needs no file: actors give it weights.
-  const bool given_weights =
-      Roles::place(cluster.topology().joined, cluster.rank()) >= 0 || Job::has_begun(cluster);
+  const bool given_weights = cluster.topology().has_joined(cluster.rank()) || Job::has_begun(cluster);
   try {
     validate(config);
-    detail::check_same_config(
-        cluster, to_json(config),
-        std::chrono::nanoseconds(static_cast<std::int64_t>(config.schedule.deadline_s * 1e9)));
+    detail::check_same_config(cluster, to_json(config), nanoseconds(config.schedule.deadline_s));
     if (!config.run.resume.empty() && !given_weights) resumed.emplace(open_checkpoint(config.run.resume));
   } catch (const std::exception& why) {
     Job::refuse(cluster, why);

@@ -70,6 +70,7 @@ void go_on(Config<P>& config) {
   else
     config.run.overwrite = true;
 }
+
 /// Where ranks join a job that another launcher started, the job's rank 0 alone knows what it goes on from.
 template <class P>
 void agree_on_beginning(Config<P>& config, Cluster& cluster, std::chrono::nanoseconds limit) {
@@ -78,7 +79,7 @@ void agree_on_beginning(Config<P>& config, Cluster& cluster, std::chrono::nanose
   if (cluster.rank() == 0) {
     cluster.put(resume, config.run.resume);
     cluster.put(overwrite, config.run.overwrite ? "yes" : "no");
-  } else if (Roles::place(cluster.topology().joined, cluster.rank()) >= 0) {
+  } else if (cluster.topology().has_joined(cluster.rank())) {
     config.run.resume = cluster.get(resume, limit);
     config.run.overwrite = cluster.get(overwrite, limit) == "yes";
   }
@@ -87,7 +88,7 @@ void agree_on_beginning(Config<P>& config, Cluster& cluster, std::chrono::nanose
 /// False: this rank had joined a job that has been started again since.
 template <class P>
 bool take_part(const Launch& launch, Config<P> config) {
-  const auto limit = std::chrono::nanoseconds(static_cast<std::int64_t>(config.schedule.deadline_s * 1e9));
+  const auto limit = nanoseconds(config.schedule.deadline_s);
   LoneCluster alone;
   std::optional<C10dCluster> joined;
   try {

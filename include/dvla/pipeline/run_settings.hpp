@@ -11,6 +11,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/streams.hpp"
+#include "dvla/handoff/waiting.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/job.hpp"
@@ -71,11 +72,11 @@ class RunSettings {
     else
       return 0;
   }
-  std::chrono::nanoseconds deadline() const { return nanoseconds(config_.schedule.deadline_s); }
+  std::chrono::nanoseconds deadline() const { return detail::nanoseconds(config_.schedule.deadline_s); }
   /// Of a wait inside a stage, for another rank: shorter, so that its error, which knows more, comes before
   /// that of the lane that waits for this one.
   std::chrono::nanoseconds inner_deadline() const { return deadline() * 3 / 4; }
-  std::chrono::nanoseconds heartbeat() const { return nanoseconds(config_.run.heartbeat_s); }
+  std::chrono::nanoseconds heartbeat() const { return detail::nanoseconds(config_.run.heartbeat_s); }
 
   // ---- Episodes of a batch
   // An algorithm without groups, or without several passes a batch, need not have knobs for them.
@@ -159,9 +160,6 @@ class RunSettings {
   static Config<P> checked(const Config<P>& config) {
     validate(config);
     return config;
-  }
-  static std::chrono::nanoseconds nanoseconds(double seconds) {
-    return std::chrono::nanoseconds(static_cast<std::int64_t>(seconds * 1e9));
   }
   Recording recording_to_repeat() const {
     Recording recording;

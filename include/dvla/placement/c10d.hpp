@@ -115,8 +115,7 @@ class C10dCluster final : public Cluster {
   std::string put_once(const std::string& key, const std::string& value,
                        std::chrono::nanoseconds limit) override {
     return ask(limit, [=](c10d::Store& store) {
-      const std::vector<std::uint8_t> there =
-          store.compareSet("text/" + key, {}, std::vector<std::uint8_t>(value.begin(), value.end()));
+      const std::vector<std::uint8_t> there = store.compareSet("text/" + key, {}, bytes(value));
       return std::string(there.begin(), there.end());
     });
   }

@@ -40,7 +40,7 @@ inline std::vector<int> spread(int count, const Topology& topology) {
   const int home = topology.node.front();
   std::vector<std::vector<int>> ranks;  // of each machine
   for (int rank = 0; rank < topology.world(); ++rank) {
-    if (Roles::place(topology.joined, rank) >= 0) continue;
+    if (topology.has_joined(rank)) continue;
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
     if (ranks.size() <= node) ranks.resize(node + 1);
     ranks[node].push_back(rank);

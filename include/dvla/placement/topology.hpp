@@ -19,6 +19,7 @@ struct Topology {
   /// They are rollouts: one that dies takes nobody with it, and its launcher starts it again.
   std::vector<int> joined{};
   int world() const { return static_cast<int>(node.size()); }
+  bool has_joined(int rank) const { return std::find(joined.begin(), joined.end(), rank) != joined.end(); }
 };
 
 /// Which rank does what. Both lists are ascending and without repeats; a rank may stand in both. The leader,

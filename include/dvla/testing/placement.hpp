@@ -52,7 +52,7 @@ requires PlacementMachinery<Policy, typename Policy::knobs> std::vector<std::str
     for (int rank = 0; rank < topology.world(); ++rank) {
       const bool rolls_out = roles.rollout(rank) >= 0, trains = roles.actor(rank) >= 0;
       expect(rolls_out || trains, "rank " + std::to_string(rank) + " must have a role");
-      expect(!trains || Roles::place(topology.joined, rank) < 0,
+      expect(!trains || !topology.has_joined(rank),
              "rank " + std::to_string(rank) + " has joined the job, so it may only roll out");
       if constexpr (requires { Policy::separates_roles; })
         expect(Policy::separates_roles || (rolls_out && trains),
