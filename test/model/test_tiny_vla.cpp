@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "dvla/model/lora.hpp"
 #include "dvla/model/tiny_vla.hpp"
 #include "dvla/testing/model.hpp"
 
@@ -63,6 +64,8 @@ struct Rollout {
   void act(std::uint64_t seed, Decoding decoding = Decoding::sample) {
     model.act(*observation, decoding, seed, *decision, action);
   }
+  std::span<float> weights(std::size_t unit) { return model.units()[unit].floats(); }
+
   TinyVlaModel<Head> model;
   OwnedRecord<Observation> observation;
   OwnedRecord<typename TinyVlaModel<Head>::Decision> decision;
@@ -70,6 +73,9 @@ struct Rollout {
   Field<float> action;
   std::vector<std::int64_t> rows;
 };
+
+using dvla::testing::detail::gradients_of;
+using dvla::testing::detail::weights_of;
 
 std::string all(const std::vector<std::string>& sentences) {
   std::string text;
@@ -93,12 +99,93 @@ TEST_CASE_TEMPLATE("TinyVLA keeps what a model promises, from state and from ima
   }
 }
 
+TEST_CASE_TEMPLATE("so it does in bfloat16, and with adapters on a frozen base, of either precision", Head,
+                   TokenHead, FlowHead) {
+  TinyVlaModel<Head>::use_threads(1);
+  const ModelInputs inputs = camera_inputs();
+  auto knobs = small<Head>(static_cast<int>(inputs.chunk));
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    knobs.dtype = dtype;
+    const auto plain = [&](std::uint64_t seed) { return TinyVlaModel<Head>(knobs, inputs, seed); };
+    if (dtype != Dtype::f32) CHECK_EQ(all(dvla::testing::check_model(plain, inputs)), "");
+    LoraKnobs<typename Head::knobs> lora{knobs};
+    lora.lora_rank = 4;
+    const auto adapted = [&](std::uint64_t seed) {
+      return LoraModel<TinyVlaModel<Head>>(lora, inputs, seed);
+    };
+    CHECK_EQ(all(dvla::testing::check_model(adapted, inputs)), "");
+  }
+}
+
+TEST_CASE("adapters stand beside the layers that are targets, and are all that trains") {
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  knobs.lora_rank = 2;
+  knobs.lora_targets = R"(blocks\.\d+\.mlp\.(in|out))";
+  const LoraModel<TinyVlaModel<TokenHead>> model(knobs, state_inputs(), 3);
+  std::vector<std::string> trainable;
+  for (const Parameter& each : model.parameters())
+    if (each.trainable) trainable.push_back(each.name);
+  CHECK_EQ(trainable, std::vector<std::string>{"base_model.model.blocks.0.mlp.in.lora_A.weight",
+                                               "base_model.model.blocks.0.mlp.in.lora_B.weight",
+                                               "base_model.model.blocks.0.mlp.out.lora_A.weight",
+                                               "base_model.model.blocks.0.mlp.out.lora_B.weight",
+                                               "base_model.model.blocks.1.mlp.in.lora_A.weight",
+                                               "base_model.model.blocks.1.mlp.in.lora_B.weight",
+                                               "base_model.model.blocks.1.mlp.out.lora_A.weight",
+                                               "base_model.model.blocks.1.mlp.out.lora_B.weight"});
+  CHECK_EQ(trainable_count(model.units()), 2 * 2 * 2 * (32 + 128));
+  const std::vector<Parameter> plan = decltype(model)::plan(knobs, state_inputs());
+  REQUIRE_EQ(plan.size(), model.parameters().size());
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    CHECK_EQ(plan[i].name, model.parameters()[i].name);
+    CHECK_EQ(plan[i].shape, model.parameters()[i].shape);
+    CHECK_EQ(plan[i].trainable, model.parameters()[i].trainable);
+  }
+  const auto refusal = [&](const std::string& targets) -> std::string {
+    knobs.lora_targets = targets;
+    try {
+      const LoraModel<TinyVlaModel<TokenHead>> refused(knobs, state_inputs(), 3);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "nothing thrown";
+  };
+  CHECK(refusal("gate_proj").starts_with(
+      "model.lora_targets is 'gate_proj', which matches no linear layer; they are proprioception, blocks.0."));
+  CHECK(refusal("(").starts_with("model.lora_targets is '(', which is no regular expression: "));
+}
+
+TEST_CASE("merged weights are those of a base that gives the same log-probabilities without adapters") {
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  knobs.lora_rank = 3;
+  knobs.lora_alpha = 5;
+  LoraModel<TinyVlaModel<TokenHead>> adapted(knobs, state_inputs(), 3);
+  std::vector<float> weights = weights_of(adapted);
+  SplitMix64 random(5);
+  for (float& value : weights) value = static_cast<float>(0.05 * random.normal());
+  dvla::testing::detail::set_weights(adapted, weights);
+
+  Rollout<TokenHead> base(small(4), state_inputs(), 6);
+  adapted.merged([&](const Parameter& parameter, const at::Tensor& value) {
+    for (const Parameter& each : base.model.parameters())
+      if (each.name == parameter.name)
+        std::memcpy(each.data, value.const_data_ptr(), each.bytes());
+  });
+  base.act(1);
+  std::vector<float> expected(base.storage.size()), entropy(expected.size());
+  adapted.forward(*base.observation, *base.decision, base.rows, expected, entropy);
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    CHECK(base.decision->log_prob[static_cast<std::int64_t>(i)] == doctest::Approx(expected[i]).epsilon(1e-4));
+}
+
 TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and number of threads", Head,
                    TokenHead, FlowHead) {
   Rollout<Head> rollout({}, state_inputs(), 128);
   double worst = 0;
-  for (float& weight : rollout.model.parameters()) weight *= 1.3f;  // as far from uniform as a trained policy
-  for (float& weight : rollout.model.parameters().last(2000)) weight *= 10;
+  // As far from uniform as a trained policy.
+  for (std::size_t unit = 0; unit < rollout.model.units().size(); ++unit)
+    for (float& weight : rollout.weights(unit)) weight *= 1.3f;
+  for (float& weight : rollout.weights(rollout.model.units().size() - 1)) weight *= 10;
   for (const int sampling : {1, 2}) {
     for (const int training : {1, 2}) {
       TinyVlaModel<Head>::use_threads(sampling);
@@ -107,7 +194,8 @@ TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and 
       for (const std::size_t size : {1u, 2u, 3u, 17u, 33u, 64u, 128u}) {
         for (std::size_t first = 0; first + size <= 128; first += 59) {
           worst = std::max(worst, check_ratio(rollout.model, *rollout.observation, *rollout.decision,
-                                              std::span(rollout.rows).subspan(first, size)));
+                                              std::span(rollout.rows).subspan(first, size))
+                                      .error);
         }
       }
     }
@@ -116,19 +204,20 @@ TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and 
   CHECK_LE(worst, 1e-5);
 }
 
-TEST_CASE_TEMPLATE("gradients accumulate in place, at the addresses that gradients() gave", Head, TokenHead,
+TEST_CASE_TEMPLATE("gradients accumulate in place, at the addresses that units() gave", Head, TokenHead,
                    FlowHead) {
   Rollout<Head> rollout(small<Head>(4), state_inputs(), 6);
   rollout.act(1);
-  const float* before = rollout.model.gradients().data();
+  rollout.model.hold_gradients(true);
+  const float* before = rollout.model.units()[1].gradients.data();
   std::vector<float> log_prob(rollout.storage.size()), entropy(log_prob.size()), ones(log_prob.size(), 1.0f);
   std::vector<float> first;
   for (int pass = 1; pass <= 3; ++pass) {
     rollout.model.forward(*rollout.observation, *rollout.decision, rollout.rows, log_prob, entropy);
     rollout.model.backward(ones, ones);
-    CHECK_EQ(rollout.model.gradients().data(), before);
-    const auto gradients = rollout.model.gradients();
-    if (pass == 1) first.assign(gradients.begin(), gradients.end());
+    CHECK_EQ(rollout.model.units()[1].gradients.data(), before);
+    const std::vector<float> gradients = gradients_of(rollout.model);
+    if (pass == 1) first = gradients;
     double worst = 0;
     for (std::size_t i = 0; i < first.size(); ++i) {
       worst =
@@ -137,12 +226,12 @@ TEST_CASE_TEMPLATE("gradients accumulate in place, at the addresses that gradien
     CHECK_LE(worst, 1e-4);
   }
   // Every named tensor takes part.
-  for (const NamedTensor& tensor : rollout.model.tensors()) {
-    std::int64_t count = 1;
-    for (const std::int64_t extent : tensor.shape) count *= extent;
-    const auto part = rollout.model.gradients().subspan(static_cast<std::size_t>(tensor.offset),
-                                                        static_cast<std::size_t>(count));
-    CHECK_MESSAGE(std::ranges::any_of(part, [](float g) { return g != 0; }), tensor.name);
+  std::size_t offset = 0;
+  const std::vector<float> gradients = gradients_of(rollout.model);
+  for (const Parameter& each : rollout.model.parameters()) {
+    const auto part = std::span(gradients).subspan(offset, static_cast<std::size_t>(each.count()));
+    CHECK_MESSAGE(std::ranges::any_of(part, [](float g) { return g != 0; }), each.name);
+    offset += part.size();
   }
 }
 
@@ -150,6 +239,7 @@ TEST_CASE("two models work at the same time in two threads, each with its own nu
   const auto once = [](int threads) {
     TinyVlaModel<TokenHead>::use_threads(threads);
     Rollout<TokenHead> rollout(small(4), state_inputs(), 32);
+    rollout.model.hold_gradients(true);
     std::vector<float> log_prob(rollout.storage.size()), entropy(log_prob.size()),
         ones(log_prob.size(), 1.0f);
     for (std::uint64_t i = 0; i < 20; ++i) {
@@ -158,8 +248,7 @@ TEST_CASE("two models work at the same time in two threads, each with its own nu
       rollout.model.backward(ones, ones);
       if (at::get_num_threads() != threads) return std::vector<float>{};
     }
-    const auto gradients = rollout.model.gradients();
-    return std::vector<float>(gradients.begin(), gradients.end());
+    return gradients_of(rollout.model);
   };
   const std::vector<float> alone = once(1);
   std::vector<float> left, right;
@@ -206,15 +295,18 @@ TEST_CASE_TEMPLATE("imitation brings the loss far below its start", Head, TokenH
           std::clamp(observation.proprioception.at(row)[0] * 0.5f, -0.9f, 0.9f);
     }
   }
-  const auto weights = rollout.model.parameters(), gradients = rollout.model.gradients();
-  std::vector<float> first(weights.size()), second(weights.size());
+  rollout.model.hold_gradients(true);
+  const auto count = static_cast<std::size_t>(trainable_count(rollout.model.units()));
+  std::vector<float> first(count), second(count);
   double start = 0, end = 0;
   constexpr int steps = 250;
   for (int i = 1; i <= steps; ++i) {
-    std::ranges::fill(gradients, 0.0f);
+    dvla::testing::detail::zero_gradients(rollout.model);
     const double loss = rollout.model.imitate(observation, rollout.action, rollout.rows, 1.0);
     if (i <= 10) start += loss / 10;
     if (i > steps - 10) end += loss / 10;
+    std::vector<float> weights = weights_of(rollout.model);
+    const std::vector<float> gradients = gradients_of(rollout.model);
     for (std::size_t k = 0; k < weights.size(); ++k) {  // Adam
       first[k] = 0.9f * first[k] + 0.1f * gradients[k];
       second[k] = 0.95f * second[k] + 0.05f * gradients[k] * gradients[k];
@@ -222,6 +314,7 @@ TEST_CASE_TEMPLATE("imitation brings the loss far below its start", Head, TokenH
           std::sqrt(1 - std::pow(0.95f, static_cast<float>(i))) / (1 - std::pow(0.9f, static_cast<float>(i)));
       weights[k] -= 3e-3f * scale * first[k] / (std::sqrt(second[k]) + 1e-8f);
     }
+    dvla::testing::detail::set_weights(rollout.model, weights);
   }
   MESSAGE(Head::name << ": loss " << start << " -> " << end);
   CHECK_LT(end, 0.35 * start);
@@ -270,8 +363,8 @@ TEST_CASE("calls with rows, instructions or weights that make no sense are refus
   CHECK_THROWS_AS(forward({1}), Error);
   CHECK_THROWS_AS(rollout.act(1), Error);
   rollout.observation->instruction[1] = 0;
-  rollout.model.parameters()[40] = std::numeric_limits<float>::quiet_NaN();
-  rollout.model.parameters().back() = std::numeric_limits<float>::quiet_NaN();
+  rollout.weights(0)[40] = std::numeric_limits<float>::quiet_NaN();
+  rollout.weights(rollout.model.units().size() - 1).back() = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_AS(rollout.act(1), Error);
   Rollout<TokenHead> fresh(small(4), state_inputs(), 4);
   fresh.storage[9] = std::numeric_limits<float>::quiet_NaN();
@@ -283,7 +376,7 @@ TEST_CASE("calls with rows, instructions or weights that make no sense are refus
 TEST_CASE("the ratio self-test names row and element where the two sides differ") {
   Rollout<TokenHead> rollout(small(4), state_inputs(), 5);
   rollout.act(1);
-  CHECK_LE(check_ratio(rollout.model, *rollout.observation, *rollout.decision, rollout.rows), 1e-5);
+  CHECK_LE(check_ratio(rollout.model, *rollout.observation, *rollout.decision, rollout.rows).error, 1e-5);
   rollout.decision->log_prob.at(3).span()[6] += 0.01f;
   std::string said;
   try {

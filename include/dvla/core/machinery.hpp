@@ -59,6 +59,11 @@ inline constexpr bool needs_values = [] {
   return false;
 }();
 template <class Policy>
+inline constexpr bool runs_on_cuda = [] {
+  if constexpr (requires { Policy::runs_on_cuda; }) return static_cast<bool>(Policy::runs_on_cuda);
+  return false;
+}();
+template <class Policy>
 inline constexpr bool has_value_head = [] {
   if constexpr (requires { Policy::has_value_head; }) return static_cast<bool>(Policy::has_value_head);
   return false;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <charconv>
+#include <iostream>
 
 #include "dvla/io/safetensors.hpp"
 
@@ -190,5 +191,19 @@ class CheckpointFolder {
   std::filesystem::path folder_;
   int keep_last_;
 };
+
+/// The checkpoint that `path` means: a file, a folder of checkpoints, or a run's folder, of which the newest
+/// sound one is taken; what was passed over is said on standard error.
+inline SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) return CheckpointFolder::open(path);
+  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
+  LatestCheckpoint latest = CheckpointFolder(folder).latest();
+  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
+  if (!latest.checkpoint)
+    throw ConfigError("checkpoint '" + path.string() + "': there is no sound checkpoint in '" +
+                      folder.string() + "'");
+  return std::move(latest.checkpoint->file);
+}
 
 }  // namespace dvla::io

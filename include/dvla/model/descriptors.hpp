@@ -2,9 +2,11 @@
 // action chunks; TinyVLA is the small model of the same two kinds that trains on a laptop.
 #pragma once
 
+#include <boost/hana/concat.hpp>
 #include <string_view>
 #include <type_traits>
 
+#include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
@@ -12,21 +14,22 @@
 #include "dvla/model/tiny_vla_knobs.hpp"
 #include "dvla/pipeline/mistake.hpp"
 
-BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, patch);
-BOOST_HANA_ADAPT_STRUCT(dvla::TokenHeadKnobs, width, blocks, attention_heads, chunk, patch, bins,
+BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, patch, dtype);
+BOOST_HANA_ADAPT_STRUCT(dvla::TokenHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype, bins,
                         temperature);
-BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, denoise_steps,
+BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype, denoise_steps,
                         noise_level);
 
 namespace dvla {
 
 template <>
 inline constexpr auto knob_docs<TinyVlaKnobs> = std::to_array<KnobDoc>({
-    {"width", "width of the transformer; a multiple of attention_heads", 16, 1024},
-    {"blocks", "transformer blocks", 1, 24},
-    {"attention_heads", "attention heads a block", 1, 32},
+    {"width", "width of the transformer; a multiple of attention_heads", 16, 4096},
+    {"blocks", "transformer blocks", 1, 128},
+    {"attention_heads", "attention heads a block", 1, 64},
     {"chunk", "actions a decision; the horizon is a multiple of it", 1, 64, "control steps"},
     {"patch", "side of an image patch", 1, 64, "pixels"},
+    {"dtype", "weights and activations; optimiser, gradients and log-probabilities are float32"},
 });
 template <>
 inline constexpr auto knob_docs<TokenHeadKnobs> =
@@ -48,6 +51,7 @@ inline void check(const TinyVlaKnobs& knobs) {
     throw ConfigError("model.width is " + std::to_string(knobs.width) +
                       "; it must be a multiple of model.attention_heads, which is " +
                       std::to_string(knobs.attention_heads));
+  if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; TinyVLA computes in f32 or bf16");
 }
 
 /// Image patches, proprioception and instruction through a small transformer to an action chunk. Head:
@@ -57,6 +61,7 @@ struct TinyVLA {
   using slot = model_slot;
   using knobs = typename Head::knobs;
   static constexpr bool runs_on_cuda = true;
+  static constexpr bool takes_adapters = true;
   static constexpr Spelling spelling{"TinyVLA<", type_name<Head>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = false;
@@ -74,6 +79,7 @@ struct Pi05 {
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Pi05";
   static constexpr bool built = false;
+  static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
   template <bool Never>
   struct missing {
@@ -89,6 +95,7 @@ struct OpenVLAOFT {
   using knobs = NoKnobs;
   static constexpr std::string_view name = "OpenVLAOFT";
   static constexpr bool built = false;
+  static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
   template <bool Never>
   struct missing {
@@ -104,6 +111,7 @@ struct SmolVLA {
   using knobs = NoKnobs;
   static constexpr std::string_view name = "SmolVLA";
   static constexpr bool built = false;
+  static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
@@ -113,23 +121,91 @@ struct SmolVLA {
   };
 };
 
-/// Low-rank adapters around another model; only they train and travel. Declared, not built in this version.
+/// The knobs of a model under LoRA: its own, and those of the adapters.
+template <class Base>
+struct LoraKnobs : Base {
+  int lora_rank = 16;           ///< r of all adapters
+  double lora_alpha = 16;       ///< adapters count alpha / r
+  std::string lora_targets{};   ///< regular expression of the layers that have one; empty: all linear layers
+  std::string base_checkpoint{};  ///< whose weights the frozen base has; empty: random ones
+};
+
+template <class Base>
+inline constexpr auto knob_docs<LoraKnobs<Base>> =
+    joined_docs(knob_docs<Base>,
+                std::to_array<KnobDoc>({
+                    {"lora_rank", "rank of the adapters", 1, 1024},
+                    {"lora_alpha", "adapters are scaled by this over their rank", 0.001, 4096},
+                    {"lora_targets",
+                     "regular expression that the whole name of a layer with an adapter matches; empty: all"},
+                    {"base_checkpoint",
+                     "run's folder or checkpoint whose weights the frozen base gets; empty: random ones"},
+                }));
+
+namespace detail {
+/// Whether a model declares its linear layers by name, so that adapters can stand beside them.
+template <class Policy>
+inline constexpr bool takes_adapters = [] {
+  if constexpr (requires { Policy::takes_adapters; }) return static_cast<bool>(Policy::takes_adapters);
+  return false;
+}();
+template <class Model>
+struct lora_knobs {
+  using type = NoKnobs;
+};
+template <class Model>
+requires takes_adapters<Model>
+struct lora_knobs<Model> {
+  using type = LoraKnobs<typename Model::knobs>;
+};
+template <bool Never>
+struct lora_missing {
+  static_assert(Never,
+                "dvla: LoRA<Model> is named but its machinery is not included: add #include "
+                "<dvla/model/lora.hpp> and the header of the model that it wraps");
+};
+template <class Model, bool Never>
+struct missing_of_lora {
+  using type = lora_missing<Never>;
+};
+template <class Model, bool Never>
+requires requires { Model::built; }
+struct missing_of_lora<Model, Never> {
+  using type = typename Model::template missing<Never>;
+};
+}  // namespace detail
+
+/// Low-rank adapters beside the linear layers of another model, which is frozen; only they train and travel.
 template <class Model>
 struct LoRA {
   using slot = model_slot;
-  using knobs = NoKnobs;
-  using mistake = std::conditional_t<PolicyFor<Model, model_slot>, dvla::mistake::none,
-                                     dvla::mistake::not_a_model<Model>>;
+  using mistake = std::conditional_t<
+      !PolicyFor<Model, model_slot>, dvla::mistake::not_a_model<Model>,
+      std::conditional_t<detail::takes_adapters<Model>, dvla::mistake::none, dvla::mistake::takes_no_adapters<Model>>>;
+  using knobs = typename detail::lora_knobs<Model>::type;
+  static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};
   static constexpr std::string_view name = spelling;
-  static constexpr bool built = false;
   static constexpr bool has_value_head = detail::has_value_head<Model>;
   template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: LoRA<Model> is declared but not built in this version; name the model itself, which "
-                  "trains in full");
-  };
+  using missing = typename detail::missing_of_lora<Model, Never>::type;
 };
 
 }  // namespace dvla
+
+/// The base's members and its own: what BOOST_HANA_ADAPT_STRUCT writes for a struct that is no template.
+template <class Base>
+struct boost::hana::accessors_impl<dvla::LoraKnobs<Base>> {
+  template <auto Member>
+  using get = boost::hana::struct_detail::member_ptr<decltype(Member), Member>;
+  static constexpr auto apply() {
+    using Knobs = dvla::LoraKnobs<Base>;
+    return boost::hana::concat(
+        boost::hana::accessors<Base>(),
+        boost::hana::make_tuple(
+            boost::hana::make_pair(BOOST_HANA_STRING("lora_rank"), get<&Knobs::lora_rank>{}),
+            boost::hana::make_pair(BOOST_HANA_STRING("lora_alpha"), get<&Knobs::lora_alpha>{}),
+            boost::hana::make_pair(BOOST_HANA_STRING("lora_targets"), get<&Knobs::lora_targets>{}),
+            boost::hana::make_pair(BOOST_HANA_STRING("base_checkpoint"), get<&Knobs::base_checkpoint>{})));
+  }
+};

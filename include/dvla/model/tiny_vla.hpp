@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,10 +54,13 @@ class TinyVlaModel {
   /// For tests, which can say more about the device than inputs do.
   TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed,
                const detail::ComputeDevice& device)
-      : device_(device),
-        head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
-        network_(knobs, inputs, {head_.queries(), head_.outputs(), head_.noise_inputs()}, mix_seed(seed, 0),
-                 device) {}
+      : TinyVlaModel(knobs, inputs, seed, device, nullptr) {}
+
+  /// What the model would have as parameters(), without making it.
+  static std::vector<Parameter> plan(const typename Head::knobs& knobs, const ModelInputs& inputs) {
+    const HeadMachinery head(knobs, inputs.action.dimensions, 0);
+    return detail::TinyVlaNetwork(knobs, inputs, shape_of(head)).parameters().parameters();
+  }
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 
@@ -118,13 +122,17 @@ class TinyVlaModel {
     return loss;
   }
 
-  std::span<float> parameters() { return network_.parameters().values(); }
-  std::span<const float> parameters() const { return network_.parameters().values(); }
-  std::span<float> gradients() { return network_.parameters().gradients(); }
-  const std::vector<NamedTensor>& tensors() const { return network_.parameters().tensors(); }
+  const std::vector<Parameter>& parameters() const { return network_.parameters().parameters(); }
   /// Embeddings, each block, output.
-  std::vector<WeightRange> units() const { return network_.parameters().units(); }
+  const std::vector<WeightUnit>& units() const { return network_.parameters().units(); }
+  void hold_gradients(bool holds) { network_.parameters().hold_gradients(holds); }
+  std::unique_ptr<TinyVlaModel> copy() const { return std::unique_ptr<TinyVlaModel>(new TinyVlaModel(*this)); }
   void hook_units(UnitHooks* hooks) { network_.parameters().hook(hooks); }
+  /// See Parameters::merged.
+  template <class Visit>
+  void merged(Visit visit) const {
+    network_.parameters().merged(visit);
+  }
 
   /// See ModelElsewhere.
   void weights_written() {
@@ -144,7 +152,24 @@ class TinyVlaModel {
     at::set_num_threads(threads);
   }
 
+ protected:
+  /// copy()
+  TinyVlaModel(const TinyVlaModel& original)
+      : TinyVlaModel(original.knobs_, original.inputs_, original.seed_, original.device_,
+                     &original.network_) {}
+
  private:
+  TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed,
+               const detail::ComputeDevice& device, const detail::TinyVlaNetwork* original)
+      : knobs_(knobs),
+        inputs_(inputs),
+        seed_(seed),
+        device_(device),
+        head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
+        network_(knobs, inputs, shape_of(head_), mix_seed(seed, 0), device, original) {}
+  static detail::QueryShape shape_of(const HeadMachinery& head) {
+    return {head.queries(), head.outputs(), head.noise_inputs()};
+  }
   std::int64_t elements() const { return head_.decision_layout({1}).log_prob.count(); }
 
   static std::span<const float> view(const at::Tensor& tensor) {
@@ -203,6 +228,9 @@ class TinyVlaModel {
     network_.parameters().backward_done();
   }
 
+  typename Head::knobs knobs_;
+  ModelInputs inputs_;
+  std::uint64_t seed_;
   detail::ComputeDevice device_;
   HeadMachinery head_;
   detail::TinyVlaNetwork network_;

@@ -12,7 +12,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -22,8 +21,6 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/layer_norm.h>
-#include <ATen/ops/linear.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 
@@ -37,7 +34,7 @@
 #include <vector>
 
 #include "dvla/core/random.hpp"
-#include "dvla/model/flat_parameters.hpp"
+#include "dvla/model/parameters.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
 #include "dvla/model/words.hpp"
 
@@ -56,33 +53,39 @@ class TinyVlaNetwork {
   /// Keys and values of instruction and observation, per block [padded(n), L + P, 2k].
   using Prefix = std::vector<at::Tensor>;
 
-  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
+  /// Declares everything and makes no tensor: what parameters() then says is for plans only.
+  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
                  const ComputeDevice& device = {})
       : device_(device),
         spec_(inputs.observation),
         shape_(shape),
         patch_(knobs.patch),
         width_(knobs.width),
-        heads_(knobs.attention_heads) {
+        heads_(knobs.attention_heads),
+        table_(tokenise(spec_.instructions)),
+        parameters_(knobs.dtype, inputs.adapters, device) {
     check(knobs, inputs);
     head_width_ = width_ / heads_;
-    const InstructionTable table = tokenise(spec_.instructions);
-    words_ = at::empty({static_cast<std::int64_t>(spec_.instructions.size()), table.length}, at::kLong);
-    std::copy(table.tokens.begin(), table.tokens.end(), words_.mutable_data_ptr<std::int64_t>());
-    declare(knobs.blocks, table.length);
+    declare(knobs.blocks, table_.length);
+  }
+  /// With tensors of its own, or, as a copy of `original`, with its frozen ones.
+  TinyVlaNetwork(const TinyVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
+                 const ComputeDevice& device, const TinyVlaNetwork* original = nullptr)
+      : TinyVlaNetwork(knobs, inputs, shape, device) {
     const auto lane = device_.enter();
-    parameters_.allocate(device_);
+    words_ = at::empty({static_cast<std::int64_t>(spec_.instructions.size()), table_.length}, at::kLong);
+    std::copy(table_.tokens.begin(), table_.tokens.end(), words_.mutable_data_ptr<std::int64_t>());
     StreamMark there;
     words_ = device_.upload(words_);
     device_.set(there);
     there.wait();  // other lanes use it
-    initialise(seed);
+    original == nullptr ? parameters_.allocate(seed) : parameters_.share(original->parameters_);
   }
   TinyVlaNetwork(const TinyVlaNetwork&) = delete;
   TinyVlaNetwork& operator=(const TinyVlaNetwork&) = delete;
 
-  FlatParameters& parameters() { return parameters_; }
-  const FlatParameters& parameters() const { return parameters_; }
+  Parameters& parameters() { return parameters_; }
+  const Parameters& parameters() const { return parameters_; }
 
   /// `rows` empty: all n rows of `observation` in order, read in place (n a multiple of 8, 16 or more;
   /// otherwise proprioception is copied). Otherwise those rows, gathered.
@@ -98,7 +101,7 @@ class TinyVlaNetwork {
       const bool last = i + 1 == blocks_.size();
       parameters_.before(i + 1);
       const at::Tensor language_in = normalised(language, block.attention_norm);
-      const at::Tensor language_kv = at::linear(language_in, block.key_value);  // [I, L, 2k]
+      const at::Tensor language_kv = block.key_value(language_in);  // [I, L, 2k]
       const at::Tensor own_kv =
           choice.mm(language_kv.flatten(1)).view({choice.size(0), language_kv.size(1), 2 * head_width_});
       if (!last) language = after_attention(language, attend(language_in, language_kv, block), block);
@@ -107,7 +110,7 @@ class TinyVlaNetwork {
         continue;
       }
       const at::Tensor in = normalised(x, block.attention_norm);
-      prefix.push_back(at::cat({own_kv, at::linear(in, block.key_value)}, 1));
+      prefix.push_back(at::cat({own_kv, block.key_value(in)}, 1));
       if (!last) x = after_attention(x, attend(in, prefix.back(), block), block);
     }
     return prefix;
@@ -122,19 +125,19 @@ class TinyVlaNetwork {
     if (shape_.noise_inputs > 0) {
       at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, device_.host());
       std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
-      x = x + at::linear(device_.upload(noise_in), noise_weight_) +
-          at::linear(time_features(times), time_weight_).unsqueeze(1);
+      x = x + noise_(device_.upload(noise_in).to(precision())) + time_(time_features(times)).unsqueeze(1);
     }
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       parameters_.before(i + 1);
       const at::Tensor in = normalised(x, block.attention_norm);
-      const at::Tensor kv = at::linear(in, block.key_value).expand({rows, -1, -1});
+      const at::Tensor kv = block.key_value(in).expand({rows, -1, -1});
       const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
       x = after_attention(x.expand({rows, -1, -1}), mixed, block);
     }
     parameters_.before(blocks_.size() + 1);
-    return at::linear(normalised(x, output_norm_), output_weight_, output_bias_).flatten(1).narrow(0, 0, n);
+    // What becomes log-probabilities is float32 whatever the rest is.
+    return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
   }
 
  private:
@@ -143,7 +146,7 @@ class TinyVlaNetwork {
   };
   struct Block {
     Norm attention_norm, mlp_norm;
-    at::Tensor query, key_value, attention_out, mlp_in, mlp_out;
+    Linear query, key_value, attention_out, mlp_in, mlp_out;
   };
 
   static void check(const TinyVlaKnobs& knobs, const ModelInputs& inputs) {
@@ -173,80 +176,54 @@ class TinyVlaNetwork {
     }
   }
 
+  /// Initial values: norms 1 and 0, biases 0, embeddings of unit scale; matrices N(0, 1 / inputs), those that
+  /// end a residual branch smaller by sqrt(2 * blocks), the output smaller by 10 so that the first policy is
+  /// nearly uniform.
   void declare(int blocks, std::int64_t words) {
     const std::int64_t d = width_;
-    FlatParameters& all = parameters_;
+    Parameters& all = parameters_;
+    const auto matrix = [](std::int64_t inputs, double factor = 1) {
+      return InitialValues{0, factor / std::sqrt(static_cast<double>(inputs))};
+    };
+    const InitialValues embedding{0, 0.5};
     const auto norm = [&](const std::string& name, Norm& member) {
-      all.declare(name + ".weight", {d}, member.weight);
+      all.declare(name + ".weight", {d}, member.weight, {1, 0});
       all.declare(name + ".bias", {d}, member.bias);
     };
     all.begin_unit();
-    all.declare("instruction.embedding.weight", {vocabulary_size, d}, word_embedding_);
-    all.declare("instruction.position", {words, d}, word_position_);
-    if (spec_.proprioception > 0) {
-      all.declare("proprioception.weight", {proprioception_tokens * d, spec_.proprioception},
-                  proprioception_weight_);
-      all.declare("proprioception.bias", {proprioception_tokens * d}, proprioception_bias_);
-    }
+    all.declare("instruction.embedding.weight", {vocabulary_size, d}, word_embedding_, embedding);
+    all.declare("instruction.position", {words, d}, word_position_, embedding);
+    if (spec_.proprioception > 0)
+      all.declare_linear("proprioception", proprioception_tokens * d, spec_.proprioception, proprioception_,
+                         matrix(spec_.proprioception), /*bias=*/true);
     for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
       const CameraSpec& camera = spec_.cameras[i];
       const std::string name = "camera." + std::to_string(i) + (camera.name.empty() ? "" : "." + camera.name);
-      all.declare(name + ".patch.weight", {d, patch_features()}, patch_weight_[i]);
-      all.declare(name + ".position", {patches(camera), d}, patch_position_[i]);
+      all.declare_linear(name + ".patch", d, patch_features(), patch_embedding_[i], matrix(patch_features()));
+      all.declare(name + ".position", {patches(camera), d}, patch_position_[i], embedding);
     }
-    all.declare("action.query", {1, shape_.queries, d}, query_embedding_);
+    all.declare("action.query", {1, shape_.queries, d}, query_embedding_, embedding);
     if (shape_.noise_inputs > 0) {
-      all.declare("action.noise.weight", {d, shape_.noise_inputs}, noise_weight_);
-      all.declare("action.time.weight", {d, d}, time_weight_);
+      all.declare_linear("action.noise", d, shape_.noise_inputs, noise_, matrix(shape_.noise_inputs));
+      all.declare_linear("action.time", d, d, time_, matrix(d));
     }
     blocks_.resize(static_cast<std::size_t>(blocks));
+    const double end = 1 / std::sqrt(2.0 * blocks);  // of a residual branch
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       Block& block = blocks_[i];
       all.begin_unit();
       const std::string name = "blocks." + std::to_string(i);
       norm(name + ".attention.norm", block.attention_norm);
-      all.declare(name + ".attention.query.weight", {d, d}, block.query);
-      all.declare(name + ".attention.key_value.weight", {2 * head_width_, d}, block.key_value);
-      all.declare(name + ".attention.out.weight", {d, d}, block.attention_out);
+      all.declare_linear(name + ".attention.query", d, d, block.query, matrix(d));
+      all.declare_linear(name + ".attention.key_value", 2 * head_width_, d, block.key_value, matrix(d));
+      all.declare_linear(name + ".attention.out", d, d, block.attention_out, matrix(d, end));
       norm(name + ".mlp.norm", block.mlp_norm);
-      all.declare(name + ".mlp.in.weight", {4 * d, d}, block.mlp_in);
-      all.declare(name + ".mlp.out.weight", {d, 4 * d}, block.mlp_out);
+      all.declare_linear(name + ".mlp.in", 4 * d, d, block.mlp_in, matrix(d));
+      all.declare_linear(name + ".mlp.out", d, 4 * d, block.mlp_out, matrix(4 * d, end));
     }
     all.begin_unit();
     norm("output.norm", output_norm_);
-    all.declare("output.weight", {shape_.outputs, d}, output_weight_);
-    all.declare("output.bias", {shape_.outputs}, output_bias_);
-  }
-
-  /// Norms 1 and 0, biases 0, embeddings of unit scale; matrices N(0, 1 / inputs), those that end a residual
-  /// branch smaller by sqrt(2 * blocks), the output smaller by 10 so that the first policy is nearly uniform.
-  void initialise(std::uint64_t seed) {
-    SplitMix64 random(seed);
-    const auto ends_with = [](const std::string& name, const char* end) { return name.ends_with(end); };
-    for (const NamedTensor& tensor : parameters_.tensors()) {
-      double scale = 1 / std::sqrt(static_cast<double>(tensor.shape.back()));
-      double centre = 0;
-      if (ends_with(tensor.name, "norm.weight")) {
-        centre = 1;
-        scale = 0;
-      } else if (ends_with(tensor.name, ".bias")) {
-        scale = 0;
-      } else if (ends_with(tensor.name, "position") || ends_with(tensor.name, "embedding.weight") ||
-                 ends_with(tensor.name, "action.query")) {
-        scale = 0.5;
-      } else if (tensor.name.starts_with("blocks.") && ends_with(tensor.name, ".out.weight")) {
-        scale /= std::sqrt(2.0 * static_cast<double>(blocks_.size()));
-      } else if (tensor.name == "output.weight") {
-        scale *= 0.1;
-      }
-      std::int64_t count = 1;
-      for (const std::int64_t extent : tensor.shape) count *= extent;
-      const auto values = parameters_.values().subspan(static_cast<std::size_t>(tensor.offset),
-                                                       static_cast<std::size_t>(count));
-      for (float& value : values) {
-        value = static_cast<float>(scale == 0 ? centre : centre + scale * random.normal());
-      }
-    }
+    all.declare_linear("output", shape_.outputs, d, output_, matrix(d, 0.1), /*bias=*/true);
   }
 
   at::Tensor normalised(const at::Tensor& x, const Norm& norm) const {
@@ -258,7 +235,7 @@ class TinyVlaNetwork {
   at::Tensor attend(const at::Tensor& in, const at::Tensor& kv, const Block& block) const {
     const std::int64_t n = kv.size(0), tokens = in.size(1);
     const at::Tensor query =
-        at::linear(in, block.query).view({in.size(0), tokens * heads_, head_width_}).expand({n, -1, -1});
+        block.query(in).view({in.size(0), tokens * heads_, head_width_}).expand({n, -1, -1});
     const auto parts = kv.view({n, kv.size(1), 2, head_width_}).unbind(2);
     // Scores stand transposed, [n, S, T * h]: a softmax across rows runs at full vector width.
     at::Tensor scores = at::bmm(parts[0], query.transpose(1, 2));
@@ -268,10 +245,9 @@ class TinyVlaNetwork {
 
   /// The rest of a block: attention's output projection and the MLP, each added to the residual stream.
   at::Tensor after_attention(const at::Tensor& x, const at::Tensor& mixed, const Block& block) const {
-    const at::Tensor y =
-        at::addmm(x.reshape({-1, width_}), mixed.view({-1, width_}), block.attention_out.t());
-    const at::Tensor hidden = at::linear(normalised(y, block.mlp_norm), block.mlp_in).relu_();
-    return at::addmm(y, hidden, block.mlp_out.t()).view_as(x);
+    const at::Tensor y = block.attention_out.add_to(x.reshape({-1, width_}), mixed.view({-1, width_}));
+    const at::Tensor hidden = block.mlp_in(normalised(y, block.mlp_norm)).relu_();
+    return block.mlp_out.add_to(y, hidden).view_as(x);
   }
 
   /// One row of 0 and a 1 for each observation: as a matrix product, choosing an instruction costs nothing.
@@ -292,7 +268,7 @@ class TinyVlaNetwork {
       }
       out[which] = 1;
     }
-    return device_.upload(choice);
+    return device_.upload(choice).to(precision());
   }
 
   /// Tokens of proprioception and of all cameras' patches, [n, P, d]. Rows were checked before.
@@ -300,13 +276,12 @@ class TinyVlaNetwork {
     const std::int64_t n = row_count(observation, rows);
     std::vector<at::Tensor> parts;
     if (spec_.proprioception > 0) {
-      const at::Tensor values = proprioception(observation.proprioception, rows, n);
-      parts.push_back(at::linear(values, proprioception_weight_, proprioception_bias_)
-                          .view({padded(n), proprioception_tokens, width_}));
+      const at::Tensor values = proprioception(observation.proprioception, rows, n).to(precision());
+      parts.push_back(proprioception_(values).view({padded(n), proprioception_tokens, width_}));
     }
     for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
       const at::Tensor pixels = patch_pixels(observation.frames.at(i), spec_.cameras[i], rows, n);
-      parts.push_back(at::linear(pixels, patch_weight_.at(i)) + patch_position_.at(i));
+      parts.push_back(patch_embedding_.at(i)(pixels.to(precision())) + patch_position_.at(i));
     }
     return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
   }
@@ -369,7 +344,7 @@ class TinyVlaNetwork {
       }
       out += width_;
     }
-    return device_.upload(features);
+    return device_.upload(features).to(precision());
   }
 
   static std::int64_t row_count(const Observation& observation, std::span<const std::int64_t> rows) {
@@ -400,6 +375,7 @@ class TinyVlaNetwork {
     return observation;
   }
 
+  at::ScalarType precision() const { return output_norm_.weight.scalar_type(); }
   std::int64_t patch_features() const { return std::int64_t{3} * patch_ * patch_; }
   std::int64_t patches(const CameraSpec& camera) const {
     return std::int64_t{camera.height / patch_} * (camera.width / patch_);
@@ -412,14 +388,15 @@ class TinyVlaNetwork {
   QueryShape shape_;
   int patch_;
   std::int64_t width_, heads_, head_width_ = 0;
+  InstructionTable table_;
   at::Tensor words_;  ///< [I, L] slots, int64
-  FlatParameters parameters_;
-  at::Tensor word_embedding_, word_position_, proprioception_weight_, proprioception_bias_;
-  std::array<at::Tensor, max_cameras> patch_weight_, patch_position_;
-  at::Tensor query_embedding_, noise_weight_, time_weight_;
+  at::Tensor word_embedding_, word_position_, query_embedding_;
+  Linear proprioception_, noise_, time_, output_;
+  std::array<Linear, max_cameras> patch_embedding_;
+  std::array<at::Tensor, max_cameras> patch_position_;
   std::vector<Block> blocks_;
   Norm output_norm_;
-  at::Tensor output_weight_, output_bias_;
+  Parameters parameters_;
 };
 
 }  // namespace dvla::detail

@@ -56,20 +56,6 @@ void check_numbers(const io::SafetensorsFile& file, const std::string& name, std
 }
 }  // namespace detail
 
-/// The checkpoint that `path` means: a file, a folder of checkpoints, or a run's folder, of which the newest
-/// sound one is taken; what was passed over is said on standard error.
-inline io::SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
-  namespace fs = std::filesystem;
-  if (!fs::is_directory(path)) return io::CheckpointFolder::open(path);
-  const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
-  io::LatestCheckpoint latest = io::CheckpointFolder(folder).latest();
-  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
-  if (!latest.checkpoint)
-    throw ConfigError("checkpoint '" + path.string() + "': there is no sound checkpoint in '" +
-                      folder.string() + "'");
-  return std::move(latest.checkpoint->file);
-}
-
 namespace detail {
 /// Parts of checkpoints before `step` that are no longer there.
 inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {

@@ -206,5 +206,12 @@ struct not_a_model {
   static_assert(never<Model>,
                 "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
 };
+/// LoRA around a model whose layers have no names.
+template <class Model>
+struct takes_no_adapters {
+  static_assert(never<Model>,
+                "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
+                "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+};
 
 }  // namespace dvla::mistake

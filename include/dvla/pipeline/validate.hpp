@@ -29,8 +29,7 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.horizon % config.model.chunk; })
     detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
                            config.model.chunk);
-  if constexpr (
-      requires { config.memory.device; } && !requires { Pipeline::model::runs_on_cuda; })
+  if constexpr (requires { config.memory.device; } && !detail::runs_on_cuda<typename Pipeline::model>)
     if (config.memory.device != Device::cpu)
       throw ConfigError("memory.device is cuda, but the model " + std::string(Pipeline::model::name) +
                         " computes on the CPU only; choose another model, or cpu");

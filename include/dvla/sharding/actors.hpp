@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 
-#include "dvla/core/weight_range.hpp"
 #include "dvla/placement/group.hpp"
 
 namespace dvla {
@@ -20,12 +19,6 @@ using GroupSource = std::function<std::unique_ptr<Group>(const std::string& purp
 
 /// The source of a job with one actor.
 inline std::unique_ptr<Group> lone_group(const std::string&) { return std::make_unique<LoneGroup>(); }
-
-/// A stretch of the weights and of AdamW's moments that an actor keeps, as views.
-struct ShardPiece {
-  WeightRange range;
-  std::span<float> weight, first_moment, second_moment;
-};
 
 /// Bytes that this actor has sent to the others; it received as many.
 struct ShardTraffic {
@@ -38,9 +31,8 @@ struct ShardTraffic {
 /// - `actor()` in [0, actors()); the trainer checks `actors()` against its batch sizes.
 /// - `sum(values)`, `max(values)` over the actors: collectives, called on each with the same sizes.
 /// - `begin_micro_batch(last)` before each micro-batch of an optimiser step, also before one that is empty
-/// here:
-///   gradients may travel from the last one on, and in no other. It is a hint; step() sends what was not
-///   sent.
+///   here: gradients may travel from the last one on, and in no other. It is a hint; step() sends what was
+///   not sent.
 struct LoneActor {
   static constexpr int actor() { return 0; }
   static constexpr int actors() { return 1; }

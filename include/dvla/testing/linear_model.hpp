@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,8 +25,10 @@
 namespace dvla::testing {
 
 struct LinearKnobs {
-  int bins = 9;   ///< K, evenly over [-1, 1], both ends included
-  int chunk = 1;  ///< C
+  int bins = 9;          ///< K, evenly over [-1, 1], both ends included
+  int chunk = 1;         ///< C
+  int frozen_units = 0;  ///< the first ones; as many as there are action elements at most
+  Dtype dtype = Dtype::f32;
 };
 
 struct LinearDecision {
@@ -35,12 +38,14 @@ struct LinearDecision {
 
 }  // namespace dvla::testing
 
-BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearKnobs, bins, chunk);
+BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearKnobs, bins, chunk, frozen_units, dtype);
 BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearDecision, bin, log_prob);
 template <>
 inline constexpr auto dvla::knob_docs<dvla::testing::LinearKnobs> = std::to_array<dvla::KnobDoc>({
     {"bins", "bins an action dimension", 2, 1024},
     {"chunk", "actions a decision; the horizon is a multiple of it", 1, 64, "control steps"},
+    {"frozen_units", "how many of the first action elements' weights do not train", 0, 65536},
+    {"dtype", "precision of the weights: f32 or bf16; sums are float32"},
 });
 
 namespace dvla::testing {
@@ -59,6 +64,8 @@ class LinearModel {
       : chunk_(inputs.chunk),
         actions_(inputs.action.dimensions),
         bins_(chosen.bins),
+        frozen_units_(static_cast<std::size_t>(chosen.frozen_units)),
+        dtype_(chosen.dtype),
         proprioception_(inputs.observation.proprioception),
         instructions_(static_cast<std::int64_t>(inputs.observation.instructions.size())) {
     if (chunk_ < 1 || actions_ < 1 || bins_ < 2 || proprioception_ < 1 || instructions_ < 1) {
@@ -68,11 +75,20 @@ class LinearModel {
     }
     features_ = proprioception_ + instructions_ + proprioception_ * instructions_ + 1;
     elements_ = chunk_ * actions_;
-    parameters_.resize(static_cast<std::size_t>(elements_ * bins_ * features_));
-    gradients_.resize(parameters_.size());
+    if (chosen.frozen_units < 0 || chosen.frozen_units > elements_ || dtype_ == Dtype::f16) {
+      throw ConfigError("LinearModel: frozen_units is " + std::to_string(chosen.frozen_units) +
+                        "; it must be from 0 to the " + std::to_string(elements_) +
+                        " action elements, and dtype f32 or bf16");
+    }
+    frozen_.resize(frozen_units_ * unit_bytes());
+    trained_.resize(unit_bytes() * static_cast<std::size_t>(elements_) - frozen_.size());
+    describe(frozen_.data());
     SplitMix64 random(seed);
-    for (float& value : parameters_) value = static_cast<float>(0.01 * random.normal());
-    tensors_ = {{"weight", {chunk_, actions_, bins_, features_}, 0}};
+    std::vector<float> values(static_cast<std::size_t>(bins_ * features_));
+    for (std::byte* const unit : values_) {
+      for (float& value : values) value = static_cast<float>(0.01 * random.normal());
+      from_floats(values, dtype_, {unit, unit_bytes()});
+    }
     feature_F_.resize(static_cast<std::size_t>(features_));
     log_prob_K_.resize(static_cast<std::size_t>(bins_));
   }
@@ -130,6 +146,7 @@ class LinearModel {
       throw Error("LinearModel: backward is called once after each forward, with as many elements");
     }
     pending_ = false;
+    need_gradients();
     for_each_backwards(chosen_nE_.size(), [&](std::size_t i) {
       const std::span<const float> logs = logs_of(i);
       add_gradient(i, [&](std::int64_t k) {
@@ -142,6 +159,7 @@ class LinearModel {
 
   double imitate(const Observation& observation, Field<float> action, std::span<const std::int64_t> rows,
                  double scale) {
+    need_gradients();
     run(observation, rows);
     pending_ = false;
     const std::size_t count = rows.size() * static_cast<std::size_t>(elements_);
@@ -160,19 +178,59 @@ class LinearModel {
     return count == 0 ? 0 : loss / static_cast<double>(count);
   }
 
-  std::span<float> parameters() { return parameters_; }
-  std::span<float> gradients() { return gradients_; }
-  const std::vector<NamedTensor>& tensors() const { return tensors_; }
-
   /// A unit an action element: the rows of its bins.
-  std::vector<WeightRange> units() const {
-    std::vector<WeightRange> all;
-    for (std::int64_t e = 0; e < elements_; ++e) all.push_back({e * bins_ * features_, bins_ * features_});
-    return all;
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const std::vector<WeightUnit>& units() const { return units_; }
+  void hold_gradients(bool holds) {
+    if (holds == holds_) return;
+    holds_ = holds;
+    gradients_ = std::vector<float>(holds ? trained_.size() / bytes_of(dtype_) : 0);
+    describe(frozen_in());
+  }
+  std::unique_ptr<LinearModel> copy() const {
+    std::unique_ptr<LinearModel> other(new LinearModel(*this));
+    other->frozen_ = {};
+    other->gradients_ = {};
+    other->holds_ = false;
+    other->hooks_ = nullptr;
+    other->describe(frozen_in());
+    return other;
   }
   void hook_units(UnitHooks* hooks) { hooks_ = hooks; }
 
  private:
+  LinearModel(const LinearModel&) = default;  // copy() mends what points into the other's buffers
+
+  std::size_t unit_bytes() const { return static_cast<std::size_t>(bins_ * features_) * bytes_of(dtype_); }
+  /// Where the frozen units are: in this model, or in the one that it is a copy of.
+  std::byte* frozen_in() const { return frozen_units_ == 0 ? nullptr : values_.front(); }
+  bool trains(std::size_t e) const { return e >= frozen_units_; }
+  /// What parameters() and units() say, by where the buffers are now.
+  void describe(std::byte* frozen) {
+    values_.clear();
+    parameters_.clear();
+    units_.clear();
+    const auto part = static_cast<std::size_t>(bins_ * features_);
+    for (std::size_t e = 0; e < static_cast<std::size_t>(elements_); ++e) {
+      const std::size_t place = trains(e) ? e - frozen_units_ : e;
+      values_.push_back((trains(e) ? trained_.data() : frozen) + place * unit_bytes());
+      parameters_.push_back({.name = "weight." + std::to_string(e),
+                             .shape = {bins_, features_},
+                             .dtype = dtype_,
+                             .unit = e,
+                             .trainable = trains(e),
+                             .data = values_[e]});
+      units_.push_back({.dtype = dtype_});
+      if (!trains(e)) continue;
+      units_[e].values = {values_[e], unit_bytes()};
+      if (holds_) units_[e].gradients = std::span(gradients_).subspan(place * part, part);
+      units_[e].runs = {{.count = bins_ * features_}};
+    }
+  }
+  void need_gradients() const {
+    if (!holds_)
+      throw Error("LinearModel holds no gradients; call hold_gradients(true) where it is to be trained");
+  }
   void before_units() const {
     for (std::int64_t e = 0; hooks_ != nullptr && e < elements_; ++e) before_unit(e);
   }
@@ -210,17 +268,25 @@ class LinearModel {
     feature.back() = 1;
   }
   void fill_log_probs(std::int64_t e, std::span<const float> feature, std::span<float> log_prob) const {
-    const float* weight = parameters_.data() + e * bins_ * features_;
-    float largest = -INFINITY;
-    for (float& logit : log_prob) {
-      logit = 0;
-      for (const float value : feature) logit += *weight++ * value;
-      largest = std::max(largest, logit);
-    }
+    const std::byte* const values = values_[static_cast<std::size_t>(e)];
+    if (dtype_ == Dtype::f32)
+      fill_logits(reinterpret_cast<const float*>(values), feature, log_prob,
+                  [](float value) { return value; });
+    else
+      fill_logits(reinterpret_cast<const std::uint16_t*>(values), feature, log_prob, from_bf16);
+    const float largest = *std::max_element(log_prob.begin(), log_prob.end());
     float sum = 0;
     for (const float logit : log_prob) sum += std::exp(logit - largest);
     const float log_sum = largest + std::log(sum);
     for (float& logit : log_prob) logit -= log_sum;
+  }
+  template <class Value, class Read>
+  static void fill_logits(const Value* weight, std::span<const float> feature, std::span<float> logits,
+                          Read read) {
+    for (float& logit : logits) {
+      logit = 0;
+      for (const float value : feature) logit += read(*weight++) * value;
+    }
   }
   /// Features and log-probabilities of `rows`, kept for the gradient.
   void run(const Observation& observation, std::span<const std::int64_t> rows) {
@@ -234,11 +300,12 @@ class LinearModel {
                        logs_of(i * static_cast<std::size_t>(elements_) + static_cast<std::size_t>(e)));
     }
   }
-  /// Visits the indices of [n, E], the last unit first, and says when a unit's gradient is complete.
+  /// Visits the indices of [n, E] whose unit trains, the last unit first, and says when a unit's gradient is
+  /// complete.
   template <class Visit>
   void for_each_backwards(std::size_t count, Visit visit) const {
     const auto elements = static_cast<std::size_t>(elements_);
-    for (std::size_t e = elements; e-- > 0;) {
+    for (std::size_t e = elements; e-- > frozen_units_;) {
       for (std::size_t i = e; i < count; i += elements) visit(i);
       if (hooks_ != nullptr) hooks_->gradient_ready(e);
     }
@@ -255,17 +322,24 @@ class LinearModel {
   template <class DLogit>
   void add_gradient(std::size_t i, DLogit d_logit) {
     const std::span<const float> feature = features_of(i / static_cast<std::size_t>(elements_));
-    float* gradient = gradients_.data() + static_cast<std::int64_t>(i) % elements_ * bins_ * features_;
+    float* gradient = units_[i % static_cast<std::size_t>(elements_)].gradients.data();
     for (std::int64_t k = 0; k < bins_; ++k) {
       const float d = d_logit(k);
       for (const float value : feature) *gradient++ += d * value;
     }
   }
 
-  std::int64_t chunk_, actions_, bins_, proprioception_, instructions_;
+  std::int64_t chunk_, actions_, bins_;
+  std::size_t frozen_units_;
+  Dtype dtype_;
+  std::int64_t proprioception_, instructions_;
   std::int64_t features_ = 0, elements_ = 0;
-  std::vector<float> parameters_, gradients_;
-  std::vector<NamedTensor> tensors_;
+  std::vector<std::byte> frozen_, trained_;  ///< by unit; a copy has no frozen ones of its own
+  std::vector<std::byte*> values_;           ///< of each unit
+  std::vector<float> gradients_;             ///< of the units that train
+  bool holds_ = false;
+  std::vector<Parameter> parameters_;
+  std::vector<WeightUnit> units_;
   std::vector<float> feature_F_, log_prob_K_;
   std::vector<float> feature_nF_, log_prob_nEK_, entropy_nE_;
   std::vector<std::int32_t> chosen_nE_;
@@ -273,6 +347,6 @@ class LinearModel {
   UnitHooks* hooks_ = nullptr;
 };
 
-static_assert(ModelMachinery<LinearModel> && ModelOfUnits<LinearModel>);
+static_assert(ModelMachinery<LinearModel>);
 
 }  // namespace dvla::testing

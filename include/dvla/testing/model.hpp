@@ -92,6 +92,46 @@ struct ModelBatch {
   std::vector<float> last_entropy;
 };
 
+/// The trainable weights as float32, or the gradients, unit after unit.
+template <class Model>
+std::vector<float> weights_of(const Model& model) {
+  std::vector<float> all;
+  for (const WeightUnit& unit : model.units()) {
+    std::vector<float> values(static_cast<std::size_t>(unit.count()));
+    to_floats(unit.values, unit.dtype, values);
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return all;
+}
+template <class Model>
+void set_weights(Model& model, std::span<const float> values) {
+  for (const WeightUnit& unit : model.units()) {
+    const auto count = static_cast<std::size_t>(unit.count());
+    from_floats(values.first(count), unit.dtype, unit.values);
+    values = values.subspan(count);
+  }
+  weights_written(model);
+}
+template <class Model>
+std::vector<float> gradients_of(const Model& model) {
+  std::vector<float> all;
+  for (const WeightUnit& unit : model.units())
+    all.insert(all.end(), unit.gradients.begin(), unit.gradients.end());
+  return all;
+}
+template <class Model>
+void zero_gradients(const Model& model) {
+  for (const WeightUnit& unit : model.units()) std::ranges::fill(unit.gradients, 0.0f);
+}
+/// The bytes of what is frozen.
+template <class Model>
+std::vector<std::byte> frozen_bytes(const Model& model) {
+  std::vector<std::byte> all;
+  for (const Parameter& each : model.parameters())
+    if (!each.trainable) all.insert(all.end(), each.data, each.data + each.bytes());
+  return all;
+}
+
 template <Record Type>
 std::vector<std::byte> bytes_of(const Type& record) {
   std::vector<std::byte> all;
@@ -130,33 +170,69 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
   };
   const std::unique_ptr<Model> owner(new Model(make(1))), twin_owner(new Model(make(1)));
   Model &model = *owner, &twin = *twin_owner;
-  const std::span<float> weights = model.parameters(), gradients = model.gradients();
   const auto same = [](const auto& left, const auto& right) { return std::ranges::equal(left, right); };
+  const auto zero = [](float value) { return value == 0; };
+  // In 16 bits a ratio is off by roundings (model/self_test.hpp), and a difference of weights is one of
+  // hundreds of them.
+  const bool half = computes_in_16_bits(model);
 
-  // The buffers.
-  expect(!weights.empty() && weights.size() == gradients.size(),
-         "parameters() and gradients() differ in size");
-  expect(std::ranges::all_of(gradients, [](float g) { return g == 0; }), "gradients do not start at 0");
-  std::int64_t next = 0;
-  for (const NamedTensor& tensor : model.tensors()) {
-    std::int64_t count = 1;
-    for (const std::int64_t extent : tensor.shape) count *= extent;
-    expect(tensor.offset >= next, "tensor '" + tensor.name + "' overlaps the one before it");
-    next = tensor.offset + count;
-    const auto named = [&](const NamedTensor& other) { return other.name == tensor.name; };
-    expect(std::ranges::count_if(model.tensors(), named) == 1,
-           "the name '" + tensor.name + "' is not unique");
+  // Parameters, units and gradients.
+  expect(detail::gradients_of(model).empty(), "a new model holds gradients");
+  model.hold_gradients(true);
+  twin.hold_gradients(true);
+  const std::vector<float> start = detail::weights_of(model);
+  const auto gradients = [&] { return detail::gradients_of(model); };
+  expect(!start.empty() && start.size() == gradients().size(),
+         "units() have not as many gradients as trainable elements once they are held");
+  expect(std::ranges::all_of(gradients(), zero), "gradients do not start at 0");
+  std::vector<std::byte*> next;
+  for (const WeightUnit& unit : model.units()) {
+    next.push_back(unit.values.data());
+    std::int64_t runs = 0;
+    for (const OptimiserRun& run : unit.runs) runs += run.count;
+    expect(runs == unit.count(), "the runs of unit " + std::to_string(next.size() - 1) +
+                                     " do not add up to its trainable elements");
   }
-  expect(next <= std::ssize(weights), "tensors() reaches beyond parameters()");
-  expect(same(weights, twin.parameters()), "the same seed gives other initial weights");
+  for (const Parameter& each : model.parameters()) {
+    const auto named = [&](const Parameter& other) { return other.name == each.name; };
+    expect(std::ranges::count_if(model.parameters(), named) == 1,
+           "the name '" + each.name + "' is not unique");
+    if (each.unit >= next.size()) {
+      faults.push_back("parameter '" + each.name + "' is of a unit that units() does not have");
+      return faults;
+    }
+    if (!each.trainable || !each.alias_of.empty()) continue;
+    expect(each.data == next[each.unit], "trainable parameter '" + each.name +
+                                             "' does not follow the one before it in its unit's values");
+    expect(each.dtype == model.units()[each.unit].dtype,
+           "parameter '" + each.name + "' is of another dtype than its unit");
+    next[each.unit] += each.bytes();
+  }
+  for (std::size_t unit = 0; unit < next.size(); ++unit)
+    expect(next[unit] == model.units()[unit].values.data() + model.units()[unit].values.size(),
+           "the trainable parameters of unit " + std::to_string(unit) + " are not all of its values");
+  expect(same(start, detail::weights_of(twin)), "the same seed gives other initial weights");
   {
     const std::unique_ptr<Model> other(new Model(make(2)));
-    expect(!same(weights, other->parameters()), "another seed gives the same initial weights");
+    expect(!same(start, detail::weights_of(*other)) ||
+               !same(detail::frozen_bytes(model), detail::frozen_bytes(*other)),
+           "another seed gives the same initial weights");
+  }
+  const std::vector<std::byte> frozen = detail::frozen_bytes(model);
+
+  // Weights that do something from the start: adapters begin with halves that are 0.
+  std::vector<float> weights = start;
+  {
+    SplitMix64 random(23);
+    for (float& value : weights)
+      if (value == 0) value = static_cast<float>(0.02 * random.normal());
+    detail::set_weights(model, weights);
+    detail::set_weights(twin, weights);
+    weights = detail::weights_of(model);  // as they were rounded
   }
 
   // Sampling.
   detail::ModelBatch<Model> batch(model, inputs, 12), again(twin, inputs, 12);
-  const std::vector<float> start(weights.begin(), weights.end());
   batch.act(model, Decoding::sample, 5);
   again.act(twin, Decoding::sample, 5);
   expect(detail::bytes_of(*batch.decision) == detail::bytes_of(*again.decision) &&
@@ -170,13 +246,13 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
   const std::vector<float> mode = again.action_storage;
   again.act(twin, Decoding::mode, 6);
   expect(mode == again.action_storage, "the mode is not the same twice");
-  expect(same(weights, start) && std::ranges::all_of(gradients, [](float g) { return g == 0; }),
+  expect(same(weights, detail::weights_of(model)) && std::ranges::all_of(gradients(), zero),
          "act changes weights or gradients");
 
   // Ratio 1, whatever the rows and their order.
   const auto ratio = [&](std::span<const std::int64_t> rows, const std::string& which) {
-    const RatioError worst = ratio_error(model, *batch.observation, *batch.decision, rows);
-    expect(worst.error <= 1e-5, "the ratio of " + which + " is off by " + std::to_string(worst.error));
+    const RatioError found = ratio_error(model, *batch.observation, *batch.decision, rows);
+    expect(found.fits(half), "the ratio of " + which + " is off by " + std::to_string(found.error));
   };
   std::vector<std::int64_t> reversed(batch.order.rbegin(), batch.order.rend());
   ratio(batch.order, "all rows");
@@ -186,22 +262,22 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
 
   // Gradients: the sum of parts, in place, as central differences have them.
   batch.accumulate(model, batch.order);
-  const std::vector<float> whole(gradients.begin(), gradients.end());
+  const std::vector<float> whole = gradients();
   const double size = detail::norm(whole);
   expect(std::isfinite(size) && size > 0, "the gradient is zero or not finite");
-  std::ranges::fill(gradients, 0.0f);
+  const float* const place = model.units().back().gradients.data();
+  detail::zero_gradients(model);
   batch.accumulate(model, std::span(reversed).subspan(0, 5));
   batch.accumulate(model, std::span(reversed).subspan(5));
-  expect(detail::distance(gradients, whole) <= 1e-4 * size,
+  expect(detail::distance(gradients(), whole) <= (half ? 2e-2 : 1e-4) * size,
          "gradients of two parts do not add up to the whole's");
-  expect(model.parameters().data() == weights.data() && model.gradients().data() == gradients.data(),
-         "the buffers moved");
-  expect(std::ranges::all_of(twin.gradients(), [](float g) { return g == 0; }),
+  expect(model.units().back().gradients.data() == place, "the gradients moved");
+  expect(std::ranges::all_of(detail::gradients_of(twin), zero),
          "a backward of one model writes to another's gradients");
 
   SplitMix64 random(17);
   std::vector<float> direction(weights.size());
-  for (int trial = 0; trial < 4; ++trial) {
+  for (int trial = 0; trial < (half ? 0 : 4); ++trial) {
     // Along the gradient, over its four quarters in turn, with noise: large enough a derivative to be
     // measured.
     double expected = 0, length = 0;
@@ -217,37 +293,64 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
       expected += static_cast<double>(direction[i]) * static_cast<double>(whole[i]);
     }
     const double step = 2e-3;
+    std::vector<float> there(weights.size());
     const auto at = [&](double along) {
       for (std::size_t i = 0; i < direction.size(); ++i)
-        weights[i] =
-            static_cast<float>(static_cast<double>(start[i]) + along * static_cast<double>(direction[i]));
+        there[i] =
+            static_cast<float>(static_cast<double>(weights[i]) + along * static_cast<double>(direction[i]));
+      detail::set_weights(model, there);
       return batch.scalar(model, batch.order);
     };
     // Fourth-order central difference.
     const double measured = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
-    std::ranges::copy(start, weights.begin());
+    detail::set_weights(model, weights);
     expect(std::abs(measured - expected) <= 0.01 * std::abs(expected) + 1e-4 * size,
            "central differences give " + std::to_string(measured) +
                " along a direction where the gradient says " + std::to_string(expected));
   }
 
   // Imitation.
-  std::ranges::fill(gradients, 0.0f);
+  detail::zero_gradients(model);
   const double loss = model.imitate(*batch.observation, batch.action, batch.order, 1.0);
-  const std::vector<float> full(gradients.begin(), gradients.end());
+  const std::vector<float> full = gradients();
   expect(std::isfinite(loss) && detail::norm(full) > 0, "imitate gives no finite loss or no gradient");
   const double twin_loss = twin.imitate(*batch.observation, batch.action, batch.order, 0.5);
   expect(std::abs(twin_loss - loss) <= 1e-5 * std::abs(loss), "imitate of equal models gives other losses");
-  std::vector<float> doubled(twin.gradients().begin(), twin.gradients().end());
+  std::vector<float> doubled = detail::gradients_of(twin);
   for (float& value : doubled) value *= 2;
-  expect(detail::distance(doubled, full) <= 1e-4 * detail::norm(full),
+  expect(detail::distance(doubled, full) <= (half ? 2e-2 : 1e-4) * detail::norm(full),
          "imitate's gradient is not proportional to its scale");
-  expect(same(weights, start), "imitate changes the weights");
+  expect(same(weights, detail::weights_of(model)), "imitate changes the weights");
+
+  // A copy computes the same, from frozen parameters that are the same ones and trainable ones of its own.
+  {
+    const std::unique_ptr<Model> copied = model.copy();
+    expect(same(weights, detail::weights_of(*copied)), "a copy has other weights");
+    expect(detail::gradients_of(*copied).empty(), "a copy holds gradients");
+    for (std::size_t i = 0; i < model.parameters().size(); ++i)
+      if (const Parameter &mine = model.parameters()[i], &its = copied->parameters()[i]; mine.alias_of.empty())
+        expect((mine.data == its.data) != mine.trainable,
+               "parameter '" + mine.name + "' of a copy is " +
+                   (mine.trainable ? "the model's own, and trainable" : "another one, and frozen"));
+    again.act(*copied, Decoding::sample, 5);
+    expect(detail::bytes_of(*batch.decision) == detail::bytes_of(*again.decision),
+           "a copy samples something else with the same seed");
+  }
 
   // New weights written from outside are the ones that are used.
-  for (float& value : weights) value *= 1.05f;
+  std::vector<float> others = weights;
+  for (float& value : others) value *= 1.05f;
+  detail::set_weights(model, others);
   const RatioError moved = ratio_error(model, *batch.observation, *batch.decision, batch.order);
-  expect(moved.error > 1e-4, "weights written into parameters() are not used");
+  expect(moved.error > 1e-4, "weights written into units() are not used");
+  expect(same(frozen, detail::frozen_bytes(model)), "something has changed a frozen parameter");
+
+  model.hold_gradients(false);
+  try {
+    model.imitate(*batch.observation, batch.action, batch.order, 1.0);
+    faults.push_back("imitate must be an Error while no gradients are held");
+  } catch (const Error&) {
+  }
   return faults;
 }
 

@@ -1,0 +1,72 @@
+// LoRA's machinery: any model whose linear layers are declared by name (model/parameters.hpp), frozen, with
+// low-rank adapters beside the layers that `lora_targets` names (Hu et al., arXiv 2106.09685; PEFT's key names
+// and initial values). Only the adapters train, travel and are checkpointed; their share of the memory is what
+// gradients, masters and moments are for. Paper: OpenVLA-OFT by parameter-efficient fine-tuning. No DoRA, no
+// dropout, no rank that differs between layers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "dvla/core/machinery.hpp"
+#include "dvla/io/checkpoint.hpp"
+#include "dvla/model/concept.hpp"
+#include "dvla/model/descriptors.hpp"
+#include "dvla/model/weight_files.hpp"
+
+namespace dvla {
+
+template <class Base>
+class LoraModel : public Base {
+ public:
+  /// Throws as Base does, ConfigError where no layer is a target, and what load_weights throws for a
+  /// `base_checkpoint` that does not fit.
+  template <class BaseKnobs>
+  LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
+      : Base(knobs, with_adapters(knobs, inputs), seed) {
+    if (!knobs.base_checkpoint.empty())
+      load_weights(*this, io::open_checkpoint(knobs.base_checkpoint), WeightSet::frozen, "model.");
+  }
+
+  template <class BaseKnobs>
+  static std::vector<Parameter> plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs) {
+    return Base::plan(knobs, with_adapters(knobs, inputs));
+  }
+  std::unique_ptr<LoraModel> copy() const { return std::unique_ptr<LoraModel>(new LoraModel(*this)); }
+
+ private:
+  LoraModel(const LoraModel&) = default;  // Base's: shares what is frozen
+
+  template <class Knobs>
+  static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs) {
+    inputs.adapters = {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
+    return inputs;
+  }
+};
+
+/// Writes the weights that the model's base would have with its adapters added in, under the base's names: a
+/// file that the base itself, and its public loaders, read. `metadata` as in write_safetensors.
+template <class Base>
+void export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
+  std::vector<io::TensorToWrite> tensors;
+  std::vector<std::vector<std::byte>> values;
+  values.reserve(model.parameters().size());
+  model.merged([&](const Parameter& parameter, const auto& tensor) {
+    const auto* bytes = static_cast<const std::byte*>(tensor.const_data_ptr());
+    values.emplace_back(bytes, bytes + parameter.bytes());
+    tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
+  });
+  io::write_safetensors(path, tensors);
+}
+
+template <class Model, class Pipeline>
+struct machinery<LoRA<Model>, Pipeline> {
+  using base = typename machinery<Model, Pipeline>::type;
+  using type = std::conditional_t<std::is_same_v<base, detail::no_machinery>, detail::no_machinery,
+                                 LoraModel<base>>;
+};
+
+}  // namespace dvla

@@ -1,0 +1,362 @@
+// The weights of a model that computes with torch: named tensors in units (core/weights.hpp), frozen or
+// trainable, in float32 or bfloat16, with adapters where the model is wrapped in LoRA. Any model may hold one
+// and answer ModelMachinery's parameters(), units(), hold_gradients() and hook_units() with it
+// (docs/slots/model.md). A unit's trainable tensors are views of one block, their gradients of another, which
+// is float32 whatever the tensors are: autograd adds into it.
+//
+// Frozen tensors are shared by all copies of a model. Gradients exist while they are held: in a trainer's
+// model. Where the network computes apart from host memory (compute_device.hpp), units() are blocks in host
+// memory, pinned, and the network's tensors views of others on the device, which written() fills; gradients
+// travel back after a backward pass. Hooks are then told of all units at once.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/normal.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <regex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/random.hpp"
+#include "dvla/model/compute_device.hpp"
+#include "dvla/model/concept.hpp"
+#include "dvla/model/linear.hpp"
+
+namespace dvla {
+
+/// Initial values of a parameter: centre + scale * N(0, 1).
+struct InitialValues {
+  double centre = 0, scale = 0;
+};
+
+/// Declare everything, then `allocate` or `share`, once. One thread at a time.
+class Parameters {
+ public:
+  explicit Parameters(Dtype dtype = Dtype::f32, Adapters adapters = {},
+                      const detail::ComputeDevice& device = {})
+      : dtype_(dtype), adapters_(std::move(adapters)), device_(device) {
+    if (dtype_ == Dtype::f16) throw ConfigError("model.dtype is f16; models compute in f32 or bf16");
+  }
+  /// What was put on a stream may still read these blocks.
+  ~Parameters() {
+    try {
+      uploaded_.wait();
+    } catch (const std::exception&) {
+    }
+  }
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
+
+  // ---- Declaring
+  /// What is declared from here on is a new unit.
+  void begin_unit() { blocks_.emplace_back(); }
+  /// `member` becomes the tensor when memory is there, and must live as long as this. Frozen beside adapters.
+  void declare(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
+               InitialValues initial = {}, OptimiserGroup group = {}) {
+    add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0);
+  }
+  /// The layer `name`: its weight [out, in], `name`.weight, its bias if `bias`, and its adapter if the layer
+  /// is a target.
+  void declare_linear(const std::string& name, std::int64_t out, std::int64_t in, Linear& member,
+                      InitialValues initial = {}, bool bias = false) {
+    declare(name + ".weight", {out, in}, member.weight, initial);
+    if (bias) declare(name + ".bias", {out}, member.bias);
+    if (adapters_.rank == 0) return;
+    layers_ += (layers_.empty() ? "" : ", ") + name;
+    if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
+    const std::string key = "base_model.model." + name;
+    // PEFT's kaiming_uniform_(a = sqrt(5)) has this standard deviation.
+    const double scale = 1 / std::sqrt(3.0 * static_cast<double>(in));
+    add(key + ".lora_A.weight", {adapters_.rank, in}, member.adapter_a, {0, scale}, {}, true);
+    add(key + ".lora_B.weight", {out, adapters_.rank}, member.adapter_b, {}, {}, true);
+    member.scale = adapters_.alpha / adapters_.rank;
+    merges_.push_back({parameters_.size() - 1, &member});
+  }
+
+  // ---- Memory
+  /// Makes all tensors and draws their initial values, a tensor at a time. Throws ConfigError where adapters
+  /// are wanted and no layer is a target.
+  void allocate(std::uint64_t seed) {
+    make(nullptr);
+    const c10::InferenceMode ordinary(false);
+    const c10::NoGradGuard no_graph;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const auto [centre, scale] = initial_[i];
+      at::Tensor& to = homes_[i];
+      if (scale == 0) {
+        to.fill_(centre);
+        continue;
+      }
+      auto generator = at::detail::createCPUGenerator(mix_seed(seed, static_cast<std::int64_t>(i)));
+      to.copy_(at::normal(centre, scale, to.sizes(), generator, to.options().dtype(at::kFloat)));
+    }
+    bring_over();
+  }
+  /// The copy of a model: the same frozen tensors, which `original` keeps alive, the values of the others.
+  void share(const Parameters& original) {
+    make(&original);
+    copy_weights(original.units_, units_);
+    written();
+  }
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const std::vector<WeightUnit>& units() const { return units_; }
+
+  void hold_gradients(bool holds) {
+    if (holds == holds_) return;
+    holds_ = holds;
+    const c10::InferenceMode ordinary(false);
+    for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
+      Block& block = blocks_[unit];
+      const auto count = static_cast<std::int64_t>(units_[unit].count());
+      block.gradients = holds ? at::zeros({count}, device_.host()) : at::Tensor();
+      block.far_gradients =
+          !holds ? at::Tensor() : device_.apart() ? at::zeros({count}, device_.here()) : block.gradients;
+      units_[unit].gradients =
+          holds ? std::span(block.gradients.mutable_data_ptr<float>(), static_cast<std::size_t>(count))
+                : std::span<float>();
+    }
+    each_trainable([&](std::size_t i, std::int64_t offset) {
+      at::Tensor& member = *members_[i];
+      const Block& block = blocks_[parameters_[i].unit];
+      if (!holds) {
+        member.mutable_grad().reset();
+        gradients_[i].reset();
+        return;
+      }
+      gradients_[i] = view(block.far_gradients.mutable_data_ptr<float>() + offset, parameters_[i].shape,
+                           device_.here());
+      if (dtype_ == Dtype::f32) member.mutable_grad() = gradients_[i];
+    });
+    rehook();
+  }
+
+  // ---- What a network says while it computes
+  /// nullptr: none, and autograd forgets that there were any.
+  void hook(UnitHooks* hooks) {
+    hooks_ = hooks;
+    rehook();
+  }
+  /// Somebody has written to units().
+  void written() {
+    if (!device_.apart()) return;
+    if (hooks_ != nullptr)
+      for (std::size_t unit = 0; unit < units_.size(); ++unit) hooks_->before_unit(unit);
+    for (Block& block : blocks_)
+      if (block.values.defined()) block.far_values.copy_(block.values, /*non_blocking=*/true);
+    device_.set(uploaded_);
+  }
+  /// A call of the network begins, in the lane that makes it.
+  void call_begins() {
+    if (device_.apart()) uploaded_.block();
+  }
+  /// The network is about to use the unit.
+  void before(std::size_t unit) const {
+    if (hooks_ != nullptr && !device_.apart()) hooks_->before_unit(unit);
+  }
+  /// A backward pass begins. Throws Error where no gradients are held.
+  void backward_begins() {
+    if (!holds_)
+      throw Error(
+          "the model holds no gradients; call hold_gradients(true) on the model that is to be trained");
+    waiting_ = trainable_in_;
+    for (Block& block : blocks_)
+      if (device_.apart() && block.gradients.defined())
+        block.far_gradients.copy_(block.gradients, /*non_blocking=*/true);
+  }
+  /// A backward pass is over: what it did not reach, it adds nothing to.
+  void backward_done() {
+    if (device_.apart()) {
+      for (Block& block : blocks_)
+        if (block.gradients.defined())
+          block.gradients.copy_(block.far_gradients, /*non_blocking=*/true);
+      device_.set(downloaded_);
+      downloaded_.wait();
+    }
+    if (hooks_ == nullptr) return;
+    for (std::size_t unit = units_.size(); unit-- > 0;)
+      if (waiting_[unit] > 0 || device_.apart()) hooks_->gradient_ready(unit);
+    waiting_ = trainable_in_;
+  }
+
+  // ---- Adapters
+  /// The weights that the model would have without adapters and with the same outputs: calls
+  /// `visit(parameter, tensor)` for each parameter that is no adapter, one at a time; its layer's product of
+  /// adapters is added, in float32, and rounded to the parameter's dtype.
+  template <class Visit>
+  void merged(Visit visit) const {
+    const c10::InferenceMode no_graph;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      at::Tensor value = *members_[i];
+      if (parameters_[i].trainable && adapters_.rank > 0) continue;
+      for (const auto& [adapter, layer] : merges_)
+        if (members_[i] == &layer->weight)
+          value = value.to(at::kFloat)
+                      .addmm(layer->adapter_b.to(at::kFloat), layer->adapter_a.to(at::kFloat), 1,
+                             layer->scale)
+                      .to(value.scalar_type());
+      visit(parameters_[i], value);
+    }
+  }
+
+ private:
+  /// A unit's memory; values and gradients of what trains, each one block.
+  struct Block {
+    at::Tensor values, far_values;  ///< the same one where the network computes in host memory
+    at::Tensor gradients, far_gradients;
+    at::Tensor frozen;
+  };
+  struct Merge {
+    std::size_t adapter;
+    const Linear* layer;
+  };
+  /// Autograd has added all of this pass's gradient to one of the unit's tensors.
+  struct Added final : torch::autograd::PostAccumulateGradHook {
+    Added(Parameters& of, std::size_t which) : all(of), index(which) {}
+    void operator()(const at::Tensor& tensor) override {
+      if (all.dtype_ != Dtype::f32) {  // autograd has made a gradient of its own, in 16 bits
+        all.gradients_[index].add_(tensor.grad());
+        tensor.mutable_grad().reset();
+      }
+      const std::size_t unit = all.parameters_[index].unit;
+      if (all.hooks_ != nullptr && !all.device_.apart() && all.waiting_[unit] > 0 &&
+          --all.waiting_[unit] == 0)
+        all.hooks_->gradient_ready(unit);
+    }
+    Parameters& all;
+    std::size_t index;
+  };
+
+  std::regex target() const {
+    try {
+      return std::regex(adapters_.targets);
+    } catch (const std::regex_error& error) {
+      throw ConfigError("model.lora_targets is '" + adapters_.targets +
+                        "', which is no regular expression: " + error.what());
+    }
+  }
+  void add(std::string name, std::vector<std::int64_t> shape, at::Tensor& member, InitialValues initial,
+           OptimiserGroup group, bool trainable) {
+    parameters_.push_back({.name = std::move(name),
+                           .shape = std::move(shape),
+                           .dtype = dtype_,
+                           .device = device_.is_cuda() ? Device::cuda : Device::cpu,
+                           .unit = blocks_.size() - 1,
+                           .trainable = trainable,
+                           .group = group});
+    initial_.push_back(initial);
+    members_.push_back(&member);
+  }
+  at::TensorOptions here() const { return device_.here().dtype(scalar_type()); }
+  at::TensorOptions host() const { return device_.host().dtype(scalar_type()); }
+  at::ScalarType scalar_type() const { return dtype_ == Dtype::f32 ? at::kFloat : at::kBFloat16; }
+  template <class Element>
+  static at::Tensor view(Element* at, const std::vector<std::int64_t>& shape, const at::TensorOptions& options) {
+    return at::for_blob(at, shape).options(options).target_device(options.device()).make_tensor();
+  }
+  /// Calls visit(index, first element within the unit's trainable ones).
+  template <class Visit>
+  void each_trainable(Visit visit) const {
+    std::vector<std::int64_t> next(blocks_.size());
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (parameters_[i].trainable) {
+        visit(i, next[parameters_[i].unit]);
+        next[parameters_[i].unit] += parameters_[i].count();
+      }
+  }
+
+  /// All tensors; frozen ones are `original`'s, if it is not null.
+  void make(const Parameters* original) {
+    if (adapters_.rank > 0 && merges_.empty())
+      throw ConfigError("model.lora_targets is '" + adapters_.targets +
+                        "', which matches no linear layer; they are " + layers_);
+    const c10::InferenceMode ordinary(false);
+    std::vector<std::int64_t> frozen(blocks_.size()), trainable(blocks_.size());
+    for (const Parameter& each : parameters_)
+      (each.trainable ? trainable : frozen)[each.unit] += each.count();
+    units_.resize(blocks_.size());
+    trainable_in_.resize(blocks_.size());
+    gradients_.resize(parameters_.size());
+    homes_.resize(parameters_.size());
+    for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
+      Block& block = blocks_[unit];
+      units_[unit].dtype = dtype_;
+      if (original != nullptr)
+        block.frozen = original->blocks_[unit].frozen;
+      else if (frozen[unit] > 0)
+        block.frozen = at::empty({frozen[unit]}, here());
+      if (trainable[unit] == 0) continue;
+      block.values = at::empty({trainable[unit]}, host());
+      block.far_values = device_.apart() ? at::empty({trainable[unit]}, here()) : block.values;
+      units_[unit].values = {static_cast<std::byte*>(block.values.mutable_data_ptr()),
+                             static_cast<std::size_t>(trainable[unit]) * bytes_of(dtype_)};
+    }
+    std::vector<std::int64_t> next(blocks_.size());
+    each_trainable([&](std::size_t i, std::int64_t offset) {
+      Parameter& each = parameters_[i];
+      const std::size_t bytes = static_cast<std::size_t>(offset) * bytes_of(dtype_);
+      const Block& block = blocks_[each.unit];
+      each.data = units_[each.unit].values.data() + bytes;
+      *members_[i] =
+          view(static_cast<std::byte*>(block.far_values.mutable_data_ptr()) + bytes, each.shape, here());
+      homes_[i] = device_.apart() ? view(each.data, each.shape, host()) : *members_[i];
+      members_[i]->requires_grad_(true);
+      ++trainable_in_[each.unit];
+      auto& runs = units_[each.unit].runs;
+      if (runs.empty() || !(runs.back().group == each.group)) runs.push_back({0, each.group});
+      runs.back().count += each.count();
+    });
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      Parameter& each = parameters_[i];
+      if (each.trainable) continue;
+      each.data = static_cast<std::byte*>(blocks_[each.unit].frozen.mutable_data_ptr()) +
+                  static_cast<std::size_t>(next[each.unit]) * bytes_of(dtype_);
+      next[each.unit] += each.count();
+      homes_[i] = *members_[i] = view(each.data, each.shape, here());
+    }
+  }
+  void bring_over() {
+    if (!device_.apart()) return;
+    written();
+    uploaded_.wait();
+  }
+  /// Of trainable tensors: where somebody is to be told, or gradients are to be added up in float32.
+  void rehook() {
+    waiting_ = trainable_in_;
+    const bool wanted = holds_ && ((hooks_ != nullptr && !device_.apart()) || dtype_ != Dtype::f32);
+    each_trainable([&](std::size_t i, std::int64_t) {
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          *members_[i], wanted ? std::make_unique<Added>(*this, i) : nullptr);
+    });
+  }
+
+  Dtype dtype_;
+  Adapters adapters_;
+  detail::ComputeDevice device_;
+  std::vector<Parameter> parameters_;
+  std::vector<InitialValues> initial_;
+  std::vector<at::Tensor*> members_;   ///< by parameter: what the network computes with
+  std::vector<at::Tensor> homes_;      ///< by parameter: what units() is made of; frozen: the same as members_
+  std::vector<at::Tensor> gradients_;  ///< by parameter, float32, while they are held
+  std::vector<Block> blocks_;          ///< by unit
+  std::vector<WeightUnit> units_;
+  std::vector<std::size_t> trainable_in_, waiting_;  ///< by unit: its tensors; those without their gradient
+  std::vector<Merge> merges_;
+  std::string layers_;  ///< names of the linear layers, for the message
+  UnitHooks* hooks_ = nullptr;
+  bool holds_ = false;
+  detail::StreamMark uploaded_, downloaded_;
+};
+
+}  // namespace dvla

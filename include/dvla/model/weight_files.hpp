@@ -1,0 +1,106 @@
+// A model's weights in safetensors files, by the parameters' names: to be written as they are, and to be read
+// whatever precision they were written in. Of any model machinery, with a run or without one; what else a
+// run's checkpoint holds is pipeline/checkpoint.hpp's. Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/weights.hpp"
+#include "dvla/io/safetensors.hpp"
+
+namespace dvla {
+
+/// Which of a model's parameters are meant.
+enum class WeightSet { all, trainable, frozen };
+
+namespace detail {
+inline io::Dtype file_dtype(Dtype dtype) {
+  return dtype == Dtype::f32 ? io::Dtype::F32 : dtype == Dtype::bf16 ? io::Dtype::BF16 : io::Dtype::F16;
+}
+inline bool belongs(const Parameter& parameter, WeightSet set) {
+  return parameter.alias_of.empty() &&
+         (set == WeightSet::all || parameter.trainable == (set == WeightSet::trainable));
+}
+inline const std::byte* host_data(const Parameter& parameter) {
+  if (!parameter.trainable && parameter.device != Device::cpu)
+    throw Error("parameter " + parameter.name +
+                " lies in a GPU's memory, from which files are neither written nor read");
+  return parameter.data;
+}
+/// `visit(i, value)` for each element of a tensor of floating point.
+template <class Visit>
+void for_each_value(const io::TensorView& view, Visit visit) {
+  for (std::size_t i = 0; i < view.elements(); ++i) {
+    if (view.dtype == io::Dtype::F32) {
+      float value = 0;
+      std::memcpy(&value, view.bytes.data() + 4 * i, 4);
+      visit(i, value);
+    } else {
+      std::uint16_t value = 0;
+      std::memcpy(&value, view.bytes.data() + 2 * i, 2);
+      visit(i, from_bf16(value));
+    }
+  }
+}
+}  // namespace detail
+
+/// Views of the model's parameters, `prefix` before their names: valid while the model lives, and what the
+/// model has when they are written.
+template <class Model>
+std::vector<io::TensorToWrite> weights_to_write(const Model& model, WeightSet set,
+                                                const std::string& prefix = {}) {
+  std::vector<io::TensorToWrite> all;
+  for (const Parameter& each : model.parameters())
+    if (detail::belongs(each, set))
+      all.push_back({prefix + each.name,
+                     detail::file_dtype(each.dtype),
+                     each.shape,
+                     {detail::host_data(each), each.bytes()}});
+  return all;
+}
+
+/// Reads them by name. A file in float32 or bfloat16 fits a model of either: values are rounded to what the
+/// model computes in. Throws FormatError or ConfigError, one sentence, where a tensor is missing, of another
+/// shape or type, or not finite, and then leaves the model as it was.
+template <class Model>
+void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set = WeightSet::all,
+                  const std::string& prefix = {}) {
+  for (const bool copies : {false, true}) {  // everything is checked before anything changes
+    for (const Parameter& each : model.parameters()) {
+      if (!detail::belongs(each, set)) continue;
+      const std::string name = prefix + each.name, where = "'" + file.path().string() + "': tensor " + name;
+      const io::TensorView view = file.tensor(name);
+      if (!std::ranges::equal(view.shape, each.shape))
+        throw ConfigError(where +
+                          " has another shape than this model: use the settings the checkpoint was made with");
+      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16)
+        throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
+                          "; weights are read from F32 and BF16");
+      if (!copies) {
+        detail::for_each_value(view, [&](std::size_t i, float value) {
+          if (!std::isfinite(value))
+            throw FormatError(where + " has " + std::to_string(value) + " at element " + std::to_string(i) +
+                              ": it must be finite");
+        });
+        continue;
+      }
+      auto* to = const_cast<std::byte*>(detail::host_data(each));
+      if (view.dtype == detail::file_dtype(each.dtype)) {
+        std::copy(view.bytes.begin(), view.bytes.end(), to);
+      } else {
+        detail::for_each_value(view, [&](std::size_t i, float value) {
+          from_floats(std::span(&value, 1), each.dtype, {to + i * bytes_of(each.dtype), bytes_of(each.dtype)});
+        });
+      }
+    }
+  }
+}
+
+}  // namespace dvla
