@@ -12,32 +12,32 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/placement/group.hpp"
-#include "dvla/sharding/actors.hpp"
+#include "dvla/sharding/pieces.hpp"
 
 namespace dvla {
 
-/// The optimiser's whole state, as one flat range: 3 floats a weight.
+/// The optimiser's whole state, as one flat range: 3 floats a trainable weight.
 struct CarriedState {
   std::array<std::vector<float>, 3> values;  ///< weights (float32 masters), first moment, second moment
   std::int64_t step = 0;
 };
 
 /// Every member of `all` calls it: those that train with their `weights`, the others with null, each with the
-/// same `trainers` (members of `all`, ascending) and `floats`, the size of the model. Returns the whole state
-/// on every member. Throws Error where the trainers' pieces do not make up the whole.
+/// same `trainers` (members of `all`, ascending) and `whole`, the model's trainable_count. Returns the whole
+/// state on every member. Throws Error where the trainers' pieces do not make up the whole.
 template <class Weights>
-CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainers, std::int64_t floats) {
+CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainers, std::int64_t whole) {
   CarriedState state;
-  for (auto& each : state.values) each.resize(static_cast<std::size_t>(floats));
+  for (auto& each : state.values) each.resize(static_cast<std::size_t>(whole));
   std::int64_t there = 0;  // replicas hold the whole each: the first one's is enough
-  for (std::size_t i = 0; i < trainers.size() && there < floats; ++i) {
+  for (std::size_t i = 0; i < trainers.size() && there < whole; ++i) {
     const int trainer = trainers[i];
     const bool mine = all.rank() == trainer;
     std::vector<ShardPiece> pieces;
     std::array<std::int64_t, 2> head{};  // optimiser steps, pieces
     if (mine) {
       pieces = weights->pieces();
-      head = {weights->state().step, std::ssize(pieces)};
+      head = {weights->steps(), std::ssize(pieces)};
     }
     all.broadcast(std::as_writable_bytes(std::span(head)), trainer);
     std::vector<std::int64_t> ranges;
@@ -51,9 +51,9 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
     state.step = head[0];
     for (std::size_t piece = 0; piece < ranges.size() / 2; ++piece) {
       const std::int64_t offset = ranges[2 * piece], count = ranges[2 * piece + 1];
-      if (offset < 0 || count < 0 || offset > floats - count)
+      if (offset < 0 || count < 0 || offset > whole - count)
         throw Error("actor " + std::to_string(i) + " has weights beyond the model's " +
-                    std::to_string(floats) + "; do all ranks have the same model?");
+                    std::to_string(whole) + "; do all ranks have the same model?");
       for (std::size_t kind = 0; kind < state.values.size(); ++kind) {
         const std::span<float> to =
             std::span(state.values[kind])
@@ -68,8 +68,8 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
       there += count;
     }
   }
-  if (there != floats)
-    throw Error("the actors have " + std::to_string(there) + " of the model's " + std::to_string(floats) +
+  if (there != whole)
+    throw Error("the actors have " + std::to_string(there) + " of the model's " + std::to_string(whole) +
                 " weights; their pieces must make up the whole");
   return state;
 }
@@ -82,7 +82,7 @@ void take(Weights& weights, const CarriedState& state) {
     for (std::size_t kind = 0; kind < to.size(); ++kind)
       std::copy_n(state.values[kind].begin() + piece.range.offset, piece.range.count, to[kind].begin());
   }
-  weights.state().step = state.step;
+  weights.steps() = state.step;
   weights.refresh();
 }
 

@@ -1,10 +1,13 @@
-// Sharded checkpoints: each actor adds its own pieces of weights and moments to a file of its own; all files
+// The optimiser's state in checkpoints: each actor adds its own pieces to a file of its own; all files
 // together are the state, whoever wrote how much of it, so they load at any number of actors and under any
-// sharding. Bytes only; what else stands in a checkpoint, and where the files lie, is the caller's.
+// sharding. Where the model computes in float32 its own file has the weights, and these have moments and
+// counter; where it computes in 16 bits they have the float32 masters too. Bytes only; what else stands in a
+// checkpoint, and where the files lie, is the caller's.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -13,27 +16,29 @@
 #include "dvla/control_plane/parts.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/io/checkpoint.hpp"
-#include "dvla/sharding/actors.hpp"
+#include "dvla/sharding/pieces.hpp"
 
 namespace dvla {
 
 namespace detail {
-inline constexpr const char* shard_counters = "shard.counters";  // actor, actors, optimiser steps, all floats
-inline constexpr const char* shard_ranges = "shard.ranges";      // [pieces, 2]: offset, count
-inline constexpr std::array shard_values{"shard.weights", "shard.exp_avg", "shard.exp_avg_sq"};
+inline constexpr const char* shard_counters =
+    "shard.counters";  // actor, actors, optimiser steps, trainable weights
+inline constexpr const char* shard_ranges = "shard.ranges";  // [pieces, 2]: offset, count
+inline constexpr std::array shard_values{"shard.exp_avg", "shard.exp_avg_sq", "shard.weights"};
 }  // namespace detail
 
 /// An actor's part of a checkpoint: a copy, so that training may go on before it is written.
 class ShardToWrite {
  public:
-  /// `floats`: of the whole model. In the training lane, between two steps.
+  /// `whole`: the model's trainable_count. With `masters`, these too. In the training lane, between two
+  /// steps.
   template <class Weights>
-  ShardToWrite(Weights& weights, std::int64_t floats)
-      : counters_{weights.actor(), weights.actors(), weights.state().step, floats} {
+  ShardToWrite(Weights& weights, std::int64_t whole, bool masters)
+      : counters_{weights.actor(), weights.actors(), weights.steps(), whole}, kinds_(masters ? 3 : 2) {
     for (const ShardPiece& piece : weights.pieces()) {
       ranges_.insert(ranges_.end(), {piece.range.offset, piece.range.count});
-      const std::array from{piece.weight, piece.first_moment, piece.second_moment};
-      for (std::size_t i = 0; i < from.size(); ++i)
+      const std::array from{piece.first_moment, piece.second_moment, piece.weight};
+      for (std::size_t i = 0; i < kinds_; ++i)
         values_[i].insert(values_[i].end(), from[i].begin(), from[i].end());
     }
   }
@@ -47,20 +52,22 @@ class ShardToWrite {
     };
     add(detail::shard_counters, {std::ssize(counters_)}, counters_);
     add(detail::shard_ranges, {std::ssize(ranges_) / 2, 2}, ranges_);
-    for (std::size_t i = 0; i < values_.size(); ++i)
+    for (std::size_t i = 0; i < kinds_; ++i)
       add(detail::shard_values[i], {std::ssize(values_[i])}, values_[i]);
   }
 
  private:
   std::vector<std::int64_t> counters_, ranges_;
+  std::size_t kinds_;
   std::array<std::vector<float>, 3> values_;
 };
 
-/// Weights, moments and step counter from the files of all actors that wrote them, in any order. All actors
-/// call it. Throws FormatError where the files are not all parts of one state, ConfigError where that is
-/// another model's, and then changes nothing.
+/// Moments and step counter from the files of all actors that wrote them, in any order, and the masters where
+/// they are there. Where they are not, the masters become the model's values, which the caller has loaded
+/// before. All actors call it. Throws FormatError where the files are not all parts of one state or hold what
+/// is no number, ConfigError where that is another model's, and then changes nothing.
 template <class Weights>
-void load_shards(Weights& weights, std::int64_t floats, std::span<const io::SafetensorsFile> files) {
+void load_shards(Weights& weights, std::int64_t whole, std::span<const io::SafetensorsFile> files) {
   if (files.empty()) throw ConfigError("a sharded checkpoint has no files; give those of all actors");
   struct Stored {
     WeightRange range;
@@ -69,17 +76,25 @@ void load_shards(Weights& weights, std::int64_t floats, std::span<const io::Safe
   std::vector<Stored> stored;
   std::vector<std::int64_t> actors;
   std::int64_t steps = 0;
+  std::size_t kinds = 0;
   for (const io::SafetensorsFile& file : files) {
     const std::string name = "'" + file.path().string() + "'";
     const auto counters = file.span<std::int64_t>(detail::shard_counters);
     const auto ranges = file.span<std::int64_t>(detail::shard_ranges);
     if (counters.size() != 4 || ranges.size() % 2 != 0 || counters[2] < 0)
       throw FormatError(name + " is no part of a sharded checkpoint: its counters or ranges are damaged");
-    if (counters[3] != floats)
+    if (counters[3] != whole)
       throw ConfigError(name + " is of a model with " + std::to_string(counters[3]) +
-                        " weights, this one has " + std::to_string(floats) +
+                        " trainable weights, this one has " + std::to_string(whole) +
                         ": use the settings that the checkpoint was made with");
-    if (actors.empty()) steps = counters[2];
+    const std::size_t has = file.contains(detail::shard_values[2]) ? 3 : 2;
+    if (actors.empty()) {
+      steps = counters[2];
+      kinds = has;
+    }
+    if (has != kinds)
+      throw FormatError(name + (has == 3 ? " has" : " lacks") +
+                        " float32 masters, unlike the first file: give all files of one checkpoint");
     if (counters[1] != std::ssize(files) || counters[2] != steps)
       throw FormatError(name + " is the part of one of " + std::to_string(counters[1]) +
                         " actors after optimiser step " + std::to_string(counters[2]) + ", but " +
@@ -87,19 +102,27 @@ void load_shards(Weights& weights, std::int64_t floats, std::span<const io::Safe
                         std::to_string(steps) + ": give all files of one checkpoint");
     actors.push_back(counters[0]);
     std::array<std::span<const float>, 3> values;
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = file.span<float>(detail::shard_values[i]);
+    for (std::size_t i = 0; i < kinds; ++i) {
+      values[i] = file.span<float>(detail::shard_values[i]);
+      for (const float value : values[i])
+        if (!std::isfinite(value) || (i == 1 && value < 0))
+          throw FormatError(name + ": tensor " + detail::shard_values[i] + " holds " + std::to_string(value) +
+                            ", which no training leaves there; the file is damaged");
+    }
     std::int64_t at = 0;
     for (std::size_t i = 0; i < ranges.size(); i += 2) {
       const WeightRange range{ranges[i], ranges[i + 1]};
-      if (range.offset < 0 || range.count < 0 || range.offset > floats - std::min(range.count, floats) ||
+      if (range.offset < 0 || range.count < 0 || range.offset > whole - std::min(range.count, whole) ||
           range.count > std::ssize(values[0]) - at)
         throw FormatError(name + ": tensor shard.ranges reaches beyond the weights");
-      stored.push_back({range, {values[0].data() + at, values[1].data() + at, values[2].data() + at}});
+      Stored here{range, {}};
+      for (std::size_t k = 0; k < kinds; ++k) here.values[k] = values[k].data() + at;
+      stored.push_back(here);
       at += range.count;
     }
-    for (const auto& value : values)
-      if (std::ssize(value) != at)
-        throw FormatError(name + ": weights or moments do not have the " + std::to_string(at) +
+    for (std::size_t i = 0; i < kinds; ++i)
+      if (std::ssize(values[i]) != at)
+        throw FormatError(name + ": masters or moments do not have the " + std::to_string(at) +
                           " floats of its ranges");
   }
   std::sort(stored.begin(), stored.end(),
@@ -112,21 +135,22 @@ void load_shards(Weights& weights, std::int64_t floats, std::span<const io::Safe
     next = std::max(next, each.range.offset + each.range.count);
   }
   std::sort(actors.begin(), actors.end());
-  if (next != floats || std::adjacent_find(actors.begin(), actors.end()) != actors.end())
-    throw FormatError(first + " lacks weights from float " + std::to_string(next) +
+  if (next != whole || std::adjacent_find(actors.begin(), actors.end()) != actors.end())
+    throw FormatError(first + " lacks weights from number " + std::to_string(next) +
                       " on, or has an actor's file twice: give the files of all actors");
+  if (kinds == 2) weights.take_parameters();
   for (const ShardPiece& piece : weights.pieces()) {
-    const std::array to{piece.weight, piece.first_moment, piece.second_moment};
+    const std::array to{piece.first_moment, piece.second_moment, piece.weight};
     for (const auto& [range, from] : stored) {
       const std::int64_t begin = std::max(range.offset, piece.range.offset);
       const std::int64_t end = std::min(range.offset + range.count, piece.range.offset + piece.range.count);
-      for (std::size_t i = 0; begin < end && i < to.size(); ++i)
+      for (std::size_t i = 0; begin < end && i < kinds; ++i)
         std::copy_n(from[i] + (begin - range.offset), end - begin,
                     to[i].begin() + (begin - piece.range.offset));
     }
   }
-  weights.state().step = steps;
-  weights.refresh();
+  weights.steps() = steps;
+  if (kinds == 3) weights.refresh();
 }
 
 }  // namespace dvla

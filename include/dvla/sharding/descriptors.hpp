@@ -2,7 +2,6 @@
 // actor GPUs train under FSDP.
 #pragma once
 
-#include <array>
 #include <string_view>
 
 #include "dvla/core/knobs.hpp"
@@ -23,14 +22,10 @@ struct Unsharded {
   };
 };
 
-struct FsdpKnobs {
-  bool bf16 = false;  ///< parameters travel and compute as bfloat16 values; masters and gradients are float32
-};
-
-/// Fully sharded data parallelism: masters and moments exist once over all trainers.
+/// Fully sharded data parallelism: masters and moments of what trains exist once over all trainers.
 struct FSDP {
   using slot = sharding_slot;
-  using knobs = FsdpKnobs;
+  using knobs = NoKnobs;
   static constexpr std::string_view name = "FSDP";
   static constexpr bool spans_processes = true;
   template <bool Never>
@@ -42,10 +37,3 @@ struct FSDP {
 };
 
 }  // namespace dvla
-
-BOOST_HANA_ADAPT_STRUCT(dvla::FsdpKnobs, bf16);
-
-template <>
-inline constexpr auto dvla::knob_docs<dvla::FsdpKnobs> = std::to_array<dvla::KnobDoc>({
-    {"bf16", "parameters travel and compute as bfloat16 values"},
-});

@@ -1,77 +1,90 @@
-// Which floats of the flat weights are whose under full sharding: units, each padded and cut into one part an
-// actor. Values only. An actor's shard is its parts of all units, one after the other, padding included.
+// Which of the trainable weights are whose under full sharding: each unit padded and cut into one part an
+// actor. Values only. Counts are elements where nothing else is said; units without trainable elements are
+// nobody's.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <utility>
+#include <span>
 #include <vector>
 
 #include "dvla/control_plane/parts.hpp"
-#include "dvla/core/error.hpp"
-#include "dvla/core/weight_range.hpp"
+#include "dvla/core/weights.hpp"
 
 namespace dvla {
 
 class ShardLayout {
  public:
-  /// `units` ascend and cover [0, floats); otherwise throws ConfigError.
-  ShardLayout(std::vector<WeightRange> units, std::int64_t floats, int actors)
-      : units_(std::move(units)), actors_(actors) {
-    std::int64_t next = 0;
-    for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-      const auto [offset, count] = units_[unit];
-      if (offset != next || count < 1 || count > floats - next)
-        throw ConfigError("sharding: unit " + std::to_string(unit) + " of the model has " +
-                          std::to_string(count) + " floats from " + std::to_string(offset) +
-                          " on; units must follow one another from 0 to " + std::to_string(floats));
-      next += count;
-      starts_.push_back(shard_floats_);
-      parts_.push_back(static_cast<std::size_t>((count + actors - 1) / actors));
-      shard_floats_ += parts_.back();
+  ShardLayout(std::span<const WeightUnit> units, int actors) : actors_(actors) {
+    Unit next;
+    for (const WeightUnit& unit : units) {
+      next.count = unit.count();
+      next.part = static_cast<std::size_t>((next.count + actors - 1) / actors);
+      next.element = bytes_of(unit.dtype);
+      units_.push_back(next);
+      next.offset += next.count;
+      next.byte += unit.values.size();
+      next.start += next.part;
     }
-    if (next != floats)
-      throw ConfigError("sharding: the model's units end at float " + std::to_string(next) + " of " +
-                        std::to_string(floats));
+    shard_ = next.start;
   }
 
-  const std::vector<WeightRange>& units() const { return units_; }
+  std::size_t units() const { return units_.size(); }
   int actors() const { return actors_; }
-  /// Floats of one actor's part of a unit, padding included; where it begins in the actor's shard.
-  std::size_t part(std::size_t unit) const { return parts_[unit]; }
-  std::size_t start(std::size_t unit) const { return starts_[unit]; }
-  /// Floats of one actor's shard, and of the largest unit, padding included.
-  std::size_t shard_floats() const { return shard_floats_; }
+  /// Of one actor's part of a unit, padding included; where it begins in the row of the actor's parts.
+  std::size_t part(std::size_t unit) const { return units_[unit].part; }
+  std::size_t start(std::size_t unit) const { return units_[unit].start; }
+  /// Of one actor's parts together, padding included.
+  std::size_t shard() const { return shard_; }
+  /// Whether the unit has to be padded, and the size of the largest that has.
+  bool padded(std::size_t unit) const { return units_[unit].count % actors_ != 0; }
   std::size_t largest_padded() const {
-    return *std::max_element(parts_.begin(), parts_.end()) * static_cast<std::size_t>(actors_);
+    std::size_t largest = 0;
+    for (std::size_t unit = 0; unit < units(); ++unit)
+      if (padded(unit)) largest = std::max(largest, part(unit) * static_cast<std::size_t>(actors_));
+    return largest;
   }
-  /// What an actor's part of a unit is of the flat weights, without padding; the count may be 0.
+  /// An actor's part of a unit, without padding: [offset, offset + count) of the unit; the count may be 0.
+  WeightRange within(std::size_t unit, int actor) const {
+    const Unit& here = units_[unit];
+    const std::int64_t first = std::min(here.count, static_cast<std::int64_t>(here.part) * actor);
+    return {first, std::min(static_cast<std::int64_t>(here.part), here.count - first)};
+  }
+  /// The same of all trainable weights.
   WeightRange range(std::size_t unit, int actor) const {
-    const auto [offset, count] = units_[unit];
-    const auto part = static_cast<std::int64_t>(parts_[unit]);
-    const std::int64_t first = std::min(count, part * actor);
-    return {offset + first, std::min(part, count - first)};
+    const WeightRange part = within(unit, actor);
+    return {units_[unit].offset + part.offset, part.count};
   }
   /// What an actor packs, in this order.
   WeightPart packed(int actor) const {
     WeightPart all;
-    for (std::size_t unit = 0; unit < units_.size(); ++unit)
-      if (const WeightRange mine = range(unit, actor); mine.count > 0) all.push_back(mine);
+    for (std::size_t unit = 0; unit < units(); ++unit) {
+      const auto [first, count] = within(unit, actor);
+      const Unit& here = units_[unit];
+      if (count > 0)
+        all.push_back({here.byte + static_cast<std::size_t>(first) * here.element,
+                       static_cast<std::size_t>(count) * here.element});
+    }
     return all;
   }
   /// Bytes that one actor sends in an optimiser step, and as many it receives: (actors - 1) parts of each
-  /// unit, once as parameters of `parameter_bytes` each and once as float32 gradients.
-  std::int64_t bytes_a_step(std::int64_t parameter_bytes) const {
-    return (actors_ - 1) * static_cast<std::int64_t>(shard_floats_) * (parameter_bytes + 4);
+  /// unit, once as values in the precision that the model computes in and once as float32 gradients.
+  std::int64_t bytes_a_step() const {
+    std::size_t bytes = 0;
+    for (const Unit& unit : units_) bytes += unit.part * (unit.element + sizeof(float));
+    return (actors_ - 1) * static_cast<std::int64_t>(bytes);
   }
 
  private:
-  std::vector<WeightRange> units_;
+  struct Unit {
+    std::int64_t offset = 0, count = 0;  ///< of all trainable weights
+    std::size_t byte = 0, element = 0;   ///< where it begins, and the size of an element
+    std::size_t part = 0, start = 0;
+  };
+  std::vector<Unit> units_;
   int actors_;
-  std::vector<std::size_t> parts_, starts_;
-  std::size_t shard_floats_ = 0;
+  std::size_t shard_ = 0;
 };
 
 }  // namespace dvla

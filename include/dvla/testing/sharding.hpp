@@ -1,13 +1,13 @@
 // Conformance of a sharding's machinery: what sharding/concept.hpp promises and a compiler can't check, for
 // shipped and users' own ones. Returns one sentence per violation, none if it conforms; no test framework.
-// One trainer with a small model; how several trainers share their weights is not looked at.
+// One trainer with small models, one in float32 of which all trains, and one in bf16 of which a part is
+// frozen; how several trainers share their weights is not looked at.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <memory_resource>
 #include <span>
@@ -18,6 +18,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/sharding/concept.hpp"
+#include "dvla/sharding/pieces.hpp"
 #include "dvla/testing/linear_model.hpp"
 
 namespace dvla::testing {
@@ -30,35 +31,89 @@ struct WeightsUnderTest {
   using Weights = decltype(std::declval<Make&>()(std::declval<LinearModel&>(),
                                                  std::declval<std::pmr::memory_resource&>()));
 
-  explicit WeightsUnderTest(Make& make)
-      : model({}, {{.cameras = {}, .proprioception = 3, .instructions = {"go"}}, {.dimensions = 2}, 1}, 7),
+  explicit WeightsUnderTest(Make& make, const LinearKnobs& knobs = {})
+      : model(knobs, {{.cameras = {}, .proprioception = 3, .instructions = {"go"}}, {.dimensions = 2}, 1}, 7),
         weights(make(model, *std::pmr::new_delete_resource())) {}
 
   /// Normal gradients of standard deviation `size`, added to what is there as a backward pass does.
   void add_gradient(std::uint64_t seed, double size) {
     SplitMix64 random(seed);
-    for (float& value : model.gradients()) value += static_cast<float>(size * random.normal());
+    for (const WeightUnit& unit : model.units())
+      for (float& value : unit.gradients) value += static_cast<float>(size * random.normal());
+  }
+  std::vector<float> gradient() const {
+    std::vector<float> all;
+    for (const WeightUnit& unit : model.units())
+      all.insert(all.end(), unit.gradients.begin(), unit.gradients.end());
+    return all;
   }
   void step(std::uint64_t seed, const AdamWKnobs& knobs, double size = 1) {
     weights.zero_gradients();
     add_gradient(seed, size);
     weights.step(knobs);
   }
-  std::vector<float> parameters() {
-    const auto all = model.parameters();
-    return {all.begin(), all.end()};
-  }
-  std::vector<float> moments() {
-    const AdamWState& state = weights.state();
-    std::vector<float> all(state.first_moment.begin(), state.first_moment.end());
-    all.insert(all.end(), state.second_moment.begin(), state.second_moment.end());
+  /// All that the model computes with, frozen parameters included.
+  std::vector<std::byte> everything() const {
+    std::vector<std::byte> all;
+    for (const Parameter& each : model.parameters())
+      all.insert(all.end(), each.data, each.data + each.bytes());
     return all;
   }
-  bool packs(const std::vector<float>& expected) {
+  /// Its trainable values, as bytes and as numbers.
+  std::vector<std::byte> values() const {
+    std::vector<std::byte> all(trainable_bytes(model.units()));
+    read_weights(model.units(), 0, all);
+    return all;
+  }
+  std::vector<float> numbers() const {
+    std::vector<float> all(static_cast<std::size_t>(trainable_count(model.units())));
+    std::size_t at = 0;
+    for (const WeightUnit& unit : model.units()) {
+      to_floats(unit.values, unit.dtype, std::span(all).subspan(at, static_cast<std::size_t>(unit.count())));
+      at += static_cast<std::size_t>(unit.count());
+    }
+    return all;
+  }
+  /// Of pieces(): what `part(piece)` is of each, one after the other.
+  template <class Part>
+  std::vector<float> of_pieces(Part part) {
+    std::vector<float> all;
+    for (const ShardPiece& piece : weights.pieces()) {
+      const std::span<float> values = part(piece);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  }
+  std::vector<float> masters() {
+    return of_pieces([](const ShardPiece& piece) { return piece.weight; });
+  }
+  std::vector<float> moments() {
+    std::vector<float> all = of_pieces([](const ShardPiece& piece) { return piece.first_moment; });
+    const std::vector<float> second = of_pieces([](const ShardPiece& piece) { return piece.second_moment; });
+    all.insert(all.end(), second.begin(), second.end());
+    return all;
+  }
+  bool packs(const std::vector<std::byte>& expected) {
     std::vector<std::byte> bytes(weights.packed_bytes());
     weights.pack(bytes);
-    return bytes.size() == expected.size() * sizeof(float) &&
-           std::memcmp(bytes.data(), expected.data(), bytes.size()) == 0;
+    return bytes == expected;
+  }
+  /// Whether pieces() follow one another from 0 on and hold every trainable element once.
+  bool whole() {
+    std::int64_t next = 0;
+    for (const ShardPiece& piece : weights.pieces()) {
+      if (piece.range.offset != next || piece.range.count != std::ssize(piece.weight) ||
+          piece.weight.size() != piece.first_moment.size() ||
+          piece.weight.size() != piece.second_moment.size())
+        return false;
+      next += piece.range.count;
+    }
+    return next == trainable_count(model.units());
+  }
+  bool values_are_rounded_masters() {
+    std::vector<float> rounded = masters();
+    for (float& value : rounded) value = from_bf16(to_bf16(value));
+    return rounded == numbers();
   }
 
   LinearModel model;
@@ -112,12 +167,13 @@ std::vector<std::string> check_sharding(Make make) {
   const AdamWKnobs plain{.learning_rate = 0.1, .weight_decay = 0, .max_grad_norm = 0};
   {
     World world(make);
-    const std::vector<float> start = world.parameters();
-    expect(world.weights.state().step == 0 && std::ranges::all_of(world.moments(), zero),
-           "state() must begin with moments and steps at 0");
-    expect(world.weights.packed_bytes() == start.size() * sizeof(float),
-           "packed_bytes() must be the size of model.parameters()");
-    expect(world.packs(start), "pack must write model.parameters() as they stand");
+    const std::vector<std::byte> start = world.values();
+    expect(world.weights.steps() == 0 && std::ranges::all_of(world.moments(), zero),
+           "pieces() and steps() must begin with moments and steps at 0");
+    expect(world.whole(), "pieces() must hold every trainable element once, in order");
+    expect(world.weights.packed_bytes() == start.size(),
+           "packed_bytes() must be the model's trainable bytes");
+    expect(world.packs(start), "pack must write the trainable weights as they stand");
     const std::size_t size = world.weights.packed_bytes();
     for (const std::size_t bytes : {std::size_t{0}, size - 4, size + 4}) {
       std::vector<std::byte> other(bytes);
@@ -129,77 +185,97 @@ std::vector<std::string> check_sharding(Make make) {
     }
     world.add_gradient(1, 1);
     world.weights.zero_gradients();
-    expect(std::ranges::all_of(world.model.gradients(), zero), "zero_gradients must leave no gradient");
+    expect(!world.gradient().empty() && std::ranges::all_of(world.gradient(), zero),
+           "zero_gradients must leave no gradient");
     world.step(1, {.learning_rate = 0, .weight_decay = 0.5});
-    expect(world.parameters() == start, "a step at learning rate 0 must leave every bit of the weights");
+    expect(world.values() == start, "a step at learning rate 0 must leave every bit of the weights");
     world.step(2, plain);
-    expect(world.parameters() != start && world.packs(world.parameters()),
+    expect(world.values() != start && world.packs(world.values()),
            "pack after a step must write the new weights");
   }
   for (const double limit : {0.0, 0.5}) {
     const AdamWKnobs knobs{
         .learning_rate = 0.02, .beta1 = 0.8, .beta2 = 0.9, .weight_decay = 0.1, .max_grad_norm = limit};
     World world(make);
-    detail::PlainAdamW reference(world.parameters());
+    detail::PlainAdamW reference(world.numbers());
     double worst = 0, worst_norm = 0;
     for (std::uint64_t i = 0; i < 8; ++i) {
       world.weights.zero_gradients();
       world.add_gradient(i, i % 2 == 0 ? 1.0 : 0.01);
       world.add_gradient(i + 100, 0.01);  // gradients accumulate
-      const std::vector<float> gradient(world.model.gradients().begin(), world.model.gradients().end());
-      const double expected = reference.step(gradient, knobs);
+      const double expected = reference.step(world.gradient(), knobs);
       worst_norm = std::max(worst_norm, std::abs(world.weights.step(knobs) / expected - 1));
     }
-    for (std::size_t i = 0; i < reference.parameter().size(); ++i)
-      worst = std::max(worst,
-                       std::abs(static_cast<double>(world.model.parameters()[i]) - reference.parameter()[i]));
+    const std::vector<float> now = world.numbers();
+    for (std::size_t i = 0; i < now.size(); ++i)
+      worst = std::max(worst, std::abs(static_cast<double>(now[i]) - reference.parameter()[i]));
     const std::string where = limit > 0 ? " with clipping" : " without clipping";
     expect(worst < 1e-5, "eight steps" + where + " are " + std::to_string(worst) + " off plain AdamW");
     expect(worst_norm < 1e-5, "step" + where + " must return the gradient's norm before clipping");
-    expect(world.weights.state().step == 8, "state().step must count the steps");
+    expect(world.weights.steps() == 8, "steps() must count the steps");
   }
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     World world(make);
     world.step(1, plain);
-    const std::vector<float> before = world.parameters(), moments = world.moments();
+    const std::vector<std::byte> before = world.values();
+    const std::vector<float> moments = world.moments();
     world.weights.zero_gradients();
     world.add_gradient(2, 1);
-    world.model.gradients()[3] = bad;
+    world.model.units()[0].gradients[3] = bad;
     try {
       world.weights.step(plain);
       violations.push_back("step must refuse a gradient of " + std::to_string(bad));
     } catch (const Error&) {
     }
-    expect(world.parameters() == before && world.moments() == moments && world.weights.state().step == 1,
+    expect(world.values() == before && world.moments() == moments && world.weights.steps() == 1,
            "a step that is refused for a gradient of " + std::to_string(bad) + " must change nothing");
   }
-  {
-    World once(make), again(make);
-    const std::vector<float> start = once.parameters();
+  for (const LinearKnobs& knobs : {LinearKnobs{}, LinearKnobs{.frozen_units = 1, .dtype = Dtype::bf16}}) {
+    World once(make, knobs), again(make, knobs);
+    const std::vector<std::byte> start = once.values();
     again.step(1, plain, 3);
-    const std::vector<float> moved = again.parameters();
+    const std::vector<std::byte> moved = again.values();
     again.weights.reset_optimiser();
-    expect(again.parameters() == moved, "reset_optimiser must keep the weights");
-    expect(again.weights.state().step == 0 && std::ranges::all_of(again.moments(), zero),
+    expect(again.values() == moved, "reset_optimiser must keep the weights");
+    expect(again.weights.steps() == 0 && std::ranges::all_of(again.moments(), zero),
            "reset_optimiser must forget moments and steps");
-    std::ranges::copy(start, again.model.parameters().begin());
+    write_weights(again.model.units(), 0, start);
+    again.weights.take_parameters();
     once.step(2, plain);
     again.step(2, plain);
-    expect(once.parameters() == again.parameters(), "the step after reset_optimiser must be a first step");
+    expect(once.values() == again.values(),
+           "the step after take_parameters and reset_optimiser must be a first step from those weights");
   }
-  {
-    World first(make), resumed(make);
+  for (const LinearKnobs& knobs : {LinearKnobs{}, LinearKnobs{.frozen_units = 1, .dtype = Dtype::bf16}}) {
+    World first(make, knobs), resumed(make, knobs);
     for (const std::uint64_t i : {1, 2}) first.step(i, plain);
-    const AdamWState& from = first.weights.state();
-    AdamWState& to = resumed.weights.state();
-    std::ranges::copy(first.parameters(), resumed.model.parameters().begin());
-    std::ranges::copy(from.first_moment, to.first_moment.begin());
-    std::ranges::copy(from.second_moment, to.second_moment.begin());
-    to.step = from.step;
+    const std::vector<ShardPiece> from = first.weights.pieces(), to = resumed.weights.pieces();
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      std::ranges::copy(from[i].weight, to[i].weight.begin());
+      std::ranges::copy(from[i].first_moment, to[i].first_moment.begin());
+      std::ranges::copy(from[i].second_moment, to[i].second_moment.begin());
+    }
+    resumed.weights.steps() = first.weights.steps();
+    resumed.weights.refresh();
+    expect(first.values() == resumed.values(), "refresh must bring the model up to date with the masters");
     first.step(3, plain);
     resumed.step(3, plain);
-    expect(first.parameters() == resumed.parameters() && first.moments() == resumed.moments(),
-           "weights restored through state() and parameters() must go on with the same bits");
+    expect(first.values() == resumed.values() && first.moments() == resumed.moments(),
+           "weights restored through pieces(), steps() and refresh() must go on with the same bits");
+  }
+  {
+    World world(make, {.frozen_units = 1, .dtype = Dtype::bf16});
+    const std::vector<std::byte> start = world.everything();
+    const std::size_t frozen = world.model.parameters()[0].bytes();
+    expect(world.whole(), "frozen parameters must have no masters and no moments");
+    expect(world.weights.packed_bytes() == start.size() - frozen && world.packs(world.values()),
+           "pack must write what trains, in the precision that the model computes in, and nothing else");
+    for (std::uint64_t i = 0; i < 8; ++i) world.step(i, {.learning_rate = 1e-4, .weight_decay = 0.1});
+    const std::vector<std::byte> now = world.everything();
+    expect(std::equal(start.begin(), start.begin() + static_cast<std::ptrdiff_t>(frozen), now.begin()),
+           "a step must leave every bit of what is frozen");
+    expect(world.values_are_rounded_masters(), "the model's values must be the masters, rounded");
+    expect(world.masters() != world.numbers(), "masters must keep what rounding to bf16 loses");
   }
   return violations;
 }

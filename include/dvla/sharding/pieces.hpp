@@ -1,0 +1,174 @@
+// The trainable weights that one actor steps, unit by unit: float32 masters, AdamW's moments and the step
+// itself. What every sharding is made of, whether the actor steps whole units or a part of each. Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory_resource>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/algorithm/adamw.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/weights.hpp"
+#include "dvla/sharding/shard_layout.hpp"
+
+namespace dvla {
+
+/// A stretch of the trainable weights that an actor steps, as views: the float32 masters (where the model
+/// computes in float32, the model's own values) and AdamW's moments.
+struct ShardPiece {
+  WeightRange range;
+  std::span<float> weight, first_moment, second_moment;
+};
+
+/// One AdamW step of a piece with gradient * scale. The piece is [first, first + its size) of the unit's
+/// trainable elements; each run of these has its own factors of learning rate and weight decay. `steps`:
+/// taken before.
+inline void step_piece(const WeightUnit& unit, std::int64_t first, const ShardPiece& piece,
+                       std::span<const float> gradient, const AdamWKnobs& knobs, double scale,
+                       std::int64_t steps) {
+  const std::int64_t last = first + std::ssize(gradient);
+  std::int64_t begin = 0;
+  for (const OptimiserRun& run : unit.runs) {
+    const std::int64_t from = std::max(begin, first), to = std::min(begin + run.count, last);
+    begin += run.count;
+    if (from >= to) continue;
+    const auto cut = [&](auto whole) {
+      return whole.subspan(static_cast<std::size_t>(from - first), static_cast<std::size_t>(to - from));
+    };
+    AdamWState state{cut(piece.weight), cut(piece.first_moment), cut(piece.second_moment), steps};
+    AdamWKnobs own = knobs;
+    own.learning_rate *= run.group.learning_rate;
+    own.weight_decay *= run.group.weight_decay;
+    adamw_update(state, cut(gradient), own, scale);
+  }
+}
+
+/// A model's units, which hold gradients from now on. Throws Error where one is not what
+/// model/concept.hpp says.
+template <class Model>
+std::vector<WeightUnit> units_to_train(Model& model) {
+  model.hold_gradients(true);
+  std::vector<WeightUnit> units = model.units();
+  for (std::size_t i = 0; i < units.size(); ++i) {
+    std::int64_t of_runs = 0;
+    for (const OptimiserRun& run : units[i].runs) of_runs += run.count;
+    const std::int64_t count = units[i].count(), gradients = std::ssize(units[i].gradients);
+    if (of_runs != count || gradients != count)
+      throw Error("unit " + std::to_string(i) + " of the model has " + std::to_string(count) +
+                  " trainable elements, but its optimiser runs have " + std::to_string(of_runs) +
+                  " and its gradients " + std::to_string(gradients) + "; all three must be equal");
+  }
+  return units;
+}
+
+/// One thread at a time. Communicates nothing.
+class OwnedPieces {
+ public:
+  /// The parts of `units` that `layout` gives to `actor`. Masters (where the model computes in 16 bits) and
+  /// moments live in `memory`.
+  OwnedPieces(std::vector<WeightUnit> units, const ShardLayout& layout, int actor,
+              std::pmr::memory_resource& memory)
+      : units_(std::move(units)), moments_(&memory), masters_(&memory) {
+    std::size_t all = 0, in_16_bits = 0;
+    for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+      const auto count = static_cast<std::size_t>(layout.within(unit, actor).count);
+      all += count;
+      if (units_[unit].dtype != Dtype::f32) in_16_bits += count;
+    }
+    moments_.resize(2 * all);
+    masters_.resize(in_16_bits);
+    std::size_t at = 0, master = 0;
+    for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+      const auto part = layout.within(unit, actor);
+      const auto first = static_cast<std::size_t>(part.offset), count = static_cast<std::size_t>(part.count);
+      if (count == 0) continue;
+      const std::span<float> moments(moments_);
+      ShardPiece piece{
+          layout.range(unit, actor), {}, moments.subspan(at, count), moments.subspan(all + at, count)};
+      const std::size_t bytes = bytes_of(units_[unit].dtype);
+      const bool own = units_[unit].dtype == Dtype::f32;
+      piece.weight = own ? units_[unit].floats().subspan(first, count)
+                         : std::span<float>(masters_).subspan(master, count);
+      owned_.push_back({unit, part.offset, units_[unit].values.subspan(first * bytes, count * bytes), piece});
+      at += count;
+      if (!own) master += count;
+    }
+    take_values();
+  }
+  OwnedPieces(const OwnedPieces&) = delete;
+  OwnedPieces& operator=(const OwnedPieces&) = delete;
+
+  const std::vector<WeightUnit>& units() const { return units_; }
+  /// One for each unit of which the actor steps anything: all that a checkpoint has to hold, and the counter.
+  std::vector<ShardPiece> pieces() const {
+    std::vector<ShardPiece> all;
+    for (const Owned& each : owned_) all.push_back(each.piece);
+    return all;
+  }
+  std::int64_t& steps() { return steps_; }
+
+  void zero_gradients() {
+    for (const WeightUnit& unit : units_) std::fill(unit.gradients.begin(), unit.gradients.end(), 0.0F);
+  }
+  /// Of `gradient_of(unit)`, the piece's.
+  template <class GradientOf>
+  double squared_norm(GradientOf gradient_of) const {
+    double squares = 0;
+    for (const Owned& each : owned_) squares += dvla::squared_norm(gradient_of(each.unit));
+    return squares;
+  }
+  /// One AdamW step with gradient_of(unit) * scale; the model's values follow.
+  template <class GradientOf>
+  void step(GradientOf gradient_of, const AdamWKnobs& knobs, double scale) {
+    for (const Owned& each : owned_)
+      step_piece(units_[each.unit], each.first, each.piece, gradient_of(each.unit), knobs, scale, steps_);
+    ++steps_;
+    give_values();
+  }
+  /// Forgets the moments, keeps the weights.
+  void reset() {
+    std::fill(moments_.begin(), moments_.end(), 0.0F);
+    steps_ = 0;
+  }
+  /// The model's values follow the masters, and the other way round.
+  void give_values() {
+    for (const Owned& each : owned_)
+      if (const Dtype dtype = units_[each.unit].dtype; dtype != Dtype::f32)
+        from_floats(each.piece.weight, dtype, each.values);
+  }
+  void take_values() {
+    for (const Owned& each : owned_)
+      if (const Dtype dtype = units_[each.unit].dtype; dtype != Dtype::f32)
+        to_floats(each.values, dtype, each.piece.weight);
+  }
+
+  /// `part` of the trainable weights as the model computes with them, piece after piece.
+  void pack(const WeightPart& part, std::span<std::byte> out) const {
+    if (out.size() != bytes_in(part))
+      throw Error("pack: the buffer has " + std::to_string(out.size()) +
+                  " bytes, this actor's part of the weights " + std::to_string(bytes_in(part)));
+    for (const ByteRange& range : part) {
+      read_weights(units_, range.offset, out.first(range.bytes));
+      out = out.subspan(range.bytes);
+    }
+  }
+
+ private:
+  struct Owned {
+    std::size_t unit;
+    std::int64_t first;           ///< of the unit's trainable elements
+    std::span<std::byte> values;  ///< what the model computes with
+    ShardPiece piece;
+  };
+  std::vector<WeightUnit> units_;
+  std::pmr::vector<float> moments_, masters_;
+  std::vector<Owned> owned_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace dvla
