@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dvla/algorithm/grpo.hpp"
+#include "dvla/control_plane/parts.hpp"
 #include "dvla/environment/toy.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/sharding/actors.hpp"
@@ -60,10 +61,13 @@ struct Batch {
   using Transition = dvla::OwnedRecord<dvla::Transition>;
 
   Batch() { worker.rollout(*transition, *decision, 0); }
-  std::unique_ptr<LinearModel> model() const {
-    return std::make_unique<LinearModel>(
-        dvla::testing::LinearKnobs{.bins = 5, .chunk = 2},
-        dvla::ModelInputs{environment.observation_spec(), environment.action_spec(), 2}, 3);
+  static constexpr dvla::testing::LinearKnobs usual{.bins = 5, .chunk = 2};
+  std::unique_ptr<LinearModel> model(const dvla::testing::LinearKnobs& knobs = usual) const {
+    dvla::ModelInputs inputs;
+    inputs.observation = environment.observation_spec();
+    inputs.action = environment.action_spec();
+    inputs.chunk = 2;
+    return std::make_unique<LinearModel>(knobs, inputs, 3);
   }
   /// What the actor `owner(group) == actor` gets: the other groups are absent, and what stands there is
   /// poison.
@@ -113,11 +117,51 @@ struct Batch {
   std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
   dvla::ToyEnvironment environment{{.environments = episodes, .horizon = 8, .actions = 2}, heap};
   dvla::trace::Off off;
+  std::unique_ptr<LinearModel> sampler = model();
   dvla::RolloutWorker<dvla::ToyEnvironment, LinearModel, dvla::trace::Off> worker{
-      environment, model(), model(), {.seed = 1, .chunk = 2, .group = episodes / groups}, off};
+      environment, *sampler, *sampler, {.seed = 1, .chunk = 2, .group = episodes / groups}, off};
   Transition transition{worker.layout(4, 2), heap};
   dvla::OwnedRecord<dvla::testing::LinearDecision> decision{model()->decision_layout({4, episodes}), heap};
 };
+
+/// All values of a model, frozen ones included, and the gradients that it holds, as one row each.
+inline std::vector<float> values_of(const LinearModel& model) {
+  std::vector<float> all;
+  for (const dvla::Parameter& each : model.parameters()) {
+    std::vector<float> values(static_cast<std::size_t>(each.count()));
+    dvla::to_floats({each.data, each.bytes()}, each.dtype, values);
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return all;
+}
+inline std::vector<float> gradients_of(const LinearModel& model) {
+  std::vector<float> all;
+  for (const dvla::WeightUnit& unit : model.units())
+    all.insert(all.end(), unit.gradients.begin(), unit.gradients.end());
+  return all;
+}
+/// The trainable values, as bytes.
+inline std::vector<std::byte> bytes_of_model(const LinearModel& model) {
+  std::vector<std::byte> all(dvla::trainable_bytes(model.units()));
+  dvla::read_weights(model.units(), 0, all);
+  return all;
+}
+/// What the actors have packed, put together by their parts.
+inline std::vector<std::byte> put_together(const std::vector<std::vector<std::byte>>& packed,
+                                           const std::vector<dvla::WeightPart>& parts) {
+  std::size_t size = 0;
+  for (const dvla::WeightPart& part : parts) size += dvla::bytes_in(part);
+  dvla::check_weight_parts(size, parts, packed.size());
+  std::vector<std::byte> whole(size);
+  for (std::size_t actor = 0; actor < parts.size(); ++actor) {
+    const std::byte* from = packed[actor].data();
+    for (const dvla::ByteRange& range : parts[actor]) {
+      std::copy_n(from, range.bytes, whole.begin() + static_cast<std::ptrdiff_t>(range.offset));
+      from += range.bytes;
+    }
+  }
+  return whole;
+}
 
 inline double largest_difference(std::span<const float> one, std::span<const float> two) {
   double largest = one.size() == two.size() ? 0 : std::numeric_limits<double>::infinity();

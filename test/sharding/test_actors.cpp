@@ -28,10 +28,8 @@ Outcome outcome(Batch& batch, int actors, const std::function<int(int)>& owner,
   result.stats.resize(static_cast<std::size_t>(actors));
   batch.update<Weights>(actors, owner, knobs, make,
                         [&](int actor, LinearModel& model, Weights&, const dvla::UpdateStats& s) {
-                          result.parameters[static_cast<std::size_t>(actor)] = {model.parameters().begin(),
-                                                                                model.parameters().end()};
-                          result.gradients[static_cast<std::size_t>(actor)] = {model.gradients().begin(),
-                                                                               model.gradients().end()};
+                          result.parameters[static_cast<std::size_t>(actor)] = values_of(model);
+                          result.gradients[static_cast<std::size_t>(actor)] = gradients_of(model);
                           result.stats[static_cast<std::size_t>(actor)] = s;
                         });
   return result;
@@ -96,8 +94,7 @@ TEST_CASE("A batch in which every episode is absent changes nothing") {
   CHECK(two.stats[1].optimiser_steps == 0);
   CHECK(two.stats[1].success_rate == 0);
   CHECK(two.stats[0].episodes == 0);
-  const auto fresh = batch.model();
-  CHECK(std::ranges::equal(two.parameters[0], fresh->parameters()));
+  CHECK(two.parameters[0] == values_of(*batch.model()));
 }
 
 TEST_CASE("Absent episodes count for nothing: one actor with some is one actor that never had them") {
@@ -125,7 +122,7 @@ TEST_CASE("Half a group: its statistics are those of the members that are there"
     dvla::GrpoTrainer<LinearModel, Weights, dvla::Uncorrected> trainer(knobs, batch.worker.shape(), 2, 1);
     trainer.update(
         *model, weights, transition, *batch.decision, 0, [] {}, batch.off);
-    return std::vector<float>(model->parameters().begin(), model->parameters().end());
+    return values_of(*model);
   };
   CHECK(update(**mine, 8) == update(**mine, 4));  // the second half-groups are wholly absent
 }
@@ -149,28 +146,44 @@ TEST_CASE(
 
 TEST_CASE("Each replica packs its share; together these are the weights, and all begin with the first's") {
   Batch batch;
-  std::vector<std::vector<std::byte>> packed(3);
-  std::vector<dvla::WeightPart> parts;
-  run_actors(3, [&](int actor, const dvla::GroupSource& groups) {
-    const auto model = batch.model();
-    if (actor > 0) std::ranges::fill(model->parameters(), static_cast<float>(actor));
-    const auto weights = make(*model, groups);
-    std::vector<std::byte>& mine = packed[static_cast<std::size_t>(actor)];
-    mine.resize(weights->packed_bytes());
-    weights->pack(mine);
-    if (actor == 2) parts = weights->parts();
-    CHECK_THROWS_AS(weights->pack(std::span(mine).first(4)), dvla::Error);
-  });
-  const auto model = batch.model();
-  std::vector<float> whole(model->parameters().size());
-  REQUIRE(parts.size() == 3);
-  for (std::size_t actor = 0; actor < 3; ++actor) {
-    const std::byte* from = packed[actor].data();
-    for (const auto& [offset, count] : parts[actor]) {
-      std::memcpy(whole.data() + offset, from, static_cast<std::size_t>(count) * 4);
-      from += count * 4;
-    }
-    CHECK(from == packed[actor].data() + packed[actor].size());
+  for (const dvla::Dtype dtype : {dvla::Dtype::f32, dvla::Dtype::bf16}) {
+    const dvla::testing::LinearKnobs knobs{.bins = 5, .chunk = 2, .frozen_units = 1, .dtype = dtype};
+    std::vector<std::vector<std::byte>> packed(3);
+    run_actors(3, [&](int actor, const dvla::GroupSource& groups) {
+      const auto model = batch.model(knobs);
+      if (actor > 0)
+        for (const dvla::WeightUnit& unit : model->units())
+          std::ranges::fill(unit.values, static_cast<std::byte>(actor));
+      const auto weights = make(*model, groups);
+      std::vector<std::byte>& mine = packed[static_cast<std::size_t>(actor)];
+      mine.resize(weights->packed_bytes());
+      weights->pack(mine);
+      CHECK(weights->parts() == Weights::parts_of(*model, 3));
+      CHECK_THROWS_AS(weights->pack(std::span(mine).first(4)), dvla::Error);
+    });
+    const auto model = batch.model(knobs);
+    CHECK(put_together(packed, Weights::parts_of(*model, 3)) == bytes_of_model(*model));
   }
-  CHECK(std::ranges::equal(whole, model->parameters()));
+}
+
+TEST_CASE("Replicas of a partly frozen model in bfloat16 take the same steps, and leave what is frozen") {
+  Batch batch;
+  const dvla::testing::LinearKnobs knobs{
+      .bins = 5, .chunk = 2, .frozen_units = 2, .dtype = dvla::Dtype::bf16};
+  const std::vector<float> start = values_of(*batch.model(knobs));
+  std::vector<std::vector<float>> end(3);
+  run_actors(3, [&](int actor, const dvla::GroupSource& groups) {
+    const auto model = batch.model(knobs);
+    const auto weights = make(*model, groups);
+    for (int step = 0; step < 5; ++step) {
+      weights->zero_gradients();
+      for (const dvla::WeightUnit& unit : model->units())
+        std::ranges::fill(unit.gradients, static_cast<float>(actor + step));
+      weights->step({.learning_rate = 0.01});
+    }
+    end[static_cast<std::size_t>(actor)] = values_of(*model);
+  });
+  CHECK(end[0] == end[1]);
+  CHECK(end[0] == end[2]);
+  for (std::size_t i = 0; i < start.size(); ++i) REQUIRE((end[0][i] == start[i]) == (i < start.size() / 2));
 }

@@ -220,11 +220,12 @@ class LinearModel {
                              .unit = e,
                              .trainable = trains(e),
                              .data = values_[e]});
-      units_.push_back({.dtype = dtype_});
+      WeightUnit& unit = units_.emplace_back();
+      unit.dtype = dtype_;
       if (!trains(e)) continue;
-      units_[e].values = {values_[e], unit_bytes()};
-      if (holds_) units_[e].gradients = std::span(gradients_).subspan(place * part, part);
-      units_[e].runs = {{.count = bins_ * features_}};
+      unit.values = {values_[e], unit_bytes()};
+      if (holds_) unit.gradients = std::span(gradients_).subspan(place * part, part);
+      unit.runs = {{.count = bins_ * features_}};
     }
   }
   void need_gradients() const {
@@ -300,14 +301,13 @@ class LinearModel {
                        logs_of(i * static_cast<std::size_t>(elements_) + static_cast<std::size_t>(e)));
     }
   }
-  /// Visits the indices of [n, E] whose unit trains, the last unit first, and says when a unit's gradient is
-  /// complete.
+  /// Visits the indices of [n, E], the last unit first, and says when a unit's gradient is complete.
   template <class Visit>
   void for_each_backwards(std::size_t count, Visit visit) const {
     const auto elements = static_cast<std::size_t>(elements_);
-    for (std::size_t e = elements; e-- > frozen_units_;) {
+    for (std::size_t e = elements; e-- > 0;) {
       for (std::size_t i = e; i < count; i += elements) visit(i);
-      if (hooks_ != nullptr) hooks_->gradient_ready(e);
+      if (hooks_ != nullptr && trains(e)) hooks_->gradient_ready(e);
     }
   }
   std::span<float> features_of(std::size_t row) {
@@ -322,7 +322,9 @@ class LinearModel {
   template <class DLogit>
   void add_gradient(std::size_t i, DLogit d_logit) {
     const std::span<const float> feature = features_of(i / static_cast<std::size_t>(elements_));
-    float* gradient = units_[i % static_cast<std::size_t>(elements_)].gradients.data();
+    const std::size_t unit = i % static_cast<std::size_t>(elements_);
+    if (!trains(unit)) return;
+    float* gradient = units_[unit].gradients.data();
     for (std::int64_t k = 0; k < bins_; ++k) {
       const float d = d_logit(k);
       for (const float value : feature) *gradient++ += d * value;

@@ -248,7 +248,7 @@ std::vector<std::string> check_sharding(Make make) {
   }
   for (const LinearKnobs& knobs : {LinearKnobs{}, LinearKnobs{.frozen_units = 1, .dtype = Dtype::bf16}}) {
     World first(make, knobs), resumed(make, knobs);
-    for (const std::uint64_t i : {1, 2}) first.step(i, plain);
+    for (const std::uint64_t i : {1U, 2U}) first.step(i, plain);
     const std::vector<ShardPiece> from = first.weights.pieces(), to = resumed.weights.pieces();
     for (std::size_t i = 0; i < from.size(); ++i) {
       std::ranges::copy(from[i].weight, to[i].weight.begin());

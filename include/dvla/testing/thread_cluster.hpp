@@ -219,7 +219,7 @@ class ThreadGroup final : public Group {
   using Parts = std::vector<Board::Part>;
 
   static void copy(std::byte* to, const void* from, std::size_t size) {
-    if (size > 0) std::memmove(to, from, size);
+    if (size > 0 && to != from) std::memmove(to, from, size);
   }
   template <class Type, class Operation>
   static std::vector<Type> fold(const Parts& parts, Operation operation) {
