@@ -1,9 +1,9 @@
 // dvla-bench: torch c10d smoke=1,1,8
-// Full sharding between processes over loopback, by LibTorch's Gloo, TinyVLA (0.6 M parameters), one thread a
-// rank: the bytes that a rank sends in an optimiser step of two micro-batches, as the kernel counts them at
-// its TCP sockets, against the formula; the time of a step against Unsharded, interleaved; and the share of
-// the collectives' time that lies beside computation: inside a forward and backward pass that is not waiting
-// for them at that moment.
+// Full sharding between processes over loopback, by LibTorch's Gloo, TinyVLA (0.6 M parameters, all of them
+// in float32, all in bfloat16, or only adapters of rank 8), one thread a rank: the bytes that a rank sends in
+// an optimiser step of two micro-batches, as the kernel counts them at its TCP sockets, against the formula;
+// the time of a step against Unsharded, interleaved; and the share of the collectives' time that lies beside
+// computation: inside a forward and backward pass that is not waiting for them at that moment.
 //   bench_fsdp [rounds = 9] [steps = 10] [rows = 128, over all actors]
 #include <dirent.h>
 #include <linux/tcp.h>
@@ -39,8 +39,19 @@ std::int64_t bytes_sent() {
   return sum;
 }
 
-dvla::ModelInputs inputs() {
+/// What trains and travels.
+struct Kind {
+  dvla::Dtype dtype = dvla::Dtype::f32;
+  dvla::Adapters adapters{};
+};
+dvla::TokenHeadKnobs knobs(const Kind& kind) {
+  dvla::TokenHeadKnobs knobs;
+  knobs.dtype = kind.dtype;
+  return knobs;
+}
+dvla::ModelInputs inputs(const dvla::Adapters& adapters = {}) {
   dvla::ModelInputs inputs;
+  inputs.adapters = adapters;
   inputs.observation.proprioception = 9;
   inputs.observation.instructions = {"push the red cube to the left goal",
                                      "push the red cube to the right goal"};
@@ -59,7 +70,9 @@ std::int64_t common(const Stretch& a, const Stretch& b) {
 /// TinyVLA that writes down when it computes, and when it waits for parameters meanwhile.
 struct Model final : dvla::TinyVlaModel<dvla::TokenHead>, dvla::UnitHooks {
   using Base = dvla::TinyVlaModel<dvla::TokenHead>;
-  Model() : Base({}, inputs(), 1) {}
+  explicit Model(const Kind& kind) : Base(knobs(kind), inputs(kind.adapters), 1) {}
+  Model(const Model&) = default;
+  std::unique_ptr<Model> copy() const { return std::make_unique<Model>(*this); }
   void hook_units(dvla::UnitHooks* hooks) {
     hooks_ = hooks;
     Base::hook_units(hooks ? this : nullptr);
@@ -83,7 +96,7 @@ struct Model final : dvla::TinyVlaModel<dvla::TokenHead>, dvla::UnitHooks {
 };
 
 struct Command {
-  enum What : std::int64_t { unsharded, sharded, bf16 } what;
+  enum What : std::int64_t { unsharded, sharded, bf16, lora } what;
   std::int64_t steps;
 };
 struct Answer {
@@ -97,18 +110,15 @@ class Learner {
   virtual ~Learner() = default;
   virtual Answer learn(std::int64_t steps) = 0;
 };
-template <class Weights, class Knobs>
+template <class Weights>
 class LearnerWith final : public Learner {
  public:
-  LearnerWith(const std::string& name, dvla::Cluster& cluster, std::int64_t rows, const Knobs& knobs)
-      : rows_(rows),
-        weights_(model_, pool_, knobs,
-                 [&](const std::string& purpose) {
-                   std::vector<int> members;
-                   for (int rank = 0; rank < cluster.world(); ++rank) members.push_back(rank);
-                   return cluster.group(name + "/" + purpose, members, 60s);
-                 }),
-        bytes_of_a_parameter_(bytes_of(knobs)) {
+  LearnerWith(const std::string& name, dvla::Cluster& cluster, std::int64_t rows, const Kind& kind)
+      : rows_(rows), model_(kind), weights_(model_, pool_, {}, [&](const std::string& purpose) {
+          std::vector<int> members;
+          for (int rank = 0; rank < cluster.world(); ++rank) members.push_back(rank);
+          return cluster.group(name + "/" + purpose, members, 60s);
+        }) {
     dvla::testing::fill_observation(*observation_, inputs().observation, 4);
     for (std::int64_t row = weights_.actor(); row < rows; row += weights_.actors()) mine_.push_back(row);
     if constexpr (is_sharded) weights_.trace_to(trace_);
@@ -128,7 +138,7 @@ class LearnerWith final : public Learner {
     answer.counted = a_step(weights_.traffic().total() - before.total());
     answer.bytes_a_step = a_step(bytes_sent() - sent);
     if constexpr (is_sharded) {
-      answer.formula = static_cast<double>(weights_.layout().bytes_a_step(bytes_of_a_parameter_));
+      answer.formula = static_cast<double>(weights_.layout().bytes_a_step());
       answer.beside = beside(begin);
     }
     return answer;
@@ -136,9 +146,6 @@ class LearnerWith final : public Learner {
 
  private:
   static constexpr bool is_sharded = requires(Weights & weights) { weights.layout(); };
-  static std::int64_t bytes_of(const dvla::FsdpKnobs& knobs) { return knobs.bf16 ? 2 : 4; }
-  static std::int64_t bytes_of(const dvla::NoKnobs&) { return 4; }
-
   void step() {
     weights_.zero_gradients();
     for (const int micro : {0, 1}) {
@@ -173,21 +180,26 @@ class LearnerWith final : public Learner {
   std::vector<std::int64_t> mine_;
   dvla::trace::Recorder trace_;
   Weights weights_;
-  std::int64_t bytes_of_a_parameter_;
 };
 
 struct Rank {
-  using Whole = LearnerWith<dvla::UnshardedWeights<Model>, dvla::NoKnobs>;
-  using Sharded = LearnerWith<dvla::ShardedWeights<Model>, dvla::FsdpKnobs>;
+  using Whole = LearnerWith<dvla::UnshardedWeights<Model>>;
+  using Sharded = LearnerWith<dvla::ShardedWeights<Model>>;
   Rank(const dvla::Launch& launch, std::int64_t rows) : cluster(launch, 60s) {
     Model::use_threads(1);
-    learners.push_back(std::make_unique<Whole>("whole", cluster, rows, dvla::NoKnobs{}));
-    learners.push_back(std::make_unique<Sharded>("sharded", cluster, rows, dvla::FsdpKnobs{}));
-    learners.push_back(std::make_unique<Sharded>("bf16", cluster, rows, dvla::FsdpKnobs{.bf16 = true}));
+    learners.push_back(std::make_unique<Whole>("whole", cluster, rows, Kind{}));
+    learners.push_back(std::make_unique<Sharded>("sharded", cluster, rows, Kind{}));
+    learners.push_back(std::make_unique<Sharded>("bf16", cluster, rows, Kind{dvla::Dtype::bf16}));
+    learners.push_back(
+        std::make_unique<Sharded>("lora", cluster, rows, Kind{dvla::Dtype::f32, {.rank = 8, .alpha = 16}}));
   }
   dvla::C10dCluster cluster;
   std::vector<std::unique_ptr<Learner>> learners;  ///< by Command::What
 };
+
+const char* name_of(Command::What what) {
+  return what == Command::bf16 ? "bf16" : what == Command::lora ? "LoRA" : "";
+}
 
 void compare(int actors, int rounds, int steps, std::int64_t rows) {
   using enum Command::What;
@@ -199,9 +211,9 @@ void compare(int actors, int rounds, int steps, std::int64_t rows) {
   std::printf(
       "bytes that each of %d actors sends in a step: at its sockets, by the formula, ratio; by traffic()\n",
       actors);
-  for (const auto what : {sharded, bf16})
+  for (const auto what : {sharded, bf16, lora})
     for (const Answer& answer : ranks.ask({what, 4}))
-      std::printf("  FSDP%-6s %26.0f %12.0f   %s %12.0f\n", what == bf16 ? " bf16" : "", answer.bytes_a_step,
+      std::printf("  FSDP %-5s %26.0f %12.0f   %s %12.0f\n", name_of(what), answer.bytes_a_step,
                   answer.formula,
                   answer.formula > 0 ? std::to_string(answer.bytes_a_step / answer.formula).c_str() : "-",
                   answer.counted);
