@@ -83,7 +83,7 @@ int main(int argc, char** argv) try {
     std::cout << usage;
     return 0;
   }
-  const dvla::io::SafetensorsFile file = dvla::open_checkpoint(arguments.checkpoint);
+  const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
   const auto text = file.metadata().find("config");
   if (text == file.metadata().end())
     throw dvla::FormatError("'" + file.path().string() +
@@ -97,7 +97,7 @@ int main(int argc, char** argv) try {
       arguments.episodes > 0 ? arguments.episodes : std::max(config.run.evaluation_episodes, 1);
 
   dvla::Run<Quickstart> run(config);
-  dvla::load_weights(run.model(), file);
+  dvla::load_checkpoint_weights(run.model(), file);
   const double success = run.evaluate(episodes);
   const double error = std::sqrt(success * (1 - success) / static_cast<double>(episodes));
   std::cout << file.path().string() << "\nsuccess " << success << " +- " << error << " (standard error) on "

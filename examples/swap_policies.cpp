@@ -47,7 +47,7 @@ void train(const char* title) {
   config.run.imitation_steps = 10;
   config.run.iterations = 3;
   dvla::Run<P> run(config);
-  const double ratio = run.self_test();
+  const double ratio = run.self_test().error;
   const dvla::WarmStartResult cloned = run.warm_start();
   const dvla::RunReport report = run.train();
   std::printf(

@@ -134,7 +134,7 @@ TEST_CASE("adapters stand beside the layers that are targets, and are all that t
                                                "base_model.model.blocks.1.mlp.out.lora_A.weight",
                                                "base_model.model.blocks.1.mlp.out.lora_B.weight"});
   CHECK_EQ(trainable_count(model.units()), 2 * 2 * 2 * (32 + 128));
-  const std::vector<Parameter> plan = decltype(model)::plan(knobs, state_inputs());
+  const std::vector<Parameter> plan = decltype(model)::plan(knobs, state_inputs(), 16, 16).parameters;
   REQUIRE_EQ(plan.size(), model.parameters().size());
   for (std::size_t i = 0; i < plan.size(); ++i) {
     CHECK_EQ(plan[i].name, model.parameters()[i].name);

@@ -117,7 +117,7 @@ TEST_CASE("Weights alone go into a model of the same shape") {
   run.train();
   dvla::save_checkpoint(run, checkpoints);
   Run<InTurn> other(small_config<InTurn>(5));
-  dvla::load_weights(other.model(), checkpoints.load(5).file);
+  dvla::load_checkpoint_weights(other.model(), checkpoints.load(5).file);
   CHECK(dvla_test::same_bits(run.model().parameters(), other.model().parameters()));
   CHECK(other.next_batch() == 0);
   const auto loaded = checkpoints.load(5);

@@ -70,7 +70,7 @@ TEST_CASE(
   dvla::ExperimentResult result;
   CHECK(said([&] { result = dvla::run_experiment<Lanes>(config); }).empty());  // quiet
   CHECK(result.success_rate > result.success_before);
-  CHECK(result.ratio_error <= 1e-5);
+  CHECK(result.ratio.error <= 1e-5);
   REQUIRE(result.warm_start.has_value());
   CHECK(result.warm_start->steps <= 20);
 
@@ -367,7 +367,7 @@ TEST_CASE("A run goes back in its own folder only when told to, and then no late
   const std::string text = said([&] { dvla::run_experiment<Alarmed>(config); });
   CHECK(contains(text, "the checkpoints of later steps go when the first new one is complete"));
   CHECK(checkpoints.steps() == Steps{3, 2});
-  CHECK(dvla::open_checkpoint(folder / "toy").path() == checkpoints.path_of(3));
+  CHECK(dvla::io::open_checkpoint(folder / "toy").path() == checkpoints.path_of(3));
 
   // A later one that is damaged is not in the way: it is never taken for the newest.
   dvla_test::write_text(checkpoints.path_of(9), "damaged");

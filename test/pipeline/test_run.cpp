@@ -34,7 +34,7 @@ void check_learns(int staleness) {
   CAPTURE(P::describe());
   CAPTURE(staleness);
   Run<P> run(config);
-  CHECK(run.self_test() <= 1e-5);
+  CHECK(run.self_test().error <= 1e-5);
   const double before = run.evaluate(512, dvla::Decoding::sample);
   const auto report = run.train();
   const double after = run.evaluate(512, dvla::Decoding::sample);

@@ -26,7 +26,7 @@ Config<P> short_run() {
 DOCTEST_TEST_CASE_TEMPLATE("a run on the GPU trains, and its weights change", P, OnGpu<TokenHead>,
                            OnGpu<FlowHead>, OnGpu<TokenHead, Synchronous>, OnGpu<TokenHead, SinglePool>) {
   Run<P> run(short_run<P>());
-  DOCTEST_CHECK(run.self_test() <= 1e-5);
+  DOCTEST_CHECK(run.self_test().error <= 1e-5);
   const auto before = dvla_test::values(run.model().parameters());
   const RunReport report = run.train();
   DOCTEST_CHECK(report.batches == 6);

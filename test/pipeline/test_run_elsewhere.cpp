@@ -76,7 +76,7 @@ TEST_CASE_TEMPLATE("every copy is told its weights in the reception lane, and co
   seen.models = seen.on_cuda = seen.written = seen.copied = seen.elsewhere = 0;
   {
     Run<P> run(config);
-    CHECK(run.self_test() <= 1e-5);
+    CHECK(run.self_test().error <= 1e-5);
     CHECK(cuda.live == 1);
     const int before = seen.written;
     CHECK(run.train().batches == 6);

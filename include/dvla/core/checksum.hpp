@@ -26,4 +26,12 @@ class Checksum {
   XXH3_state_t state_;
 };
 
+/// Over the values of all units of weights, in order.
+template <class Units>
+std::uint64_t weights_checksum(const Units& units) {
+  Checksum sum;
+  for (const auto& unit : units) sum.update(unit.values);
+  return sum.value();
+}
+
 }  // namespace dvla

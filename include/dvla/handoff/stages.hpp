@@ -70,9 +70,11 @@ struct no_boundaries {
   /// Ahead of the batch's chunk boundary number `boundary`, counted from 0: other stages may be called inside
   /// the call, in this thread, so that newer weights are installed when it returns.
   void before(std::int64_t boundary) { (void)boundary; }
-  /// After it: which weights decide until the next one. May be called in another thread than sample().
-  void decides(std::int64_t boundary, std::int64_t version, std::span<const std::byte> weights) {
-    (void)boundary, (void)version, (void)weights;
+  /// After it: which weights decide until the next one; `checksum()` gives that of the weights. May be called
+  /// in another thread than sample().
+  template <class Checksum>
+  void decides(std::int64_t boundary, std::int64_t version, const Checksum& checksum) {
+    (void)boundary, (void)version, (void)checksum;
   }
 };
 

@@ -1,6 +1,6 @@
-// Checkpoints: one safetensors file per step (weights, optimiser moments, counters and random states as
-// tensors; JSON texts as metadata), written whole or not at all, found again by scanning. It may have parts
-// beside it, a file of each actor, which are written first. What the tensors mean is the caller's. No
+// Checkpoints: one safetensors file per step (weights and counters as tensors; JSON texts as metadata),
+// written whole or not at all, found again by scanning. It has parts beside it, the optimiser's state, which
+// are written first. What the tensors mean is the caller's. No
 // checksum over the data: fsync before rename keeps torn files from appearing under a checkpoint's name.
 #pragma once
 
@@ -34,7 +34,7 @@ struct LatestCheckpoint {
 class CheckpointFolder {
  public:
   static constexpr std::string_view format_key = "dvla.checkpoint_format";
-  static constexpr std::string_view format_version = "1";
+  static constexpr std::string_view format_version = "2";
   /// Of the metadata: how many parts a checkpoint has.
   static constexpr std::string_view parts_key = "shards";
 
@@ -93,6 +93,10 @@ class CheckpointFolder {
     if (version == file.metadata().end())
       throw FormatError("'" + path.string() + "' is not a checkpoint: its metadata lacks " +
                         std::string(format_key));
+    if (version->second == "1")
+      throw FormatError("'" + path.string() +
+                        "' is a checkpoint of dvla 0.1, which kept weights and moments as one flat row; this "
+                        "version does not read it: train anew, or go on with 0.1");
     if (version->second != format_version)
       throw FormatError("'" + path.string() + "' is a checkpoint of format " +
                         detail::printable(version->second) + ", this program reads format '" +

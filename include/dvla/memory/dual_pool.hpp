@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "dvla/core/process_limits.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/device_pools.hpp"
@@ -25,6 +26,12 @@ inline std::size_t pool_bytes(std::int64_t mib, const char* knob) {
   }
   return static_cast<std::size_t>(mib) << 20;
 }
+/// The same of a pool in host memory, where 0 is all that the machine has: pages come as they are used. With
+/// a GPU the pool is pinned, which brings all pages at once, so there 0 is 1 GiB.
+inline std::size_t host_pool_bytes(std::int64_t mib, Device device, const char* knob) {
+  if (mib != 0) return pool_bytes(mib, knob);
+  return device == Device::cpu ? static_cast<std::size_t>(usable_memory_bytes()) : std::size_t{1} << 30;
+}
 }  // namespace detail
 
 /// Thread-safe after construction. Both pools live as long as this; what is placed in them must go first,
@@ -32,8 +39,9 @@ inline std::size_t pool_bytes(std::int64_t mib, const char* knob) {
 class DualPoolMachinery {
  public:
   explicit DualPoolMachinery(const MemoryKnobs& knobs)
-      : environment_(detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib")),
-        model_(detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib")),
+      : environment_(detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
+                                             "--environment-pool-mib")),
+        model_(detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib")),
         device_(detail::make_device_pools(
             knobs.device,
             {{.name = "CUDA environment pool",

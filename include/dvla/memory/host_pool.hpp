@@ -37,7 +37,7 @@ struct PoolOptions {
   std::string name;           ///< in errors and reports: "environment pool"
   std::size_t bytes = 0;      ///< the bound
   std::string knob;           ///< what raises the bound: "--environment-pool-mib"
-  bool prefault = true;       ///< all pages at the start, so none later
+  bool shared = false;        ///< a child process can be given it, by its descriptor
   bool size_classes = false;  ///< freed blocks wait, uncoalesced, for the next request of their class
 };
 
@@ -49,7 +49,7 @@ class PoolCore {
  public:
   explicit PoolCore(PoolOptions options)
       : options_(std::move(options)),
-        arena_(options_.bytes, options_.prefault, options_.name + " (" + options_.knob + ")") {}
+        arena_(options_.bytes, options_.shared, options_.name + " (" + options_.knob + ")") {}
 
   void* allocate(std::size_t bytes, std::size_t alignment) {
     const std::size_t needed = BlockArena::granules(bytes);
@@ -93,6 +93,12 @@ class PoolCore {
     return live_ == 0;
   }
 
+  void prefault(std::size_t bytes) {
+    const std::scoped_lock lock(mutex_);
+    arena_.prefault(bytes);
+  }
+  int descriptor() const { return arena_.descriptor(); }
+  const std::string& knob() const { return options_.knob; }
   bool contains(const void* pointer) const { return arena_.contains(pointer); }
   std::span<std::byte> region() const { return {arena_.data(), arena_.capacity()}; }
 
@@ -207,8 +213,15 @@ class HostPool : public std::pmr::memory_resource {
   HostPool& operator=(const HostPool&) = delete;
 
   PoolReport report() const { return core_->report(); }
+  /// What raises its bound.
+  const std::string& knob() const { return core_->knob(); }
   /// Whether `pointer` lies in this pool's memory.
   bool contains(const void* pointer) const { return core_->contains(pointer); }
+  /// Brings the pages of the first so many bytes, which blocks are taken from first: none is missing later.
+  /// Throws Error where the system has not so much.
+  void prefault(std::size_t bytes) { core_->prefault(bytes); }
+  /// Of a shared pool: what a child process maps; a block lies at its offset in region(). -1 of others.
+  int descriptor() const { return core_->descriptor(); }
   /// All of this pool's memory.
   std::span<std::byte> region() const { return core_->region(); }
   detail::PoolCore* core() const { return core_; }

@@ -10,8 +10,8 @@
 namespace dvla {
 
 struct MemoryKnobs {
-  std::int64_t environment_pool_mib = 64;  ///< bound of the environment pool: pre-faulted at the start
-  std::int64_t model_pool_mib = 256;       ///< bound of the model pool: pages come as they are used
+  std::int64_t environment_pool_mib = 0;  ///< at most; 0: as much as the machine has
+  std::int64_t model_pool_mib = 0;        ///< at most; 0: as much as the machine has
   Device device = Device::cpu;             ///< where the model computes
   std::int64_t cuda_environment_pool_mib =
       256;  ///< bounds of the same two in the GPU's memory, if device is cuda
@@ -31,9 +31,11 @@ inline constexpr auto dvla::enum_names<dvla::Device> = std::to_array<std::string
 
 template <>
 inline constexpr auto dvla::knob_docs<dvla::MemoryKnobs> = std::to_array<dvla::KnobDoc>({
-    {"environment_pool_mib", "bound of the pool of observations, trajectories and simulators", 1, 1048576,
-     "MiB"},
-    {"model_pool_mib", "bound of the pool of the model's tensors", 1, 1048576, "MiB"},
+    {"environment_pool_mib",
+     "most that the pool of observations, trajectories and simulators may take; 0: what the machine has", 0,
+     1048576, "MiB"},
+    {"model_pool_mib", "most that the pool of the model's tensors may take; 0: what the machine has", 0,
+     1048576, "MiB"},
     {"device", "where the model computes; environments always step on the CPU"},
     {"cuda_environment_pool_mib", "with device cuda: bound of the GPU's pool of observations and actions", 1,
      1048576, "MiB"},

@@ -15,7 +15,6 @@ class ModelPool : public HostPool {
       : HostPool({.name = "model pool",
                   .bytes = bytes,
                   .knob = "--model-pool-mib",
-                  .prefault = false,
                   .size_classes = true}) {}
 };
 

@@ -16,8 +16,9 @@ class SinglePoolMachinery {
  public:
   explicit SinglePoolMachinery(const MemoryKnobs& knobs)
       : pool_({.name = "single pool",
-               .bytes = detail::pool_bytes(knobs.environment_pool_mib, "--environment-pool-mib") +
-                        detail::pool_bytes(knobs.model_pool_mib, "--model-pool-mib"),
+               .bytes = detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
+                                                "--environment-pool-mib") +
+                        detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib"),
                .knob = "--environment-pool-mib or --model-pool-mib"}),
         device_(detail::make_device_pools(
             knobs.device,

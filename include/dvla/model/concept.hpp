@@ -126,4 +126,17 @@ struct ModelInputs {
   Adapters adapters{};
 };
 
+/// What a model is going to take, said by its machinery's `plan(knobs, inputs, sampling_rows, training_rows)`
+/// before it is made: where a model has this static member, a run prints and checks it before it allocates.
+struct ModelPlan {
+  std::vector<Parameter> parameters{};  ///< as parameters(), without addresses
+  std::size_t decision_bytes = 0;       ///< of one decision's record
+  std::size_t sampling_bytes = 0;       ///< activations of an act with so many rows, at the peak
+  std::size_t training_bytes = 0;       ///< of a forward and backward, with what the graph keeps
+};
+template <class Type, class Knobs>
+concept PlanningModel = requires(const Knobs& knobs, const ModelInputs& inputs, std::int64_t rows) {
+  { Type::plan(knobs, inputs, rows, rows) } -> std::same_as<ModelPlan>;
+};
+
 }  // namespace dvla

@@ -32,8 +32,9 @@ class LoraModel : public Base {
   }
 
   template <class BaseKnobs>
-  static std::vector<Parameter> plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs) {
-    return Base::plan(knobs, with_adapters(knobs, inputs));
+  static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
+                        std::int64_t sampling_rows, std::int64_t training_rows) {
+    return Base::plan(knobs, with_adapters(knobs, inputs), sampling_rows, training_rows);
   }
   std::unique_ptr<LoraModel> copy() const { return std::unique_ptr<LoraModel>(new LoraModel(*this)); }
 

@@ -56,10 +56,13 @@ class TinyVlaModel {
                const detail::ComputeDevice& device)
       : TinyVlaModel(knobs, inputs, seed, device, nullptr) {}
 
-  /// What the model would have as parameters(), without making it.
-  static std::vector<Parameter> plan(const typename Head::knobs& knobs, const ModelInputs& inputs) {
+  /// See ModelPlan.
+  static ModelPlan plan(const typename Head::knobs& knobs, const ModelInputs& inputs,
+                        std::int64_t sampling_rows, std::int64_t training_rows) {
     const HeadMachinery head(knobs, inputs.action.dimensions, 0);
-    return detail::TinyVlaNetwork(knobs, inputs, shape_of(head)).parameters().parameters();
+    const detail::TinyVlaNetwork network(knobs, inputs, shape_of(head));
+    return {network.parameters().parameters(), record_bytes(head.decision_layout({1})),
+            network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
   }
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }

@@ -140,6 +140,36 @@ class TinyVlaNetwork {
     return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
   }
 
+  /// Activations at the peak of an inference of so many rows: the prefix of all blocks, and what one block
+  /// has at once.
+  std::size_t sampling_bytes(std::int64_t rows) const {
+    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries, S = table_.length + P;
+    const std::int64_t prefix = std::ssize(blocks_) * S * 2 * head_width_;
+    const std::int64_t observing = P * (8 * width_ + 2 * S * heads_);
+    const std::int64_t asking = Q * (8 * width_ + 2 * (S + Q) * heads_) + (S + Q) * 2 * head_width_;
+    return static_cast<std::size_t>(n * (prefix + std::max(observing, asking))) * bytes_of(dtype()) +
+           static_cast<std::size_t>(n * Q * shape_.outputs) * 8;
+  }
+  /// The same of a forward and backward pass: what the graph keeps of every block, and the largest gradients
+  /// on their way.
+  std::size_t training_bytes(std::int64_t rows) const {
+    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries, S = table_.length + P;
+    const std::int64_t B = std::ssize(blocks_), d = width_;
+    // A token of a block: the norms' inputs and outputs, the query, the attention's result, the hidden layer.
+    const std::int64_t token = 10 * d;
+    const std::int64_t observing = (B - 1) * P * (token + S * heads_) + P * 2 * d;
+    const std::int64_t asking = B * (Q * (token + (S + Q) * heads_) + (S + Q) * 2 * head_width_);
+    const std::int64_t prefix = B * S * 2 * head_width_;
+    const std::int64_t backward = std::max(P, Q) * 9 * d;
+    std::int64_t weight = 0;  // the largest gradient of a parameter
+    for (const Parameter& each : parameters_.parameters())
+      if (each.trainable) weight = std::max(weight, each.count());
+    std::int64_t pixels = 0;
+    for (const CameraSpec& camera : spec_.cameras) pixels += patches(camera) * patch_features();
+    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) * bytes_of(dtype()) +
+           static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16;
+  }
+
  private:
   struct Norm {
     at::Tensor weight, bias;
@@ -375,6 +405,12 @@ class TinyVlaNetwork {
     return observation;
   }
 
+  std::int64_t observation_token_count() const {
+    std::int64_t count = spec_.proprioception > 0 ? proprioception_tokens : 0;
+    for (const CameraSpec& camera : spec_.cameras) count += patches(camera);
+    return count;
+  }
+  Dtype dtype() const { return parameters_.parameters().front().dtype; }
   at::ScalarType precision() const { return output_norm_.weight.scalar_type(); }
   std::int64_t patch_features() const { return std::int64_t{3} * patch_ * patch_; }
   std::int64_t patches(const CameraSpec& camera) const {

@@ -1,5 +1,6 @@
-// A run's state as a checkpoint, and back: weights, AdamW's moments, counters and versions. Every random draw
-// is seeded by (run seed, stream, indices), so the random state is the seed and the next batch's number.
+// A run's state as a checkpoint, and back: the trainable weights, the optimiser's state, counters and
+// versions. Every random draw is seeded by (run seed, stream, indices), so the random state is the seed and
+// the next batch's number. What is frozen is not stored: the configuration in the metadata makes it again.
 // Under the Synchronous schedule a resumed run equals an uninterrupted one bit for bit. Call between updates
 // (Run::train's `after_update`) or while no lane runs.
 #pragma once
@@ -18,6 +19,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/io/checkpoint.hpp"
+#include "dvla/model/weight_files.hpp"
 #include "dvla/pipeline/command_line.hpp"
 #include "dvla/pipeline/run.hpp"
 #include "dvla/sharding/checkpoint.hpp"
@@ -25,10 +27,9 @@
 namespace dvla {
 
 namespace detail {
-inline constexpr const char* first_moment_name = "optimizer.exp_avg";
-inline constexpr const char* second_moment_name = "optimizer.exp_avg_sq";
 inline constexpr const char* curve_name = "run.curve";
-inline constexpr const char* counters_name = "run.counters";  // next batch, optimiser steps, seed
+inline constexpr const char* counters_name = "run.counters";  // next batch, seed
+inline constexpr const char* model_prefix = "model.";         // of the names of weights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
 
@@ -73,53 +74,40 @@ inline void prune_shards(const std::filesystem::path& folder, std::int64_t step)
 }
 }  // namespace detail
 
-/// Writes step-<next batch>.safetensors; weights under the model's tensor names. In a job every actor calls
-/// it, between the same two updates; the leader writes. Where the weights are sharded, each actor first
-/// writes its part with the moments beside it, into the same folder (so the folder is one that all machines
-/// see). Returns the leader's path.
+/// Writes step-<next batch>.safetensors, the trainable weights under the model's parameter names, and beside
+/// it the optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In
+/// a job every actor calls it, between the same two updates, into the same folder (so the folder is one that
+/// all machines see); parts are written before the file that counts on them. Returns the leader's path.
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
   const std::filesystem::path path = folder.path_of(run.next_batch());
-  const std::span<const float> parameters = run.model().parameters();
-  const AdamWState& state = weights.state();
-  const bool sharded = state.parameter.data() != parameters.data();  // masters of their own
+  const std::int64_t whole = trainable_count(run.model().units());
   if constexpr (requires { weights.gather_all(); }) weights.gather_all();
-  if constexpr (requires { weights.pieces(); }) {
-    if (sharded) {
-      const ShardToWrite shard(weights, std::ssize(parameters));
-      io::Checkpoint part;
-      shard.add_to(part);
-      std::filesystem::create_directories(path.parent_path());
-      io::write_safetensors(io::CheckpointFolder::part_path(path, weights.actor(), weights.actors()),
-                            part.tensors,
-                            {{std::string(io::CheckpointFolder::format_key),
-                              std::string(io::CheckpointFolder::format_version)}});
-      std::array<double, 1> written{};  // by all, before the file that counts on them
-      weights.sum(written);
-    }
+  std::int64_t mine = 0;
+  for (const ShardPiece& piece : weights.pieces()) mine += piece.range.count;
+  const int parts = mine == whole ? 1 : run.job().actors();
+  const int part = parts == 1 ? 0 : weights.actor();
+  if (parts > 1 || run.job().leads()) {
+    const ShardToWrite shard(weights, whole, computes_in_16_bits(run.model()), part, parts);
+    io::Checkpoint file;
+    shard.add_to(file);
+    std::filesystem::create_directories(path.parent_path());
+    io::write_safetensors(io::CheckpointFolder::part_path(path, part, parts), file.tensors,
+                          {{std::string(io::CheckpointFolder::format_key),
+                            std::string(io::CheckpointFolder::format_version)}});
+  }
+  if (parts > 1) {
+    std::array<double, 1> written{};  // by all
+    weights.sum(written);
   }
   if (!run.job().leads()) return path;
-  const std::vector<std::int64_t> counters{run.next_batch(), state.step, run.config().run.seed};
+  const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
   io::Checkpoint checkpoint;
-  for (const NamedTensor& tensor : run.model().tensors()) {
-    std::int64_t count = 1;
-    for (const std::int64_t extent : tensor.shape) count *= extent;
-    checkpoint.tensors.push_back(io::tensor_to_write<float>(
-        "model." + tensor.name, tensor.shape,
-        parameters.subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(count))));
-  }
-  if (sharded) {
-    checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(run.job().actors());
-  } else {
-    const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
-    checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::first_moment_name, flat,
-                                                            std::span<const float>(state.first_moment)));
-    checkpoint.tensors.push_back(io::tensor_to_write<float>(detail::second_moment_name, flat,
-                                                            std::span<const float>(state.second_moment)));
-  }
+  checkpoint.tensors = weights_to_write(run.model(), WeightSet::trainable, detail::model_prefix);
+  checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
-      io::tensor_to_write<std::int64_t>(detail::counters_name, {3}, std::span<const std::int64_t>(counters)));
+      io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
   std::vector<double> curve;  // a row per batch
   for (std::int64_t batch = 0; batch < run.next_batch(); ++batch) {
     const Iteration& iteration = run.history()[static_cast<std::size_t>(batch)];
@@ -135,23 +123,12 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   return path;
 }
 
-/// The weights alone, by name: for evaluation. Throws FormatError or ConfigError, one sentence, and then
-/// leaves the model as it was.
+/// A checkpoint's weights into a model, by name: for evaluation, with a run or without one. Throws as
+/// load_weights does.
 template <class Model>
-void load_weights(Model& model, const io::SafetensorsFile& file) {
-  for (const bool copies : {false, true}) {  // everything is checked before anything changes
-    for (const NamedTensor& tensor : model.tensors()) {
-      const std::string name = "model." + tensor.name;
-      const io::TensorView view = file.tensor(name);
-      if (!std::equal(view.shape.begin(), view.shape.end(), tensor.shape.begin(), tensor.shape.end()))
-        throw ConfigError(
-            "'" + file.path().string() + "': tensor " + name +
-            " has another shape than this model: use the settings the checkpoint was made with");
-      const std::span<const float> from = file.span<float>(name);
-      if (!copies) detail::check_numbers(file, name, from);
-      if (copies) std::copy(from.begin(), from.end(), model.parameters().begin() + tensor.offset);
-    }
-  }
+void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
+  load_weights(model, file, WeightSet::trainable, detail::model_prefix);
+  weights_written(model);
 }
 
 namespace detail {
@@ -176,54 +153,23 @@ void check_same_learner(const io::SafetensorsFile& file, const std::string& conf
   compare("algorithm", policy_name<typename Pipeline::algorithm>());
 }
 
-/// Weights, moments and step counter.
-template <class Run>
-void load_training_state(Run& run, const io::SafetensorsFile& file, std::int64_t steps) {
-  auto& weights = run.weights();
-  const auto all = run.model().parameters().size();
-  if (file.metadata().contains(std::string(io::CheckpointFolder::parts_key))) {
-    if constexpr (requires { weights.pieces(); }) {
-      const std::vector<io::SafetensorsFile> parts = io::CheckpointFolder::open_parts(file);
-      load_shards(weights, static_cast<std::int64_t>(all), parts);
-      return;
-    } else {
-      throw ConfigError("'" + file.path().string() + "' was written by sharded weights; " +
-                        std::string(Run::pipeline::sharding::name) + " cannot read its parts");
-    }
-  }
-  const auto first = find_tensor<float>(file, first_moment_name, all);
-  const auto second = find_tensor<float>(file, second_moment_name, all);
-  check_numbers(file, first_moment_name, first);
-  check_numbers(file, second_moment_name, second, 0.0F);
-  load_weights(run.model(), file);
-  if constexpr (requires { weights.pieces(); }) {
-    weights.take_parameters();
-    for (const ShardPiece& piece : weights.pieces()) {
-      std::copy_n(first.begin() + piece.range.offset, piece.range.count, piece.first_moment.begin());
-      std::copy_n(second.begin() + piece.range.offset, piece.range.count, piece.second_moment.begin());
-    }
-  } else {
-    std::copy(first.begin(), first.end(), weights.state().first_moment.begin());
-    std::copy(second.begin(), second.end(), weights.state().second_moment.begin());
-  }
-  weights.state().step = steps;
-}
 }  // namespace detail
 
 /// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
-/// now. In a job every rank calls it. Throws as load_weights does, and then leaves the run as it was.
+/// now. In a job every rank calls it. Throws FormatError or ConfigError, one sentence, and then leaves the run
+/// as it was.
 template <class Run>
 void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
-  const auto counters = detail::find_tensor<std::int64_t>(file, detail::counters_name, 3);
-  if (counters[2] != run.config().run.seed)
-    throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[2]) +
+  const auto counters = detail::find_tensor<std::int64_t>(file, detail::counters_name, 2);
+  if (counters[1] != run.config().run.seed)
+    throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[1]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
   const auto config = file.metadata().find("config");
   if (config == file.metadata().end())
     throw FormatError("'" + file.path().string() +
                       "' says nothing about its pipeline: metadata lacks config");
   detail::check_same_learner<typename Run::pipeline>(file, config->second);
-  if (counters[0] < 0 || counters[1] < 0)
+  if (counters[0] < 0)
     throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
   const std::span<const double> curve = file.span<double>(detail::curve_name);
   const auto columns = static_cast<std::size_t>(detail::curve_columns);
@@ -234,7 +180,11 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   for (const double number : curve)
     if (number > 0x1p53)
       throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
-  if (run.job().trains()) detail::load_training_state(run, file, counters[1]);
+  if (run.job().trains()) {
+    const std::vector<io::SafetensorsFile> parts = io::CheckpointFolder::open_parts(file);
+    load_shards(run.weights(), trainable_count(run.model().units()), parts,
+                [&] { load_checkpoint_weights(run.model(), file); });
+  }
   std::vector<Iteration> history(static_cast<std::size_t>(counters[0]));
   for (std::size_t batch = 0; batch < history.size(); ++batch) {
     history[batch].batch = static_cast<std::int64_t>(batch);

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "dvla/core/bf16_instructions.hpp"
 #include "dvla/handoff/signals.hpp"
 #include "dvla/io/animation.hpp"
 #include "dvla/io/plot.hpp"
@@ -35,7 +36,7 @@ struct ExperimentResult {
   std::optional<double> success_before;  ///< on fresh seeds, after the warm start; none: not evaluated
   std::optional<double> success_rate;    ///< on the same fresh seeds, after training
   std::optional<WarmStartResult> warm_start;
-  double ratio_error = 0;  ///< of the start-up self-test
+  RatioError ratio{};  ///< of the start-up self-test
   RunReport report;
 };
 
@@ -67,7 +68,9 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
       {"batches", report.batches},
       {"env_steps", report.env_steps},
       {"chunk_steps", report.chunk_steps},
-      {"ratio_error", result.ratio_error},
+      {"ratio_error", result.ratio.error},
+      {"log_ratio_mean", result.ratio.mean},
+      {"log_ratio_percentile_99", result.ratio.percentile_99},
       {"stopped", report.stopped},
   };
   const auto or_null = [](const std::optional<double>& value) {
@@ -134,7 +137,7 @@ inline std::string job_text(const RunReport& report) {
   if (all.lost > 0) out += "; " + std::to_string(all.lost) + " were missing when they were to be trained on";
   out += '\n';
   for (const RankReport& rank : report.ranks) {
-    char line[200];
+    char line[240];
     std::snprintf(line, sizeof line,
                   "  %-28s rollout %.3g s, actor %.3g s, sync %.3g s an iteration; %lld env steps\n",
                   rank.trace.name.c_str(), rank.rollout_time_s, rank.actor_time_s, rank.sync_time_s,
@@ -303,12 +306,15 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   try {
     validate(config);
     detail::check_same_config(cluster, to_json(config), nanoseconds(config.schedule.deadline_s));
-    if (!config.run.resume.empty() && !given_weights) resumed.emplace(open_checkpoint(config.run.resume));
+    if (!config.run.resume.empty() && !given_weights) resumed.emplace(io::open_checkpoint(config.run.resume));
   } catch (const std::exception& why) {
     Job::refuse(cluster, why);
     throw;
   }
-  run = std::make_unique<Run<P>>(config, cluster);
+  run = std::make_unique<Run<P>>(config, cluster, [&](const MemoryPlan& plan, const Job& job) {
+    leads = job.leads();
+    if (leads) say(plan.text());
+  });
   leads = run->job().leads();
   const std::filesystem::path root = config.run.folder;
   const bool anew = config.run.resume.empty();
@@ -382,10 +388,19 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         (goes_back ? "; the checkpoints of later steps go when the first new one is complete" : ""));
     resumed.reset();
   }
-  result.ratio_error = run->self_test();
-  char line[200];
-  std::snprintf(line, sizeof line, "self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)",
-                result.ratio_error);
+  result.ratio = run->self_test();
+  char line[240];
+  if (computes_in_16_bits(run->model())) {
+    say("bfloat16: this processor's instructions for it: " + std::string(bf16_instructions()) +
+        (bf16_instructions() == "none" ? " (matrix products are made in float32)" : ""));
+    std::snprintf(line, sizeof line,
+                  "self-test: log-probabilities of unchanged weights differ by %.1e on average (limit 0.01), %.1e "
+                  "at the 99th percentile (0.05); the worst ratio is %.1e off",
+                  result.ratio.mean, result.ratio.percentile_99, result.ratio.error);
+  } else {
+    std::snprintf(line, sizeof line, "self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)",
+                  result.ratio.error);
+  }
   say(line);
   if constexpr (HasExpert<typename Run<P>::Environment>) {
     if (anew && config.run.demonstrations > 0) {
@@ -461,6 +476,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
+  for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
+  json["peak_resident_bytes"] = peak_resident_bytes();
   io::write_file(folder.report, json.dump(2) + "\n");
   if (config.run.trace) {
     std::vector<trace::process> job;
@@ -482,6 +499,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                 result.report.env_steps_per_s(), result.report.chunk_steps_per_s(),
                 static_cast<long long>(result.report.max_staleness), result.report.train_wall_s);
   say(line);
+  say("most memory that was resident: " + MemoryPlan::mebibytes(peak_resident_bytes()) + "; planned " +
+      MemoryPlan::mebibytes(run->memory_plan().total()) + " beside the process itself");
   std::string lags = "staleness:";
   for (std::size_t lag = 0; lag < result.report.staleness.size(); ++lag)
     lags += (lag > 0 ? ", " : " ") + std::to_string(result.report.staleness[lag]) + " batches at " +

@@ -12,7 +12,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -24,6 +23,7 @@
 
 #include "dvla/algorithm/update_stats.hpp"
 #include "dvla/control_plane/parts.hpp"
+#include "dvla/core/checksum.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/trajectory.hpp"
@@ -61,6 +61,8 @@ class RankParts {
   /// Whether trajectories, and weights, travel between processes.
   static constexpr bool routed = detail::spans_processes<typename P::data_plane>;
   static constexpr bool broadcasts = detail::spans_processes<typename P::control_plane>;
+  /// Whether one thread plays all lanes, so that none trains while another samples.
+  static constexpr bool in_turn = requires { P::schedule::in_turn; };
 
   /// What they are built from; all of it must outlive them.
   struct Ground {
@@ -90,10 +92,9 @@ class RankParts {
     if constexpr (routed)
       plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), settings_.group(),
                               settings_.deadline());
+    if (!job_.trains()) model_.hold_gradients(false);
     if (job_.trains() && job_.alone()) make_weights();
-    if (job_.rolls_out() || job_.leads())
-      worker_ = std::make_unique<Worker>(environment_, frozen_model(), frozen_model(),
-                                         settings_.rollout_options(job_, threads), trace_);
+    if (job_.rolls_out() || job_.leads()) make_worker(threads);
     if (job_.trains()) algorithm_ = algorithm_for(settings_, environment_, trained_episodes(), job_.actors());
     job_.roll_call(Job::last_call);  // from here on ranks wait for each other
     if (job_.alone()) return;
@@ -173,38 +174,43 @@ class RankParts {
   }
 
   // ---- Weights
+  /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
+  /// rank does not train; from the model alone where nobody changes it while the worker is at work: where the
+  /// lanes take turns, and on a leader that only evaluates.
+  static int copies_of_the_model(const Job& job) {
+    if (!job.rolls_out()) return 0;
+    return job.trains() ? (in_turn ? 0 : 2) : 1;
+  }
   /// The model's parameters are whole when this returns.
   void gather() {
     if constexpr (requires { weights_->gather_all(); })
       if (weights_) weights_->gather_all();
   }
-  std::span<const std::byte> weight_bytes() {
+  std::uint64_t weights_checksum() {
     gather();
-    return std::as_bytes(weights_of(model_));
+    return dvla::weights_checksum(model_.units());
   }
-  /// The trainer's weights, as `version`, into both of the worker's copies, without the control plane: while
-  /// no lane runs.
+  /// The trainer's weights, as `version`, into the worker's copies, without the control plane: while no lane
+  /// runs.
   void install(std::int64_t version) {
     gather();
-    auto copy = [&](VersionedModel<Model>& frozen) {
-      const auto from = weights_of(model_);
-      std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
-      if constexpr (ModelElsewhere<Model>) frozen.model->weights_written();
-      frozen.version = version;
-    };
-    worker().models().fill(copy);
+    worker().models().fill([&](VersionedModel<Model>& back) {
+      if (back.model != &model_) {
+        copy_weights(model_.units(), back.model->units());
+        weights_written(*back.model);
+      }
+      back.version = version;
+    });
     worker().models().try_swap();
   }
   /// The actors take over the leader's weights.
   void follow_the_leader() {
     if (!actors_) return;
     gather();
-    if constexpr (requires { weights_->take_parameters(); }) {
-      if (job_.leads()) weights_->take_parameters();  // as the trainer rounds them
-      actors_->broadcast(std::as_writable_bytes(model_.parameters()),
-                         job_.roles().actor(job_.roles().leader()));
-      weights_->take_parameters();
-    }
+    for (const WeightUnit& unit : model_.units())
+      actors_->broadcast(unit.values, job_.roles().actor(job_.roles().leader()));
+    weights_written(model_);
+    weights_->take_parameters();
   }
   /// To the rollouts, before they begin.
   void hand_out(std::int64_t version) {
@@ -225,23 +231,15 @@ class RankParts {
     }
     if (worker_) install(version);
   }
-  void pack(std::int64_t version) {
-    const std::span<std::byte> bytes = control_->begin(version);
-    if (broadcasts || job_.actors() == 1) {
-      weights_->pack(bytes);
-    } else {  // a replica's own copies: the whole, not this actor's part
-      gather();
-      std::memcpy(bytes.data(), weights_of(model_).data(), bytes.size());
-    }
-  }
+  /// Between processes: this actor's part, into the control plane's buffer.
+  void pack(std::int64_t version) requires broadcasts { weights_->pack(control_->begin(version)); }
   /// Into the worker's back copy. Sets `lost`, before the worker can go on, where it throws.
   void receive(std::int64_t version, std::atomic<bool>& lost) {
     auto span = trace_.span("install", version - 1);
     worker_->models().fill([&](VersionedModel<Model>& back) {
       try {
-        back.version = control_->receive(std::as_writable_bytes(std::span<float>(back.model->parameters())),
-                                         version, settings_.deadline());
-        if constexpr (ModelElsewhere<Model>) back.model->weights_written();
+        back.version = control_->receive(back.model->units(), version, settings_.deadline());
+        weights_written(*back.model);
       } catch (...) {
         lost.store(true, std::memory_order_release);
         throw;
@@ -381,9 +379,12 @@ class RankParts {
   }
 
   // ---- Making
-  std::unique_ptr<Model> frozen_model() const {
-    return std::make_unique<Model>(settings_.config().model, settings_.model_inputs(environment_),
-                                   settings_.weight_seed());
+  void make_worker(int threads) {
+    for (int i = 0; i < copies_of_the_model(job_); ++i) copies_.push_back(model_.copy());
+    Model* const back = copies_.empty() ? &model_ : copies_.back().get();
+    Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
+    worker_ = std::make_unique<Worker>(environment_, *front, *back, settings_.rollout_options(job_, threads),
+                                       trace_);
   }
   void make_weights() {
     const auto& knobs = settings_.config().sharding;
@@ -427,21 +428,18 @@ class RankParts {
     }
   }
   void make_control() {
-    const std::int64_t floats = std::ssize(weights_of(model_));
     if constexpr (broadcasts) {
+      const std::size_t bytes = trainable_bytes(model_.units());
       std::vector<WeightPart> parts;
       if constexpr (requires { Weights::parts_of(model_, 1); })
         parts = Weights::parts_of(model_, job_.actors());
       else
-        parts = {{{0, floats}}};
-      WeightPart trainable;
-      if constexpr (ModelOfTrainable<Model>) trainable = model_.trainable();
-      control_ = std::make_unique<Control>(floats, std::move(parts), settings_.config().control_plane,
+        parts = {{{0, bytes}}};
+      control_ = std::make_unique<Control>(bytes, std::move(parts), settings_.config().control_plane,
                                            job_.cluster(), job_.roles(), static_cast<int>(job_.incarnation()),
-                                           settings_.deadline(), memory_.environment(), trainable);
+                                           settings_.deadline(), memory_.environment());
     } else {
-      control_ = std::make_unique<Control>(static_cast<std::size_t>(floats) * sizeof(float),
-                                           memory_.environment(), settings_.deadline());
+      control_ = std::make_unique<Control>(model_.units(), settings_.deadline());
     }
   }
   void make_watch() {
@@ -502,7 +500,8 @@ class RankParts {
   ActorGroups groups_;                    ///< an actor's
   std::unique_ptr<Weights> weights_;      ///< an actor's
   std::unique_ptr<Group> actors_;         ///< of a job with several
-  std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
+  std::vector<std::unique_ptr<Model>> copies_;  ///< of the model, to sample from
+  std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
   std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;

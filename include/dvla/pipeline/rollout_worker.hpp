@@ -22,6 +22,7 @@
 
 #include "dvla/control_plane/front_back.hpp"
 #include "dvla/core/arena.hpp"
+#include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/environment/concept.hpp"
@@ -31,10 +32,10 @@
 
 namespace dvla {
 
-/// A frozen copy of the policy and the version of the weights in it.
+/// A model to sample from and the version of the weights in it.
 template <class Model>
 struct VersionedModel {
-  std::unique_ptr<Model> model;
+  Model* model = nullptr;
   std::int64_t version = 0;
 };
 
@@ -70,11 +71,11 @@ class RolloutWorker {
  public:
   using Decision = typename Model::Decision;
 
-  /// `front` and `back` are two copies of the policy with the same weights.
-  RolloutWorker(Environment& environment, std::unique_ptr<Model> front, std::unique_ptr<Model> back,
-                RolloutOptions options, Trace& trace)
+  /// `front` and `back` are two copies of the policy with the same weights, or twice the same model, where
+  /// nobody changes it during a rollout.
+  RolloutWorker(Environment& environment, Model& front, Model& back, RolloutOptions options, Trace& trace)
       : environment_(environment),
-        models_({std::move(front), 0}, {std::move(back), 0}),
+        models_({&front, 0}, {&back, 0}),
         options_(options),
         arena_(std::in_place, options.threads),
         trace_(trace),
@@ -276,7 +277,7 @@ class RolloutWorker {
       // for weights that are being copied in just now: its admission counted on them.
       turn == 0 ? models_.swap_within(options_.deadline) : models_.try_swap();
       VersionedModel<Model>& frozen = models_.front();
-      boundaries.decides(earlier + turn, frozen.version, std::as_bytes(weights_of(*frozen.model)));
+      boundaries.decides(earlier + turn, frozen.version, [&] { return weights_checksum(frozen.model->units()); });
       Decision decision = rows_at(decisions, t, first + row, count);
       frozen.model->act(rows_at(all.observation, t, first + row, count), Decoding::sample,
                         stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,

@@ -22,7 +22,6 @@
 #include <vector>
 
 #include "dvla/control_plane/in_process.hpp"
-#include "dvla/core/checksum.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/record.hpp"
 #include "dvla/core/streams.hpp"
@@ -35,6 +34,7 @@
 #include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/history.hpp"
 #include "dvla/pipeline/job.hpp"
+#include "dvla/pipeline/memory_plan.hpp"
 #include "dvla/pipeline/rank_parts.hpp"
 #include "dvla/pipeline/run_report.hpp"
 #include "dvla/pipeline/run_settings.hpp"
@@ -85,15 +85,20 @@ class Run {
   using Schedule = machinery_t<typename P::schedule, P>;
   using Placement = machinery_t<typename P::placement, P>;
 
+  using OnPlan = std::function<void(const MemoryPlan&, const Job&)>;
+
   /// Batches that train() makes room for in the history before it begins; more room comes as it is needed.
   static constexpr std::int64_t history_room = History::room;
 
   /// One process, which is every role. Throws ConfigError before anything starts if a value is wrong or parts
   /// do not fit.
-  explicit Run(const Config<P>& config) : Run(config, std::make_unique<LoneCluster>(), nullptr) {}
+  /// `on_plan` is given the memory that is about to be taken, before it is.
+  explicit Run(const Config<P>& config, const OnPlan& on_plan = {})
+      : Run(config, std::make_unique<LoneCluster>(), nullptr, on_plan) {}
   /// One rank of a job. What one rank refuses, all refuse, each with a ConfigError that says who and why.
   /// `cluster` must outlive this, and serves this run only.
-  Run(const Config<P>& config, Cluster& cluster) : Run(config, nullptr, &cluster) {}
+  Run(const Config<P>& config, Cluster& cluster, const OnPlan& on_plan = {})
+      : Run(config, nullptr, &cluster, on_plan) {}
   /// A leader that never began tells those who wait for it.
   ~Run() {
     if (!job_->alone() && job_->leads() && !job_->begun())
@@ -118,9 +123,10 @@ class Run {
     return clone(own);
   }
 
-  /// Leader: exp(log_prob - behaviour) must be 1 for weights that have not changed: sampling and training
-  /// then agree about what a decision is. Returns the largest deviation; throws Error if it is above 1e-5.
-  double self_test() {
+  /// Leader: with weights that have not changed, log-probabilities that the trainer computes again are those
+  /// that the sampler stored, whatever the order of rows: both then agree about what a decision is. Returns
+  /// how far they are apart; throws Error beyond what model/self_test.hpp allows. train() begins with it.
+  RatioError self_test() {
     Model::use_threads(threads().most());
     install();
     OwnedRecord<Transition> transition(worker().layout(1, config().model.chunk),
@@ -130,8 +136,12 @@ class Run {
     worker().probe(*transition, *decision);
     std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_->size()));
     std::iota(rows.begin(), rows.end(), std::int64_t{0});
-    return check_ratio(model_, cut_record(transition->observation, [](auto field) { return field.at(0); }),
-                       *decision, rows);
+    const auto observation = cut_record(transition->observation, [](auto field) { return field.at(0); });
+    const RatioError found = check_ratio(model_, observation, *decision, rows);
+    std::reverse(rows.begin(), rows.end());
+    check_ratio(model_, observation, *decision, rows);
+    tested_ = true;
+    return found;
   }
 
   /// Leader: success over fresh episodes that training never sees. Throws Stopped at the next decision once
@@ -164,6 +174,7 @@ class Run {
   /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) try {
+    if (job_->leads() && !tested_) self_test();
     job_->begin_together(stop);
     if (!parts().connected()) connect();
     parts_->follow_the_leader();
@@ -196,7 +207,7 @@ class Run {
       adapt(*stages);
     }
     if constexpr (replays) check_end(report.batches);
-    if (config().run.record) recorded_.final_weights = checksum(parts_->weight_bytes());
+    if (config().run.record) recorded_.final_weights = parts_->weights_checksum();
     report.train_wall_s = call.elapsed();
     report.batches = next_batch() - first;
     if (job_->alone()) {
@@ -232,6 +243,7 @@ class Run {
   /// Throws Error on a rank that neither rolls out nor leads.
   Worker& worker() { return parts().worker(); }
   Memory& memory() { return memory_; }
+  const MemoryPlan& memory_plan() const { return plan_; }
   Data& data() { return parts().data(); }
   Trace& trace() { return trace_; }
   /// Number of the next batch = version of the trainer's weights. Set by a resumed run.
@@ -248,7 +260,7 @@ class Run {
   static constexpr bool replays = RunSettings<P>::replays;
   static constexpr bool adapts = RunSettings<P>::adapts;
 
-  Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given) try
+  Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given, const OnPlan& on_plan) try
       : settings_(config),
         own_cluster_(std::move(own)),
         cluster_(given ? *given : *own_cluster_),
@@ -258,6 +270,7 @@ class Run {
         tensors_(memory_.model()),
         environment_(
             std::make_unique<Environment>(settings_.environment_knobs(*job_), memory_.environment())),
+        plan_(plan_memory(on_plan)),
         model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
     settings_.check(*job_);
     if constexpr (adapts)
@@ -269,6 +282,57 @@ class Run {
     if (given) Job::refuse(*given, why);
   }
 
+  /// What this rank will take in its roles, found good and told, and the environment pool's pages in place. Of
+  /// a model that plans nothing (ModelPlan) only what is no model's.
+  MemoryPlan plan_memory(const OnPlan& on_plan) {
+    MemoryPlan plan;
+    const std::int64_t environments = environment_->size();
+    const std::int64_t here = environments * settings_.rollout_epochs();
+    const std::int64_t all = settings_.groups() * settings_.group() * settings_.rollout_epochs();
+    const std::int64_t trained = job_->trains() ? (all + job_->actors() - 1) / job_->actors() : 0;
+    const BatchShape shape = settings_.shape(*environment_, 1);
+    ModelPlan model;
+    const ModelInputs inputs = settings_.model_inputs(*environment_);
+    if constexpr (PlanningModel<Model, decltype(config().model)>)
+      model = Model::plan(config().model, inputs, settings_.sampling_rows(environments),
+                          settings_.training_rows(trained * shape.decisions));
+    plan_weights(plan, {.parameters = model.parameters,
+                        .copies = Parts::copies_of_the_model(*job_),
+                        .trains = job_->trains(),
+                        .actors = detail::spans_processes<typename P::sharding> ? job_->actors() : 1});
+    if (job_->rolls_out() || job_->leads())
+      plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
+    if (job_->trains()) plan.add("activations of training", MemoryPlace::model_pool, model.training_bytes);
+    if (broadcasts && !job_->alone()) {
+      std::size_t trainable = 0;
+      for (const Parameter& each : model.parameters) trainable += each.trainable ? each.bytes() : 0;
+      plan.add("buffers of the control plane", MemoryPlace::environment_pool,
+               2 * (job_->rolls_out() ? trainable : trainable / static_cast<std::size_t>(job_->actors())));
+    }
+    const std::size_t episode =
+        record_bytes(transition_layout(environment_->observation_spec(), environment_->action_spec(), shape)) +
+        model.decision_bytes * static_cast<std::size_t>(shape.decisions);
+    const std::int64_t in_flight =
+        routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
+    plan.add("batches in flight", MemoryPlace::environment_pool,
+             episode * static_cast<std::size_t>(in_flight * (settings_.staleness() + 1)));
+    if (job_->leads() && HasExpert<Environment> && config().run.resume.empty())
+      plan.add("demonstrations", MemoryPlace::heap,
+               episode * static_cast<std::size_t>((config().run.demonstrations + environments - 1) /
+                                                  environments * environments));
+    const std::size_t taken = memory_.environment().report().in_use;
+    plan.add("simulators", MemoryPlace::environment_pool, taken);
+    if (on_plan) on_plan(plan, *job_);
+    plan.check(usable_memory_bytes() - std::min<std::size_t>(usable_memory_bytes(), resident_bytes()));
+    for (const auto& [place, pool] : {std::pair(MemoryPlace::environment_pool, &memory_.environment()),
+                                      std::pair(MemoryPlace::model_pool, &memory_.model())})
+      if (plan.of(place) > pool->report().capacity)
+        throw ConfigError("the " + pool->report().name + " may have " +
+                          MemoryPlan::mebibytes(pool->report().capacity) + ", and the run needs " +
+                          MemoryPlan::mebibytes(plan.of(place)) + " of it; raise " + pool->knob());
+    memory_.environment().prefault(plan.of(MemoryPlace::environment_pool));
+    return plan;
+  }
   void build_parts() {
     parts_ = std::make_unique<Parts>(
         typename Parts::Ground{settings_, cluster_, *job_, *environment_, model_, memory_, trace_, notices_},
@@ -290,7 +354,7 @@ class Run {
   void check_end(std::int64_t batches) {
     const Recording& recorded = settings_.replayed();
     if (batches == recorded.batches && recorded.final_weights &&
-        *recorded.final_weights != checksum(parts_->weight_bytes()))
+        *recorded.final_weights != parts_->weights_checksum())
       throw Error(
           "the replay of '" + config().schedule.recording +
           "' ends with other weights than the recorded run, after hand-overs that were equal; are the "
@@ -349,7 +413,7 @@ class Run {
       std::iota(everybody.begin(), everybody.end(), 0);
       const auto all = cluster_.group("carry/" + number, everybody, settings_.deadline());
       state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
-                    std::ssize(weights_of(model_)));
+                    trainable_count(model_.units()));
       std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
       all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
       history_.take_over({steps[0], steps[1]});
@@ -425,10 +489,12 @@ class Run {
   Memory memory_;
   detail::TensorPool<Model> tensors_;
   std::unique_ptr<Environment> environment_;
+  const MemoryPlan plan_;
   Model model_;
   Notices notices_;
   std::unique_ptr<Parts> parts_;
   History history_;
+  bool tested_ = false;  ///< by self_test()
   RankReport before_{};  ///< of this train(), in roles that this rank had earlier
 };
 
@@ -440,7 +506,7 @@ class Run<P, Trace, false> {
   explicit Run(const Config<P>&);
   Run(const Config<P>&, Cluster&);
   WarmStartResult warm_start(const stop_flag* = nullptr);
-  double self_test();
+  RatioError self_test();
   double evaluate(std::int64_t, Decoding = Decoding::mode, const stop_flag* = nullptr);
   RunReport train(std::function<void(const Iteration&)> = {}, std::function<void(std::int64_t)> = {},
                   const stop_flag* = nullptr);

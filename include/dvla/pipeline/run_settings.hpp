@@ -3,11 +3,11 @@
 // Torch-free; knows what a rank's place in its job is, and no machinery at work.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
 
-#include "dvla/control_plane/descriptors.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/streams.hpp"
@@ -39,18 +39,12 @@ class RunSettings {
   /// The run that Replay repeats; empty for all other schedules.
   const Recording& replayed() const { return replayed_; }
 
-  /// Throws ConfigError where this pipeline, so configured, is not for this job, and where its weights are to
-  /// travel in a form that the model does not know.
+  /// Throws ConfigError where this pipeline, so configured, is not for this job.
   void check(const Job& job) const {
     if ((replays || config_.run.record) && !job.alone())
       throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
                         " is for a run of one process, and the job has " +
                         std::to_string(job.cluster().world()));
-    if constexpr (requires { config_.control_plane.form; } &&
-                  !ModelOfTrainable<machinery_t<typename P::model, P>>)
-      if (config_.control_plane.form == WeightForm::trainable)
-        throw ConfigError("control_plane.form is trainable, but " + std::string(P::model::name) +
-                          " does not say which of its weights train; use full or delta");
     if constexpr (adapts) {
       if (config_.run.record)
         throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
@@ -101,6 +95,19 @@ class RunSettings {
   }
   /// Those of them that are this rollout's own. Throws ConfigError where a rollout would have none.
   Share own_groups(const Job& job) const { return job.share_of_groups(groups()); }
+
+  // ---- Rows of one call of the model
+  std::int64_t sampling_rows(std::int64_t environments) const {
+    const std::int64_t stages = std::max(config_.schedule.sampling_stages, 1);
+    return (environments + stages - 1) / stages;
+  }
+  /// `all`: rows of a batch.
+  std::int64_t training_rows(std::int64_t all) const {
+    if constexpr (requires { config_.algorithm.micro_batch; })
+      return std::min<std::int64_t>(config_.algorithm.micro_batch, all);
+    else
+      return all;
+  }
 
   // ---- For the parts
   /// A rollout has its share of the environments; the leader without one all of them, to evaluate; another

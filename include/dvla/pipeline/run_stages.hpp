@@ -130,8 +130,9 @@ class RunStages {
     const Trajectory<Decision>& trajectory = parts_.data().consume(token);
     auto before_step = [&] {
       if (!packed_.acquire(deadline_,
-                           {"training", "the last weights to be packed", "distribution", token.batch}))
-        throw Error("training stops: the last weights were not packed because another lane failed");
+                           {"training", "the last weights to be taken", broadcasts ? "distribution" : "reception",
+                            token.batch}))
+        throw Error("training stops: the last weights were not taken because another lane failed");
     };
     Iteration iteration;
     iteration.batch = token.batch;
@@ -144,11 +145,15 @@ class RunStages {
     token.version = token.batch + 1;
     if (call_.after_update) call_.after_update(token.batch);
   }
+  /// Between processes the weights are packed, and may change from then on. In one process they are where the
+  /// reception lane copies them from, and may change once it has.
   void distribute(Token& token) {
-    {
+    if constexpr (broadcasts) {
       auto span = parts_.trace().span("pack", token.batch);
       parts_.pack(token.version);
       packed_.release();
+    } else {
+      parts_.gather();
     }
     auto span = parts_.trace().span("publish", token.batch);
     parts_.control().publish(token.version);
@@ -166,6 +171,7 @@ class RunStages {
   }
   void receive(Token& token) {
     if (!weights_ended_.load(std::memory_order_relaxed)) parts_.receive(token.batch + 1, lost_);
+    if constexpr (!broadcasts) packed_.release();
   }
   void observe(const Token& token) {
     if (call_.on_iteration) call_.on_iteration(history_.at(token.batch));
@@ -192,6 +198,7 @@ class RunStages {
 
  private:
   static constexpr bool routed = Parts::routed;
+  static constexpr bool broadcasts = Parts::broadcasts;
 
   struct Timed {
     explicit Timed(LaneClock& of) : clock(of) {}
@@ -227,7 +234,7 @@ class RunStages {
   stop_flag ending_;
   /// Of a live batch, one slot a trajectory buffer: passes from sampling to training with it.
   std::vector<RolloutCounts> sampled_;
-  /// Held by the weights while they have not been packed: an update reads them, but may not change them yet.
+  /// Held by the weights while nobody has copied them: an update reads them, but may not change them yet.
   credit<0> packed_{0};
   /// Weights could not be installed, so the sampler may have lost those that it was admitted with: it waits
   /// for the reception lane's own error, which is the one to report.

@@ -36,6 +36,7 @@ struct Synchronous {
   using knobs = SynchronousKnobs;
   static constexpr std::string_view name = "Synchronous";
   static constexpr int max_staleness = 0;
+  static constexpr bool in_turn = true;  ///< so the trainer's own model can sample
   template <bool Never>
   struct missing {
     static_assert(Never,

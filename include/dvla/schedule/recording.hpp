@@ -50,13 +50,14 @@ class recording_boundaries {
   recording_boundaries(Recording& into, std::int64_t batch) : into_(into), batch_(batch) {}
 
   void before(std::int64_t) {}
-  void decides(std::int64_t boundary, std::int64_t version, std::span<const std::byte> weights) {
+  template <class Checksum>
+  void decides(std::int64_t boundary, std::int64_t version, const Checksum& weights_checksum) {
     auto& all = into_.hand_overs;
     if (boundary != passed_++ || (!all.empty() && version < all.back().version))
       throw Error("stage 'sample' tells of version " + std::to_string(version) + " at chunk boundary " +
                   std::to_string(boundary) + "; boundaries are counted from 0, and versions never fall");
     if (all.empty() || version > all.back().version)
-      all.push_back({version, batch_, boundary, checksum(weights)});
+      all.push_back({version, batch_, boundary, weights_checksum()});
   }
   /// The rollout is over.
   void end() {

@@ -88,7 +88,8 @@ class ReplayRunner {
           detail::enter_lane(run.stages, lane_kind::sampling);
         }
       }
-      void decides(std::int64_t boundary, std::int64_t version, std::span<const std::byte> weights) {
+      template <class Checksum>
+      void decides(std::int64_t boundary, std::int64_t version, const Checksum& weights_checksum) {
         const auto stray = [&](const std::string& what) {
           throw Error("the replay strays from its recording at chunk boundary " + std::to_string(boundary) +
                       " of batch " + std::to_string(batch) + ": " + what);
@@ -97,7 +98,7 @@ class ReplayRunner {
           stray("the recorded rollouts have " + std::to_string(run.recording.boundaries) +
                 " boundaries, told of in order");
         if (const HandOver* due = run.due(batch, boundary)) {
-          if (version == due->version && checksum(weights) != due->weights)
+          if (version == due->version && weights_checksum() != due->weights)
             stray("the weights of version " + std::to_string(version) +
                   " are other ones; are pipeline, settings, seed and machine those of the recorded run?");
           run.deciding = due->version;
@@ -105,7 +106,7 @@ class ReplayRunner {
         }
         if (version != run.deciding)
           stray("version " + std::to_string(version) + " decides instead of " + std::to_string(run.deciding));
-        if (record) record->decides(boundary, version, weights);
+        if (record) record->decides(boundary, version, weights_checksum);
       }
       void end() {
         if (passed != run.recording.boundaries)

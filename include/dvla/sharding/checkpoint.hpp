@@ -30,11 +30,11 @@ inline constexpr std::array shard_values{"shard.exp_avg", "shard.exp_avg_sq", "s
 /// An actor's part of a checkpoint: a copy, so that training may go on before it is written.
 class ShardToWrite {
  public:
-  /// `whole`: the model's trainable_count. With `masters`, these too. In the training lane, between two
-  /// steps.
+  /// `whole`: the model's trainable_count. With `masters`, these too. Part `part` of `parts`, which
+  /// are the actors' where each has its own. In the training lane, between two steps.
   template <class Weights>
-  ShardToWrite(Weights& weights, std::int64_t whole, bool masters)
-      : counters_{weights.actor(), weights.actors(), weights.steps(), whole}, kinds_(masters ? 3 : 2) {
+  ShardToWrite(Weights& weights, std::int64_t whole, bool masters, int part, int parts)
+      : counters_{part, parts, weights.steps(), whole}, kinds_(masters ? 3 : 2) {
     for (const ShardPiece& piece : weights.pieces()) {
       ranges_.insert(ranges_.end(), {piece.range.offset, piece.range.count});
       const std::array from{piece.first_moment, piece.second_moment, piece.weight};
@@ -63,11 +63,12 @@ class ShardToWrite {
 };
 
 /// Moments and step counter from the files of all actors that wrote them, in any order, and the masters where
-/// they are there. Where they are not, the masters become the model's values, which the caller has loaded
-/// before. All actors call it. Throws FormatError where the files are not all parts of one state or hold what
+/// they are there. `load_model()` loads the model's values once all files have been found good, and may throw
+/// before it changes any; masters that are not there become these values. All actors call it. Throws FormatError where the files are not all parts of one state or hold what
 /// is no number, ConfigError where that is another model's, and then changes nothing.
-template <class Weights>
-void load_shards(Weights& weights, std::int64_t whole, std::span<const io::SafetensorsFile> files) {
+template <class Weights, class LoadModel>
+void load_shards(Weights& weights, std::int64_t whole, std::span<const io::SafetensorsFile> files,
+                 LoadModel load_model) {
   if (files.empty()) throw ConfigError("a sharded checkpoint has no files; give those of all actors");
   struct Stored {
     WeightRange range;
@@ -138,6 +139,7 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
   if (next != whole || std::adjacent_find(actors.begin(), actors.end()) != actors.end())
     throw FormatError(first + " lacks weights from number " + std::to_string(next) +
                       " on, or has an actor's file twice: give the files of all actors");
+  load_model();
   if (kinds == 2) weights.take_parameters();
   for (const ShardPiece& piece : weights.pieces()) {
     const std::array to{piece.first_moment, piece.second_moment, piece.weight};

@@ -1,0 +1,126 @@
+// The memory that a rank is about to take, by kind, computed from shapes before any of it is allocated: what
+// the run prints, what its pools bring into place, and what is refused where the machine or its cgroup has not
+// so much. Design: "Weights". Says nothing about the process itself (code, libraries, the simulator's own
+// allocations) and nothing about a GPU's memory, whose pools have bounds of their own.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/process_limits.hpp"
+#include "dvla/core/weights.hpp"
+
+namespace dvla {
+
+/// Who gives the memory.
+enum class MemoryPlace : std::uint8_t { model_pool, environment_pool, heap };
+
+struct MemoryItem {
+  std::string kind;  ///< "frozen weights", "gradients", ...
+  MemoryPlace place = MemoryPlace::model_pool;
+  std::size_t bytes = 0;
+};
+
+class MemoryPlan {
+ public:
+  /// Items of 0 bytes are left out.
+  void add(std::string kind, MemoryPlace place, std::size_t bytes) {
+    if (bytes > 0) items_.push_back({std::move(kind), place, bytes});
+  }
+
+  const std::vector<MemoryItem>& items() const { return items_; }
+  std::size_t total() const { return sum([](const MemoryItem&) { return true; }); }
+  std::size_t of(MemoryPlace place) const {
+    return sum([&](const MemoryItem& item) { return item.place == place; });
+  }
+
+  /// Throws ConfigError, with the three largest items, unless it fits into `available` bytes.
+  void check(std::size_t available) const {
+    if (total() <= available) return;
+    std::vector<MemoryItem> largest = items_;
+    std::stable_sort(largest.begin(), largest.end(),
+                     [](const MemoryItem& a, const MemoryItem& b) { return a.bytes > b.bytes; });
+    std::string what;
+    for (std::size_t i = 0; i < std::min<std::size_t>(largest.size(), 3); ++i)
+      what += (i > 0 ? ", " : "") + largest[i].kind + " " + mebibytes(largest[i].bytes);
+    throw ConfigError("the run would take " + mebibytes(total()) + " of memory, and " + mebibytes(available) +
+                      " can be had here; its largest parts are " + what);
+  }
+
+  /// A line an item, and one for the sum.
+  std::string text() const {
+    std::string out = "memory that is about to be taken:";
+    char line[160];
+    for (const MemoryItem& item : items_) {
+      std::snprintf(line, sizeof line, "\n  %-34s %10s  %s", item.kind.c_str(), mebibytes(item.bytes).c_str(),
+                    name(item.place));
+      out += line;
+    }
+    std::snprintf(line, sizeof line, "\n  %-34s %10s  beside the process itself", "in all",
+                  mebibytes(total()).c_str());
+    return out + line;
+  }
+
+  static const char* name(MemoryPlace place) {
+    return place == MemoryPlace::model_pool ? "model pool"
+           : place == MemoryPlace::environment_pool ? "environment pool"
+                                                    : "heap";
+  }
+  static std::string mebibytes(std::size_t bytes) {
+    char text[40];
+    std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+    return text;
+  }
+
+ private:
+  template <class Which>
+  std::size_t sum(Which which) const {
+    std::size_t bytes = 0;
+    for (const MemoryItem& item : items_)
+      if (which(item)) bytes += item.bytes;
+    return bytes;
+  }
+
+  std::vector<MemoryItem> items_;
+};
+
+/// What of a model's weights and of their training lies in the model pool.
+struct WeightsPlan {
+  std::span<const Parameter> parameters;
+  int copies = 0;       ///< beside the model itself, of what is trainable
+  bool trains = false;  ///< gradients, masters and moments are held
+  int actors = 1;       ///< that share masters and moments; 1: each has all
+};
+
+inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
+  std::size_t frozen = 0, trainable = 0, elements = 0, in_16_bits = 0;
+  for (const Parameter& each : weights.parameters) {
+    if (!each.alias_of.empty()) continue;
+    (each.trainable ? trainable : frozen) += each.bytes();
+    if (!each.trainable) continue;
+    elements += static_cast<std::size_t>(each.count());
+    if (each.dtype != Dtype::f32) in_16_bits += static_cast<std::size_t>(each.count());
+  }
+  const MemoryPlace pool = MemoryPlace::model_pool;
+  plan.add("frozen weights", pool, frozen);
+  plan.add("trainable weights", pool, trainable);
+  plan.add("copies of them to sample from", pool, static_cast<std::size_t>(weights.copies) * trainable);
+  if (!weights.trains) return;
+  const auto share = [&](std::size_t all) {
+    const auto actors = static_cast<std::size_t>(weights.actors);
+    return (all + actors - 1) / actors;
+  };
+  plan.add("gradients", pool, 4 * elements);
+  // A shard's float32 masters are its own; of a replica they are the weights, where these are float32.
+  plan.add("masters", pool, 4 * share(weights.actors > 1 ? elements : in_16_bits));
+  plan.add("moments", pool, 8 * share(elements));
+}
+
+}  // namespace dvla
