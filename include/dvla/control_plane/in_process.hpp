@@ -3,6 +3,7 @@
 // takes them is front_back.hpp's business; that the trainer does not change them meanwhile is the run's.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -20,38 +21,79 @@
 
 namespace dvla {
 
+/// Of one plane, since its start.
+struct InProcessWeightReport {
+  std::int64_t published = 0, installed = 0, installed_bytes = 0;
+  std::int64_t verified = 0;  ///< versions of which both sides were hashed
+};
+
+/// publish: one distribution thread. receive: one reception thread a destination. All others: any.
 class InProcessWeightPlane {
  public:
+  /// `source`: the trainer's live units, which must outlive this.
   explicit InProcessWeightPlane(const std::vector<WeightUnit>& source,
-                                std::chrono::nanoseconds patience = std::chrono::seconds(30),
+                                [[maybe_unused]] std::chrono::nanoseconds patience = std::chrono::seconds(30),
                                 std::int64_t verify_every = 16)
-      : source_(source), patience_(patience), verify_every_(verify_every) {}
+      : source_(source), verify_every_(verify_every) {}
+
   std::int64_t latest() const {
     const std::scoped_lock lock(mutex_);
     return latest_;
   }
+
+  /// Distribution lane: the source is `version` now, and does not change until that has been received or a
+  /// newer one is published; the run's training lane waits for that before its next optimiser step.
   void publish(std::int64_t version) {
     {
       const std::scoped_lock lock(mutex_);
-      if (version <= latest_) throw Error("control plane: version order");
+      if (version <= latest_)
+        throw Error("control plane: version " + std::to_string(version) + " cannot follow version " +
+                    std::to_string(latest_) + "; versions strictly increase");
       latest_ = version;
+      ++report_.published;
     }
     changed_.notify_all();
   }
+
+  /// Reception lane: waits until a version >= at_least is there, copies it and returns its number; where
+  /// `destination` is the source itself, nothing is copied. Throws DeadlineError after `limit`, Error after
+  /// close(), for a destination of other extents, and where the copy's hash is not the source's.
   std::int64_t receive(const std::vector<WeightUnit>& destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
+    const std::int64_t wanted = at_least < 0 ? 0 : at_least;
     std::int64_t version = 0;
     {
       std::unique_lock lock(mutex_);
       const bool there = changed_.wait_until(lock, detail::deadline_after(limit),
-                                             [&] { return latest_ >= at_least || closed_; });
-      if (closed_) throw Error("control plane: closed");
-      if (!there) throw DeadlineError("control plane: deadline");
+                                             [&] { return latest_ >= wanted || closed_; });
+      if (closed_)
+        throw Error("control plane: closed while reception waited for version " + std::to_string(wanted));
+      if (!there)
+        throw DeadlineError("control plane: weight reception waited " + detail::seconds_text(limit) +
+                            " for version " + std::to_string(wanted) +
+                            " from weight distribution; the latest is " + std::to_string(latest_) +
+                            "; is the training lane behind?");
       version = latest_;
     }
-    if (&destination != &source_) copy_weights(source_, destination);
+    const auto same = [](const WeightUnit& one, const WeightUnit& other) {
+      return one.values.data() == other.values.data() && one.values.size() == other.values.size();
+    };
+    if (std::equal(source_.begin(), source_.end(), destination.begin(), destination.end(), same))
+      return version;
+    const std::size_t bytes = copy_weights(source_, destination);
+    const bool verify = verify_every_ > 0 && version % verify_every_ == 0;
+    if (verify && hash(source_) != hash(destination))
+      throw Error("control plane: version " + std::to_string(version) +
+                  " is not in the sampler's copy what it is in the trainer's model; nobody may write to "
+                  "either while it is installed");
+    const std::scoped_lock lock(mutex_);
+    ++report_.installed;
+    report_.installed_bytes += static_cast<std::int64_t>(bytes);
+    report_.verified += verify ? 1 : 0;
     return version;
   }
+
+  /// Wakes everyone who waits; they, and later calls of receive, throw Error.
   void close() {
     {
       const std::scoped_lock lock(mutex_);
@@ -60,14 +102,25 @@ class InProcessWeightPlane {
     changed_.notify_all();
   }
 
+  InProcessWeightReport report() const {
+    const std::scoped_lock lock(mutex_);
+    return report_;
+  }
+
  private:
+  static std::uint64_t hash(const std::vector<WeightUnit>& units) {
+    Checksum sum;
+    for (const WeightUnit& unit : units) sum.update(unit.values);
+    return sum.value();
+  }
+
   const std::vector<WeightUnit>& source_;
-  std::chrono::nanoseconds patience_;
-  std::int64_t verify_every_;
+  const std::int64_t verify_every_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::int64_t latest_ = -1;
   bool closed_ = false;
+  InProcessWeightReport report_;
 };
 
 template <class Pipeline>
