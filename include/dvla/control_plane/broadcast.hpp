@@ -1,7 +1,7 @@
-// The control plane between processes: every actor sends its own part of the flat float32 weights to every
-// rollout, in the background, over channels of the pair. Paper: control plane on the CPU, contiguous host
+// The control plane between processes: every actor sends its own part of the trainable weights, in the
+// precision that the model computes in, to every rollout, in the background, over channels of the pair. Paper: control plane on the CPU, contiguous host
 // buffers, sharded parameters broadcast in parallel, swapped at a chunk boundary. Torch-free: over LibTorch's
-// Gloo by placement/c10d.hpp, over threads by testing/thread_cluster.hpp. Knows floats only: packing is the
+// Gloo by placement/c10d.hpp, over threads by testing/thread_cluster.hpp. Knows bytes only: packing is the
 // sharding's, and which of the sampler's copies takes the weights is front_back.hpp's business.
 //
 // Actor: two buffers of its part, packed and sent by turns; one sender thread a rollout. Rollout: two
@@ -47,19 +47,17 @@ class BroadcastWeightPlane {
   using End = EndOfWeights;
 
   /// Makes the channels: every rank of `roles` constructs its plane at the same time and with the same
-  /// values. `parts`: of each actor; none: equal shares. `incarnation`: the same number for all at the start
-  /// of a job; a rollout that joins later gives its own, and the actors call rejoin. `trainable`: the ranges
-  /// of the flat weights that GlooKnobs{trainable} sends. `cluster` and `pool` must outlive this. Throws
+  /// values. `bytes`: of all trainable weights; `parts`: of each actor; none: equal shares. `incarnation`: the same number for all at the start
+  /// of a job; a rollout that joins later gives its own, and the actors call rejoin. `cluster` and `pool` must outlive this. Throws
   /// ConfigError for parts that do not cover the weights, DeadlineError for a rank that does not come.
-  BroadcastWeightPlane(std::int64_t floats, std::vector<WeightPart> parts, const GlooKnobs& knobs,
+  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const GlooKnobs& knobs,
                        Cluster& cluster, const Roles& roles, int incarnation,
-                       std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool,
-                       const WeightPart& trainable = {})
+                       std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
       : cluster_(cluster),
-        bytes_(static_cast<std::size_t>(floats) * 4),
+        bytes_(bytes),
         streams_(knobs.streams),
-        board_(roles, cluster.rank(), incarnation, knobs.form, deadline,
-               layouts(floats, std::move(parts), roles, knobs, trainable), pool),
+        board_(roles, cluster.rank(), incarnation, deadline, layouts(bytes, std::move(parts), roles, knobs),
+               pool),
         senders_(board_),
         receivers_(board_) {
     try {
@@ -109,19 +107,18 @@ class BroadcastWeightPlane {
     });
     if (board_.closed)
       throw Error("control plane: closed; version " + std::to_string(version) + " cannot be packed");
-    if (!answered || stuck()) blame(version);
+    if (!answered || stuck()) explain_packing(version);
     board_.packing = version;
     return slots.take(board_.actor, version).bytes;
   }
 
-  /// Distribution lane: what begin gave is complete. Checksummed, then on its way.
+  /// Distribution lane: what begin gave is complete, and on its way.
   void publish(std::int64_t version) {
     check_actor();
     if (version != board_.packing) {
       throw Error("control plane: publish(" + std::to_string(version) + ") without begin(" +
                   std::to_string(version) + "); pack a version before it is published");
     }
-    senders_.seal(board_.slots.target(board_.actor));
     {
       const std::scoped_lock lock(board_.mutex);
       board_.slots.ready(board_.actor);
@@ -138,24 +135,31 @@ class BroadcastWeightPlane {
     await(lock, at_least, limit);
   }
 
-  /// Reception lane: as await; then lays the newest whole version out in `destination` (of bytes()) and
+  /// Reception lane: as await; then lays the newest whole version out in `destination`, a model's units, and
   /// returns its number. Throws DeadlineError after `limit`, EndOfWeights when the actors have ended without
   /// it, PeerError when an actor that should send it is lost, Error after close().
-  std::int64_t receive(std::span<std::byte> destination, std::int64_t at_least,
+  std::int64_t receive(std::span<const WeightUnit> destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
-    if (destination.size() != bytes_) {
+    if (trainable_bytes(destination) != bytes_)
       throw Error("control plane: weights are " + std::to_string(bytes_) + " bytes and the destination " +
-                  std::to_string(destination.size()) + "; trainer and sampler must have the same model");
-    }
+                  std::to_string(trainable_bytes(destination)) +
+                  "; trainer and sampler must have the same model");
     std::unique_lock lock(board_.mutex);
     const std::int64_t version = await(lock, at_least, limit);
     WeightSlots& slots = board_.slots;
     slots.read(version, 1);
     lock.unlock();
-    for (int actor = 0; actor < board_.actors; ++actor)
-      scatter_part(packed(actor, version), board_.layout(actor).part, destination);
+    for (int actor = 0; actor < board_.actors; ++actor) {
+      std::span<const std::byte> packed_part = packed(actor, version);
+      for (const ByteRange& range : board_.layout(actor).part) {
+        write_weights(destination, range.offset, packed_part.first(range.bytes));
+        packed_part = packed_part.subspan(range.bytes);
+      }
+    }
     lock.lock();
     slots.read(version, -1);
+    ++board_.report.installed;
+    board_.report.installed_bytes += static_cast<std::int64_t>(bytes_);
     lock.unlock();
     board_.changed.notify_all();
     return version;
@@ -227,22 +231,15 @@ class BroadcastWeightPlane {
   using WeightSlots = detail::WeightSlots;
   static constexpr std::int64_t none = detail::WeightBoard::none;
 
-  static std::vector<detail::PartLayout> layouts(std::int64_t floats, std::vector<WeightPart> parts,
-                                                 const Roles& roles, const GlooKnobs& knobs,
-                                                 const WeightPart& trainable) {
-    if (floats < 0) throw ConfigError("control plane: the weights cannot have a negative number of floats");
+  static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
+                                                 const Roles& roles, const GlooKnobs& knobs) {
     if (knobs.streams < 1 || knobs.streams > 64)
       throw ConfigError("control plane: streams is " + std::to_string(knobs.streams) +
                         "; it must be from 1 to 64");
-    if (parts.empty()) parts = equal_parts(floats, static_cast<int>(roles.actors.size()));
-    check_weight_parts(floats, parts, roles.actors.size());
-    const bool some = knobs.form == WeightForm::trainable;
-    if (some && trainable.empty())
-      throw ConfigError(
-          "control plane: form trainable needs a model that says which of its weights train; use full or "
-          "delta");
+    if (parts.empty()) parts = equal_parts(bytes, static_cast<int>(roles.actors.size()));
+    check_weight_parts(bytes, parts, roles.actors.size());
     std::vector<detail::PartLayout> all;
-    for (WeightPart& part : parts) all.emplace_back(std::move(part), some ? trainable : WeightPart{});
+    for (WeightPart& part : parts) all.emplace_back(std::move(part));
     return all;
   }
   void check_actor() const {
@@ -306,7 +303,7 @@ class BroadcastWeightPlane {
     if (board_.slots.free(board_.actor)) return {};
     return receivers_.without(detail::WeightPeer::lost, std::numeric_limits<std::int64_t>::max());
   }
-  [[noreturn]] void blame(std::int64_t version) const {
+  [[noreturn]] void explain_packing(std::int64_t version) const {
     const std::string who = "control plane: lane 'distribution' of " + board_.me + " waited ";
     const std::string what = "to pack version " + std::to_string(version);
     if (const auto gone = stuck())

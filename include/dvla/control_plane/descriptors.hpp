@@ -12,7 +12,7 @@
 
 namespace dvla {
 
-/// One versioned, checksummed host buffer, swapped at a chunk boundary. Spelt ControlPlane<InProcess>.
+/// One copy from the trainer's model into the samplers', swapped at a chunk boundary. Spelt ControlPlane<InProcess>.
 struct InProcessWeights {
   using slot = control_plane_slot;
   using knobs = NoKnobs;
@@ -29,23 +29,14 @@ struct InProcess::in<control_plane_slot> {
   using type = InProcessWeights;
 };
 
-/// What a broadcast carries. `trainable`: after a first full version only the ranges that the plane was told
-/// change (LoRA). `delta`: 4 KiB blocks that differ from the last version, exact; the whole version where
-/// more than half differ.
-enum class WeightForm : std::uint8_t { full, trainable, delta };
-template <>
-inline constexpr auto enum_names<WeightForm> = std::to_array<std::string_view>({"full", "trainable",
-                                                                                "delta"});
-
 struct GlooKnobs {
-  WeightForm form = WeightForm::full;
   int streams = 4;  ///< connections of a pair at most; a part of less than 8 MiB has one
 };
 template <>
-inline constexpr auto knob_docs<GlooKnobs> = std::to_array<KnobDoc>(
-    {{"form", "what a broadcast of weights carries: all of them, the trainable ones, or what changed"},
-     {"streams",
-      "connections between an actor and a rollout that share a large part of the weights, at most"}});
+inline constexpr auto knob_docs<GlooKnobs> = std::to_array<KnobDoc>({
+    {"streams", "connections between an actor and a rollout that share a large part of the weights, at most",
+     1, 64},
+});
 
 /// A background broadcast between processes, each actor its own part, over LibTorch's Gloo.
 struct Gloo {
@@ -63,4 +54,4 @@ struct Gloo {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, form, streams);
+BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, streams);

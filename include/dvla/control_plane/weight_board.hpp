@@ -25,11 +25,10 @@ namespace dvla {
 struct WeightPlaneReport {
   std::int64_t published = 0, versions_sent = 0, versions_received = 0;  ///< summed over peers
   std::int64_t bytes_sent = 0, bytes_received = 0;
-  std::int64_t bytes_saved = 0;      ///< that the full form would have sent besides
-  double send_s = 0, receive_s = 0;  ///< summed over threads
-  std::int64_t full_because_new = 0, full_because_changed = 0;  ///< in the forms trainable and delta
-  std::int64_t lost = 0, rejoined = 0;                          ///< rollouts
-  std::string last_loss;                                        ///< why, for people
+  std::int64_t installed = 0, installed_bytes = 0;  ///< by receive
+  double send_s = 0, receive_s = 0;                 ///< summed over threads
+  std::int64_t lost = 0, rejoined = 0;              ///< rollouts
+  std::string last_loss;                            ///< why, for people
 };
 
 namespace detail {
@@ -39,8 +38,7 @@ enum class WeightPeer : std::uint8_t { live, ended, lost };
 struct WeightBoard {
   static constexpr std::int64_t none = -1;
 
-  WeightBoard(Roles its_roles, int rank, int its_incarnation, WeightForm its_form,
-              std::chrono::nanoseconds its_deadline, std::vector<PartLayout> its_layouts,
+  WeightBoard(Roles its_roles, int rank, int its_incarnation, std::chrono::nanoseconds its_deadline, std::vector<PartLayout> its_layouts,
               std::pmr::memory_resource& pool)
       : roles(std::move(its_roles)),
         me(rank_name(roles, rank)),
@@ -48,7 +46,6 @@ struct WeightBoard {
         rollout(roles.rollout(rank)),
         actors(static_cast<int>(roles.actors.size())),
         incarnation(its_incarnation),
-        form(its_form),
         deadline(its_deadline),
         layouts(std::move(its_layouts)),
         slots(sizes(), held(), rollout >= 0, pool) {}
@@ -62,7 +59,6 @@ struct WeightBoard {
   const std::string me;              ///< "rank 3 (rollout 2)"
   const int actor, rollout, actors;  ///< this rank's place among them, -1: not one of them; how many
   const int incarnation;
-  const WeightForm form;
   const std::chrono::nanoseconds deadline;
   const std::vector<PartLayout> layouts;  ///< by actor
 

@@ -17,18 +17,18 @@
 
 namespace dvla {
 
-enum class FrameKind : std::int32_t { full, trainable, delta, end };
+enum class FrameKind : std::int32_t { weights, end };
 
 struct WeightFrame {
-  static constexpr std::uint64_t expected_magic = 0x3257'5741'4c56'4444ULL;  // "DDVLAWW2", little endian
+  static constexpr std::uint64_t expected_magic = 0x3357'5741'4c56'4444ULL;  // "DDVLAWW3", little endian
   std::uint64_t magic = expected_magic;
   std::int64_t version = -1;  ///< end: the last version that was sent, -1 if none
-  std::int64_t base = -1;     ///< trainable, delta: the version that this one changes
+  std::int64_t reserved = 0;
   std::uint64_t bytes = 0;    ///< that follow
   std::uint64_t layout = 0;   ///< checksum of what the parts are: both ends must cut the weights alike
   std::int32_t actor = 0, rollout = 0;
   std::int64_t incarnation = 0;
-  FrameKind kind = FrameKind::full;
+  FrameKind kind = FrameKind::weights;
   std::uint32_t guard = 0;  ///< of the bytes before
 
   std::array<std::byte, 64> bytes_of() const {
@@ -50,7 +50,7 @@ struct WeightFrameTerms {
   std::int32_t actor = 0, rollout = 0;
   std::int64_t incarnation = 0;
   std::uint64_t layout = 0;
-  std::uint64_t full_bytes = 0, trainable_bytes = 0, delta_least = 0, delta_most = 0;
+  std::uint64_t bytes = 0;  ///< of the actor's part
   std::int64_t last = -1;  ///< the newest version that came from this actor; -1: none
 };
 
@@ -83,25 +83,10 @@ inline WeightFrame read_frame(std::span<const std::byte, 64> bytes, const Weight
   if (frame.version < 0 || frame.version <= terms.last)
     refuse("is version " + number(frame.version) + " after version " + number(terms.last) +
            "; versions strictly increase");
-  std::uint64_t least = terms.full_bytes, most = terms.full_bytes;
-  switch (frame.kind) {
-    case FrameKind::full:
-      break;
-    case FrameKind::trainable:
-      least = most = terms.trainable_bytes;
-      break;
-    case FrameKind::delta:
-      least = terms.delta_least;
-      most = terms.delta_most;
-      break;
-    default:
-      refuse("is of kind " + number(static_cast<std::int32_t>(frame.kind)) + ", which is none");
-  }
-  if (frame.bytes < least || frame.bytes > most)
-    refuse("announces " + number(frame.bytes) + " bytes instead of " + number(least) +
-           (least == most ? "" : " to " + number(most)));
-  if (frame.kind != FrameKind::full && (terms.last < 0 || frame.base != terms.last))
-    refuse("changes version " + number(frame.base) + ", but the last that came is " + number(terms.last));
+  if (frame.kind != FrameKind::weights)
+    refuse("is of kind " + number(static_cast<std::int32_t>(frame.kind)) + ", which is none");
+  if (frame.bytes != terms.bytes)
+    refuse("announces " + number(frame.bytes) + " bytes instead of " + number(terms.bytes));
   return frame;
 }
 

@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -81,10 +80,6 @@ class WeightReceivers {
     WeightWire wire;
     WeightPeer peer = WeightPeer::live;
     std::string why;
-    /// Which of the actor's two slots holds a whole part, so that a trainable version need not copy the rest.
-    std::array<bool, 2> whole{};
-    std::vector<std::byte> bitmap;
-    std::vector<ByteRange> ranges;
     std::thread thread;
   };
 
@@ -96,10 +91,7 @@ class WeightReceivers {
     terms.rollout = board_.rollout;
     terms.incarnation = board_.incarnation;
     terms.layout = its.identity;
-    terms.full_bytes = its.bytes;
-    terms.trainable_bytes = bytes_in(its.trainable);
-    terms.delta_least = bitmap_bytes(its.bytes);
-    terms.delta_most = terms.delta_least + its.bytes;
+    terms.bytes = its.bytes;
     return terms;
   }
 
@@ -130,11 +122,10 @@ class WeightReceivers {
 
   void take_version(Link& link, const WeightFrame& frame) {
     const int actor = link.terms.actor;
-    const WeightSlot* base = nullptr;
-    WeightSlot& slot = claim(actor, frame, base);
+    WeightSlot& slot = claim(actor, frame);
     const auto start = std::chrono::steady_clock::now();
     try {
-      fill(link, frame, slot, base);
+      fill(link, frame, slot);
     } catch (...) {
       const std::scoped_lock lock(board_.mutex);
       board_.slots.abandon(actor);
@@ -151,7 +142,7 @@ class WeightReceivers {
     link.terms.last = frame.version;
     board_.changed.notify_all();
   }
-  WeightSlot& claim(int actor, const WeightFrame& frame, const WeightSlot*& base) {
+  WeightSlot& claim(int actor, const WeightFrame& frame) {
     std::unique_lock lock(board_.mutex);
     board_.slots.announce(actor, frame.version);
     board_.changed.notify_all();
@@ -164,38 +155,14 @@ class WeightReceivers {
                           board_.me + " for " + board_.actor_name(board_.slots.last_actor()) +
                           " to come beyond version " +
                           std::to_string(board_.slots.newest(board_.slots.last_actor())) + "; is it stuck?");
-    base = board_.slots.find(actor, frame.base);
     return board_.slots.take(actor, frame.version);
   }
-  void fill(Link& link, const WeightFrame& frame, WeightSlot& slot, const WeightSlot* base) {
-    const PartLayout& its = board_.layout(link.terms.actor);
-    // What does not travel is that of the version before; what never trains is there since the first.
-    const bool rest_is_there = frame.kind == FrameKind::trainable && link.whole[slot.side];
-    if (frame.kind != FrameKind::full && !rest_is_there && its.bytes > 0)
-      std::memcpy(slot.bytes.data(), base->bytes.data(), its.bytes);
-    std::uint64_t sum = 0;
-    switch (frame.kind) {
-      case FrameKind::full:
-        sum = link.wire.receive(slot.bytes, its.all);
-        break;
-      case FrameKind::trainable:
-        sum = link.wire.receive(slot.bytes, its.trainable);
-        break;
-      default:
-        link.bitmap.resize(bitmap_bytes(its.bytes));
-        link.wire.channel().receive(link.bitmap, board_.deadline);
-        marked_ranges(link.bitmap, its.bytes, link.ranges);
-        if (bytes_in(link.ranges) + link.bitmap.size() != frame.bytes)
-          throw Error("control plane: a delta from " + link.terms.from +
-                      " marks another number of bytes than it announces; it is damaged");
-        link.wire.receive(slot.bytes, link.ranges);
-        sum = checksum(slot.bytes);
-    }
+  void fill(Link& link, const WeightFrame& frame, WeightSlot& slot) {
+    const std::uint64_t sum = link.wire.receive(slot.bytes);
     if (sum != link.wire.receive_sum())
       throw Error(
           "control plane: version " + std::to_string(frame.version) + " from " + link.terms.from +
           " does not match its checksum: it is torn or damaged; nobody may write to published weights");
-    link.whole[slot.side] = true;
   }
 
   WeightBoard& board_;

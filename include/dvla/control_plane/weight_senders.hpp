@@ -1,5 +1,5 @@
 // An actor's side of the broadcast plane: one thread a rollout, which sends every version of this actor's
-// part in the form that was asked for, in full to a rollout that is new. A rollout that is lost, or takes
+// part. A rollout that is lost, or takes
 // nothing for the deadline, is left out and counted; the others go on.
 #pragma once
 
@@ -91,18 +91,6 @@ class WeightSenders {
     link->wire.close();
   }
 
-  // ---- Distribution lane, without the lock: senders do not look at a slot before it is ready
-  /// Finds out what changed since the version before, if that is to be sent.
-  void seal(const WeightSlot& slot) {
-    Sealed& sealed = sealed_[slot.side];
-    sealed.base = board_.published;  // only this lane changes it
-    sealed.delta = false;
-    if (board_.form != WeightForm::delta || sealed.base == WeightBoard::none) return;
-    find_changes(slot.bytes, board_.slots.find(board_.actor, sealed.base)->bytes, sealed.changes);
-    sealed.delta = sealed.changes.blocks * 2 <= delta_blocks(slot.bytes.size());
-    if (sealed.delta) marked_ranges(sealed.changes.bitmap, slot.bytes.size(), sealed.ranges);
-  }
-
  private:
   struct Link {
     Link(int to, int its_incarnation, std::vector<std::unique_ptr<Channel>> channels,
@@ -119,14 +107,6 @@ class WeightSenders {
     bool dismissed = false;  ///< known to be lost, or a newer incarnation takes its place
     std::thread thread;
   };
-  /// What seal found out about a slot.
-  struct Sealed {
-    std::int64_t base = WeightBoard::none;  ///< the version before
-    bool delta = false;                     ///< little enough changed
-    Changes changes;
-    std::vector<ByteRange> ranges;
-  };
-
   void check(int rollout, int incarnation) const {
     if (rollout < 0 || WeightBoard::place(rollout) >= links_.size() || rollout == board_.rollout)
       throw Error("control plane: " + board_.me + " sends no weights to rollout " + std::to_string(rollout));
@@ -204,25 +184,10 @@ class WeightSenders {
   void send_version(Link& link, const WeightSlot& slot) {
     const auto start = std::chrono::steady_clock::now();
     const PartLayout& own = board_.layout(board_.actor);
-    const Sealed& sealed = sealed_[slot.side];
-    const bool follows = link.sent != WeightBoard::none && link.sent == sealed.base;
-    WeightFrame head = frame(link, FrameKind::full, slot.version);
-    const std::vector<ByteRange>* ranges = &own.all;
-    std::span<const std::byte> bitmap;
-    if (board_.form == WeightForm::trainable && follows) {
-      head.kind = FrameKind::trainable;
-      ranges = &own.trainable;
-    } else if (board_.form == WeightForm::delta && follows && sealed.delta) {
-      head.kind = FrameKind::delta;
-      ranges = &sealed.ranges;
-      bitmap = sealed.changes.bitmap;
-    }
-    if (head.kind != FrameKind::full) head.base = sealed.base;
-    head.bytes = bitmap.size() + bytes_in(*ranges);
+    WeightFrame head = frame(link, FrameKind::weights, slot.version);
+    head.bytes = own.bytes;
     link.wire.channel().send(head.bytes_of(), link.limit);
-    link.wire.channel().send(bitmap, link.limit);
-    const std::uint64_t sent = link.wire.send(slot.bytes, *ranges);
-    link.wire.send_sum(head.kind == FrameKind::delta ? sealed.changes.sum : sent);
+    link.wire.send_sum(link.wire.send(slot.bytes));
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     const std::scoped_lock lock(board_.mutex);
     link.sent = slot.version;
@@ -230,14 +195,10 @@ class WeightSenders {
     WeightPlaneReport& report = board_.report;
     ++report.versions_sent;
     report.bytes_sent += static_cast<std::int64_t>(head.bytes);
-    report.bytes_saved += static_cast<std::int64_t>(own.bytes) - static_cast<std::int64_t>(head.bytes);
     report.send_s += took.count();
-    if (board_.form != WeightForm::full && head.kind == FrameKind::full)
-      ++(follows ? report.full_because_changed : report.full_because_new);
   }
 
   WeightBoard& board_;
-  std::array<Sealed, 2> sealed_;              ///< by side of this actor's slots
   std::vector<std::unique_ptr<Link>> links_;  ///< by rollout; null: this rank, or not yet
   std::mutex connecting_;                     ///< taken before the board's
 };

@@ -20,15 +20,12 @@ struct alignas(64) CacheLine {
 
 struct WeightSlot {
   enum class State : std::uint8_t { empty, filling, ready };
-  WeightSlot(std::size_t count, std::size_t which, std::pmr::memory_resource& pool)
-      : memory((count + 63) / 64, &pool),
-        bytes(reinterpret_cast<std::byte*>(memory.data()), count),
-        side(which) {}
+  WeightSlot(std::size_t count, std::pmr::memory_resource& pool)
+      : memory((count + 63) / 64, &pool), bytes(reinterpret_cast<std::byte*>(memory.data()), count) {}
   WeightSlot(WeightSlot&&) = default;
 
   std::pmr::vector<CacheLine> memory;
   std::span<std::byte> bytes;
-  std::size_t side;  ///< 0 or 1
   std::int64_t version = -1;
   State state = State::empty;
   int readers = 0;
@@ -42,8 +39,8 @@ class WeightSlots {
               std::pmr::memory_resource& pool)
       : collects_(collects), actors_(bytes.size()) {
     for (const int actor : held)
-      for (std::size_t side = 0; side < 2; ++side)
-        at(actor).slots.emplace_back(bytes[index(actor)], side, pool);
+      for (int side = 0; side < 2; ++side)
+        at(actor).slots.emplace_back(bytes[index(actor)], pool);
   }
 
   /// The newest version of which all parts are ready; -1: none.
