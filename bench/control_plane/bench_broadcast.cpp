@@ -59,12 +59,13 @@ struct Sampler {
   dvla::EnvironmentPool pool{256 * mib};
   Environment environment{{.environments = 64}, pool};
   dvla::trace::Off off;
+  std::unique_ptr<Model> front = model(), back = front->copy();
   dvla::RolloutWorker<Environment, Model, dvla::trace::Off> worker{
-      environment, model(), model(), {.chunk = dvla::TokenHeadKnobs{}.chunk}, off};
+      environment, *front, *back, {.chunk = dvla::TokenHeadKnobs{}.chunk}, off};
   dvla::OwnedRecord<dvla::Transition> transition{
       worker.layout(worker.shape().decisions, worker.shape().chunk), pool};
   dvla::OwnedRecord<Model::Decision> decision{
-      model()->decision_layout({worker.shape().decisions, worker.shape().episodes}), pool};
+      front->decision_layout({worker.shape().decisions, worker.shape().episodes}), pool};
   std::int64_t batch = 0;
 };
 
@@ -94,12 +95,12 @@ class Rank {
     }
     const std::size_t of_policy =
         actor_ ? static_cast<std::size_t>(std::stoull(cluster_.get("bytes of the policy", limit)))
-               : sampler_->worker.models().front().model->parameters().size_bytes();
+               : dvla::trainable_bytes(sampler_->worker.models().front().model->units());
     if (!actor_) cluster_.put("bytes of the policy", std::to_string(of_policy));
     const auto plane = [&](Which which, std::size_t size, std::vector<dvla::WeightPart> parts) {
       // Planes of one job differ in the incarnation: names of channels are new.
       planes_[which] =
-          std::make_unique<BroadcastWeightPlane>(static_cast<std::int64_t>(size / 4), std::move(parts),
+          std::make_unique<BroadcastWeightPlane>(size, std::move(parts),
                                                  dvla::GlooKnobs{}, cluster_, roles, which, limit, heap);
     };
     plane(large, bytes_, {});
@@ -123,9 +124,8 @@ class Rank {
   /// Every other tensor, then those between: no two are neighbours in the flat weights.
   static dvla::WeightPart ranges() {
     dvla::WeightPart part;
-    constexpr std::int64_t floats = tensor / 4;
-    for (const std::int64_t first : {0, 1})
-      for (std::int64_t i = first; i < 512; i += 2) part.push_back({i * floats, floats});
+    for (const std::size_t first : {0, 1})
+      for (std::size_t i = first; i < 512; i += 2) part.push_back({i * tensor, tensor});
     return part;
   }
   std::span<std::byte> all_of(std::size_t bytes) { return std::span(weights_).first(bytes); }
@@ -171,7 +171,11 @@ class Rank {
     return {next, 0};
   }
   void pack(BroadcastWeightPlane& plane, std::int64_t version) {
-    dvla::gather_part(all_of(plane.bytes()), plane.part(), plane.begin(version));
+    std::span<std::byte> to = plane.begin(version);
+    for (const auto& [offset, bytes] : plane.part()) {
+      std::memcpy(to.data(), weights_.data() + offset, bytes);
+      to = to.subspan(bytes);
+    }
     plane.publish(version);
   }
 
@@ -188,7 +192,7 @@ class Rank {
         plane.await(command.first + command.versions - 1, limit);
         break;
       case Do::install:
-        plane.receive(all_of(plane.bytes()), command.first, limit);
+        plane.receive(std::vector<dvla::WeightUnit>{{.values = all_of(plane.bytes())}}, command.first, limit);
         break;
       case Do::sample: {
         std::thread reception([&] { install(command, plane); });
@@ -208,10 +212,10 @@ class Rank {
       plane.await(version, limit);
       if (command.plane == policy)
         sampler_->worker.models().fill([&](auto& back) {
-          back.version = plane.receive(std::as_writable_bytes(back.model->parameters()), version, limit);
+          back.version = plane.receive(back.model->units(), version, limit);
         });
       else
-        plane.receive(all_of(plane.bytes()), version, limit);
+        plane.receive(std::vector<dvla::WeightUnit>{{.values = all_of(plane.bytes())}}, version, limit);
     }
   }
 

@@ -18,7 +18,6 @@ using namespace std::chrono_literals;
 using dvla::BroadcastWeightPlane;
 using dvla::GlooKnobs;
 using dvla::Roles;
-using dvla::WeightForm;
 using dvla::WeightPart;
 using dvla::testing::ThreadCluster;
 using Floats = std::vector<float>;
@@ -47,18 +46,30 @@ void on_ranks(int world, const std::function<void(int)>& each) {
     if (failure) std::rethrow_exception(failure);
 }
 
+std::size_t bytes_of(std::int64_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
+/// As a model of two units has them, the second of which is empty.
+std::vector<dvla::WeightUnit> units_of(Floats& weights) {
+  const auto all = std::as_writable_bytes(std::span(weights));
+  return {{.values = all}, {}};
+}
+/// Parts of floats as those of bytes.
+std::vector<WeightPart> in_bytes(std::vector<WeightPart> parts) {
+  for (WeightPart& part : parts)
+    for (auto& [offset, bytes] : part) offset *= sizeof(float), bytes *= sizeof(float);
+  return parts;
+}
+
 /// All ranks of a job in this process.
 struct Job {
   Job(int world, Roles its_roles, std::int64_t its_floats, GlooKnobs knobs = {},
-      std::vector<WeightPart> parts = {}, WeightPart trainable = {},
-      std::chrono::nanoseconds deadline = patience)
+      std::vector<WeightPart> parts = {}, std::chrono::nanoseconds deadline = patience)
       : roles(std::move(its_roles)),
         floats(its_floats),
         clusters(ThreadCluster::make(world)),
         planes(static_cast<std::size_t>(world)) {
     make = [=, this](int rank, int incarnation) {
-      plane(rank) = std::make_unique<BroadcastWeightPlane>(floats, parts, knobs, *cluster(rank), roles,
-                                                           incarnation, deadline, heap(), trainable);
+      plane(rank) = std::make_unique<BroadcastWeightPlane>(bytes_of(floats), parts, knobs, *cluster(rank),
+                                                           roles, incarnation, deadline, heap());
     };
     on_ranks(world, [this](int rank) { make(rank, 0); });
   }
@@ -69,13 +80,17 @@ struct Job {
   /// Packs this actor's part of `weights` and publishes it.
   void publish(int rank, std::int64_t version, const Floats& weights) {
     BroadcastWeightPlane& its = *plane(rank);
-    dvla::gather_part(std::as_bytes(std::span(weights)), its.part(), its.begin(version));
+    std::span<std::byte> to = its.begin(version);
+    for (const auto& [offset, bytes] : its.part()) {
+      std::memcpy(to.data(), reinterpret_cast<const std::byte*>(weights.data()) + offset, bytes);
+      to = to.subspan(bytes);
+    }
     its.publish(version);
   }
   std::int64_t receive(int rank, Floats& weights, std::int64_t at_least,
                        std::chrono::nanoseconds limit = patience) {
     weights.resize(static_cast<std::size_t>(floats));
-    return plane(rank)->receive(std::as_writable_bytes(std::span(weights)), at_least, limit);
+    return plane(rank)->receive(units_of(weights), at_least, limit);
   }
 
   Roles roles;
@@ -142,13 +157,24 @@ void run_job(Job& job, std::int64_t versions, bool scripted_rollouts = true) {
 }  // namespace
 
 TEST_CASE("A job of one process is a plane in one process: it conforms") {
-  dvla::LoneCluster cluster;
-  auto make = [&](std::size_t bytes) {
-    return std::make_unique<BroadcastWeightPlane>(static_cast<std::int64_t>(bytes / 4),
-                                                  std::vector<WeightPart>{}, GlooKnobs{}, cluster, Roles{}, 0,
-                                                  patience, heap());
+  struct Alone {
+    explicit Alone(std::size_t bytes) : plane(bytes, {}, {}, cluster, Roles{}, 0, patience, heap()) {}
+    std::int64_t latest() { return plane.latest(); }
+    void publish(std::int64_t version, const std::function<void(std::span<std::byte>)>& write) {
+      write(plane.begin(version));
+      plane.publish(version);
+    }
+    std::int64_t receive(const std::vector<dvla::WeightUnit>& to, std::int64_t at_least,
+                         std::chrono::nanoseconds limit) {
+      return plane.receive(to, at_least, limit);
+    }
+    void close() { plane.close(); }
+    dvla::LoneCluster cluster;
+    BroadcastWeightPlane plane;
   };
-  for (const auto& violation : dvla::testing::check_control_plane(make)) FAIL_CHECK(violation);
+  for (const auto& violation :
+       dvla::testing::check_control_plane([](std::size_t bytes) { return std::make_unique<Alone>(bytes); }))
+    FAIL_CHECK(violation);
 }
 
 TEST_CASE("An actor and a rollout apart conform") {
@@ -156,13 +182,14 @@ TEST_CASE("An actor and a rollout apart conform") {
   struct Pair {
     explicit Pair(std::size_t bytes) : job(2, Roles{{0}, {1}}, static_cast<std::int64_t>(bytes / 4)) {}
     std::int64_t latest() { return job.plane(0)->latest(); }
-    std::span<std::byte> begin(std::int64_t version) { return job.plane(1)->begin(version); }
-    void publish(std::int64_t version) {
+    void publish(std::int64_t version, const std::function<void(std::span<std::byte>)>& write) {
+      write(job.plane(1)->begin(version));
       job.plane(1)->publish(version);
-      std::vector<std::byte> all(job.plane(0)->bytes());
-      job.plane(0)->receive(all, version, patience);
+      Floats all(job.plane(0)->bytes() / sizeof(float));
+      job.plane(0)->receive(units_of(all), version, patience);
     }
-    std::int64_t receive(std::span<std::byte> to, std::int64_t at_least, std::chrono::nanoseconds limit) {
+    std::int64_t receive(const std::vector<dvla::WeightUnit>& to, std::int64_t at_least,
+                         std::chrono::nanoseconds limit) {
       return job.plane(0)->receive(to, at_least, limit);
     }
     void close() { job.plane(0)->close(); }
@@ -171,6 +198,31 @@ TEST_CASE("An actor and a rollout apart conform") {
   for (const auto& violation :
        dvla::testing::check_control_plane([](std::size_t bytes) { return std::make_unique<Pair>(bytes); }))
     FAIL_CHECK(violation);
+}
+
+TEST_CASE("An actor and a rollout hold at most two buffers of their bytes") {
+  struct Counting : std::pmr::memory_resource {
+    void* do_allocate(std::size_t bytes, std::size_t alignment) override {
+      taken += bytes;
+      return heap().allocate(bytes, alignment);
+    }
+    void do_deallocate(void* at, std::size_t bytes, std::size_t alignment) override {
+      heap().deallocate(at, bytes, alignment);
+    }
+    bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
+    std::size_t taken = 0;
+  };
+  auto clusters = ThreadCluster::make(3);
+  std::array<Counting, 3> pools;
+  std::array<std::unique_ptr<BroadcastWeightPlane>, 3> planes;
+  on_ranks(3, [&](int rank) {
+    const auto at = static_cast<std::size_t>(rank);
+    planes[at] = std::make_unique<BroadcastWeightPlane>(640000, std::vector<WeightPart>{}, GlooKnobs{},
+                                                        *clusters[at], Roles{{0}, {1, 2}}, 0, patience, pools[at]);
+  });
+  CHECK(pools[0].taken == 2 * 640000);  // a rollout: all parts
+  CHECK(pools[1].taken == 2 * 320000);  // an actor: its own
+  for (auto& plane : planes) plane->close();
 }
 
 TEST_CASE("Weights arrive whole and in order, whatever the roles") {
@@ -184,80 +236,35 @@ TEST_CASE("Weights arrive whole and in order, whatever the roles") {
 }
 
 TEST_CASE("Parts may be any ranges, and need not be equal") {
-  Job job(4, {{0, 1}, {2, 3}}, 1000, {}, {{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}});
+  Job job(4, {{0, 1}, {2, 3}}, 1000, {},
+          in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
   run_job(job, 10);
   const auto report = job.plane(2)->report();
   CHECK(report.published == 10);
   CHECK(report.bytes_sent == report.versions_sent * 405 * 4);
   CHECK(report.lost == 0);
+  const auto received = job.plane(0)->report();
+  CHECK(received.installed_bytes == received.installed * 4000);
 }
 
-TEST_CASE("The trainable form sends a full version, then only what trains; the delta form what changed") {
-  for (const WeightForm form : {WeightForm::trainable, WeightForm::delta}) {
-    const std::int64_t floats = 100000;
-    const WeightPart trainable{{80000, 1000}, {5000, 2000}, {49000, 2500}};
-    Job job(4, Roles{{0, 1}, {2, 3}}, floats, {form}, {}, trainable);
-    dvla::SplitMix64 random(7);
-    Floats weights = weights_of(0, floats), got;
-    const std::int64_t versions = 20;
-    for (std::int64_t version = 0; version < versions; ++version) {
-      for (const auto& [offset, count] : trainable)
-        for (std::int64_t i = 0; i < count; ++i)
-          if (random() % 16 == 0) weights[static_cast<std::size_t>(offset + i)] += 0.5F;
-      if (form == WeightForm::delta && version == 15)  // more than half
-        for (float& weight : weights) weight *= 1.5F;
-      on_ranks(4, [&](int rank) {
-        if (rank >= 2) job.publish(rank, version, weights);
-      });
-      for (const int rank : {0, 1}) {
-        CHECK(job.receive(rank, got, version) == version);
-        CHECK(std::memcmp(got.data(), weights.data(), got.size() * sizeof(float)) == 0);
-      }
-    }
-    on_ranks(4, [&](int rank) { job.plane(rank)->finish(patience); });
-    dvla::WeightPlaneReport sent;
-    for (const int rank : {2, 3}) {
-      const auto one = job.plane(rank)->report();
-      sent.bytes_sent += one.bytes_sent;
-      sent.bytes_saved += one.bytes_saved;
-      sent.full_because_new += one.full_because_new;
-      sent.full_because_changed += one.full_because_changed;
-    }
-    CHECK(sent.bytes_sent + sent.bytes_saved == 2 * versions * floats * 4);
-    CHECK(sent.full_because_new == 4);
-    CHECK(sent.full_because_changed == (form == WeightForm::delta ? 4 : 0));
-    if (form == WeightForm::trainable) {
-      CHECK(sent.bytes_sent == 2 * 4 * (floats + (versions - 1) * 5500));
-    } else {
-      CHECK(sent.bytes_sent < 2 * 4 * (2 * floats + (versions - 2) * 12000));
-    }
-    CHECK(job.plane(0)->report().bytes_received * 2 == sent.bytes_sent);
-  }
-}
-
-TEST_CASE("Large parts go over several streams, in every form") {
+TEST_CASE("Large parts go over several streams") {
   const std::int64_t floats = 7 << 20;  // 28 MiB: 3 streams each of 2 actors
-  const WeightPart trainable{{100000, 2200000}, {5000000, 2100000}};
-  for (const WeightForm form : {WeightForm::full, WeightForm::trainable, WeightForm::delta}) {
-    // Pieces of many ranges, too: every other block of the weights is the other actor's.
-    std::vector<WeightPart> parts(2);
-    for (std::int64_t first = 0, turn = 0; first < floats; first += 100000, ++turn)
-      parts[static_cast<std::size_t>(turn % 2)].push_back(
-          {first, std::min<std::int64_t>(100000, floats - first)});
-    Job job(3, Roles{{0}, {1, 2}}, floats, {form}, parts, trainable);
-    Floats weights = weights_of(0, floats), got;
-    for (std::int64_t version = 0; version < 4; ++version) {
-      for (const auto& [offset, count] : trainable)
-        for (std::int64_t i = 0; i < count; i += 2000) weights[static_cast<std::size_t>(offset + i)] += 0.5F;
-      on_ranks(3, [&](int rank) {
-        if (rank >= 1) job.publish(rank, version, weights);
-      });
-      CHECK(job.receive(0, got, version) == version);
-      CHECK(std::memcmp(got.data(), weights.data(), got.size() * sizeof(float)) == 0);
-    }
-    on_ranks(3, [&](int rank) { job.plane(rank)->finish(patience); });
-    CHECK(job.plane(1)->report().lost + job.plane(2)->report().lost == 0);
+  // Every other block of the weights is the other actor's.
+  std::vector<WeightPart> parts(2);
+  for (std::size_t first = 0, turn = 0; first < static_cast<std::size_t>(floats); first += 100000, ++turn)
+    parts[turn % 2].push_back({first, std::min<std::size_t>(100000, static_cast<std::size_t>(floats) - first)});
+  Job job(3, Roles{{0}, {1, 2}}, floats, {}, in_bytes(parts));
+  Floats got;
+  for (std::int64_t version = 0; version < 4; ++version) {
+    const Floats weights = weights_of(version, floats);
+    on_ranks(3, [&](int rank) {
+      if (rank >= 1) job.publish(rank, version, weights);
+    });
+    CHECK(job.receive(0, got, version) == version);
+    CHECK(std::memcmp(got.data(), weights.data(), got.size() * sizeof(float)) == 0);
   }
+  on_ranks(3, [&](int rank) { job.plane(rank)->finish(patience); });
+  CHECK(job.plane(1)->report().lost + job.plane(2)->report().lost == 0);
   for (const int streams : {0, 65})
     CHECK(has(text_of([&] {
                 Job(2, Roles{{0}, {1}}, 1000, {.streams = streams});
@@ -266,7 +273,7 @@ TEST_CASE("Large parts go over several streams, in every form") {
 }
 
 TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and the others go on") {
-  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, {}, 1s);
+  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, 1s);
   Floats got;
   job.publish(2, 0, weights_of(0, 1000));
   CHECK(job.receive(0, got, 0) == 0);
@@ -370,7 +377,7 @@ TEST_CASE("One stream that is damaged or lost ends its actor at once") {
 
 TEST_CASE("A slow rollout holds the distribution lane back, which says whom it waited for") {
   const std::int64_t floats = 1000;
-  Job job(2, Roles{{0}, {1}}, floats, {}, {}, {}, 1s);
+  Job job(2, Roles{{0}, {1}}, floats, {}, {}, 1s);
   std::atomic<bool> sending{false}, taken{false};
   rejoin_spoiled(job, [&](auto&) {
     sending = true;
@@ -428,7 +435,7 @@ TEST_CASE("An actor that is lost: reception says who waited for whom, in which l
 }
 
 TEST_CASE("A rank that is both does not wait for an actor that is lost, and names one that is late") {
-  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, {}, 1s);
+  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, 1s);
   for (const std::int64_t version : {0, 1}) job.publish(0, version, weights_of(version, 1000));
   CHECK(text_of([&] { job.plane(0)->begin(2); }) ==
         "control plane: lane 'distribution' of rank 0 (actor 0 and rollout 0) waited 1 s to pack version 2 "
@@ -467,18 +474,14 @@ TEST_CASE("Waits and wrong calls are told in one sentence") {
 
 TEST_CASE("Shapes that cannot work are refused before anything is sent") {
   dvla::LoneCluster cluster;
-  auto refusal = [&](std::int64_t floats, std::vector<WeightPart> parts, GlooKnobs knobs = {}) {
-    return text_of(
-        [&] { BroadcastWeightPlane(floats, parts, knobs, cluster, Roles{}, 0, patience, heap()); });
+  auto refusal = [&](std::size_t bytes, std::vector<WeightPart> parts) {
+    return text_of([&] { BroadcastWeightPlane(bytes, parts, {}, cluster, Roles{}, 0, patience, heap()); });
   };
   CHECK(has(refusal(10, {{{0, 5}}, {{5, 5}}}), "are 2 and the actors 1"));
-  CHECK(has(refusal(10, {{{0, 5}, {4, 5}}}), "overlap at float 4"));
-  CHECK(has(refusal(10, {{{0, 5}, {6, 4}}}), "leave out float 5"));
-  CHECK(has(refusal(10, {{{0, 5}}}), "leave out float 5"));
+  CHECK(has(refusal(10, {{{0, 5}, {4, 5}}}), "overlap at byte 4"));
+  CHECK(has(refusal(10, {{{0, 5}, {6, 4}}}), "leave out byte 5"));
+  CHECK(has(refusal(10, {{{0, 5}}}), "leave out byte 5"));
   CHECK(has(refusal(10, {{{0, 5}, {5, 6}}}), "reach beyond the weights"));
-  CHECK(has(refusal(10, {{{0, -1}, {0, 10}}}), "reach beyond the weights"));
-  CHECK(has(refusal(-1, {}), "negative number of floats"));
-  CHECK(has(refusal(10, {}, {WeightForm::trainable}), "form trainable needs a model that says which"));
 }
 
 TEST_CASE("Actor and rollout that cut the weights differently are told so") {
@@ -494,8 +497,8 @@ TEST_CASE("Actor and rollout that cut the weights differently are told so") {
       job.plane(1)->rejoin(0, 1);
   });
   job.publish(1, 0, weights_of(0, 1000));
-  std::vector<std::byte> all(8000);
-  CHECK(has(text_of([&] { other->receive(all, 0, patience); }), "cuts the weights into other parts"));
+  Floats all(500);
+  CHECK(has(text_of([&] { other->receive(units_of(all), 0, patience); }), "cuts the weights into other parts"));
   other.reset();
 }
 
@@ -504,8 +507,7 @@ TEST_CASE("Rollouts are killed at any moment and come again: the others never no
     CAPTURE(seed);
     dvla::SplitMix64 random(seed);
     const std::int64_t floats = 9000, versions = 60;
-    const WeightForm form = seed % 3 == 2 ? WeightForm::delta : WeightForm::full;
-    Job job(5, Roles{{0, 1, 2}, {3, 4}}, floats, {form});
+    Job job(5, Roles{{0, 1, 2}, {3, 4}}, floats);
     std::atomic<bool> good{true};
     std::atomic<int> ended{0}, deaths{0};
     std::atomic<bool> over{false};

@@ -3,77 +3,97 @@
 #include <doctest/doctest.h>
 
 #include <memory>
+#include <thread>
+#include <vector>
 
 #include "dvla/control_plane/in_process.hpp"
-#include "dvla/memory/environment_pool.hpp"
 #include "dvla/testing/control_plane.hpp"
 
 using dvla::InProcessWeightPlane;
 
-TEST_CASE("The in-process plane conforms") {
-  dvla::EnvironmentPool pool(std::size_t{4} << 20);
-  auto make = [&](std::size_t bytes) { return std::make_unique<InProcessWeightPlane>(bytes, pool); };
-  for (const auto& violation : dvla::testing::check_control_plane(make)) FAIL_CHECK(violation);
-  CHECK(pool.report().live == 0);
-}
+using dvla::WeightUnit;
+using dvla::testing::detail::one_unit;
 
-TEST_CASE("Weights lie in the pool, 64-byte aligned, in two buffers by turns") {
-  dvla::EnvironmentPool pool(std::size_t{1} << 20);
-  InProcessWeightPlane plane(1000, pool);
-  const std::byte* first = plane.begin(0).data();
-  plane.publish(0);
-  const std::byte* second = plane.begin(1).data();
-  plane.publish(1);
-  CHECK(first != second);
-  CHECK(plane.begin(2).data() == first);
-  for (const std::byte* payload : {first, second}) {
-    CHECK(pool.contains(payload));
-    CHECK(reinterpret_cast<std::uintptr_t>(payload) % 64 == 0);
+namespace {
+/// A trainer's weights and the plane that is made of them.
+struct Trained {
+  explicit Trained(std::size_t bytes, std::int64_t verify_every = 1)
+      : values(bytes), units(one_unit(values)), plane(units, verify_every) {}
+  std::int64_t latest() const { return plane.latest(); }
+  template <class Write>
+  void publish(std::int64_t version, Write write) {
+    if (version > plane.latest()) write(std::span(values));
+    plane.publish(version);
   }
+  std::int64_t receive(const std::vector<WeightUnit>& to, std::int64_t at_least,
+                       std::chrono::nanoseconds limit) {
+    return plane.receive(to, at_least, limit);
+  }
+  void close() { plane.close(); }
+  std::vector<std::byte> values;
+  std::vector<WeightUnit> units;
+  InProcessWeightPlane plane;
+};
+}  // namespace
+
+TEST_CASE("The in-process plane conforms") {
+  auto make = [&](std::size_t bytes) { return std::make_unique<Trained>(bytes); };
+  for (const auto& violation : dvla::testing::check_control_plane(make)) FAIL_CHECK(violation);
 }
 
-TEST_CASE("A write after publish is found by its checksum") {
-  dvla::EnvironmentPool pool(std::size_t{1} << 20);
-  InProcessWeightPlane plane(1000, pool);
-  const std::span<std::byte> weights = plane.begin(5);
-  dvla::testing::detail::pack(weights, 5);
-  plane.publish(5);
-  weights[500] ^= std::byte{1};
+TEST_CASE("Each install writes exactly the trainable bytes, and every 16th version is hashed on both sides") {
+  Trained trained(1000, 16);
   std::vector<std::byte> copy(1000);
-  CHECK_THROWS_WITH_AS(
-      plane.receive(copy, 0, std::chrono::seconds(1)),
-      "weights: version 5 does not match its checksum: it is torn or damaged; nobody may write "
-      "to a sealed buffer",
-      dvla::Error);
+  for (std::int64_t version = 0; version < 40; ++version) {
+    trained.publish(version, [&](std::span<std::byte> bytes) { dvla::testing::detail::pack(bytes, version); });
+    CHECK(trained.receive(one_unit(copy), version, std::chrono::seconds(1)) == version);
+    CHECK(copy == trained.values);
+  }
+  const auto report = trained.plane.report();
+  CHECK(report.published == 40);
+  CHECK(report.installed == 40);
+  CHECK(report.installed_bytes == 40 * 1000);
+  CHECK(report.verified == 3);  // 0, 16, 32
+}
+
+TEST_CASE("The trainer's own model receives without a copy, and units of other extents are refused") {
+  Trained trained(1000);
+  trained.publish(0, [](std::span<std::byte> bytes) { dvla::testing::detail::pack(bytes, 0); });
+  CHECK(trained.receive(trained.units, 0, std::chrono::seconds(1)) == 0);
+  CHECK(trained.plane.report().installed_bytes == 0);
+  std::vector<std::byte> copy(1000);
+  std::vector<WeightUnit> halves = one_unit(std::span(copy).first(500));
+  halves.push_back(one_unit(std::span(copy).last(500)).front());
+  CHECK_THROWS_WITH_AS(trained.receive(halves, 0, std::chrono::seconds(1)),
+                       "weights: 1000 trainable bytes do not fit into 1000; trainer and sampler must have the "
+                       "same model",
+                       dvla::Error);
 }
 
 TEST_CASE("A wait that runs out says who waited for which version") {
-  dvla::EnvironmentPool pool(std::size_t{1} << 20);
-  InProcessWeightPlane plane(64, pool);
-  plane.begin(1);
-  plane.publish(1);
+  Trained trained(64);
+  trained.plane.publish(1);
   std::vector<std::byte> copy(64);
   CHECK_THROWS_WITH_AS(
-      plane.receive(copy, 2, std::chrono::milliseconds(1)),
+      trained.receive(one_unit(copy), 2, std::chrono::milliseconds(1)),
       "control plane: weight reception waited 0.001 s for version 2 from weight distribution; the "
       "latest is 1; is the training lane behind?",
       dvla::DeadlineError);
 }
 
 TEST_CASE("close() wakes a receiver that waits") {
-  dvla::EnvironmentPool pool(std::size_t{1} << 20);
-  InProcessWeightPlane plane(64, pool);
+  Trained trained(64);
   bool threw = false;
   {
     std::jthread receiver([&] {
       std::vector<std::byte> copy(64);
       try {
-        plane.receive(copy, 0, std::chrono::hours(1));
+        trained.receive(one_unit(copy), 0, std::chrono::hours(1));
       } catch (const dvla::Error&) {
         threw = true;
       }
     });
-    plane.close();
+    trained.close();
   }
   CHECK(threw);
 }

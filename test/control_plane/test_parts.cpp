@@ -2,65 +2,57 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
-#include <numeric>
+#include <string>
+#include <vector>
 
 #include "dvla/control_plane/parts.hpp"
-#include "dvla/core/random.hpp"
 
+using dvla::ByteRange;
 using dvla::WeightPart;
-using dvla::detail::ByteRange;
+using dvla::WeightUnit;
 
-TEST_CASE("Equal parts cover the weights, also when there are fewer floats than actors") {
+TEST_CASE("Equal parts cover the weights, also when there are fewer bytes than actors") {
   for (const int actors : {1, 2, 3, 7}) {
-    for (const std::int64_t floats : {0, 1, 6, 1000}) {
-      const auto parts = dvla::equal_parts(floats, actors);
-      CHECK_NOTHROW(dvla::check_weight_parts(floats, parts, static_cast<std::size_t>(actors)));
-      for (const auto& part : parts) CHECK(dvla::floats_in(part) <= floats / actors + 1);
+    for (const std::size_t bytes : {0, 1, 6, 1000}) {
+      const auto parts = dvla::equal_parts(bytes, actors);
+      CHECK_NOTHROW(dvla::check_weight_parts(bytes, parts, static_cast<std::size_t>(actors)));
+      for (const auto& part : parts) CHECK(dvla::bytes_in(part) <= bytes / static_cast<std::size_t>(actors) + 1);
     }
   }
 }
 
-TEST_CASE("What was gathered and scattered is where it was") {
-  std::vector<float> flat(100), back(100, -1.0F);
-  std::iota(flat.begin(), flat.end(), 0.0F);
-  const std::vector<WeightPart> parts{{{50, 10}, {0, 20}, {99, 1}}, {{20, 30}, {60, 39}}};
-  dvla::check_weight_parts(100, parts, 2);
-  for (const auto& part : parts) {
-    std::vector<std::byte> packed(static_cast<std::size_t>(dvla::floats_in(part)) * 4);
-    dvla::gather_part(std::as_bytes(std::span(flat)), part, packed);
-    dvla::scatter_part(packed, part, std::as_writable_bytes(std::span(back)));
-  }
-  CHECK(back == flat);
+TEST_CASE("Parts that overlap, leave something out or reach beyond are refused") {
+  const auto refusal = [](const std::vector<WeightPart>& parts, std::size_t actors = 2) -> std::string {
+    try {
+      dvla::check_weight_parts(100, parts, actors);
+    } catch (const dvla::ConfigError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(refusal({{{50, 10}, {0, 20}, {99, 1}}, {{20, 30}, {60, 39}}}) == "");
+  CHECK(refusal({{{0, 60}}, {{50, 20}, {70, 20}}}).find("overlap at byte 50") != std::string::npos);
+  CHECK(refusal({{{0, 40}}, {{50, 50}}}).find("leave out byte 40") != std::string::npos);
+  CHECK(refusal({{{0, 40}}, {{40, 50}}}).find("leave out byte 90") != std::string::npos);
+  CHECK(refusal({{{0, 40}}, {{40, 61}}}).find("reach beyond the weights") != std::string::npos);
+  CHECK(refusal({{{0, 100}}}).find("are 1 and the actors 2") != std::string::npos);
 }
 
-TEST_CASE("Ranges of the flat weights are found inside a packed part") {
-  const WeightPart part{{50, 10}, {0, 20}};
-  CHECK(dvla::detail::inside(part, {{55, 100}, {0, 5}, {5, 5}}) ==
-        std::vector<ByteRange>{{5 * 4, 15 * 4}});  // 55 to 60 and 0 to 10 lie side by side
-  CHECK(dvla::detail::inside(part, {{20, 30}}).empty());
-  CHECK(dvla::detail::inside(part, {{0, 100}}) == std::vector<ByteRange>{{0, 30 * 4}});
-}
-
-TEST_CASE("Pieces are at most so long, and together they are the ranges") {
-  dvla::SplitMix64 random(3);
-  for (int round = 0; round < 200; ++round) {
-    std::vector<ByteRange> ranges, all;
-    std::size_t at = 0;
-    for (std::uint64_t i = random() % 8; i > 0; --i) {
-      at += 1 + random() % 50;
-      ranges.push_back({at, 1 + random() % 100});
-      at += ranges.back().bytes;
-    }
-    const std::size_t most = 1 + random() % 60;
-    dvla::detail::Pieces pieces(ranges, most);
-    std::size_t done = 0;
-    const std::size_t total = dvla::detail::bytes_in(ranges);
-    for (auto piece = pieces.next(); !piece.empty(); piece = pieces.next()) {
-      const std::size_t bytes = dvla::detail::bytes_in(piece);
-      done += bytes;
-      CHECK(bytes == std::min(most, bytes + total - done));  // only the last may be short
-      for (const ByteRange& range : piece) dvla::detail::append(all, range);
-    }
-    CHECK(all == ranges);
-  }
+TEST_CASE("Bytes across units are read and written where they lie, and never beyond them") {
+  std::vector<std::byte> first(10), second(0), third(20), out(12);
+  for (std::size_t i = 0; i < 10; ++i) first[i] = static_cast<std::byte>(i);
+  for (std::size_t i = 0; i < 20; ++i) third[i] = static_cast<std::byte>(10 + i);
+  const std::vector<WeightUnit> units{{.values = first}, {.values = second}, {.values = third}};
+  CHECK(dvla::trainable_bytes(units) == 30);
+  dvla::read_weights(units, 5, out);
+  for (std::size_t i = 0; i < out.size(); ++i) CHECK(out[i] == static_cast<std::byte>(5 + i));
+  std::fill(out.begin(), out.end(), std::byte{99});
+  dvla::write_weights(units, 9, std::span(out).first(2));
+  CHECK(first[9] == std::byte{99});
+  CHECK(third[0] == std::byte{99});
+  CHECK(third[1] == std::byte{11});
+  CHECK_THROWS_WITH_AS(dvla::read_weights(units, 25, out),
+                       "weights: a stretch of bytes reaches 7 beyond the model's trainable weights; trainer and "
+                       "sampler must have the same model",
+                       dvla::Error);
 }

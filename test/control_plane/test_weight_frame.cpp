@@ -22,10 +22,7 @@ WeightFrameTerms terms() {
   WeightFrameTerms all;
   all.from = "rank 1 (actor 0)";
   all.layout = 77;
-  all.full_bytes = 4000;
-  all.trainable_bytes = 400;
-  all.delta_least = 1;
-  all.delta_most = 4001;
+  all.bytes = 4000;
   all.last = 5;
   return all;
 }
@@ -71,16 +68,7 @@ TEST_CASE("A frame that may follow is taken, and every other refused in one sent
         start + "is of kind 9, which is none");
   CHECK(refusal([](auto& f) { f.bytes = 1ULL << 60; }) ==
         start + "announces 1152921504606846976 bytes instead of 4000");
-  CHECK(refusal([](auto& f) { f.kind = FrameKind::trainable; }) ==
-        start + "announces 4000 bytes instead of 400");
-  CHECK(refusal([](auto& f) {
-          f.kind = FrameKind::delta;
-          f.bytes = 0;
-        }) == start + "announces 0 bytes instead of 1 to 4001");
-  CHECK(refusal([](auto& f) {
-          f.kind = FrameKind::delta;
-          f.base = 4;
-        }) == start + "changes version 4, but the last that came is 5");
+  CHECK(refusal([](auto& f) { f.bytes = 0; }) == start + "announces 0 bytes instead of 4000");
   CHECK(refusal([](auto& f) {
           f.kind = FrameKind::end;
           f.bytes = 0;
@@ -108,35 +96,27 @@ TEST_CASE("A frame with any bit turned, and any 64 bytes at random, are refused"
 
 TEST_CASE("Whatever an actor sends, a rollout neither crashes nor hangs nor takes what is not proven") {
   dvla::SplitMix64 random(5);
-  const std::int64_t floats = 3000;  // three blocks of a delta
-  const auto identity = dvla::detail::PartLayout(dvla::equal_parts(floats, 1)[0], {}).identity;
+  const std::size_t bytes = 12000;
+  const auto identity = dvla::detail::PartLayout(dvla::equal_parts(bytes, 1)[0]).identity;
   for (int round = 0; round < 150; ++round) {
     auto clusters = dvla::testing::ThreadCluster::make(2);
     std::jthread actor([&] {
       try {
         auto channel = clusters[1]->channel("weights/0/0/0", 0, 5s);
-        std::vector<std::byte> part(floats * 4, std::byte{1});
+        std::vector<std::byte> part(bytes, std::byte{1});
         std::int64_t version = -1;
         for (int i = 0; i < 4; ++i) {  // good ones first, then one that is not
           const bool bad = i == 3 || random() % 4 == 0;
           WeightFrame frame;
           frame.layout = identity;
-          frame.base = version;
           frame.version = version += 1;
-          frame.kind = i == 0 ? FrameKind::full : static_cast<FrameKind>(random() % 2 * 2);
-          std::vector<std::byte> bitmap;
-          if (frame.kind == FrameKind::delta) {
-            bitmap.push_back(static_cast<std::byte>(bad ? random() : random() % 8));
-            part[random() % part.size()] ^= std::byte{1};
-            bitmap[0] |= std::byte{7};
-          }
-          frame.bytes = bitmap.size() + part.size();
+          part[random() % part.size()] ^= std::byte{1};
+          frame.bytes = part.size();
           const std::uint64_t sum = dvla::checksum(part) + (bad ? 1 : 0);
           if (bad && random() % 2 == 0) frame.bytes += random() % 3 - 1;
           Bytes head = frame.bytes_of();
           if (bad && random() % 4 == 0) head[random() % 64] ^= std::byte{2};
           channel->send(head, 5s);
-          channel->send(bitmap, 5s);
           channel->send(part, 5s);
           channel->send(std::as_bytes(std::span(&sum, 1)), 5s);
           if (bad) break;
@@ -144,13 +124,14 @@ TEST_CASE("Whatever an actor sends, a rollout neither crashes nor hangs nor take
       } catch (const dvla::PeerError&) {  // refused
       }
     });
-    dvla::BroadcastWeightPlane plane(floats, {}, {dvla::WeightForm::delta}, *clusters[0],
-                                     dvla::Roles{{0}, {1}}, 0, 5s, *std::pmr::new_delete_resource());
-    std::vector<std::byte> all(floats * 4);
+    dvla::BroadcastWeightPlane plane(bytes, {}, {}, *clusters[0], dvla::Roles{{0}, {1}}, 0, 5s,
+                                     *std::pmr::new_delete_resource());
+    std::vector<std::byte> all(bytes);
+    const std::vector<dvla::WeightUnit> units{{.values = all}};
     std::string end;
     std::int64_t last = -1;
     try {
-      for (;;) last = plane.receive(all, last + 1, 5s);
+      for (;;) last = plane.receive(units, last + 1, 5s);
     } catch (const dvla::PeerError& error) {
       end = error.what();
     }

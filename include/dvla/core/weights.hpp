@@ -75,8 +75,8 @@ struct OptimiserRun {
 /// The trainable parameters of a unit, none where all of it is frozen. All have one dtype.
 struct WeightUnit {
   Dtype dtype = Dtype::f32;
-  std::span<std::byte> values;       ///< what the model computes with
-  std::span<float> gradients;        ///< an element each; empty while the model holds none
+  std::span<std::byte> values{};     ///< what the model computes with
+  std::span<float> gradients{};      ///< an element each; empty while the model holds none
   std::vector<OptimiserRun> runs{};  ///< in order; together all elements
 
   std::int64_t count() const { return static_cast<std::int64_t>(values.size() / bytes_of(dtype)); }

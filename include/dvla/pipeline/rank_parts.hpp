@@ -439,7 +439,7 @@ class RankParts {
                                            job_.cluster(), job_.roles(), static_cast<int>(job_.incarnation()),
                                            settings_.deadline(), memory_.environment());
     } else {
-      control_ = std::make_unique<Control>(model_.units(), settings_.deadline());
+      control_ = std::make_unique<Control>(model_.units());
     }
   }
   void make_watch() {

@@ -12,10 +12,15 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/weights.hpp"
 
 namespace dvla::testing {
 
 namespace detail {
+/// A block of bytes as the only unit of a model's weights.
+inline std::vector<WeightUnit> one_unit(std::span<std::byte> bytes) {
+  return {{.dtype = Dtype::bf16, .values = bytes}};
+}
 /// Every byte of a version's weights depends on the version, so a mix of two shows.
 inline void pack(std::span<std::byte> bytes, std::int64_t version) {
   std::memset(bytes.data(), static_cast<int>(version % 251), bytes.size());
@@ -30,7 +35,12 @@ inline bool is_version(std::span<const std::byte> bytes, std::int64_t version) {
 }
 }  // namespace detail
 
-/// `make(bytes)` gives a fresh plane for that many bytes of weights; every check has its own.
+/// `make(bytes)` gives a fresh plane for that many bytes of weights; every check has its own. It may be an
+/// adapter; what is asked for is:
+/// - `latest()`: the newest published version, negative before the first.
+/// - `publish(version, write)`: `write(std::span<std::byte>)` makes the weights of that version where the
+///   plane has them from; they are visible when it returns.
+/// - `receive(units, at_least, limit)`, `close()` as the shipped planes have them.
 template <class Make>
 std::vector<std::string> check_control_plane(Make make) {
   std::vector<std::string> violations;
@@ -49,34 +59,34 @@ std::vector<std::string> check_control_plane(Make make) {
   {
     auto plane = make(std::size_t{4096});
     std::vector<std::byte> copy(4096), other(100);
+    const auto receive = [&](std::int64_t at_least, std::chrono::nanoseconds limit) {
+      return plane->receive(detail::one_unit(copy), at_least, limit);
+    };
+    const auto publish = [&](std::int64_t version) {
+      plane->publish(version, [&](std::span<std::byte> bytes) { detail::pack(bytes, version); });
+    };
     expect(plane->latest() < 0, "latest() must be negative before the first version");
     try {
-      plane->receive(copy, 0, std::chrono::milliseconds(5));
+      receive(0, std::chrono::milliseconds(5));
       violations.push_back("receive must not return before a version is published");
     } catch (const DeadlineError&) {
     }
-    detail::pack(plane->begin(3), 3);
-    expect(plane->latest() < 0, "a version must not be visible before it is published");
-    must_throw("publishing what was not begun", [&] { plane->publish(4); });
-    plane->publish(3);
+    publish(3);
     expect(plane->latest() == 3, "latest() must be the published version");
-    expect(plane->receive(copy, 0, at_once) == 3 && detail::is_version(copy, 3),
+    expect(receive(0, at_once) == 3 && detail::is_version(copy, 3),
            "receive must give the newest version, whole");
-    must_throw("a version again", [&] { plane->begin(3); });
-    must_throw("an older version", [&] { plane->begin(2); });
-    must_throw("a destination of another size", [&] { plane->receive(other, 0, at_once); });
-    must_throw("waiting beyond the limit", [&] { plane->receive(copy, 4, std::chrono::milliseconds(5)); });
-    detail::pack(plane->begin(9), 9);
-    expect(plane->receive(copy, 3, at_once) == 3 && detail::is_version(copy, 3),
-           "the last version must stay readable while the next is packed");
-    plane->publish(9);
-    detail::pack(plane->begin(10), 10);
-    plane->publish(10);
-    expect(plane->receive(copy, 4, at_once) == 10 && detail::is_version(copy, 10),
+    must_throw("a version again", [&] { publish(3); });
+    must_throw("an older version", [&] { publish(2); });
+    must_throw("a destination of another size",
+               [&] { plane->receive(detail::one_unit(other), 0, at_once); });
+    must_throw("waiting beyond the limit", [&] { receive(4, std::chrono::milliseconds(5)); });
+    publish(9);
+    publish(10);
+    expect(receive(4, at_once) == 10 && detail::is_version(copy, 10),
            "versions that nobody took may be skipped, the newest may not");
     must_throw("anything after close()", [&] {
       plane->close();
-      plane->receive(copy, 11, patience);
+      receive(11, patience);
     });
   }
   {
@@ -84,27 +94,31 @@ std::vector<std::string> check_control_plane(Make make) {
     constexpr std::size_t bytes = 16384;
     auto plane = make(bytes);
     std::atomic<bool> torn{false}, backwards{false}, late{false};
-    auto hammer = [&] {
+    std::atomic<std::int64_t> taken{-1};
+    std::thread reception([&] {
       std::vector<std::byte> copy(bytes);
       std::int64_t last = -1;
       try {
         while (last < versions - 1) {
-          const std::int64_t version = plane->receive(copy, last + 1, patience);
+          const std::int64_t version = plane->receive(detail::one_unit(copy), last + 1, patience);
           if (version <= last) backwards = true;
           if (!detail::is_version(copy, version)) torn = true;
           last = version;
+          taken = last;
+          taken.notify_one();
         }
       } catch (const Error&) {
         late = true;
+        taken = versions;
+        taken.notify_one();
       }
-    };
-    std::thread one(hammer), two(hammer);
+    });
     for (std::int64_t version = 0; version < versions; ++version) {
-      detail::pack(plane->begin(version), version);
-      plane->publish(version);
+      plane->publish(version, [&](std::span<std::byte> bytes_of) { detail::pack(bytes_of, version); });
+      // A trainer changes its weights once they are taken.
+      for (std::int64_t seen = taken; seen < version; seen = taken) taken.wait(seen);
     }
-    one.join();
-    two.join();
+    reception.join();
     expect(!torn, "a receiver saw a torn version");
     expect(!backwards, "receive must give a version >= at_least");
     expect(!late, "a receiver failed while versions were still coming");
