@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <span>
@@ -48,29 +47,14 @@ struct RoutingPlan {
   std::vector<Route> routes;
   bool operator==(const RoutingPlan&) const = default;
 
-  std::int64_t groups_from(int rollout) const {
-    return sum([&](const Route& route) { return route.rollout == rollout ? route.groups : 0; });
-  }
-  std::int64_t groups_to(int actor) const {
-    return sum([&](const Route& route) { return route.actor == actor ? route.groups : 0; });
-  }
-  std::int64_t bytes_to(int actor) const {
-    return sum([&](const Route& route) { return route.actor == actor ? route.bytes : 0; });
-  }
-  std::int64_t episodes_from(int rollout) const { return groups_from(rollout) * group_episodes; }
-  std::int64_t episodes_to(int actor) const { return groups_to(actor) * group_episodes; }
-  /// The largest number of bytes that an actor takes.
-  std::int64_t makespan() const {
-    std::int64_t largest = 0;
-    for (int actor = 0; actor < actors; ++actor) largest = std::max(largest, bytes_to(actor));
-    return largest;
-  }
+  std::int64_t episodes_from(int rollout) const { return episodes(&Route::rollout, rollout); }
+  std::int64_t episodes_to(int actor) const { return episodes(&Route::actor, actor); }
 
  private:
-  template <class Value>
-  std::int64_t sum(Value value) const {
-    return std::accumulate(routes.begin(), routes.end(), std::int64_t{0},
-                           [&](std::int64_t total, const Route& route) { return total + value(route); });
+  std::int64_t episodes(int Route::*end, int index) const {
+    std::int64_t total = 0;
+    for (const Route& route : routes) total += route.*end == index ? route.groups * group_episodes : 0;
+    return total;
   }
 };
 
@@ -87,12 +71,6 @@ inline std::int64_t water_level(std::vector<std::int64_t> loads, std::int64_t am
     if (i + 1 == loads.size() || level <= loads[i + 1]) return level;
   }
   return 0;
-}
-
-inline std::string mebibytes(std::int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
 }
 
 }  // namespace detail
@@ -190,40 +168,28 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   for (std::size_t i = 0; i < A && R == A && !some_are_both; ++i)
     if (node(nodes.rollouts, rollout_order[i]) == node(nodes.actors, actor_order[i]))
       home[rollout_order[i]] = static_cast<int>(actor_order[i]);
-  std::vector<std::int64_t> load(A, 0), count(A, 0);
+  std::vector<std::int64_t> load(A, 0);
+  std::size_t without = A;  // actors that have no group yet
   const auto give = [&](Piece& group, std::size_t actor) {
+    without -= load[actor] == 0;
     group.actor = static_cast<int>(actor);
     load[actor] += group.bytes;
-    ++count[actor];
     --left;
   };
   // A rollout's first groups stay at home up to the mean (the group that crosses it stays if half of it
-  // fits).
+  // fits), as long as enough are left for those that have none.
   const std::int64_t mean = total / actors;
   for (std::size_t rollout = 0; rollout < R; ++rollout) {
     if (home[rollout] < 0) continue;
     const auto actor = static_cast<std::size_t>(home[rollout]);
     for (Piece& group : groups[rollout]) {
-      if (load[actor] + (group.bytes + 1) / 2 > mean && load[actor] + group.bytes > mean) break;
+      const bool fits = load[actor] + (group.bytes + 1) / 2 <= mean || load[actor] + group.bytes <= mean;
+      if (!fits || (load[actor] > 0 && left <= without)) break;
       give(group, actor);
     }
   }
   // The rest goes on in the order of machines: each actor takes up to the common level, one group at least if
-  // it has none. Where there are not enough for that, somebody with more than one group gives its last.
-  const auto without = [&] { return static_cast<std::size_t>(std::count(count.begin(), count.end(), 0)); };
-  while (left < without()) {
-    std::size_t richest = A;
-    for (std::size_t a = 0; a < A; ++a)
-      if (count[a] > 1 && (richest == A || load[a] > load[richest])) richest = a;
-    Piece* last = nullptr;
-    for (auto& of_rollout : groups)
-      for (Piece& group : of_rollout)
-        if (group.actor == static_cast<int>(richest)) last = &group;
-    last->actor = -1;
-    load[richest] -= last->bytes;
-    --count[richest];
-    ++left;
-  }
+  // it has none.
   std::vector<Piece*> rest;
   std::int64_t rest_bytes = 0;
   for (const std::size_t rollout : rollout_order)
@@ -231,16 +197,14 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
       if (group.actor < 0) rest.push_back(&group), rest_bytes += group.bytes;
   // The level is rounded up, so all targets together hold the rest, and the last group finds its actor.
   const std::int64_t level = detail::water_level(load, rest_bytes);
-  std::size_t needed = without(), next = 0;
+  std::size_t next = 0;
   std::int64_t given = 0, target = 0;
   for (const std::size_t a : actor_order) {
-    bool empty = count[a] == 0;
-    needed -= empty;
     const std::int64_t room = level - load[a];
     target += std::max<std::int64_t>(room, 0);
-    for (; next < rest.size() && left > needed; empty = false) {
+    while (next < rest.size() && (load[a] == 0 || left > without)) {
       const std::int64_t size = rest[next]->bytes;
-      if (!empty && (room <= 0 || given + (size + 1) / 2 > target)) break;
+      if (load[a] > 0 && (room <= 0 || given + (size + 1) / 2 > target)) break;
       give(*rest[next++], a);
       given += size;
     }
@@ -262,32 +226,6 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
     }
   check_routes(plan);
   return plan;
-}
-
-/// For people: a line for the whole, then one for each route.
-inline std::string describe(const RoutingPlan& plan) {
-  auto count = [](std::int64_t n, const char* what) {
-    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
-  };
-  std::int64_t groups = 0, total = 0, crossing = 0;
-  for (const Route& route : plan.routes) {
-    groups += route.groups;
-    total += route.bytes;
-    crossing += route.local ? 0 : route.bytes;
-  }
-  std::string text = "routing: " + count(plan.rollouts, "rollout") + " to " + count(plan.actors, "actor") +
-                     ", " + count(groups, "group") + " of " + count(plan.group_episodes, "episode") +
-                     " a batch, " + detail::mebibytes(total) + ", " + detail::mebibytes(crossing) +
-                     " of them between ranks; most at one actor: " + detail::mebibytes(plan.makespan()) +
-                     "\n";
-  for (const Route& route : plan.routes) {
-    text += "  rollout " + std::to_string(route.rollout) + " groups " + std::to_string(route.first_group);
-    if (route.groups > 1) text += "-" + std::to_string(route.first_group + route.groups - 1);
-    text += " -> actor " + std::to_string(route.actor) + " episodes " + std::to_string(route.first_episode) +
-            "-" + std::to_string(route.first_episode + route.groups * plan.group_episodes - 1) + ", " +
-            detail::mebibytes(route.bytes) + (route.local ? ", same rank" : "") + "\n";
-  }
-  return text;
 }
 
 namespace detail {
