@@ -32,35 +32,37 @@ struct ReceivingActor : Peer {
 class BatchSender : public Endpoint<ReceivingActor> {
  public:
   /// `queue`: this rank's own, for the local routes; null if it is no actor.
-  BatchSender(EndpointSettings settings, ResourceQueue* queue, std::pmr::memory_resource& pool)
-      : Endpoint(std::move(settings), &Route::actor, pool),
+  template <Record Layout>
+  BatchSender(const Layout& layout, const RoutedJob& job, ResourceQueue* queue)
+      : Endpoint(layout, job, true),
         queue_(queue),
-        first_batch_(settings_.options.first_batch),
-        buffers_(static_cast<std::size_t>(settings_.options.buffers)),
+        first_batch_(options_.first_batch),
+        buffers_(static_cast<std::size_t>(options_.buffers)),
         handed_over_(buffers_.size()) {
-    for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].block = buffer_memory(i);
+    for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].block = memory_of(i);
   }
   ~BatchSender() { stop(); }
 
+  void connect(int actor, std::unique_ptr<Channel> channel) { reached(actor).channel = std::move(channel); }
   /// Once every actor has its channel: each says from which batch on it can take parts, the latest holds for
   /// all.
   void start() {
-    const auto limit = settings_.options.deadline;
-    const auto all_say = [&](MessageKind question, MessageKind answer) {
+    const auto tell_all = [&](MessageKind question, MessageKind answer) {
       std::int64_t latest = first_batch_;
       for (ReceivingActor& actor : peers_) {
-        if (!actor.channel) continue;
-        const DataMessage said = ask(actor, message(actor, question, first_batch_), answer, limit);
+        if (actor.local) continue;
+        const DataMessage said =
+            ask(actor, message(actor, question, first_batch_), answer, options_.deadline);
         if (said.kind == MessageKind::refused)
-          throw ConfigError("data plane: " + actor.name + " refused " + settings_.name + ": " +
-                            std::string(refusal_name(said.refusal)) +
-                            "; start all ranks with the same program and the same settings");
+          throw ConfigError(concat("data plane: ", actor.name, " refused ", name_, ": ",
+                                   refusal_name(said.refusal),
+                                   "; start all ranks with the same program and the same settings"));
         latest = std::max(latest, said.batch);
       }
-      first_batch_ = latest;
+      return latest;
     };
-    all_say(MessageKind::hello, MessageKind::offer);
-    all_say(MessageKind::start, MessageKind::accepted);
+    first_batch_ = tell_all(MessageKind::hello, MessageKind::offer);
+    tell_all(MessageKind::start, MessageKind::accepted);
     last_ = first_batch_ - 1;
     for (ReceivingActor& actor : peers_) actor.thread = std::thread([this, &actor] { serve(actor); });
   }
@@ -70,59 +72,52 @@ class BatchSender : public Endpoint<ReceivingActor> {
   /// Waits until the buffer is free. The same batch again gives the same block.
   std::byte* produce(const Token& token) {
     std::unique_lock lock(mutex_);
-    Buffer& buffer = buffer_of(token, "produce");
+    Buffer& buffer = buffer_of(token);
     throw_if_broken();
-    if (buffer.filling && buffer.batch != token.batch)
-      throw Error("data plane: buffer " + std::to_string(token.buffer) + " cannot be filled with " +
-                  batch_text(token.batch) + ": it is being filled with " + batch_text(buffer.batch) +
-                  "; commit or drop that first");
+    if (buffer.filling && buffer.part.batch != token.batch) refuse_as(token, buffer, "cannot be filled with");
     if (in_use(buffer)) {
       const auto start = std::chrono::steady_clock::now();
-      const auto limit = settings_.options.deadline;
-      const bool free =
-          wait_until(lock, deadline_after(limit), [&] { return !in_use(buffer) || !why_broken().empty(); });
+      const bool free = wait_until(lock, deadline_after(options_.deadline),
+                                   [&] { return !in_use(buffer) || !why_broken().empty(); });
       report_.back_pressure_s +=
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       throw_if_broken();
       if (!free)
-        ran_out(limit, "for a buffer for " + batch_text(token.batch) + ": " + batch_text(buffer.batch) +
-                           " in it is not yet acknowledged by " + owing(buffer));
+        ran_out(options_.deadline, "for a buffer for batch ", token.batch, ": batch ", buffer.part.batch,
+                " in it is not yet acknowledged by ", owing(buffer));
     }
     buffer.filling = true;
-    buffer.batch = token.batch;
+    buffer.part.batch = token.batch;
     return buffer.block;
   }
 
   /// Hands it over, with token.version as the oldest weights in it.
   void commit(const Token& token, const SenderCounts& counts) {
     const std::scoped_lock lock(mutex_);
-    Buffer& buffer = buffer_of(token, "commit");
-    if (!buffer.filling || buffer.batch != token.batch)
-      throw Error("data plane: buffer " + std::to_string(token.buffer) + " cannot be handed over as " +
-                  batch_text(token.batch) + ": it " +
-                  (buffer.filling   ? "is being filled with "
-                   : in_use(buffer) ? "was handed over with "
-                                    : "is free after ") +
-                  batch_text(buffer.batch) + "; a buffer goes produce, commit");
+    Buffer& buffer = buffer_of(token);
+    if (!buffer.filling || buffer.part.batch != token.batch)
+      refuse_as(token, buffer, "cannot be handed over as");
     throw_if_broken();
     buffer.filling = false;
-    buffer.oldest_version = token.version;
-    buffer.counts = counts;
+    buffer.part.oldest_version = token.version;
+    buffer.part.env_steps = counts.env_steps;
+    buffer.part.chunk_steps = counts.chunk_steps;
     buffer.number = count_++;
     handed_over_[static_cast<std::size_t>(buffer.number) % handed_over_.size()] = &buffer;
     last_ = token.batch;
-    for (std::size_t i = 0; i < settings_.routes.size(); ++i) report_.sent += episodes(i);
+    for (std::size_t i = 0; i < routes_.size(); ++i) report_.sent += episodes(i);
     changed_.notify_all();
   }
 
   /// False: it is not being filled with this batch.
   bool drop(const Token& token) {
     const std::scoped_lock lock(mutex_);
-    if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size()) return false;
-    Buffer& buffer = buffers_[static_cast<std::size_t>(token.buffer)];
-    if (!buffer.filling || buffer.batch != token.batch) return false;
-    buffer.filling = false;
-    return true;
+    for (std::size_t i = 0; i < buffers_.size(); ++i) {
+      Buffer& buffer = buffers_[i];
+      if (static_cast<std::int64_t>(i) != token.buffer || buffer.part.batch != token.batch) continue;
+      return std::exchange(buffer.filling, false);
+    }
+    return false;
   }
 
   /// Waits until all that was committed is acknowledged, then tells every actor the last batch. An actor that
@@ -130,14 +125,13 @@ class BatchSender : public Endpoint<ReceivingActor> {
   void goodbye() {
     std::unique_lock lock(mutex_);
     if (said_goodbye_) return;
-    const auto limit = settings_.options.deadline;
-    const auto until = deadline_after(limit);
+    const auto until = deadline_after(options_.deadline);
     const auto all_done = [&] { return least_done() == count_; };
     if (!wait_until(lock, until, [&] { return all_done() || !why_broken().empty(); })) {
       std::string whom;
       for (const Buffer& buffer : buffers_)
-        if (in_use(buffer)) append(whom, batch_text(buffer.batch) + " by " + owing(buffer), "; ");
-      ran_out(limit, "to say goodbye; not acknowledged: " + whom);
+        if (in_use(buffer)) append(whom, concat("batch ", buffer.part.batch, " by ", owing(buffer)), "; ");
+      ran_out(options_.deadline, "to say goodbye; not acknowledged: ", whom);
     }
     if (!all_done()) throw_if_broken();
     said_goodbye_ = true;
@@ -145,7 +139,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
     if (!wait_until(lock, until, [&] {
           return std::all_of(peers_.begin(), peers_.end(), [](const auto& actor) { return actor.ended; });
         }))
-      ran_out(limit, "for an actor to take its goodbye");
+      ran_out(options_.deadline, "for an actor to take its goodbye");
   }
 
   /// Adds what a rollout counts.
@@ -162,26 +156,29 @@ class BatchSender : public Endpoint<ReceivingActor> {
  private:
   struct Buffer {
     bool filling = false;
-    std::int64_t batch = -1;
     std::int64_t number = -1;  ///< of its last hand-over, from 0
-    std::int64_t oldest_version = 0;
-    SenderCounts counts;
+    DataMessage part;          ///< what is the same in all parts of it: batch, oldest version, counts
     std::byte* block = nullptr;
   };
 
   // ---- With the mutex held
 
-  Buffer& buffer_of(const Token& token, const char* call) {
+  Buffer& buffer_of(const Token& token) {
     if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size())
-      throw Error(std::string("data plane: ") + call + " of buffer " + std::to_string(token.buffer) + " (" +
-                  batch_text(token.batch) + "), but there are " + std::to_string(buffers_.size()) +
-                  ": use the tokens that the schedule gave");
-    if (said_goodbye_ || token.batch <= last_)
-      throw Error(
-          sentence(std::string("cannot ") + call + " " + batch_text(token.batch) + ": " +
-                   (said_goodbye_ ? "it has said goodbye"
-                                  : batch_text(last_ + 1) + " is the first that it still may hand over")));
+      throw Error(concat("data plane: there is no buffer ", token.buffer, " for batch ", token.batch,
+                         ", but ", buffers_.size(), "; use the tokens that the schedule gave"));
+    if (said_goodbye_) refuse("cannot send batch ", token.batch, ": it has said goodbye");
+    if (token.batch <= last_)
+      refuse("cannot send batch ", token.batch, ": batch ", last_ + 1,
+             " is the first that it still may hand over");
     return buffers_[static_cast<std::size_t>(token.buffer)];
+  }
+  [[noreturn]] void refuse_as(const Token& token, const Buffer& buffer, const char* cannot) const {
+    throw Error(concat("data plane: buffer ", token.buffer, " ", cannot, " batch ", token.batch, ": it ",
+                       buffer.filling   ? "is being filled with"
+                       : in_use(buffer) ? "was handed over with"
+                                        : "is free after",
+                       " batch ", buffer.part.batch, "; a buffer goes produce, commit or drop"));
   }
   /// How many hand-overs every actor is done with.
   std::int64_t least_done() const {
@@ -205,7 +202,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
   void throw_if_broken() const {
     throw_if_closed();
     if (const std::string why = why_broken(); !why.empty())
-      throw PeerError(sentence("cannot hand over its batches: " + why));
+      refuse<PeerError>("cannot hand over its batches: ", why);
   }
 
   // ---- The conversation with an actor, in its thread (see wire.hpp)
@@ -214,15 +211,14 @@ class BatchSender : public Endpoint<ReceivingActor> {
     std::string why;
     try {
       while (Buffer* buffer = next_for(actor)) {
-        for (std::size_t i = 0; i < settings_.routes.size(); ++i)
+        for (std::size_t i = 0; i < routes_.size(); ++i)
           if (peer_of_[i] == &actor) hand_over(actor, *buffer, i);
         const std::scoped_lock lock(mutex_);
         ++actor.done;
         changed_.notify_all();
       }
-      if (actor.channel)  // throws at once where this end was closed
-        ask(actor, message(actor, MessageKind::goodbye, last_), MessageKind::accepted,
-            settings_.options.deadline);
+      if (!actor.local)  // throws at once where this end was closed
+        ask(actor, message(actor, MessageKind::goodbye, last_), MessageKind::accepted, options_.deadline);
     } catch (const std::exception& error) {
       why = error.what();
     }
@@ -240,18 +236,18 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return handed_over_[static_cast<std::size_t>(actor.done) % handed_over_.size()];
   }
   void hand_over(ReceivingActor& actor, Buffer& buffer, std::size_t route) {
-    const SenderCounts counts = route == 0 ? buffer.counts : SenderCounts{};  // once, however many parts
-    DataMessage part = message(actor, MessageKind::part, buffer.batch);
-    part.first_group = settings_.routes[route].first_group;
-    part.groups = settings_.routes[route].groups;
+    DataMessage part = message(actor, MessageKind::part, buffer.part.batch);
+    part.first_group = routes_[route].first_group;
+    part.groups = routes_[route].groups;
     part.bytes = bytes(route);
-    part.oldest_version = buffer.oldest_version;
-    part.env_steps = counts.env_steps;
-    part.chunk_steps = counts.chunk_steps;
-    const Strips& strips = settings_.strips[route];
-    const bool whole = settings_.routes.size() == 1;
-    const bool taken = actor.channel ? send_part(actor, part, buffer.block, strips)
-                                     : queue_->take_local(part, buffer.block, strips, whole);
+    part.oldest_version = buffer.part.oldest_version;
+    if (route == 0) {  // once, however many parts
+      part.env_steps = buffer.part.env_steps;
+      part.chunk_steps = buffer.part.chunk_steps;
+    }
+    const bool taken = actor.local
+                           ? queue_->take_local(part, buffer.block, strips_[route], routes_.size() == 1)
+                           : send_part(actor, part, buffer.block, strips_[route]);
     const std::scoped_lock lock(mutex_);
     (taken ? report_.acknowledged : report_.dropped) += episodes(route);
   }
@@ -261,8 +257,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
     const auto accepts = [&](const DataMessage& answer) {
       if ((answer.batch != part.batch || answer.first_group != part.first_group) &&
           !(answer.kind == MessageKind::refused && answer.refusal == Refusal::malformed))
-        throw Error("data plane: " + actor.name + " answered for " + batch_text(answer.batch) + " where " +
-                    batch_text(part.batch) + " was offered");
+        throw Error(concat("data plane: ", actor.name, " answered for batch ", answer.batch, " where batch ",
+                           part.batch, " was offered"));
       return answer.kind != MessageKind::refused;
     };
     if (!accepts(ask(actor, part, MessageKind::go, between_messages)))  // waits for a buffer there
@@ -275,23 +271,23 @@ class BatchSender : public Endpoint<ReceivingActor> {
           gather(block, from, chunk.first(payload));
           seal_chunk(chunk, payload);
         },
-        [&](std::span<std::byte> chunk) { actor.channel->send(chunk, settings_.options.deadline); });
+        [&](std::span<std::byte> chunk) { actor.channel->send(chunk, options_.deadline); });
     {
       const std::scoped_lock lock(mutex_);
       report_.bytes_sent += part.bytes;
     }
-    return accepts(answer(actor, MessageKind::accepted, settings_.options.deadline));
+    return accepts(answer(actor, MessageKind::accepted, options_.deadline));
   }
 
   DataMessage message(const ReceivingActor& actor, MessageKind kind, std::int64_t batch) const {
     DataMessage message;
     message.kind = kind;
-    message.rollout = settings_.index;
+    message.rollout = index_;
     message.actor = actor.index;
-    message.incarnation = settings_.options.incarnation;
+    message.incarnation = options_.incarnation;
     message.batch = batch;
-    message.bytes = settings_.options.buffers;
-    message.fingerprint = settings_.fingerprint;
+    message.bytes = options_.buffers;
+    message.fingerprint = fingerprint_;
     return message;
   }
   DataMessage ask(ReceivingActor& actor, const DataMessage& question, MessageKind expected,
@@ -300,11 +296,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return answer(actor, expected, limit);
   }
   DataMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
-    MessageBytes bytes;
-    actor.channel->receive(bytes, limit);
     DataMessage answer;
-    if (!read_message(bytes, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
-      throw Error(sentence("got an answer from " + actor.name + " that is none; the ranks' programs differ"));
+    if (!receive(actor, limit, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
+      refuse("got an answer from ", actor.name, " that is none; the ranks' programs differ");
     return answer;
   }
 

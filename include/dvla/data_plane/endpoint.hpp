@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
@@ -32,8 +33,8 @@ namespace dvla {
 struct RoutedOptions {
   int buffers = 2;               ///< on either side; the schedule's staleness + 1
   std::int64_t first_batch = 0;  ///< of a resumed run
-  std::int64_t incarnation =
-      0;  ///< the same for all at the start of a job; a restarted rollout takes the next
+  /// The same for all at the start of a job; a restarted rollout takes the next.
+  std::int64_t incarnation = 0;
   std::chrono::nanoseconds deadline = std::chrono::minutes(2);
 };
 
@@ -69,7 +70,6 @@ namespace detail {
 /// deadline.
 inline constexpr std::chrono::nanoseconds between_messages = std::chrono::hours(24);
 
-inline std::string batch_text(std::int64_t batch) { return "batch " + std::to_string(batch); }
 inline void append(std::string& list, const std::string& item, const char* between = ", ") {
   list += (list.empty() ? "" : between) + item;
 }
@@ -107,29 +107,26 @@ void in_chunks(std::size_t bytes, std::byte* staging, Make make, Use use) {
   }
 }
 
-/// What a rank is in one of its two roles.
-struct EndpointSettings {
-  RoutedOptions options;
-  int index = 0;                        ///< which rollout, or which actor
-  std::string name;                     ///< "rank 3 (actor 0)"
-  std::vector<std::string> peer_names;  ///< of all actors, or of all rollouts
-  std::vector<Route> routes;            ///< of the plan's those that begin, or end, here
-  std::vector<Strips> strips;           ///< strips[i]: where routes[i] lies in a buffer
-  std::size_t buffer_bytes = 0;
-  std::int64_t group_episodes = 1;
-  std::uint64_t fingerprint = 0;  ///< of plan and layout
+/// What an endpoint is made from.
+struct RoutedJob {
+  const RoutingPlan& plan;
+  const Roles& roles;
+  int rank;  ///< this one
+  const RoutedOptions& options;
+  std::pmr::memory_resource& pool;
 };
 
 /// The rank at the other end of some routes.
 struct Peer {
-  Peer(int index_, std::string name_, std::size_t staging_bytes, std::pmr::memory_resource& pool)
-      : index(index_), name(std::move(name_)), staging(staging_bytes, pool) {}
-  const int index;  ///< which actor, or which rollout
+  Peer(int index_, bool local_, std::string name_, std::size_t staging_bytes, std::pmr::memory_resource& pool)
+      : index(index_), local(local_), name(std::move(name_)), staging(local_ ? 0 : staging_bytes, pool) {}
+  const int index;   ///< which actor, or which rollout
+  const bool local;  ///< it is this rank itself, and needs no channel
   const std::string name;
-  PoolBytes staging;                 ///< for a part's chunks on their way
-  std::unique_ptr<Channel> channel;  ///< null: it is this rank itself
-  std::string why_gone;              ///< empty: it is not
-  bool ended = false;                ///< its thread is at its end
+  PoolBytes staging;  ///< for a part's chunks on their way
+  std::unique_ptr<Channel> channel;
+  std::string why_gone;  ///< empty: it is not
+  bool ended = false;    ///< its thread is at its end
   std::thread thread;
 };
 
@@ -140,14 +137,6 @@ class Endpoint {
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
 
-  const EndpointSettings& settings() const { return settings_; }
-  /// The peer of that number; null: no route leads there, or comes from there.
-  PeerType* find(int index) {
-    for (PeerType& peer : peers_)
-      if (peer.index == index) return &peer;
-    return nullptr;
-  }
-
   /// Ends every wait, here and at the other ends of the channels. What is here stays counted as in flight.
   void close() noexcept {
     const std::scoped_lock lock(mutex_);
@@ -156,22 +145,48 @@ class Endpoint {
       if (peer.channel) peer.channel->close();
     changed_.notify_all();
   }
+  /// Whether anything goes to, or comes from, that actor or rollout over a channel.
+  bool reaches(int index) const {
+    return std::any_of(peers_.begin(), peers_.end(),
+                       [&](const PeerType& peer) { return peer.index == index && !peer.local; });
+  }
 
  protected:
-  /// `other_end`: of a route, the end that this rank is not.
-  Endpoint(EndpointSettings settings, int Route::*other_end, std::pmr::memory_resource& pool)
-      : settings_(std::move(settings)),
-        buffers_memory_(static_cast<std::size_t>(settings_.options.buffers) * settings_.buffer_bytes, pool) {
+  /// `layout`: of this rank's share of a batch, in the role in which it `sends` or receives.
+  template <Record Layout>
+  Endpoint(const Layout& layout, const RoutedJob& job, bool sends)
+      : options_(job.options),
+        index_(sends ? job.roles.rollout(job.rank) : job.roles.actor(job.rank)),
+        name_(rank_name(job.roles, job.rank)),
+        group_episodes_(job.plan.group_episodes),
+        buffer_bytes_(record_bytes(layout)),
+        memory_(static_cast<std::size_t>(options_.buffers) * buffer_bytes_, job.pool) {
+    Checksum sum;
+    const std::string plan = serialise(job.plan);
+    sum.update(std::as_bytes(std::span(plan)));
+    fingerprint_layout(layout, sum);
+    fingerprint_ = sum.value();
+    const std::int64_t columns = sends ? job.plan.episodes_from(index_) : job.plan.episodes_to(index_);
     std::size_t staging = 0;
-    for (const Strips& strips : settings_.strips) staging = std::max(staging, strips_bytes(strips));
+    for (const Route& route : job.plan.routes) {
+      if ((sends ? route.rollout : route.actor) != index_) continue;
+      const std::int64_t first = sends ? route.first_group * group_episodes_ : route.first_episode;
+      routes_.push_back(route);
+      strips_.push_back(column_strips(layout, columns, first, route.groups * group_episodes_));
+      staging = std::max(staging, strips_bytes(strips_.back()));
+    }
     staging = staging <= chunk_bytes ? staging + seal_bytes : 2 * (chunk_bytes + seal_bytes);
-    for (const Route& route : settings_.routes) {
-      const int index = route.*other_end;
-      PeerType* peer = find(index);
-      if (!peer)
-        peer = &peers_.emplace_back(index, settings_.peer_names[static_cast<std::size_t>(index)],
-                                    route.local ? 0 : staging, pool);
-      peer_of_.push_back(peer);
+    const std::vector<int>& ranks = sends ? job.roles.actors : job.roles.rollouts;
+    for (const Route& route : routes_) {
+      const int other = sends ? route.actor : route.rollout;
+      auto peer = std::find_if(peers_.begin(), peers_.end(),
+                               [&](const PeerType& each) { return each.index == other; });
+      if (peer == peers_.end()) {
+        peers_.emplace_back(other, route.local, rank_name(job.roles, ranks[static_cast<std::size_t>(other)]),
+                            staging, job.pool);
+        peer = std::prev(peers_.end());
+      }
+      peer_of_.push_back(&*peer);
     }
   }
   ~Endpoint() = default;
@@ -181,15 +196,18 @@ class Endpoint {
       if (peer.thread.joinable()) peer.thread.join();
   }
 
-  std::byte* buffer_memory(std::size_t buffer) {
-    return buffers_memory_.data() + buffer * settings_.buffer_bytes;
+  /// One that `reaches` has named.
+  PeerType& reached(int index) {
+    for (PeerType& peer : peers_)
+      if (peer.index == index && !peer.local) return peer;
+    throw Error(concat("data plane: ", name_, " has no route to or from number ", index,
+                       " over a channel; see the routing plan"));
   }
-  std::int64_t episodes(std::size_t route) const {
-    return settings_.routes[route].groups * settings_.group_episodes;
-  }
+  std::byte* memory_of(std::size_t buffer) { return memory_.data() + buffer * buffer_bytes_; }
+  std::int64_t episodes(std::size_t route) const { return routes_[route].groups * group_episodes_; }
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
   std::int64_t bytes(std::size_t route) const {
-    return static_cast<std::int64_t>(strips_bytes(settings_.strips[route]));
+    return static_cast<std::int64_t>(strips_bytes(strips_[route]));
   }
 
   /// False: `ready` did not hold until then, and nobody has closed this end.
@@ -198,24 +216,43 @@ class Endpoint {
                   Ready ready) {
     return changed_.wait_until(lock, until, [&] { return closed_ || ready(); });
   }
-  std::string sentence(const std::string& what) const { return "data plane: " + settings_.name + " " + what; }
-  [[noreturn]] void ran_out(std::chrono::nanoseconds limit, const std::string& what) const {
-    throw DeadlineError(sentence("waited " + seconds_text(limit) + " " + what));
+  template <class... Parts>
+  [[noreturn]] void ran_out(std::chrono::nanoseconds limit, const Parts&... what) const {
+    throw DeadlineError(concat("data plane: ", name_, " waited ", seconds_text(limit), " ", what...));
+  }
+  template <class Type = Error, class... Parts>
+  [[noreturn]] void refuse(const Parts&... what) const {
+    throw Type(concat("data plane: ", name_, " ", what...));
   }
   void throw_if_closed() const {
-    if (closed_) throw Error(sentence("was closed"));
+    if (closed_) refuse("was closed");
+  }
+  /// False: these bytes were no message; `message` is then empty.
+  static bool receive(Peer& peer, std::chrono::nanoseconds limit, DataMessage& message) {
+    MessageBytes bytes;
+    peer.channel->receive(bytes, limit);
+    if (read_message(bytes, message)) return true;
+    message = {};
+    return false;
   }
 
-  const EndpointSettings settings_;
+  const RoutedOptions options_;
+  const int index_;         // which rollout, or which actor, this rank is
+  const std::string name_;  // "rank 3 (actor 0)"
+  const std::int64_t group_episodes_;
+  std::uint64_t fingerprint_ = 0;   // of plan and layout
+  std::vector<Route> routes_;       // of the plan's those that begin, or end, here
+  std::vector<Strips> strips_;      // by route: where it lies in a buffer
+  std::vector<PeerType*> peer_of_;  // by route
+  std::deque<PeerType> peers_;      // they never move
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool closed_ = false;
-  std::deque<PeerType> peers_;      // where they are they stay
-  std::vector<PeerType*> peer_of_;  // by route
   RoutedReport report_;
 
  private:
-  PoolBytes buffers_memory_;
+  const std::size_t buffer_bytes_;
+  PoolBytes memory_;
 };
 
 }  // namespace detail

@@ -61,19 +61,30 @@ struct SendingRollout : Peer {
 /// One trainer thread: await, reading, release, drop. All else from any thread.
 class ResourceQueue : public Endpoint<SendingRollout> {
  public:
-  /// `only_actor`: of the job. `may_return`: so do rollouts that have said goodbye; else those end the
-  /// batches.
-  ResourceQueue(EndpointSettings settings, bool only_actor, bool may_return, std::pmr::memory_resource& pool)
-      : Endpoint(std::move(settings), &Route::rollout, pool),
-        only_actor_(only_actor),
+  /// `may_return`: so do rollouts that have said goodbye; else those end the batches.
+  template <Record Layout>
+  ResourceQueue(const Layout& layout, const RoutedJob& job, bool may_return)
+      : Endpoint(layout, job, false),
+        only_actor_(job.plan.actors == 1),
         may_return_(may_return),
-        next_(settings_.options.first_batch),
+        next_(options_.first_batch),
         newest_(next_ - 1),
-        slots_(static_cast<std::size_t>(settings_.options.buffers)) {
-    for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].block = buffer_memory(i);
+        slots_(static_cast<std::size_t>(options_.buffers)) {
+    for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].block = memory_of(i);
     for (SendingRollout& rollout : peers_) rollout.expected_from = next_;
   }
   ~ResourceQueue() { stop(); }
+
+  enum class State : std::uint8_t { free, open, given_up, reading };
+  enum class Part : std::uint8_t { absent, arriving, arrived, damaged };
+  /// A buffer, and what is in it.
+  struct Slot {
+    State state = State::free;
+    std::int64_t batch = -1;
+    std::byte* block = nullptr;
+    std::vector<Part> parts;  ///< by route
+    BatchArrival arrival;
+  };
 
   // ---- The trainer
 
@@ -85,18 +96,17 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     Slot& slot = slot_of(batch);
     if (slot.state == State::reading && slot.batch == batch) return true;
     if (batch != next_)
-      throw Error(sentence("asks for " + batch_text(batch) + ", but " + batch_text(next_) +
-                           " is the next one: batches are trained in order, each once"));
+      refuse("asks for batch ", batch, ", but batch ", next_,
+             " is the next one: batches are trained in order, each once");
     if (slot.state == State::reading)
-      throw Error(sentence("cannot read " + batch_text(batch) + ": " + batch_text(slot.batch) +
-                           " is still being trained on in its buffer; release it first"));
-    const auto limit = settings_.options.deadline;
-    const auto until = deadline_after(limit);
+      refuse("cannot read batch ", batch, ": batch ", slot.batch,
+             " is still being trained on in its buffer; release it first");
+    const auto until = deadline_after(options_.deadline);
     const auto decided = [&] { return ended_ || finished(batch) || complete(batch); };
     while (!wait_until(lock, std::min(until, deadline_after(std::chrono::milliseconds(50))), decided)) {
       if (stop && stop->stop_requested() && nobody()) return false;
       if (std::chrono::steady_clock::now() >= until)
-        ran_out(limit, "for " + batch_text(batch) + ": missing is " + missing(batch));
+        ran_out(options_.deadline, "for batch ", batch, ": missing is ", missing(batch));
     }
     throw_if_closed();
     if (ended_ || finished(batch)) return false;
@@ -109,20 +119,14 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     return true;
   }
 
-  /// Of a batch that is being trained on: between await and release it is the trainer's alone.
-  struct Reading {
-    std::byte* block;
-    BatchArrival arrival;
-    std::vector<std::size_t> absent;  ///< the routes whose columns hold nothing
-  };
-  Reading reading(std::int64_t batch) {
+  /// The buffer of a batch that is being trained on: between await and release it is the trainer's alone.
+  /// Where a part has not arrived, the columns of its route hold nothing.
+  const Slot& reading(std::int64_t batch) {
     const std::scoped_lock lock(mutex_);
-    const Slot& slot = expect_reading(batch, "is not being trained on");
-    Reading result{slot.block, slot.arrival, {}};
-    for (std::size_t i = 0; i < slot.parts.size(); ++i)
-      if (slot.parts[i] != Part::arrived) result.absent.push_back(i);
-    return result;
+    return expect_reading(batch, "is not being trained on");
   }
+  const std::vector<Route>& routes() const { return routes_; }
+  const Strips& strips(std::size_t route) const { return strips_[route]; }
 
   void release(std::int64_t batch) {
     const std::scoped_lock lock(mutex_);
@@ -155,35 +159,29 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   void await_goodbyes() {
     std::unique_lock lock(mutex_);
     const auto parted = [](const SendingRollout& rollout) { return rollout.ended || !rollout.channel; };
-    const auto limit = settings_.options.deadline;
-    if (wait_until(lock, deadline_after(limit),
+    if (wait_until(lock, deadline_after(options_.deadline),
                    [&] { return std::all_of(peers_.begin(), peers_.end(), parted); }))
       return;
     std::string whom;
     for (const SendingRollout& rollout : peers_)
       if (!parted(rollout)) append(whom, rollout.name);
-    ran_out(limit, "for the goodbye of " + whom);
+    ran_out(options_.deadline, "for the goodbye of ", whom);
   }
 
   // ---- Who sends
 
-  /// Whether anything comes from that rollout over a channel.
-  bool receives_from(int rollout) const {
-    return std::any_of(settings_.routes.begin(), settings_.routes.end(),
-                       [&](const Route& route) { return route.rollout == rollout && !route.local; });
-  }
   /// Lets a rollout's first incarnation in, or its next one, whose channel `meet` makes. The two then agree
   /// in the background on the batch from which on it is expected. One at a time.
   void join(int index, std::int64_t incarnation, const std::function<std::unique_ptr<Channel>()>& meet) {
     const std::scoped_lock one(joining_);
-    SendingRollout& rollout = sender(index);
+    SendingRollout& rollout = reached(index);
     if (rollout.channel && incarnation <= rollout.incarnation)
-      throw Error("data plane: " + rollout.name + " comes with incarnation " + std::to_string(incarnation) +
-                  ", but incarnation " + std::to_string(rollout.incarnation) +
-                  " was here already; a restarted rollout takes the next number");
+      throw Error(concat("data plane: ", rollout.name, " comes with incarnation ", incarnation,
+                         ", but incarnation ", rollout.incarnation,
+                         " was here already; a restarted rollout takes the next number"));
     auto channel = meet();
     if (rollout.thread.joinable()) {
-      lose(index, "incarnation " + std::to_string(incarnation) + " takes its place");
+      lose(index, concat("incarnation ", incarnation, " takes its place"));
       rollout.thread.join();
     }
     const std::scoped_lock lock(mutex_);
@@ -197,7 +195,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// Ends a rollout's channel: its thread then counts it as lost.
   void lose(int index, const std::string& why) {
     const std::scoped_lock lock(mutex_);
-    SendingRollout& rollout = sender(index);
+    SendingRollout& rollout = reached(index);
     if (rollout.ended || !rollout.channel) return;
     if (rollout.why_gone.empty()) rollout.why_gone = why;
     rollout.channel->close();
@@ -215,8 +213,8 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   bool take_local(const DataMessage& part, std::byte*& block, const Strips& strips, bool whole) {
     const std::size_t route = route_of(part);
     if (admit(route, part.batch) != Refusal::none) return false;
-    whole = whole && settings_.routes.size() == 1;
-    if (!whole) copy_strips(block, strips, block_of(part.batch), settings_.strips[route]);
+    whole = whole && routes_.size() == 1;
+    if (!whole) copy_strips(block, strips, block_of(part.batch), strips_[route]);
     const std::scoped_lock lock(mutex_);
     if (whole)
       std::swap(slot_of(part.batch).block, block);
@@ -240,40 +238,23 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   }
 
  private:
-  enum class State : std::uint8_t { free, open, given_up, reading };
-  enum class Part : std::uint8_t { absent, arriving, arrived, damaged };
-  struct Slot {
-    State state = State::free;
-    std::int64_t batch = -1;
-    std::byte* block = nullptr;
-    std::vector<Part> parts;  ///< by route
-    BatchArrival arrival;
-  };
-
-  SendingRollout& sender(int index) {
-    if (!receives_from(index))
-      throw Error(sentence("gets nothing from rollout " + std::to_string(index) +
-                           " over a channel; see the routing plan"));
-    return *find(index);
-  }
-
   // ---- Buffers; all with the mutex held
 
   const Slot& slot_of(std::int64_t batch) const {
-    return slots_[static_cast<std::size_t>(batch < 0 ? 0 : batch % settings_.options.buffers)];
+    return slots_[static_cast<std::size_t>(batch < 0 ? 0 : batch % options_.buffers)];
   }
   Slot& slot_of(std::int64_t batch) { return const_cast<Slot&>(std::as_const(*this).slot_of(batch)); }
   Slot& expect_reading(std::int64_t batch, const char* what) {
     Slot& slot = slot_of(batch);
     if (slot.state == State::reading && slot.batch == batch) return slot;
-    throw Error("data plane: " + settings_.name + ": " + batch_text(batch) + " " + what +
-                "; a batch goes consume, release");
+    throw Error(
+        concat("data plane: ", name_, ": batch ", batch, " ", what, "; a batch goes consume, release"));
   }
   void open(Slot& slot, std::int64_t batch) {
     slot.state = State::open;
     slot.batch = batch;
     slot.arrival = {};
-    slot.parts.assign(settings_.routes.size(), Part::absent);
+    slot.parts.assign(routes_.size(), Part::absent);
   }
   void free(Slot& slot) {
     slot.state = State::free;
@@ -304,7 +285,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   bool complete(std::int64_t batch) const {
     const Slot& slot = slot_of(batch);
     if (slot.state != State::free && slot.batch != batch) return false;  // given up, and a part still arrives
-    for (std::size_t i = 0; i < settings_.routes.size(); ++i)
+    for (std::size_t i = 0; i < routes_.size(); ++i)
       if (waits_for(i, batch)) return false;
     // With nobody left there may be one that comes back; the other actors' rollouts are no matter of ours.
     return !only_actor_ || slot.state == State::open || !nobody();
@@ -324,13 +305,12 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   }
   std::string missing(std::int64_t batch) const {
     std::string text;
-    for (std::size_t i = 0; i < settings_.routes.size(); ++i) {
+    for (std::size_t i = 0; i < routes_.size(); ++i) {
       if (!waits_for(i, batch)) continue;
-      const Route& route = settings_.routes[i];
+      const std::int64_t first = routes_[i].first_group;
       append(text,
-             peer_of_[i]->name + ", groups " + std::to_string(route.first_group) + "-" +
-                 std::to_string(route.first_group + route.groups - 1) +
-                 (part_of(i, batch) == Part::arriving ? " (arriving)" : ""),
+             concat(peer_of_[i]->name, ", groups ", first, "-", first + routes_[i].groups - 1,
+                    part_of(i, batch) == Part::arriving ? " (arriving)" : ""),
              "; ");
     }
     if (!text.empty()) return text;
@@ -345,23 +325,21 @@ class ResourceQueue : public Endpoint<SendingRollout> {
 
   /// Position among this actor's routes; their number: no such part comes here.
   std::size_t route_of(const DataMessage& part) const {
-    const auto found =
-        std::find_if(settings_.routes.begin(), settings_.routes.end(), [&](const Route& route) {
-          return route.rollout == part.rollout && route.first_group == part.first_group &&
-                 route.groups == part.groups;
-        });
-    return static_cast<std::size_t>(found - settings_.routes.begin());
+    const auto found = std::find_if(routes_.begin(), routes_.end(), [&](const Route& route) {
+      return route.rollout == part.rollout && route.first_group == part.first_group &&
+             route.groups == part.groups;
+    });
+    return static_cast<std::size_t>(found - routes_.begin());
   }
   /// Waits until `batch` has a buffer, and marks the part as arriving; or says why it may not come. The part
   /// is then to be ended, by arrive or settle; until then block_of(batch) is this batch's.
   Refusal admit(std::size_t route, std::int64_t batch) {
     std::unique_lock lock(mutex_);
     const SendingRollout& rollout = *peer_of_[route];
-    const std::int64_t buffers = settings_.options.buffers;
+    const std::int64_t buffers = options_.buffers;
     if (batch < rollout.expected_from) return Refusal::old_batch;
     // Other actors may be ahead, so the batch that was agreed on may be.
-    if (!settings_.routes[route].local &&
-        batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
+    if (!routes_[route].local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
       return Refusal::early;
     newest_ = std::max(newest_, batch);
     const Slot& slot = slot_of(batch);
@@ -371,7 +349,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
               (slot.state == State::free || (slot.state == State::open && slot.batch == batch)));
     };
     if (!wait_until(lock, deadline_after(between_messages), ready))
-      ran_out(between_messages, "for room for " + batch_text(batch));
+      ran_out(between_messages, "for room for batch ", batch);
     throw_if_closed();
     if (!rollout.why_gone.empty()) throw PeerError("data plane: " + rollout.name + " is being lost");
     if (ended_) return Refusal::ended;
@@ -426,35 +404,32 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     changed_.notify_all();
   }
 
-  /// hello -> offer, start -> accepted.
+  /// hello -> offer, start -> accepted. One that comes back joins behind the batch that the others are at:
+  /// nobody waits for its start.
   void greet(SendingRollout& rollout) {
-    DataMessage message = greeting(rollout, MessageKind::hello);
-    {
-      const std::scoped_lock lock(mutex_);
-      rollout.buffers = std::min<std::int64_t>(message.bytes, 1 << 20);
-      rollout.earlier = rollout.received;
-      // One that comes back joins behind the batch that the others are at: nobody waits for its start.
-      message.batch =
-          std::max({message.batch, next_, rollout.present() ? rollout.expected_from : newest_ + 1});
-      rollout.expect(message.batch);
+    using enum MessageKind;
+    for (const auto& [question, answer] : {std::pair{hello, offer}, std::pair{start, accepted}}) {
+      DataMessage message = greeting(rollout, question);
+      {
+        const std::scoped_lock lock(mutex_);
+        rollout.buffers = std::min<std::int64_t>(message.bytes, 1 << 20);
+        rollout.earlier = rollout.received;
+        rollout.expect(
+            std::max({message.batch, next_, rollout.present() ? rollout.expected_from : newest_ + 1}));
+        message.batch = rollout.expected_from;
+        changed_.notify_all();
+      }
+      reply(rollout, answer, message);
     }
-    reply(rollout, MessageKind::offer, message);
-    message = greeting(rollout, MessageKind::start);
-    {
-      const std::scoped_lock lock(mutex_);
-      rollout.expect(std::max(message.batch, rollout.expected_from));
-      changed_.notify_all();
-    }
-    reply(rollout, MessageKind::accepted, message);
   }
   DataMessage greeting(SendingRollout& rollout, MessageKind kind) {
     DataMessage message;
     Refusal refusal = Refusal::malformed;
-    if (receive(rollout, settings_.options.deadline, message) && message.kind == kind && message.batch >= 0)
+    if (receive(rollout, options_.deadline, message) && message.kind == kind && message.batch >= 0)
       refusal = check_sender(rollout, message);
-    if (refusal == Refusal::none && message.fingerprint != settings_.fingerprint) refusal = Refusal::layout;
+    if (refusal == Refusal::none && message.fingerprint != fingerprint_) refusal = Refusal::layout;
     if (refusal == Refusal::none) return message;
-    refuse(rollout, message, refusal);
+    answer_no(rollout, message, refusal);
     throw Error(rollout.name + " was refused: " + std::string(refusal_name(refusal)));
   }
 
@@ -467,7 +442,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       {
         const std::scoped_lock lock(mutex_);
         rollout.last = message.batch;
-        rollout.why_gone = "it said goodbye after " + batch_text(message.batch);
+        rollout.why_gone = concat("it said goodbye after batch ", message.batch);
         changed_.notify_all();
       }
       reply(rollout, MessageKind::accepted, message);
@@ -477,19 +452,19 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (refusal == Refusal::none)
       reply(rollout, MessageKind::accepted, message);
     else
-      refuse(rollout, message, refusal);
+      answer_no(rollout, message, refusal);
     return true;
   }
   Refusal take_part(SendingRollout& rollout, const DataMessage& part) {
     if (part.kind != MessageKind::part) return Refusal::malformed;
     const std::size_t route = route_of(part);
-    if (route == settings_.routes.size()) return Refusal::foreign;
+    if (route == routes_.size()) return Refusal::foreign;
     if (part.bytes != bytes(route)) return Refusal::layout;
     if (const Refusal refusal = admit(route, part.batch); refusal != Refusal::none) return refusal;
     bool whole = false;
     try {
       reply(rollout, MessageKind::go, part);
-      whole = receive_chunks(rollout, settings_.strips[route], block_of(part.batch));
+      whole = receive_chunks(rollout, strips_[route], block_of(part.batch));
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       rollout.stop_expecting();  // before the part is missed
@@ -511,7 +486,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     bool whole = true;
     in_chunks(
         strips_bytes(strips), rollout.staging.data(),
-        [&](std::span<std::byte> chunk) { rollout.channel->receive(chunk, settings_.options.deadline); },
+        [&](std::span<std::byte> chunk) { rollout.channel->receive(chunk, options_.deadline); },
         [&](std::span<std::byte> chunk) {
           whole = whole && chunk_is_whole(chunk);
           if (whole) scatter(chunk.first(chunk.size() - seal_bytes), block, to);
@@ -519,20 +494,12 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     return whole;
   }
 
-  /// False: these bytes were no message; `message` is then empty.
-  static bool receive(SendingRollout& rollout, std::chrono::nanoseconds limit, DataMessage& message) {
-    MessageBytes bytes;
-    rollout.channel->receive(bytes, limit);
-    if (read_message(bytes, message)) return true;
-    message = {};
-    return false;
-  }
   void reply(SendingRollout& rollout, MessageKind kind, DataMessage message, Refusal why = Refusal::none) {
     message.kind = kind;
     message.refusal = why;
-    rollout.channel->send(write_message(message), settings_.options.deadline);
+    rollout.channel->send(write_message(message), options_.deadline);
   }
-  void refuse(SendingRollout& rollout, const DataMessage& message, Refusal why) {
+  void answer_no(SendingRollout& rollout, const DataMessage& message, Refusal why) {
     {
       const std::scoped_lock lock(mutex_);
       ++report_.refused[static_cast<std::size_t>(why)];
@@ -540,7 +507,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     reply(rollout, MessageKind::refused, message, why);
   }
   Refusal check_sender(const SendingRollout& rollout, const DataMessage& message) const {
-    if (message.rollout != rollout.index || message.actor != settings_.index) return Refusal::foreign;
+    if (message.rollout != rollout.index || message.actor != index_) return Refusal::foreign;
     return message.incarnation == rollout.incarnation ? Refusal::none : Refusal::incarnation;
   }
 

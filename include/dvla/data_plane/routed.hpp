@@ -20,8 +20,6 @@
 #include <memory>
 #include <memory_resource>
 #include <optional>
-#include <set>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,28 +64,22 @@ class RoutedTrajectories {
         options_(options) {
     const int rollout = roles.rollout(cluster.rank()), actor = roles.actor(cluster.rank());
     check(rollout, actor);
+    const detail::RoutedJob job{plan_, roles_, cluster.rank(), options_, environment_pool};
     if (actor >= 0) {
       batches_.assign(static_cast<std::size_t>(options_.buffers), *layouts_.actor);
-      queue_.emplace(settings_of(*layouts_.actor, actor, &Route::actor, roles.rollouts), plan_.actors == 1,
-                     !cluster.topology().joined.empty(), environment_pool);
+      queue_.emplace(*layouts_.actor, job, !cluster.topology().joined.empty());
     }
     if (rollout >= 0) {
       shares_.assign(static_cast<std::size_t>(options_.buffers), *layouts_.rollout);
-      sender_.emplace(settings_of(*layouts_.rollout, rollout, &Route::rollout, roles.actors),
-                      queue_ ? &*queue_ : nullptr, environment_pool);
+      sender_.emplace(*layouts_.rollout, job, queue_ ? &*queue_ : nullptr);
     }
-    std::set<std::pair<int, int>> connected;
-    for (const Route& route :
-         plan_.routes) {  // in one order on every rank: no two wait for each other's next
-      if (route.local || (route.rollout != rollout && route.actor != actor) ||
-          !connected.emplace(route.rollout, route.actor).second)
-        continue;
-      if (route.rollout == rollout)
-        sender_->find(route.actor)->channel =
-            channel(route.rollout, route.actor, options_.incarnation, options_.deadline);
-      else
-        rejoin(route.rollout, options_.incarnation);
-    }
+    // All pairs in one order on every rank, so that no two ranks wait for each other's next one.
+    for (int from = 0; from < plan_.rollouts; ++from)
+      for (int to = 0; to < plan_.actors; ++to) {
+        if (from == rollout && sender_->reaches(to))
+          sender_->connect(to, channel(from, to, options_.incarnation, options_.deadline));
+        if (to == actor) rejoin(from, options_.incarnation);
+      }
     if (sender_) sender_->start();
   }
   /// Ends all waits and threads at once. A rollout that did not say goodbye is lost for its actors.
@@ -95,10 +87,9 @@ class RoutedTrajectories {
   RoutedTrajectories(const RoutedTrajectories&) = delete;
   RoutedTrajectories& operator=(const RoutedTrajectories&) = delete;
 
-  /// How the data channel of a pair and incarnation is called, for whoever makes one to give to rejoin.
+  /// How the data channel of a pair and incarnation is called.
   static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {
-    return "data/" + std::to_string(rollout) + "/" + std::to_string(actor) + "/" +
-           std::to_string(incarnation);
+    return detail::concat("data/", rollout, "/", actor, "/", incarnation);
   }
 
   const RoutingPlan& plan() const { return plan_; }
@@ -138,20 +129,20 @@ class RoutedTrajectories {
   /// Columns of lost rollouts have group -1, everything else 0, and the batch's oldest version.
   Trajectory<Decision>& consume(const Token& token) {
     if (!queue("consume").await(token.batch))
-      throw Error("data plane: there is no batch " + std::to_string(token.batch) +
-                  ": all rollouts have said goodbye before it");
-    const auto reading = queue_->reading(token.batch);
+      throw Error(detail::concat("data plane: there is no batch ", token.batch,
+                                 ": all rollouts have said goodbye before it"));
+    const auto& reading = queue_->reading(token.batch);
     auto& batch =
         place(batches_[static_cast<std::size_t>(token.batch % options_.buffers)], reading.block, token.batch);
-    const std::int64_t oldest = std::max<std::int64_t>(reading.arrival.oldest_version, 0);
-    for (const std::size_t i : reading.absent) {
-      detail::clear_strips(reading.block, queue_->settings().strips[i]);
-      const Route& route = queue_->settings().routes[i];
-      const std::int64_t columns = route.groups * plan_.group_episodes;
-      for (std::int64_t column = route.first_episode; column < route.first_episode + columns; ++column) {
+    for (std::size_t i = 0; i < reading.parts.size(); ++i) {
+      if (reading.parts[i] == detail::ResourceQueue::Part::arrived) continue;
+      detail::clear_strips(reading.block, queue_->strips(i));
+      const Route& route = queue_->routes()[i];
+      const std::int64_t end = route.first_episode + route.groups * plan_.group_episodes;
+      for (std::int64_t column = route.first_episode; column < end; ++column) {
         batch.transition.group[column] = -1;
         for (std::int64_t t = 0; t < batch.transition.version.extents()[0]; ++t)
-          batch.transition.version.at(t)[column] = oldest;
+          batch.transition.version.at(t)[column] = std::max<std::int64_t>(reading.arrival.oldest_version, 0);
       }
     }
     return batch;
@@ -176,9 +167,9 @@ class RoutedTrajectories {
   /// `limit` or the plane's deadline.
   bool rejoin(int rollout, std::int64_t incarnation,
               std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
-    if (!queue("rejoin").receives_from(rollout)) return false;
+    if (!queue("rejoin").reaches(rollout)) return false;
     queue_->join(rollout, incarnation, [&] {
-      return channel(rollout, queue_->settings().index, incarnation, std::min(limit, options_.deadline));
+      return channel(rollout, roles_.actor(cluster_.rank()), incarnation, std::min(limit, options_.deadline));
     });
     return true;
   }
@@ -186,7 +177,7 @@ class RoutedTrajectories {
   /// Nothing where the plan has no route from it to here.
   void lose(int rollout, const std::string& why) {
     const bool in_job = rollout >= 0 && rollout < plan_.rollouts;
-    if (!in_job || queue("lose").receives_from(rollout)) queue("lose").lose(rollout, why);
+    if (!in_job || queue("lose").reaches(rollout)) queue("lose").lose(rollout, why);
   }
 
   /// Ends every wait here, and at the other ends of the channels; later calls throw.
@@ -203,59 +194,32 @@ class RoutedTrajectories {
 
  private:
   void check(int rollout, int actor) const {
-    const auto require = [](bool holds, const std::string& what) {
-      if (!holds) throw ConfigError("data plane: " + what);
+    const auto require = [](bool holds, const auto&... what) {
+      if (!holds) throw ConfigError(detail::concat("data plane: ", what...));
     };
     check_routes(plan_);
-    require(options_.buffers >= 1 && options_.buffers <= 1 << 20,
-            std::to_string(options_.buffers) + " trajectory buffers; at least 1 is needed");
+    require(options_.buffers >= 1 && options_.buffers <= 1 << 20, options_.buffers,
+            " trajectory buffers; at least 1 is needed");
     require(options_.first_batch >= 0 && options_.incarnation >= 0,
             "first batch and incarnation are 0 or more");
     require(static_cast<std::size_t>(plan_.rollouts) == roles_.rollouts.size() &&
                 static_cast<std::size_t>(plan_.actors) == roles_.actors.size(),
-            "the plan is for " + std::to_string(plan_.rollouts) + " rollouts and " +
-                std::to_string(plan_.actors) + " actors, the job has " +
-                std::to_string(roles_.rollouts.size()) + " and " + std::to_string(roles_.actors.size()));
-    const auto fits = [&](const auto& layout, int index, std::int64_t episodes, const std::string& role) {
-      require(layout.has_value() == (index >= 0),
-              "a rank has a layout for its " + role + "'s share exactly when it is one");
+            "the plan is for ", plan_.rollouts, " rollouts and ", plan_.actors, " actors, the job has ",
+            roles_.rollouts.size(), " and ", roles_.actors.size());
+    const auto fits = [&](const auto& layout, int index, std::int64_t episodes, const char* role) {
+      require(layout.has_value() == (index >= 0), "a rank has a layout for its ", role,
+              "'s share exactly when it is one");
       const std::int64_t columns = layout ? layout->transition.seed.count() : 0;
-      require(columns == episodes, "the layout of " + role + " " + std::to_string(index) + " has " +
-                                       std::to_string(columns) + " episodes, the routing plan " +
-                                       std::to_string(episodes));
+      require(columns == episodes, "the layout of ", role, " ", index, " has ", columns,
+              " episodes, the routing plan ", episodes);
     };
     fits(layouts_.rollout, rollout, plan_.episodes_from(rollout), "rollout");
     fits(layouts_.actor, actor, plan_.episodes_to(actor), "actor");
     for (const Route& route : plan_.routes)
       require(route.local == (roles_.rollouts[static_cast<std::size_t>(route.rollout)] ==
                               roles_.actors[static_cast<std::size_t>(route.actor)]),
-              "the plan's route from rollout " + std::to_string(route.rollout) + " to actor " +
-                  std::to_string(route.actor) + " is wrong about which ranks they are");
-  }
-  /// Of this rank as rollout or actor `index`: `own_end` of its routes. `peers`: the ranks in the other role.
-  detail::EndpointSettings settings_of(const Trajectory<Decision>& layout, int index, int Route::*own_end,
-                                       const std::vector<int>& peers) const {
-    detail::EndpointSettings settings;
-    settings.options = options_;
-    settings.index = index;
-    settings.name = rank_name(roles_, cluster_.rank());
-    for (const int rank : peers) settings.peer_names.push_back(rank_name(roles_, rank));
-    for (const Route& route : plan_.routes) {
-      if (route.*own_end != index) continue;
-      const std::int64_t first =
-          own_end == &Route::actor ? route.first_episode : route.first_group * plan_.group_episodes;
-      settings.routes.push_back(route);
-      settings.strips.push_back(detail::column_strips(layout, layout.transition.seed.count(), first,
-                                                      route.groups * plan_.group_episodes));
-    }
-    settings.buffer_bytes = record_bytes(layout);
-    settings.group_episodes = plan_.group_episodes;
-    Checksum sum;
-    const std::string plan = serialise(plan_);
-    sum.update(std::as_bytes(std::span(plan)));
-    detail::fingerprint_layout(layout, sum);
-    settings.fingerprint = sum.value();
-    return settings;
+              "the plan's route from rollout ", route.rollout, " to actor ", route.actor,
+              " is wrong about which ranks they are");
   }
   std::unique_ptr<Channel> channel(int rollout, int actor, std::int64_t incarnation,
                                    std::chrono::nanoseconds limit) {
