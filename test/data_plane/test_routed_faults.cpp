@@ -286,15 +286,13 @@ TEST_CASE("An incarnation that was here already is refused, and so is a rollout 
   const auto ledgers = job.run(ranks, [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
     const auto channel = cluster.channel("other", 1 - cluster.rank(), 5s);
     if (cluster.rank() == 1) {
-      CHECK_THROWS_WITH_AS(plane.rejoin(0, cluster.channel("again", 0, 5s), 0),
+      CHECK_THROWS_WITH_AS(plane.rejoin(0, 0),
                            doctest::Contains("comes with incarnation 0, but incarnation 0 was here already"),
                            dvla::Error);
-      CHECK_THROWS_AS(plane.rejoin(7, nullptr, 1), dvla::Error);
       CHECK_FALSE(plane.rejoin(7, 1));
       CHECK_THROWS_AS(plane.lose(7, ""), dvla::Error);
       job.train(plane, 5, ledger);
     } else {
-      cluster.channel("again", 1, 5s);
       job.roll_out(plane, 0, 5, ledger);
     }
     plane.goodbye();

@@ -29,6 +29,16 @@ std::int64_t largest_of(const Sizes& sizes) {
   return largest;
 }
 
+std::int64_t groups_to(const RoutingPlan& plan, int actor) {
+  return plan.episodes_to(actor) / plan.group_episodes;
+}
+/// The largest number of bytes that an actor takes.
+std::int64_t makespan(const RoutingPlan& plan) {
+  std::vector<std::int64_t> load(static_cast<std::size_t>(plan.actors), 0);
+  for (const Route& route : plan.routes) load.at(static_cast<std::size_t>(route.actor)) += route.bytes;
+  return *std::max_element(load.begin(), load.end());
+}
+
 /// The least possible makespan, by trying every assignment.
 std::int64_t best_makespan(const Sizes& sizes, int actors) {
   std::vector<std::int64_t> all, load(static_cast<std::size_t>(actors), 0);
@@ -66,7 +76,7 @@ void check_whole(const RoutingPlan& plan, const Sizes& sizes) {
   std::size_t count = 0;
   for (const auto& rollout : sizes) count += rollout.size();
   REQUIRE(groups.size() == count);
-  for (int actor = 0; actor < plan.actors; ++actor) REQUIRE(plan.groups_to(actor) > 0);
+  for (int actor = 0; actor < plan.actors; ++actor) REQUIRE(groups_to(plan, actor) > 0);
 }
 
 }  // namespace
@@ -86,8 +96,8 @@ TEST_CASE("Every rank is both: nothing crosses when sizes are balanced, and only
   const RoutingPlan even = plan_routes(equal(4, 6), 2, 4, {0, 1, 2, 3});
   for (const Route& route : even.routes) CHECK(route.local);
   const RoutingPlan uneven = plan_routes({{10, 10, 10, 10, 10, 10}, {10, 10}}, 1, 2, {0, 1});
-  CHECK(uneven.groups_to(0) == 4);
-  CHECK(uneven.groups_to(1) == 4);
+  CHECK(groups_to(uneven, 0) == 4);
+  CHECK(groups_to(uneven, 1) == 4);
   CHECK(uneven.routes ==
         std::vector<Route>{{0, 0, 0, 4, 0, 40, true}, {0, 1, 4, 2, 0, 20, false}, {1, 1, 0, 2, 2, 20, true}});
 }
@@ -138,11 +148,10 @@ TEST_CASE(
     const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank, nodes);
     check_whole(plan, sizes);
     REQUIRE(plan == plan_routes(sizes, 4, actors, same_rank, nodes));
-    REQUIRE(plan.makespan() <= best_makespan(sizes, actors) + largest_of(sizes));
+    REQUIRE(makespan(plan) <= best_makespan(sizes, actors) + largest_of(sizes));
     if (same_size && groups % actors == 0)
-      for (int actor = 0; actor < actors; ++actor) REQUIRE(plan.groups_to(actor) == groups / actors);
+      for (int actor = 0; actor < actors; ++actor) REQUIRE(groups_to(plan, actor) == groups / actors);
     REQUIRE(parse_routes(serialise(plan)) == plan);
-    REQUIRE(!describe(plan).empty());
   }
 }
 
@@ -181,7 +190,7 @@ TEST_CASE(
     const auto actors = static_cast<int>(nodes.actors.size());
     const RoutingPlan plan = plan_routes(sizes, 4, actors, same_rank, nodes);
     check_whole(plan, sizes);
-    for (int actor = 0; actor < actors; ++actor) REQUIRE(plan.groups_to(actor) == share);
+    for (int actor = 0; actor < actors; ++actor) REQUIRE(groups_to(plan, actor) == share);
     for (const Route& route : plan.routes) {
       REQUIRE(nodes.rollouts.at(static_cast<std::size_t>(route.rollout)) ==
               nodes.actors.at(static_cast<std::size_t>(route.actor)));
@@ -209,7 +218,7 @@ TEST_CASE("Large plans: still whole, and within one group of the mean") {
       }
     const RoutingPlan plan = plan_routes(sizes, 8, actors);
     check_whole(plan, sizes);
-    CHECK(plan.makespan() <= (total + actors - 1) / actors + largest_of(sizes));
+    CHECK(makespan(plan) <= (total + actors - 1) / actors + largest_of(sizes));
   }
 }
 
@@ -263,15 +272,10 @@ TEST_CASE("A damaged plan is refused, whatever was done to it") {
   forged([](RoutingPlan& bad) { std::swap(bad.routes[0], bad.routes.back()); });
 }
 
-TEST_CASE("A job of one process agrees with itself; the description names every route") {
+TEST_CASE("A job of one process agrees with itself, and on refusing what cannot be planned") {
   dvla::LoneCluster cluster;
   const RoutingPlan plan = dvla::agree_on_routes(cluster, {}, {10, 10, 10}, 4, std::chrono::seconds(1));
   CHECK(plan.routes == std::vector<Route>{{0, 0, 0, 3, 0, 30, true}});
-  CHECK(describe(plan_routes(equal(2, 2, 1 << 20), 4, 1)) ==
-        "routing: 2 rollouts to 1 actor, 4 groups of 4 episodes a batch, 4 MiB, 4 MiB of them between ranks; "
-        "most at one actor: 4 MiB\n"
-        "  rollout 0 groups 0-1 -> actor 0 episodes 0-7, 2 MiB\n"
-        "  rollout 1 groups 0-1 -> actor 0 episodes 8-15, 2 MiB\n");
   CHECK_THROWS_AS(dvla::agree_on_routes(cluster, {}, {0}, 4, std::chrono::seconds(1), "other"),
                   dvla::ConfigError);
 }

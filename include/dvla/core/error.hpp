@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace dvla {
 
@@ -32,6 +33,20 @@ class FormatError : public Error {
  public:
   using Error::Error;
 };
+
+namespace detail {
+/// Texts and whole numbers, one behind the other: how a message is put together.
+template <class... Parts>
+std::string concat(const Parts&... parts) {
+  const auto text = [](const auto& part) {
+    if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(part)>>)
+      return std::to_string(part);
+    else
+      return std::string(part);
+  };
+  return (std::string() + ... + text(parts));
+}
+}  // namespace detail
 
 /// A lane's exception on its way to the caller: carries the lane's name and its step (batch number).
 class LaneError : public Error {

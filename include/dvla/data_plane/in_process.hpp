@@ -4,16 +4,19 @@
 // mailboxes and credits do, and a buffer out of turn is an error here, never a silent overwrite.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <deque>
+#include <initializer_list>
 #include <memory_resource>
 #include <string>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/core/record.hpp"
 #include "dvla/data_plane/descriptors.hpp"
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/token.hpp"
@@ -39,94 +42,67 @@ class InProcessTrajectories {
   /// reads every byte twice a batch, so for tests and for hunting stray writes.
   InProcessTrajectories(const Transition& transition, const Decision& decision, int buffers,
                         std::pmr::memory_resource& environment_pool, bool seal = false)
-      : pool_(environment_pool), buffers_(buffers), seal_(seal) {
-    if (buffers < 1) {
+      : seal_(seal) {
+    if (buffers < 1)
       throw ConfigError("data plane: " + std::to_string(buffers) +
                         " trajectory buffers; at least 1 is needed");
-    }
-    slots_ = std::make_unique<Slot[]>(static_cast<std::size_t>(buffers));
-    const Trajectory<Decision> layout = trajectory_layout(transition, decision);
-    bytes_ = record_bytes(layout);
-    try {
-      for (int i = 0; i < buffers; ++i) {
-        slots_[i].block = static_cast<std::byte*>(pool_.allocate(bytes_, record_alignment));
-        slots_[i].trajectory = layout;
-        place_record(slots_[i].trajectory, slots_[i].block);
-      }
-    } catch (...) {
-      give_back();
-      throw;
-    }
+    while (slots_.size() < static_cast<std::size_t>(buffers))
+      slots_.emplace_back(trajectory_layout(transition, decision), environment_pool);
   }
-  ~InProcessTrajectories() { give_back(); }
-  InProcessTrajectories(const InProcessTrajectories&) = delete;
-  InProcessTrajectories& operator=(const InProcessTrajectories&) = delete;
 
-  int buffers() const { return buffers_; }
-  std::size_t bytes_per_trajectory() const { return bytes_; }
+  int buffers() const { return static_cast<int>(slots_.size()); }
+  std::size_t bytes_per_trajectory() const { return slots_.front().trajectory.block().size(); }
 
   /// Sampler: the buffer to fill with token.batch. Again for the same batch gives the same buffer. Throws
   /// Error, naming both batches, if another batch still has it.
   Trajectory<Decision>& produce(const Token& token) {
-    Slot& slot = at(token, "produce");
-    const State state = slot.state.load(std::memory_order_acquire);
-    if (state == State::free) {
-      slot.trajectory.id = token.batch;
-      slot.batch.store(token.batch, std::memory_order_relaxed);
-      slot.state.store(State::filling, std::memory_order_release);
-    } else if (state != State::filling || slot.batch.load(std::memory_order_relaxed) != token.batch) {
-      refuse(token, slot, "cannot be filled with batch");
-    }
-    return slot.trajectory;
+    constexpr const char* cannot = "cannot be filled with batch";
+    Slot& slot = at(token, cannot);
+    if (slot.state.load(std::memory_order_acquire) != State::free)
+      return *expect(token, {State::filling}, cannot).trajectory;
+    slot.trajectory->id = token.batch;
+    slot.batch.store(token.batch, std::memory_order_relaxed);
+    slot.state.store(State::filling, std::memory_order_release);
+    return *slot.trajectory;
   }
 
   /// Sampler: hands over what produce gave. Afterwards the trainer's; the token says which.
   void commit(const Token& token) {
-    Slot& slot = expect(token, State::filling, "commit", "cannot be handed over as batch");
-    slot.trajectory.checksum = seal_ ? record_checksum(slot.trajectory) : 0;
+    Slot& slot = expect(token, {State::filling}, "cannot be handed over as batch");
+    slot.trajectory->checksum = seal_ ? record_checksum(*slot.trajectory) : 0;
     sent_.fetch_add(1, std::memory_order_relaxed);
     slot.state.store(State::sent, std::memory_order_release);
   }
 
   /// Trainer: the trajectory that the token names, where the sampler wrote it. Again gives the same.
   Trajectory<Decision>& consume(const Token& token) {
-    Slot& slot = at(token, "consume");
-    const State state = slot.state.load(std::memory_order_acquire);
-    if ((state != State::sent && state != State::reading) ||
-        slot.batch.load(std::memory_order_relaxed) != token.batch) {
-      refuse(token, slot, "cannot be read as batch");
-    }
-    if (seal_ && state == State::sent && record_checksum(slot.trajectory) != slot.trajectory.checksum) {
+    Slot& slot = expect(token, {State::sent, State::reading}, "cannot be read as batch");
+    if (seal_ && slot.state == State::sent && record_checksum(*slot.trajectory) != slot.trajectory->checksum)
       throw Error("data plane: batch " + std::to_string(token.batch) + " in buffer " +
                   std::to_string(token.buffer) +
                   " changed after its hand-over: something still writes to it; look for a stray view");
-    }
     slot.state.store(State::reading, std::memory_order_release);
-    return slot.trajectory;
+    return *slot.trajectory;
   }
 
   /// Trainer: done with it; the buffer is free again.
   void release(const Token& token) {
-    Slot& slot = expect(token, State::reading, "release", "cannot be released as batch");
+    Slot& slot = expect(token, {State::reading}, "cannot be released as batch");
     trained_.fetch_add(1, std::memory_order_relaxed);
     slot.state.store(State::free, std::memory_order_release);
   }
 
   /// Gives up a batch at any stage: the buffer is free again. Counted as dropped if it was handed over.
   void drop(const Token& token) {
-    Slot& slot = at(token, "drop");
-    const State state = slot.state.load(std::memory_order_acquire);
-    if (state == State::free || slot.batch.load(std::memory_order_relaxed) != token.batch) {
-      refuse(token, slot, "cannot be dropped as batch");
-    }
-    if (state != State::filling) dropped_.fetch_add(1, std::memory_order_relaxed);
+    Slot& slot = expect(token, {State::filling, State::sent, State::reading}, "cannot be dropped as batch");
+    if (slot.state != State::filling) dropped_.fetch_add(1, std::memory_order_relaxed);
     slot.state.store(State::free, std::memory_order_release);
   }
 
   DataPlaneReport report() const {
     DataPlaneReport report;
-    for (int i = 0; i < buffers_; ++i) {
-      const State state = slots_[i].state.load(std::memory_order_acquire);
+    for (const Slot& slot : slots_) {
+      const State state = slot.state.load(std::memory_order_acquire);
       report.in_flight += state == State::sent || state == State::reading;
     }
     report.sent = sent_.load(std::memory_order_relaxed);
@@ -138,48 +114,36 @@ class InProcessTrajectories {
  private:
   enum class State : std::uint8_t { free, filling, sent, reading };
   struct alignas(64) Slot {
+    Slot(const Trajectory<Decision>& layout, std::pmr::memory_resource& pool) : trajectory(layout, pool) {}
     std::atomic<State> state{State::free};
     std::atomic<std::int64_t> batch{-1};
-    std::byte* block = nullptr;
-    Trajectory<Decision> trajectory;
+    OwnedRecord<Trajectory<Decision>> trajectory;
   };
 
-  Slot& at(const Token& token, const char* call) {
-    if (token.buffer < 0 || token.buffer >= buffers_) {
-      throw Error(std::string("data plane: ") + call + " of buffer " + std::to_string(token.buffer) +
-                  " (batch " + std::to_string(token.batch) + "), but there are " + std::to_string(buffers_) +
-                  ": use the tokens that the schedule gave");
-    }
-    return slots_[token.buffer];
+  Slot& at(const Token& token, const char* cannot) {
+    if (token.buffer >= 0 && token.buffer < buffers()) return slots_[static_cast<std::size_t>(token.buffer)];
+    refuse(token, cannot,
+           "there are " + std::to_string(buffers()) + " buffers; use the tokens that the schedule gave");
   }
-  Slot& expect(const Token& token, State state, const char* call, const char* cannot) {
-    Slot& slot = at(token, call);
-    if (slot.state.load(std::memory_order_acquire) != state ||
-        slot.batch.load(std::memory_order_relaxed) != token.batch) {
-      refuse(token, slot, cannot);
-    }
-    return slot;
-  }
-  [[noreturn]] void refuse(const Token& token, const Slot& slot, const char* cannot) const {
+  /// The token's buffer, where it is in one of these states with the token's batch.
+  Slot& expect(const Token& token, std::initializer_list<State> states, const char* cannot) {
     static constexpr std::array says{"is free after batch ", "is being filled with batch ",
                                      "waits for the trainer with batch ", "is being trained on as batch "};
-    const auto state = static_cast<std::size_t>(slot.state.load(std::memory_order_acquire));
-    throw Error("data plane: buffer " + std::to_string(token.buffer) + " " + cannot + " " +
-                std::to_string(token.batch) + ": it " + says.at(state) +
-                std::to_string(slot.batch.load(std::memory_order_relaxed)) +
-                "; a buffer goes produce, commit, consume, release");
+    Slot& slot = at(token, cannot);
+    const State state = slot.state.load(std::memory_order_acquire);
+    const std::int64_t batch = slot.batch.load(std::memory_order_relaxed);
+    if (batch == token.batch && std::find(states.begin(), states.end(), state) != states.end()) return slot;
+    refuse(token, cannot,
+           std::string("it ") + says.at(static_cast<std::size_t>(state)) + std::to_string(batch) +
+               "; a buffer goes produce, commit, consume, release");
   }
-  void give_back() {
-    for (int i = 0; i < buffers_; ++i) {
-      if (slots_[i].block != nullptr) pool_.deallocate(slots_[i].block, bytes_, record_alignment);
-    }
+  [[noreturn]] static void refuse(const Token& token, const char* cannot, const std::string& why) {
+    throw Error("data plane: buffer " + std::to_string(token.buffer) + " " + cannot + " " +
+                std::to_string(token.batch) + ": " + why);
   }
 
-  std::pmr::memory_resource& pool_;
-  int buffers_;
-  bool seal_;
-  std::size_t bytes_ = 0;
-  std::unique_ptr<Slot[]> slots_;
+  const bool seal_;
+  std::deque<Slot> slots_;
   std::atomic<std::int64_t> sent_{0};
   std::atomic<std::int64_t> trained_{0};
   std::atomic<std::int64_t> dropped_{0};

@@ -10,14 +10,14 @@
 #pragma once
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
+#include <cstring>
 #include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/checksum.hpp"
@@ -47,29 +47,14 @@ struct RoutingPlan {
   std::vector<Route> routes;
   bool operator==(const RoutingPlan&) const = default;
 
-  std::int64_t groups_from(int rollout) const {
-    return sum([&](const Route& route) { return route.rollout == rollout ? route.groups : 0; });
-  }
-  std::int64_t groups_to(int actor) const {
-    return sum([&](const Route& route) { return route.actor == actor ? route.groups : 0; });
-  }
-  std::int64_t bytes_to(int actor) const {
-    return sum([&](const Route& route) { return route.actor == actor ? route.bytes : 0; });
-  }
-  std::int64_t episodes_from(int rollout) const { return groups_from(rollout) * group_episodes; }
-  std::int64_t episodes_to(int actor) const { return groups_to(actor) * group_episodes; }
-  /// The largest number of bytes that an actor takes.
-  std::int64_t makespan() const {
-    std::int64_t largest = 0;
-    for (int actor = 0; actor < actors; ++actor) largest = std::max(largest, bytes_to(actor));
-    return largest;
-  }
+  std::int64_t episodes_from(int rollout) const { return episodes(&Route::rollout, rollout); }
+  std::int64_t episodes_to(int actor) const { return episodes(&Route::actor, actor); }
 
  private:
-  template <class Value>
-  std::int64_t sum(Value value) const {
-    return std::accumulate(routes.begin(), routes.end(), std::int64_t{0},
-                           [&](std::int64_t total, const Route& route) { return total + value(route); });
+  std::int64_t episodes(int Route::*end, int index) const {
+    std::int64_t total = 0;
+    for (const Route& route : routes) total += route.*end == index ? route.groups * group_episodes : 0;
+    return total;
   }
 };
 
@@ -86,12 +71,6 @@ inline std::int64_t water_level(std::vector<std::int64_t> loads, std::int64_t am
     if (i + 1 == loads.size() || level <= loads[i + 1]) return level;
   }
   return 0;
-}
-
-inline std::string mebibytes(std::int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
 }
 
 }  // namespace detail
@@ -140,231 +119,159 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
                                std::int64_t group_episodes, int actors,
                                const std::vector<int>& same_rank = {}, const RouteNodes& nodes = {}) {
   struct Piece {
-    int rollout;
-    std::int64_t index, bytes;
+    std::int64_t bytes;
     int actor = -1;
   };
-  if (actors < 1 || bytes.empty() || group_episodes < 1)
-    throw ConfigError("routing: " + std::to_string(bytes.size()) + " rollouts, " + std::to_string(actors) +
-                      " actors, groups of " + std::to_string(group_episodes) +
-                      " episodes; 1 of each is needed at least");
-  if (!same_rank.empty() && same_rank.size() != bytes.size())
-    throw ConfigError("routing: same_rank has " + std::to_string(same_rank.size()) + " entries for " +
-                      std::to_string(bytes.size()) + " rollouts");
+  const auto require = [](bool holds, const std::string& what) {
+    if (!holds) throw ConfigError("routing: " + what);
+  };
+  const std::size_t R = bytes.size();
+  require(actors >= 1 && R >= 1 && group_episodes >= 1,
+          std::to_string(R) + " rollouts, " + std::to_string(actors) + " actors, groups of " +
+              std::to_string(group_episodes) + " episodes; 1 of each is needed at least");
+  const auto A = static_cast<std::size_t>(actors);
+  require(same_rank.empty() || same_rank.size() == R, "same_rank has " + std::to_string(same_rank.size()) +
+                                                          " entries for " + std::to_string(R) + " rollouts");
+  for (const int actor : same_rank) require(actor < actors, "same_rank names actor " + std::to_string(actor));
   // Positions in the order of machines: what is near in it is near in the job.
-  const auto by_node = [](std::size_t count, const std::vector<int>& node, const char* whose) {
-    if (!node.empty() && node.size() != count)
-      throw ConfigError("routing: " + std::to_string(node.size()) + " machines are named for " +
-                        std::to_string(count) + " " + whose);
+  const auto by_node = [&](std::size_t count, const std::vector<int>& node, const char* whose) {
+    require(node.empty() || node.size() == count,
+            std::to_string(node.size()) + " machines are named for " + std::to_string(count) + " " + whose);
     std::vector<std::size_t> order(count);
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(),
                      [&](std::size_t a, std::size_t b) { return !node.empty() && node[a] < node[b]; });
     return order;
   };
-  const auto rollout_order = by_node(bytes.size(), nodes.rollouts, "rollouts");
-  const auto actor_order = by_node(static_cast<std::size_t>(actors), nodes.actors, "actors");
-  std::vector<Piece> groups;
-  std::vector<std::size_t> first_of;  // a rollout's first group
+  const auto rollout_order = by_node(R, nodes.rollouts, "rollouts");
+  const auto actor_order = by_node(A, nodes.actors, "actors");
+  std::vector<std::vector<Piece>> groups(R);
+  std::size_t left = 0;  // groups that have no actor yet
   std::int64_t total = 0;
-  for (std::size_t rollout = 0; rollout < bytes.size(); ++rollout) {
-    first_of.push_back(groups.size());
-    for (std::size_t i = 0; i < bytes[rollout].size(); ++i) {
-      const std::int64_t size = bytes[rollout][i];
-      if (size < 1 || size > (std::int64_t{1} << 60) - total)
-        throw ConfigError("routing: group " + std::to_string(i) + " of rollout " + std::to_string(rollout) +
-                          " has " + std::to_string(size) + " bytes; sizes are 1 or more, 2^60 in sum");
-      groups.push_back({static_cast<int>(rollout), static_cast<std::int64_t>(i), size});
+  for (std::size_t rollout = 0; rollout < R; ++rollout)
+    for (const std::int64_t size : bytes[rollout]) {
+      require(size >= 1 && size <= (std::int64_t{1} << 60) - total,
+              "group " + std::to_string(groups[rollout].size()) + " of rollout " + std::to_string(rollout) +
+                  " has " + std::to_string(size) + " bytes; sizes are 1 or more, 2^60 in sum");
+      groups[rollout].push_back({size});
       total += size;
+      ++left;
     }
-  }
-  const auto A = static_cast<std::size_t>(actors);
-  if (groups.size() < A)
-    throw ConfigError("routing: " + std::to_string(groups.size()) + " groups a batch for " +
-                      std::to_string(actors) +
-                      " actors; each needs one: raise environments or lower the "
-                      "number of actors");
+  require(left >= A, std::to_string(left) + " groups a batch for " + std::to_string(actors) +
+                         " actors; each needs one: raise environments or lower the number of actors");
 
   // At home: the same rank, or the partner where rollouts and actors stand in pairs on each machine.
-  const bool none_is_both =
-      std::all_of(same_rank.begin(), same_rank.end(), [](int actor) { return actor < 0; });
-  std::vector<int> partner(bytes.size(), -1);
+  const bool some_are_both =
+      std::any_of(same_rank.begin(), same_rank.end(), [](int actor) { return actor >= 0; });
+  std::vector<int> home = some_are_both ? same_rank : std::vector<int>(R, -1);
   const auto node = [](const std::vector<int>& of, std::size_t i) { return of.empty() ? 0 : of[i]; };
-  for (std::size_t i = 0; i < A && bytes.size() == A; ++i)
+  for (std::size_t i = 0; i < A && R == A && !some_are_both; ++i)
     if (node(nodes.rollouts, rollout_order[i]) == node(nodes.actors, actor_order[i]))
-      partner[rollout_order[i]] = static_cast<int>(actor_order[i]);
-  auto home = [&](int rollout) {
-    if (none_is_both) return partner[static_cast<std::size_t>(rollout)];
-    const int actor = same_rank[static_cast<std::size_t>(rollout)];
-    if (actor >= actors) throw ConfigError("routing: same_rank names actor " + std::to_string(actor));
-    return actor;
+      home[rollout_order[i]] = static_cast<int>(actor_order[i]);
+  std::vector<std::int64_t> load(A, 0);
+  std::size_t without = A;  // actors that have no group yet
+  const auto give = [&](Piece& group, std::size_t actor) {
+    without -= load[actor] == 0;
+    group.actor = static_cast<int>(actor);
+    load[actor] += group.bytes;
+    --left;
   };
   // A rollout's first groups stay at home up to the mean (the group that crosses it stays if half of it
-  // fits).
-  std::vector<std::int64_t> load(A, 0), count(A, 0);
+  // fits), as long as enough are left for those that have none.
   const std::int64_t mean = total / actors;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    Piece& group = groups[i];
-    const int actor = home(group.rollout);
-    const bool first_moved = group.index > 0 && groups[i - 1].actor < 0;
-    if (actor < 0 || first_moved) continue;
-    std::int64_t& own = load[static_cast<std::size_t>(actor)];
-    if (own + (group.bytes + 1) / 2 > mean && own + group.bytes > mean) continue;
-    group.actor = actor;
-    own += group.bytes;
-    ++count[static_cast<std::size_t>(actor)];
+  for (std::size_t rollout = 0; rollout < R; ++rollout) {
+    if (home[rollout] < 0) continue;
+    const auto actor = static_cast<std::size_t>(home[rollout]);
+    for (Piece& group : groups[rollout]) {
+      const bool fits = load[actor] + (group.bytes + 1) / 2 <= mean || load[actor] + group.bytes <= mean;
+      if (!fits || (load[actor] > 0 && left <= without)) break;
+      give(group, actor);
+    }
   }
   // The rest goes on in the order of machines: each actor takes up to the common level, one group at least if
   // it has none.
   std::vector<Piece*> rest;
-  auto collect = [&] {
-    rest.clear();
-    for (const std::size_t rollout : rollout_order)
-      for (std::size_t i = 0; i < bytes[rollout].size(); ++i)
-        if (Piece& group = groups[first_of[rollout] + i]; group.actor < 0) rest.push_back(&group);
-    return rest.size();
-  };
-  auto without = [&] { return static_cast<std::size_t>(std::count(count.begin(), count.end(), 0)); };
-  while (collect() < without()) {  // somebody with more than one group gives its last
-    std::size_t richest = A;
-    for (std::size_t a = 0; a < A; ++a)
-      if (count[a] > 1 && (richest == A || load[a] > load[richest])) richest = a;
-    const auto last = std::find_if(groups.rbegin(), groups.rend(), [&](const Piece& group) {
-      return group.actor == static_cast<int>(richest);
-    });
-    last->actor = -1;
-    load[richest] -= last->bytes;
-    --count[richest];
-  }
-  std::int64_t left = 0;
-  for (const Piece* group : rest) left += group->bytes;
+  std::int64_t rest_bytes = 0;
+  for (const std::size_t rollout : rollout_order)
+    for (Piece& group : groups[rollout])
+      if (group.actor < 0) rest.push_back(&group), rest_bytes += group.bytes;
   // The level is rounded up, so all targets together hold the rest, and the last group finds its actor.
-  const std::int64_t level = detail::water_level(load, left);
-  std::size_t needed = without(), next = 0;
+  const std::int64_t level = detail::water_level(load, rest_bytes);
+  std::size_t next = 0;
   std::int64_t given = 0, target = 0;
   for (const std::size_t a : actor_order) {
-    const bool empty = count[a] == 0;
-    needed -= empty;
-    target += std::max<std::int64_t>(level - load[a], 0);
-    const bool takes = level > load[a];
-    for (bool first = true; next < rest.size() && rest.size() - next > needed; first = false) {
+    const std::int64_t room = level - load[a];
+    target += std::max<std::int64_t>(room, 0);
+    while (next < rest.size() && (load[a] == 0 || left > without)) {
       const std::int64_t size = rest[next]->bytes;
-      if (!(first && empty) && !(takes && given + (size + 1) / 2 <= target)) break;
-      rest[next++]->actor = static_cast<int>(a);
+      if (load[a] > 0 && (room <= 0 || given + (size + 1) / 2 > target)) break;
+      give(*rest[next++], a);
       given += size;
     }
   }
-  RoutingPlan plan{static_cast<int>(bytes.size()), actors, group_episodes, {}};
+  RoutingPlan plan{static_cast<int>(R), actors, group_episodes, {}};
   std::vector<std::int64_t> column(A, 0);
-  for (const Piece& group : groups) {
-    std::int64_t& at = column[static_cast<std::size_t>(group.actor)];
-    Route* open = plan.routes.empty() ? nullptr : &plan.routes.back();
-    if (open != nullptr && open->rollout == group.rollout && open->actor == group.actor) {
-      ++open->groups;
-      open->bytes += group.bytes;
-    } else {
-      const bool local = !none_is_both && home(group.rollout) == group.actor;
-      plan.routes.push_back({group.rollout, group.actor, group.index, 1, at, group.bytes, local});
+  for (std::size_t rollout = 0; rollout < R; ++rollout)
+    for (std::size_t i = 0; i < groups[rollout].size(); ++i) {
+      const Piece& group = groups[rollout][i];
+      std::int64_t& at = column[static_cast<std::size_t>(group.actor)];
+      if (i > 0 && groups[rollout][i - 1].actor == group.actor) {
+        ++plan.routes.back().groups;
+        plan.routes.back().bytes += group.bytes;
+      } else {
+        plan.routes.push_back({static_cast<int>(rollout), group.actor, static_cast<std::int64_t>(i), 1, at,
+                               group.bytes, some_are_both && home[rollout] == group.actor});
+      }
+      at += group_episodes;
     }
-    at += group_episodes;
-  }
   check_routes(plan);
   return plan;
 }
 
-/// For people: a line for the whole, then one for each route.
-inline std::string describe(const RoutingPlan& plan) {
-  auto count = [](std::int64_t n, const char* what) {
-    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
-  };
-  std::int64_t groups = 0, total = 0, crossing = 0;
-  for (const Route& route : plan.routes) {
-    groups += route.groups;
-    total += route.bytes;
-    crossing += route.local ? 0 : route.bytes;
-  }
-  std::string text = "routing: " + count(plan.rollouts, "rollout") + " to " + count(plan.actors, "actor") +
-                     ", " + count(groups, "group") + " of " + count(plan.group_episodes, "episode") +
-                     " a batch, " + detail::mebibytes(total) + ", " + detail::mebibytes(crossing) +
-                     " of them between ranks; most at one actor: " + detail::mebibytes(plan.makespan()) +
-                     "\n";
-  for (const Route& route : plan.routes) {
-    text += "  rollout " + std::to_string(route.rollout) + " groups " + std::to_string(route.first_group);
-    if (route.groups > 1) text += "-" + std::to_string(route.first_group + route.groups - 1);
-    text += " -> actor " + std::to_string(route.actor) + " episodes " + std::to_string(route.first_episode) +
-            "-" + std::to_string(route.first_episode + route.groups * plan.group_episodes - 1) + ", " +
-            detail::mebibytes(route.bytes) + (route.local ? ", same rank" : "") + "\n";
-  }
-  return text;
+namespace detail {
+
+/// Numbers as a value of the job's store: their bytes, and their checksum's.
+inline std::string pack(std::vector<std::int64_t> numbers) {
+  numbers.push_back(static_cast<std::int64_t>(checksum(std::as_bytes(std::span(numbers)))));
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(std::int64_t)};
+}
+/// What `pack` made of `what`. Throws FormatError for anything else.
+inline std::vector<std::int64_t> unpack(std::string_view bytes, const std::string& what) {
+  std::vector<std::int64_t> numbers(bytes.size() / sizeof(std::int64_t));
+  std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(std::int64_t));
+  const std::int64_t sum = numbers.empty() ? 0 : numbers.back();
+  if (!numbers.empty()) numbers.pop_back();
+  if (bytes.size() % sizeof(std::int64_t) != 0 || bytes.empty() ||
+      sum != static_cast<std::int64_t>(checksum(std::as_bytes(std::span(numbers)))))
+    throw FormatError(what + ": its checksum is wrong; it was cut, or the ranks' programs differ");
+  return numbers;
 }
 
-/// A few lines of numbers that end with their checksum.
+inline constexpr std::int64_t plan_format = 2;
+inline constexpr std::size_t plan_numbers = 4, route_numbers = 7;
+
+}  // namespace detail
+
+/// For the job's store, and for the ranks to compare.
 inline std::string serialise(const RoutingPlan& plan) {
-  std::string text = "dvla-routes 1";
-  auto add = [&](std::int64_t number) { text += " " + std::to_string(number); };
-  for (const std::int64_t number : {std::int64_t{plan.rollouts}, std::int64_t{plan.actors},
-                                    plan.group_episodes, static_cast<std::int64_t>(plan.routes.size())})
-    add(number);
-  for (const Route& route : plan.routes) {
-    text += "\n";
-    for (const std::int64_t number :
-         {std::int64_t{route.rollout}, std::int64_t{route.actor}, route.first_group, route.groups,
-          route.first_episode, route.bytes, std::int64_t{route.local}})
-      add(number);
-  }
-  text += "\n";
-  return text + std::to_string(checksum(std::as_bytes(std::span(text))));
+  std::vector<std::int64_t> numbers{detail::plan_format, plan.rollouts, plan.actors, plan.group_episodes};
+  for (const Route& route : plan.routes)
+    numbers.insert(numbers.end(), {route.rollout, route.actor, route.first_group, route.groups,
+                                   route.first_episode, route.bytes, route.local});
+  return detail::pack(std::move(numbers));
 }
 
-/// The plan that `serialise` wrote. Throws FormatError for any other text, ConfigError for a plan that is not
-/// whole; never anything else.
-inline RoutingPlan parse_routes(std::string_view text) {
-  auto refuse = [](const char* what) {
-    throw FormatError(std::string("routing plan: ") + what +
-                      "; the ranks' programs differ, or the text was cut");
-  };
-  const std::size_t end = text.rfind('\n');
-  if (!text.starts_with("dvla-routes 1 ") || end == std::string_view::npos) refuse("this text is none");
-  const std::string_view body = text.substr(0, end + 1);
-  std::string_view rest = text.substr(end + 1);
-  auto take = [&](auto& number) {
-    const auto [stop, error] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
-    if (error != std::errc{}) refuse("a number is missing or too large");
-    rest.remove_prefix(static_cast<std::size_t>(stop - rest.data()));
-  };
-  std::uint64_t sum = 0;
-  take(sum);
-  if (!rest.empty() || sum != checksum(std::as_bytes(std::span(body)))) refuse("its checksum is wrong");
-  rest = body.substr(std::string_view("dvla-routes 1").size());
-  auto next = [&](auto& number, char before = ' ') {
-    if (rest.empty() || rest.front() != before) refuse("a number is missing");
-    rest.remove_prefix(1);
-    take(number);
-  };
-  RoutingPlan plan;
-  std::size_t routes = 0;
-  next(plan.rollouts);
-  next(plan.actors);
-  next(plan.group_episodes);
-  next(routes);
-  if (routes > body.size()) refuse("it has fewer routes than it says");
-  for (std::size_t i = 0; i < routes; ++i) {
-    Route route;
-    int local = 0;
-    if (rest.empty() || rest.front() != '\n') refuse("a line is missing");
-    rest.remove_prefix(1);
-    next(route.rollout);
-    next(route.actor);
-    next(route.first_group);
-    next(route.groups);
-    next(route.first_episode);
-    next(route.bytes);
-    next(local);
-    if (local != 0 && local != 1) refuse("a flag is neither 0 nor 1");
-    route.local = local == 1;
-    plan.routes.push_back(route);
-  }
-  if (rest != "\n") refuse("something follows its last line");
+/// The plan that `serialise` wrote. Throws FormatError for any other bytes, ConfigError for a plan that is
+/// not whole; never anything else.
+inline RoutingPlan parse_routes(std::string_view bytes) {
+  const auto numbers = detail::unpack(bytes, "routing plan");
+  if (numbers.size() % detail::route_numbers != detail::plan_numbers || numbers[0] != detail::plan_format)
+    throw FormatError("routing plan: it is of another format; the ranks' programs differ");
+  const auto small = [&](std::size_t i) { return static_cast<int>(numbers[i]); };
+  RoutingPlan plan{small(1), small(2), numbers[3], {}};
+  for (std::size_t i = detail::plan_numbers; i < numbers.size(); i += detail::route_numbers)
+    plan.routes.push_back({small(i), small(i + 1), numbers[i + 2], numbers[i + 3], numbers[i + 4],
+                           numbers[i + 5], numbers[i + 6] != 0});
   check_routes(plan);
   return plan;
 }
@@ -393,27 +300,12 @@ inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
                                    std::chrono::nanoseconds limit, const std::string& name = "routes") {
   const int rollout = roles.rollout(cluster.rank());
   auto key = [&](int index) { return name + "/bytes/" + std::to_string(index); };
-  if (rollout >= 0) {
-    std::string text;
-    for (const std::int64_t size : own_bytes) text += std::to_string(size) + " ";
-    cluster.put(key(rollout), text);
-  }
+  if (rollout >= 0) cluster.put(key(rollout), detail::pack(own_bytes));
   if (cluster.rank() == roles.leader() && !cluster.has(name + "/plan")) {
-    std::vector<std::vector<std::int64_t>> bytes(roles.rollouts.size());
-    for (std::size_t r = 0; r < bytes.size(); ++r) {
-      const std::string text = cluster.get(key(static_cast<int>(r)), limit);
-      const char* at = text.data();
-      const char* const end = at + text.size();
-      while (at != end) {
-        std::int64_t size = 0;
-        const auto [stop, error] = std::from_chars(at, end, size);
-        if (error != std::errc{} || stop == end || *stop != ' ')
-          throw FormatError("routing: rollout " + std::to_string(r) +
-                            " put group sizes that are no numbers: '" + text + "'");
-        bytes[r].push_back(size);
-        at = stop + 1;
-      }
-    }
+    std::vector<std::vector<std::int64_t>> bytes;
+    for (int r = 0; r < static_cast<int>(roles.rollouts.size()); ++r)
+      bytes.push_back(
+          detail::unpack(cluster.get(key(r), limit), "group sizes of rollout " + std::to_string(r)));
     std::string answer;
     try {
       answer = serialise(plan_routes(bytes, group_episodes, static_cast<int>(roles.actors.size()),

@@ -103,90 +103,79 @@ inline MessageBytes write_message(DataMessage message) {
 /// False: these bytes are no message; `message` is then unspecified. A message that is read has a known kind
 /// and no negative number but versions.
 inline bool read_message(const MessageBytes& bytes, DataMessage& message) {
-  std::uint16_t kind = 0;
-  std::uint32_t refusal = 0;
-  std::memcpy(&kind, bytes.data() + offsetof(DataMessage, kind), sizeof kind);
-  std::memcpy(&refusal, bytes.data() + offsetof(DataMessage, refusal), sizeof refusal);
-  if (kind < static_cast<std::uint16_t>(MessageKind::hello) ||
-      kind > static_cast<std::uint16_t>(MessageKind::goodbye) ||
-      refusal >= static_cast<std::uint32_t>(Refusal::count_))
-    return false;
   std::memcpy(&message, bytes.data(), bytes.size());
   return message.magic == DataMessage::magic_number && message.format == DataMessage::format_version &&
          message.own_checksum == checksum(std::span(bytes).first(message_bytes - sizeof(std::uint64_t))) &&
-         message.rollout >= 0 && message.actor >= 0 && message.incarnation >= 0 && message.batch >= -1 &&
-         message.first_group >= 0 && message.groups >= 0 && message.bytes >= 0 && message.env_steps >= 0 &&
-         message.chunk_steps >= 0;
+         message.kind >= MessageKind::hello && message.kind <= MessageKind::goodbye &&
+         message.refusal < Refusal::count_ && message.batch >= -1 &&
+         std::min({std::int64_t{message.rollout}, std::int64_t{message.actor}, message.incarnation,
+                   message.first_group, message.groups, message.bytes, message.env_steps,
+                   message.chunk_steps}) >= 0;
 }
 
-/// Memory of one field's columns: `rows` pieces of `piece` bytes, `stride` apart, from `offset` in the
-/// record's block.
+/// Contiguous bytes of a record's block.
 struct Strip {
-  std::size_t offset, stride, piece;
-  std::int64_t rows;
+  std::size_t offset, bytes;
 };
 using Strips = std::vector<Strip>;
 
 /// Columns [first, first + count) of a record laid out by place_record, whose fields are [T, B, ...] or [B]
-/// with B = `episodes`. Throws ConfigError, naming the field, if one is neither.
+/// with B = `episodes`; field by field, each time step by time step. Throws ConfigError, naming the field, if
+/// one is neither.
 template <Record Type>
 Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t first, std::int64_t count) {
   Strips strips;
   std::size_t offset = 0;
   for_each_field(record, [&](const char* name, const auto& field) {
     const Extents& extents = field.extents();
-    const bool per_episode = extents.rank() == 1;
-    if (extents[per_episode ? 0 : 1] != episodes)
+    const int dimension = extents.rank() == 1 ? 0 : 1;
+    if (extents[dimension] != episodes)
       throw ConfigError(std::string("data plane: field '") + name + "' has " +
-                        std::to_string(extents[per_episode ? 0 : 1]) + " episodes where the batch has " +
+                        std::to_string(extents[dimension]) + " episodes where the batch has " +
                         std::to_string(episodes) + "; a record's fields are [T, B, ...] or [B]");
     using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
-    const auto column = static_cast<std::size_t>(extents.tail(per_episode ? 1 : 2).count()) * sizeof(Element);
-    Strip strip{offset + static_cast<std::size_t>(first) * column,
-                static_cast<std::size_t>(episodes) * column, static_cast<std::size_t>(count) * column,
-                per_episode ? 1 : extents[0]};
-    if (strip.piece == strip.stride) {  // all columns: one piece
-      strip.piece *= static_cast<std::size_t>(strip.rows);
-      strip.rows = 1;
-    }
-    if (strip.piece > 0 && strip.rows > 0) strips.push_back(strip);
+    const auto column = static_cast<std::size_t>(extents.tail(dimension + 1).count()) * sizeof(Element);
+    const Strip strip{offset + static_cast<std::size_t>(first) * column,
+                      static_cast<std::size_t>(count) * column};
+    const std::size_t stride = static_cast<std::size_t>(episodes) * column;
+    const auto rows = static_cast<std::size_t>(dimension == 0 ? 1 : extents[0]);
+    if (strip.bytes == stride)  // all columns: one strip
+      strips.push_back({strip.offset, rows * stride});
+    else
+      for (std::size_t row = 0; row < rows; ++row)
+        strips.push_back({strip.offset + row * stride, strip.bytes});
     offset += (field.bytes() + record_alignment - 1) / record_alignment * record_alignment;
   });
+  std::erase_if(strips, [](const Strip& strip) { return strip.bytes == 0; });
   return strips;
 }
 
 inline std::size_t strips_bytes(const Strips& strips) {
   std::size_t bytes = 0;
-  for (const Strip& strip : strips) bytes += strip.piece * static_cast<std::size_t>(strip.rows);
+  for (const Strip& strip : strips) bytes += strip.bytes;
   return bytes;
 }
 
 /// Walks over strips in order, in as many steps as one likes.
 class StripCursor {
  public:
-  explicit StripCursor(const Strips& strips) : strips_(&strips) {}
+  explicit StripCursor(const Strips& strips) : strip_(strips.data()) {}
 
   /// Calls visit(offset, bytes) for the next contiguous stretches, `bytes` in sum.
   template <class Visit>
   void next(std::size_t bytes, Visit visit) {
     while (bytes > 0) {
-      const Strip& strip = (*strips_)[strip_];
-      const std::size_t length = std::min(bytes, strip.piece - within_);
-      visit(strip.offset + static_cast<std::size_t>(row_) * strip.stride + within_, length);
+      const std::size_t length = std::min(bytes, strip_->bytes - within_);
+      visit(strip_->offset + within_, length);
       bytes -= length;
       within_ += length;
-      if (within_ < strip.piece) continue;
-      within_ = 0;
-      if (++row_ < strip.rows) continue;
-      row_ = 0;
-      ++strip_;
+      if (within_ == strip_->bytes) ++strip_, within_ = 0;
     }
   }
 
  private:
-  const Strips* strips_;
-  std::size_t strip_ = 0, within_ = 0;
-  std::int64_t row_ = 0;
+  const Strip* strip_;
+  std::size_t within_ = 0;
 };
 
 /// The next out.size() bytes of the strips of `block`.
@@ -212,9 +201,7 @@ inline void copy_strips(const std::byte* block, const Strips& from, std::byte* t
   });
 }
 inline void clear_strips(std::byte* block, const Strips& strips) {
-  StripCursor cursor(strips);
-  cursor.next(strips_bytes(strips),
-              [&](std::size_t offset, std::size_t bytes) { std::memset(block + offset, 0, bytes); });
+  for (const Strip& strip : strips) std::memset(block + strip.offset, 0, strip.bytes);
 }
 
 /// Of everything but the number of episodes: fields, order, names, element sizes, extents.
