@@ -162,6 +162,44 @@ struct sharding_spans_more_than_the_data_plane {
 
 // What is wrong with a policy's machinery. Found when a pipeline is built: buildable.hpp.
 
+template <class Environment, class Knobs>
+struct environment_has_no_such_constructor {
+  static_assert(
+      never<Environment>,
+      "dvla: a run makes this environment with (const Knobs&, std::pmr::memory_resource&), and it has "
+      "no such constructor; add it (docs/slots/environment.md)");
+};
+
+template <class Model>
+struct model_has_no_decision {
+  static_assert(never<Model>,
+                "dvla: the model has no `Decision`, the record from which a sample's log-probability is "
+                "computed again (model/concept.hpp)");
+};
+
+template <class Model>
+struct decision_is_not_reflected {
+  static_assert(
+      never<Model>,
+      "dvla: the model's Decision is not reflected; add BOOST_HANA_ADAPT_STRUCT(Decision, members...) "
+      "after the struct (core/record.hpp)");
+};
+
+template <class Policy, class Knobs>
+struct model_knobs_lack_chunk {
+  static_assert(never<Policy>,
+                "dvla: a run reads the number of actions a decision from the model's knob `chunk`, and this "
+                "model's knobs have none; add `int chunk = 1;` to them (docs/slots/model.md)");
+};
+
+template <class Model, class Knobs>
+struct model_has_no_such_constructor {
+  static_assert(
+      never<Model>,
+      "dvla: a run makes this model with (const Knobs&, const dvla::ModelInputs&, std::uint64_t seed), "
+      "and it has no such constructor; add it (docs/slots/model.md)");
+};
+
 template <class Algorithm, class Knobs>
 struct algorithm_has_no_such_constructor {
   static_assert(
