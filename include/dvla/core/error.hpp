@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 /// Base of everything the library throws.

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 struct environment_slot {
