@@ -12,6 +12,7 @@
 #include <boost/hana/at_key.hpp>
 #include <boost/hana/equal.hpp>
 #include <boost/hana/size.hpp>
+#include <dvla/pipeline/table.hpp>
 #include <type_traits>
 
 namespace hana = boost::hana;

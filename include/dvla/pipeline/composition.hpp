@@ -19,7 +19,6 @@
 #include "dvla/model/descriptors.hpp"
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/mistake.hpp"
-#include "dvla/pipeline/table.hpp"
 #include "dvla/placement/descriptors.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/descriptors.hpp"
@@ -268,8 +267,8 @@ struct replaced<list<Kept...>, list<New...>, Parts...> {
 
 /// Nine policies. `P::environment` ... `P::schedule` are the policies, `P::policy<slot>` the same by slot,
 /// `P::is_default<slot>` says whether it was named, `P::replace<Policy...>` is the pipeline with those in
-/// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type,
-/// `P::describe()` every choice as text. A wrong list is one error: see mistake.hpp.
+/// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type
+/// (table.hpp), `P::describe()` every choice as text. A wrong list is one error: see mistake.hpp.
 template <class... Parts>
 struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::flat_t<Parts...>{}))::type {
  private:
@@ -297,7 +296,12 @@ struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::fla
   using replace = typename detail::replaced<named, detail::flat_t<New...>, New...>::type;
   using config = Config<Pipeline>;
 
-  static constexpr auto table() { return detail::table(policies{}); }
+  static constexpr auto table() {
+    if constexpr (requires { table_of(policies{}); })
+      return table_of(policies{});
+    else
+      static_assert(mistake::never<Pipeline>, "dvla: P::table() needs #include <dvla/pipeline/table.hpp>");
+  }
   static std::string describe() { return detail::describe<Pipeline>(); }
 };
 
