@@ -34,7 +34,7 @@ CASES = {  # name: (source, budget in CPU seconds above the empty file)
     "one pipeline": (pipelines(1), 0.65),
     "ten pipelines": (pipelines(10), 0.8),
     "describe": (pipelines(1) + "const auto text = P0::describe();\n", 0.75),
-    "table": (pipelines(1) + "const auto table = P0::table();\n", 0.9),
+    "table": ("#include <dvla/pipeline/table.hpp>\n" + pipelines(1) + "const auto table = P0::table();\n", 0.9),
     "validate.hpp": (pipelines(1) + "#include <dvla/pipeline/validate.hpp>\nvoid f() { dvla::validate(config0); }\n", 1.3),
     "command_line.hpp": (FRONT, 4.0),
     "a command line": (FRONT + "template std::optional<dvla::Config<dvla::Pipeline<dvla::Toy, dvla::GRPO>>> "

@@ -4,4 +4,5 @@
 #pragma once
 
 #include "dvla/pipeline/composition.hpp"
+#include "dvla/pipeline/config.hpp"
 #include "dvla/version.hpp"

@@ -8,7 +8,7 @@ struct Pipeline;
 template <class Pipeline>
 struct Config;
 
-// Stage words: they group policies for the reader.
+// Stage words: they group policies for the reader, and refuse what is not theirs.
 template <class... Parts>
 struct Sampler;
 template <class... Parts>

@@ -22,6 +22,14 @@ TEST_CASE("Extents count, cut and prepend; an unused dimension is absent and not
   CHECK(extents.sizes().size() == 3);
 }
 
+TEST_CASE("Extents of more sizes than they hold are refused, while compiling and while running") {
+  constexpr Extents six{1, 2, 3, 4, 5, 6};
+  static_assert(six.count() == 720 && six.tail().prepend(7)[0] == 7);
+  CHECK_THROWS_WITH_AS((Extents{1, 2, 3, 4, 5, 6, 7}), "Extents hold at most 6 sizes, and more were given",
+                       dvla::Error);
+  CHECK_THROWS_AS(six.prepend(0), dvla::Error);
+}
+
 TEST_CASE("A field is a row-major view: at, rows and flat point into the same storage") {
   std::vector<int> storage(2 * 3 * 4);
   std::iota(storage.begin(), storage.end(), 0);

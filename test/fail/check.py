@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Compiles every test/fail/*.cpp, which must not compile: each with the sentence after `// expect:`, exactly one
-error, and at most 25 lines of output, on g++ and on clang++ (one that is absent is skipped, and said so).
+"""Compiles every test/fail/*.cpp, which must not compile: each with the text after each `// expect:` of its first lines,
+exactly one error, and at most 25 lines of output, on g++ and on clang++ (one that is absent is skipped, and said so).
+More flags for both may follow after `// flags:`.
 Usage: check.py [-v] [file.cpp ...]"""
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import shutil
@@ -20,16 +22,17 @@ LINES = 25
 
 def complaints(command, source):
     """What is wrong with the way `source` fails, and the compiler's output."""
-    first = source.read_text().splitlines()[0]
-    if not first.startswith("// expect: "):
+    comments = list(itertools.takewhile(lambda line: line.startswith("//"), source.read_text().splitlines()))
+    if not comments or not comments[0].startswith("// expect: "):
         return ["the first line must be `// expect: <text>`"], ""
-    run = subprocess.run(command + [str(source)], capture_output=True, text=True)
+    flags = [flag for line in comments if line.startswith("// flags: ") for flag in line.split()[2:]]
+    run = subprocess.run(command + flags + [str(source)], capture_output=True, text=True)
     output = run.stderr
     wrong = []
     if run.returncode == 0:
         wrong.append("it compiles")
-    if first.removeprefix("// expect: ") not in output:
-        wrong.append("the expected text is missing")
+    wrong += [f"the expected text is missing: {text}"
+              for line in comments if (text := line.removeprefix("// expect: ")) != line and text not in output]
     if (errors := output.count("error:")) != 1:
         wrong.append(f"{errors} errors instead of one")
     if (lines := len(output.splitlines())) > LINES:

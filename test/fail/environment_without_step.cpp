@@ -1,4 +1,8 @@
 // expect: dvla: the environment lacks a member, or has it with other types
-#include "machinery.inc"
+// expect: environment.step(
+#include "whole.inc"
 
-constexpr bool builds = dvla::buildable<With<OwnEnvironment, Own<dvla::model_slot>>>();
+struct Mine : OwnEnvironment {
+  void step() {}
+};
+template double train(const Whole::replace<Mine>::config&);

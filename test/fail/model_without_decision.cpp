@@ -1,10 +1,5 @@
 // expect: dvla: the model has no `Decision`
-#include "machinery.inc"
+#include "whole.inc"
 
-struct Whole : OwnEnvironment {
-  std::int64_t step(std::int64_t, dvla::Field<float>, dvla::Field<float>, dvla::Field<std::uint8_t>,
-                    const dvla::Observation&, dvla::Arena&) {
-    return 0;
-  }
-};
-constexpr bool builds = dvla::buildable<With<Whole, Own<dvla::model_slot>>>();
+struct Mine : Own<dvla::model_slot> {};
+template double train(const Whole::replace<Mine>::config&);

@@ -12,6 +12,7 @@
 #include <boost/hana/at_key.hpp>
 #include <boost/hana/equal.hpp>
 #include <boost/hana/size.hpp>
+#include <dvla/pipeline/table.hpp>
 #include <type_traits>
 
 namespace hana = boost::hana;
@@ -30,6 +31,16 @@ struct Careful {
   static constexpr int max_staleness = 0;
 };
 
+/// For a policy of each of the nine slots: x where `Word` refuses to hold it.
+template <template <class...> class Word>
+std::string refusals() {
+  return []<class... Policies>(detail::list<Policies...>) {
+    return std::string{(
+        std::is_same_v<typename detail::mistake_in<Policies, Word<Policies>>::type, mistake::none> ? '.'
+                                                                                                   : 'x')...};
+  }(Pipeline<Toy, GRPO>::policies{});
+}
+
 }  // namespace
 
 TEST_CASE("the user's own spelling compiles as a type list") {
@@ -46,12 +57,22 @@ TEST_CASE("the user's own spelling compiles as a type list") {
   static_assert(std::is_same_v<Longer::model, Pi05>);
 }
 
-TEST_CASE("order is free and stage words only group") {
+TEST_CASE("order is free, policies may stand bare, and a model in either of two words") {
   using One = Pipeline<Sampler<Toy, TinyVLA<FlowHead>>, Trainer<GRPO>, Schedule<Synchronous>>;
   using Two = Pipeline<Synchronous, GRPO, TinyVLA<FlowHead>, Toy>;
-  using Three = Pipeline<Trainer<TinyVLA<FlowHead>, Schedule<Synchronous>, Sampler<Sampler<Toy>>, GRPO>>;
+  using Three = Pipeline<Schedule<Synchronous>, Trainer<TinyVLA<FlowHead>>, GRPO, Sampler<>, Sampler<Toy>>;
   CHECK(same_policies<One, Two>);
   CHECK(same_policies<One, Three>);
+}
+
+TEST_CASE("a stage word refuses every policy that is not its own") {
+  CHECK(refusals<Sampler>() == "..xxxxxxx");
+  CHECK(refusals<Trainer>() == "x...xxxxx");
+  CHECK(refusals<DataPlane>() == "xxxx.xxxx");
+  CHECK(refusals<ControlPlane>() == "xxxxx.xxx");
+  CHECK(refusals<Memory>() == "xxxxxx.xx");
+  CHECK(refusals<Placement>() == "xxxxxxx.x");
+  CHECK(refusals<Schedule>() == "xxxxxxxx.");
 }
 
 TEST_CASE("what is not named has a default, and says so") {

@@ -27,8 +27,6 @@
 
 namespace dvla {
 
-enum class Aggregation : std::uint8_t { masked_mean, trajectory_equal };
-
 /// weight[t, b, :] from the loss mask. Both [T, B, R], R = per_row. An episode without a valid step gets
 /// weight 0.
 inline void loss_weights(Aggregation aggregation, std::size_t episodes, std::size_t per_row,

@@ -30,10 +30,6 @@
 
 namespace dvla {
 
-/// What has a ratio of its own: every token; a control step (log-probs summed over A); a decision (over C and
-/// A).
-enum class LogProbLevel : std::uint8_t { token, action, chunk };
-
 struct LossShape {
   std::size_t rows = 0;        ///< N
   std::size_t chunk = 1;       ///< C

@@ -5,15 +5,12 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <string>
 
+#include "dvla/algorithm/levels.hpp"
 #include "dvla/core/error.hpp"
 
 namespace dvla {
-
-/// Are rewards, masks and advantages kept per control step, [T, B, C], or per decision, [T, B]?
-enum class RewardLevel : std::uint8_t { action, chunk };
 
 struct RolloutExtents {
   std::size_t decisions = 0;  ///< T

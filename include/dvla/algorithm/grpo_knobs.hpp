@@ -1,10 +1,8 @@
 // What a user tunes in GRPO. Paper: group-relative advantages, clipped policy gradient, micro-batches; names
-// and defaults follow RLinf's shipped settings where those have one (shared enums: the arithmetic's headers).
+// and defaults follow RLinf's shipped settings where those have one. Includes no arithmetic.
 #pragma once
 
-#include "dvla/algorithm/aggregation.hpp"
-#include "dvla/algorithm/clip_loss.hpp"
-#include "dvla/algorithm/returns.hpp"
+#include "dvla/algorithm/levels.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 

@@ -26,6 +26,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 /// One element of the loss. Log-probs are already summed to the loss's level (token, action or chunk); since

@@ -8,6 +8,8 @@
 #include <string>
 #include <type_traits>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 /// Base of everything the library throws.

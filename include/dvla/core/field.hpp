@@ -4,22 +4,22 @@
 #pragma once
 
 #include <array>
-#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
 
+#include "dvla/core/error.hpp"
+
 namespace dvla {
 
-/// Up to six extents, outermost first. An unused dimension is absent, not 1.
+/// Up to six extents, outermost first. An unused dimension is absent, not 1. More are an Error.
 class Extents {
  public:
   static constexpr int max_rank = 6;
   constexpr Extents() = default;
   constexpr Extents(std::initializer_list<std::int64_t> sizes) {
-    assert(sizes.size() <= max_rank);
-    for (std::int64_t size : sizes) sizes_[static_cast<std::size_t>(rank_++)] = size;
+    for (std::int64_t size : sizes) add(size);
   }
   constexpr int rank() const { return rank_; }
   constexpr std::int64_t operator[](int i) const { return sizes_[static_cast<std::size_t>(i)]; }
@@ -32,17 +32,13 @@ class Extents {
   /// The extents behind the first `n` dimensions.
   constexpr Extents tail(int n = 1) const {
     Extents rest;
-    for (int i = n; i < rank_; ++i)
-      rest.sizes_[static_cast<std::size_t>(rest.rank_++)] = sizes_[static_cast<std::size_t>(i)];
+    for (int i = n; i < rank_; ++i) rest.add((*this)[i]);
     return rest;
   }
   /// `first` put before these extents.
   constexpr Extents prepend(std::int64_t first) const {
-    Extents more;
-    more.sizes_[0] = first;
-    more.rank_ = 1;
-    for (int i = 0; i < rank_; ++i)
-      more.sizes_[static_cast<std::size_t>(more.rank_++)] = sizes_[static_cast<std::size_t>(i)];
+    Extents more{first};
+    for (std::int64_t size : sizes()) more.add(size);
     return more;
   }
   constexpr std::span<const std::int64_t> sizes() const {
@@ -51,6 +47,11 @@ class Extents {
   friend constexpr bool operator==(const Extents&, const Extents&) = default;
 
  private:
+  constexpr void add(std::int64_t size) {
+    if (rank_ == max_rank) throw Error("Extents hold at most 6 sizes, and more were given");
+    sizes_[static_cast<std::size_t>(rank_++)] = size;
+  }
+
   std::array<std::int64_t, max_rank> sizes_{};
   int rank_ = 0;
 };

@@ -103,6 +103,20 @@ constexpr bool all_knob_types() {
   });
 }
 
+/// A policy's knobs as they start: `Policy::default_knobs()` if it has one.
+template <class Policy>
+auto default_knobs() {
+  if constexpr (requires { Policy::default_knobs(); }) {
+    return Policy::default_knobs();
+  } else if constexpr (requires { typename Policy::knobs; }) {
+    return typename Policy::knobs{};
+  } else {
+    return NoKnobs{};
+  }
+}
+template <class Policy>
+using knobs_t = decltype(default_knobs<Policy>());
+
 }  // namespace detail
 
 /// Calls visit(name, value, doc) for every knob, in the order of declaration. `knobs` may be const.

@@ -10,6 +10,8 @@
 #include <limits>
 #include <numbers>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 namespace detail {

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "dvla/core/finite_math.hpp"
+
 namespace dvla {
 
 struct environment_slot {
@@ -45,5 +47,22 @@ concept Policy = requires {
 /// A type that fills `Slot`.
 template <class Type, class Slot>
 concept PolicyFor = Policy<Type> && std::is_same_v<typename Type::slot, Slot>;
+
+namespace detail {
+
+template <class... Types>
+struct list {};
+
+using all_slots = list<environment_slot, model_slot, algorithm_slot, sharding_slot, data_plane_slot,
+                       control_plane_slot, memory_slot, placement_slot, schedule_slot>;
+
+/// The one of `Policies` that fills Slot.
+template <class Policies, class Slot>
+struct at_slot;
+template <class First, class... Rest, class Slot>
+struct at_slot<list<First, Rest...>, Slot>
+    : std::conditional_t<PolicyFor<First, Slot>, std::type_identity<First>, at_slot<list<Rest...>, Slot>> {};
+
+}  // namespace detail
 
 }  // namespace dvla

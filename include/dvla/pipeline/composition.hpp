@@ -1,6 +1,7 @@
-// Pipeline<Parts...>: nine policies composed at compile time. Stage words only group; every policy finds its
-// slot by `using slot`, so order is free; what is not named has a default, which may look at its neighbours.
-// Design: "Slots". Types only: no torch, no machinery, nothing at run time but describe().
+// Pipeline<Parts...>: nine policies composed at compile time. Stage words group, and refuse what is not
+// theirs; every policy finds its slot by `using slot`, so order is free, and it may stand bare; what is not
+// named has a default, which may look at its neighbours. Design: "Slots". Types only: no torch, no machinery,
+// nothing at run time but describe().
 #pragma once
 
 #include <string>
@@ -16,10 +17,8 @@
 #include "dvla/fwd.hpp"
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/model/descriptors.hpp"
-#include "dvla/pipeline/config.hpp"
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/mistake.hpp"
-#include "dvla/pipeline/table.hpp"
 #include "dvla/placement/descriptors.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/descriptors.hpp"
@@ -29,36 +28,43 @@ namespace dvla {
 
 namespace detail {
 
-template <class Slot, class... Parts>
+/// `Slots`: what the word may hold.
+template <class Slots, class... Parts>
 struct stage_word {
-  using fills = Slot;  // void: any slot
+  using holds = Slots;
   using parts = list<Parts...>;
 };
 
 }  // namespace detail
 
 template <class... Parts>
-struct Sampler : detail::stage_word<void, Parts...> {};
+struct Sampler : detail::stage_word<detail::list<environment_slot, model_slot>, Parts...> {};
 template <class... Parts>
-struct Trainer : detail::stage_word<void, Parts...> {};
+struct Trainer : detail::stage_word<detail::list<algorithm_slot, sharding_slot, model_slot>, Parts...> {};
 template <class... Parts>
-struct DataPlane : detail::stage_word<data_plane_slot, Parts...> {};
+struct DataPlane : detail::stage_word<detail::list<data_plane_slot>, Parts...> {};
 template <class... Parts>
-struct ControlPlane : detail::stage_word<control_plane_slot, Parts...> {};
+struct ControlPlane : detail::stage_word<detail::list<control_plane_slot>, Parts...> {};
 template <class... Parts>
-struct Memory : detail::stage_word<memory_slot, Parts...> {};
+struct Memory : detail::stage_word<detail::list<memory_slot>, Parts...> {};
 template <class... Parts>
-struct Placement : detail::stage_word<placement_slot, Parts...> {};
+struct Placement : detail::stage_word<detail::list<placement_slot>, Parts...> {};
 template <class... Parts>
-struct Schedule : detail::stage_word<schedule_slot, Parts...> {};
+struct Schedule : detail::stage_word<detail::list<schedule_slot>, Parts...> {};
 
 namespace detail {
 
-/// A policy as it was written, and the slot of the stage word around it (void: any).
-template <class Policy, class WordsSlot>
+template <class Part>
+concept StageWord = requires {
+  typename Part::holds;
+  typename Part::parts;
+};
+
+/// A policy as it was written, and the stage word around it (void: none).
+template <class Policy, class Word>
 struct entry {
   using policy = Policy;
-  using words_slot = WordsSlot;
+  using word = Word;
 };
 
 template <class... Lists>
@@ -72,25 +78,27 @@ struct joined<list<Types...>> {
 template <class... First, class... Second, class... Rest>
 struct joined<list<First...>, list<Second...>, Rest...> : joined<list<First..., Second...>, Rest...> {};
 
-template <class Part, class WordsSlot>
-struct flat {
-  using type = list<entry<Part, WordsSlot>>;
+/// What a part means in a word that holds `Slots`: a type that offers itself to several slots (InProcess) is
+/// the policy of the one slot that there is.
+template <class Part, class Slots>
+struct meant : std::type_identity<Part> {};
+template <class Part, class Slot>
+requires requires { sizeof(typename Part::template in<Slot>); }
+struct meant<Part, list<Slot>> : Part::template in<Slot> {};
+
+template <class Part>
+struct flat : std::type_identity<list<entry<Part, void>>> {};
+template <StageWord Word>
+struct flat<Word> {
+  template <class... Parts>
+  static auto entries(list<Parts...>)
+      -> list<entry<typename meant<Parts, typename Word::holds>::type, Word>...>;
+  using type = decltype(entries(typename Word::parts{}));
 };
-template <class Parts, class WordsSlot>
-struct flat_parts;
-template <class... Parts, class WordsSlot>
-struct flat_parts<list<Parts...>, WordsSlot> : joined<typename flat<Parts, WordsSlot>::type...> {};
-template <class Part, class WordsSlot>
-requires requires {
-  typename Part::fills;
-  typename Part::parts;
-}
-struct flat<Part, WordsSlot> : flat_parts<typename Part::parts, typename Part::fills> {};
-template <class Part, class WordsSlot>
-requires requires { sizeof(typename Part::template in<WordsSlot>); }
-struct flat<Part, WordsSlot> {
-  using type = list<entry<typename Part::template in<WordsSlot>::type, WordsSlot>>;
-};
+
+/// The entries of a pipeline's parts, stage words opened.
+template <class... Parts>
+using flat_t = typename joined<typename flat<Parts>::type...>::type;
 
 template <class Policies, class Slot, class Default>
 struct found {
@@ -138,113 +146,100 @@ struct choice {
               std::conditional_t<many || spans_processes<data_plane>, Gloo, InProcessWeights>>;
 };
 
-template <class Policies>
-inline constexpr bool names_a_slot = false;
-template <Policy Type>
-inline constexpr bool names_a_slot<Type> = []<class... Slots>(list<Slots...>) {
-  return (std::is_same_v<typename Type::slot, Slots> || ...);
-}(all_slots{});
+template <class Slot, class Slots>
+inline constexpr bool is_one_of = false;
+template <class Slot, class... Slots>
+inline constexpr bool is_one_of<Slot, list<Slots...>> = (std::is_same_v<Slot, Slots> || ...);
 
+template <class Type>
+concept NamesASlot = Policy<Type> && is_one_of<typename Type::slot, all_slots>;
+
+/// What a policy says is wrong with its own arguments.
 template <class Policy>
-inline constexpr bool states_a_mistake = false;
+struct own_mistake : std::type_identity<mistake::none> {};
 template <class Policy>
 requires requires { typename Policy::mistake; }
-inline constexpr bool states_a_mistake<Policy> = !std::is_same_v<typename Policy::mistake, mistake::none>;
+struct own_mistake<Policy> : std::type_identity<typename Policy::mistake> {};
+
+/// What the stage word around a policy says.
+template <class Policy, class Word>
+struct words_mistake
+    : std::type_identity<mistake::when<!is_one_of<typename Policy::slot, typename Word::holds>,
+                                       mistake::wrong_stage_word<Word, Policy, typename Policy::slot>>> {};
+template <class Policy>
+struct words_mistake<Policy, void> : std::type_identity<mistake::none> {};
 
 /// What is wrong with one policy alone.
-template <class Policy, class WordsSlot>
-consteval auto mistake_in() {
-  if constexpr (requires { typename Policy::template in<void>; }) {
-    return std::type_identity<mistake::slot_is_open<Policy>>{};
-  } else if constexpr (!names_a_slot<Policy>) {
-    return std::type_identity<mistake::not_a_policy<Policy>>{};
-  } else if constexpr (states_a_mistake<Policy>) {
-    return std::type_identity<typename Policy::mistake>{};
-  } else if constexpr (!std::is_void_v<WordsSlot> && !PolicyFor<Policy, WordsSlot>) {
-    return std::type_identity<mistake::wrong_stage_word<Policy, WordsSlot>>{};
-  } else if constexpr (!requires {
-                         { Policy::name } -> std::convertible_to<std::string_view>;
-                       }) {
-    return std::type_identity<mistake::policy_has_no_name<Policy>>{};
-  } else if constexpr (!requires { typename Policy::knobs; }) {
-    return std::type_identity<mistake::policy_has_no_knobs<Policy>>{};
-  } else if constexpr (!ReflectedKnobs<typename Policy::knobs>) {
-    return std::type_identity<mistake::knobs_are_not_reflected<Policy, typename Policy::knobs>>{};
-  } else if constexpr ((PolicyFor<Policy, algorithm_slot> && !AlgorithmPolicy<Policy>) ||
-                       (PolicyFor<Policy, schedule_slot> && !SchedulePolicy<Policy>)) {
-    return std::type_identity<mistake::policy_has_no_max_staleness<Policy>>{};
-  } else {
-    return std::type_identity<mistake::none>{};
-  }
+template <class Policy, class Word>
+    struct mistake_in : std::type_identity < mistake::first <
+                        mistake::when<StageWord<Policy>, mistake::stage_word_in_a_stage_word<Word, Policy>>,
+    mistake::when < requires {
+  typename Policy::template in<void>;
+}, mistake::slot_is_open < Policy >>, mistake::not_a_policy < Policy >>> {};
+template <NamesASlot Policy, class Word>
+    struct mistake_in<Policy, Word> : std::type_identity < mistake::first <
+                                      typename own_mistake<Policy>::type,
+    typename words_mistake<Policy, Word>::type, mistake::when < !requires {
+  std::string_view(Policy::name);
+}, mistake::policy_has_no_name < Policy >>, mistake::when < !requires {
+  typename Policy::knobs;
 }
+, mistake::policy_has_no_knobs < Policy >>,
+    mistake::when<!ReflectedKnobs<knobs_t<Policy>>,
+                  mistake::knobs_are_not_reflected<Policy, knobs_t<Policy>>>,
+    mistake::when < (PolicyFor<Policy, algorithm_slot> && !AlgorithmPolicy<Policy>) ||
+        (PolicyFor<Policy, schedule_slot> && !SchedulePolicy<Policy>),
+    mistake::policy_has_no_max_staleness < Policy >>>> {};
 
-template <class Pipeline, class Chosen>
-consteval auto mistake_between() {
-  if constexpr (std::is_same_v<typename Chosen::environment, unnamed<environment_slot>>) {
-    return std::type_identity<mistake::no_environment<Pipeline>>{};
-  } else if constexpr (std::is_same_v<typename Chosen::algorithm, unnamed<algorithm_slot>>) {
-    return std::type_identity<mistake::no_algorithm<Pipeline>>{};
-  } else if constexpr (Chosen::schedule::max_staleness > Chosen::algorithm::max_staleness) {
-    return std::type_identity<mistake::schedule_is_staler_than_the_algorithm_allows<
-        typename Chosen::schedule, typename Chosen::algorithm>>{};
-  } else if constexpr (needs_values<typename Chosen::algorithm> && !has_value_head<typename Chosen::model>) {
-    return std::type_identity<
-        mistake::algorithm_needs_a_value_head<typename Chosen::algorithm, typename Chosen::model>>{};
-  } else if constexpr (!covers_roles<typename Chosen::placement>) {
-    return std::type_identity<mistake::placement_leaves_a_role_out<typename Chosen::placement>>{};
-  } else if constexpr (separates_roles<typename Chosen::placement> &&
-                       !spans_processes<typename Chosen::data_plane>) {
-    return std::type_identity<
-        mistake::zero_copy_between_separate_roles<typename Chosen::data_plane, typename Chosen::placement>>{};
-  } else if constexpr (separates_roles<typename Chosen::placement> &&
-                       !spans_processes<typename Chosen::control_plane>) {
-    return std::type_identity<mistake::in_process_weights_between_separate_roles<
-        typename Chosen::control_plane, typename Chosen::placement>>{};
-  } else if constexpr (spans_processes<typename Chosen::sharding> &&
-                       !spans_processes<typename Chosen::data_plane>) {
-    return std::type_identity<mistake::sharding_spans_more_than_the_data_plane<
-        typename Chosen::sharding, typename Chosen::data_plane>>{};
-  } else {
-    return std::type_identity<mistake::none>{};
-  }
-}
+/// What is wrong between policies that are right alone.
+template <class Pipeline, class C>
+struct mistake_between
+    : std::type_identity<mistake::first<
+          mistake::when<std::is_same_v<typename C::environment, unnamed<environment_slot>>,
+                        mistake::no_environment<Pipeline>>,
+          mistake::when<std::is_same_v<typename C::algorithm, unnamed<algorithm_slot>>,
+                        mistake::no_algorithm<Pipeline>>,
+          mistake::when<(C::schedule::max_staleness > C::algorithm::max_staleness),
+                        mistake::schedule_is_staler_than_the_algorithm_allows<typename C::schedule,
+                                                                              typename C::algorithm>>,
+          mistake::when<needs_values<typename C::algorithm> && !has_value_head<typename C::model>,
+                        mistake::algorithm_needs_a_value_head<typename C::algorithm, typename C::model>>,
+          mistake::when<!covers_roles<typename C::placement>,
+                        mistake::placement_leaves_a_role_out<typename C::placement>>,
+          mistake::when<
+              separates_roles<typename C::placement> && !spans_processes<typename C::data_plane>,
+              mistake::zero_copy_between_separate_roles<typename C::data_plane, typename C::placement>>,
+          mistake::when<separates_roles<typename C::placement> && !spans_processes<typename C::control_plane>,
+                        mistake::in_process_weights_between_separate_roles<typename C::control_plane,
+                                                                           typename C::placement>>,
+          mistake::when<spans_processes<typename C::sharding> && !spans_processes<typename C::data_plane>,
+                        mistake::sharding_spans_more_than_the_data_plane<typename C::sharding,
+                                                                         typename C::data_plane>>>> {};
 
 template <class... Entries>
-struct first_alone {
-  using type = mistake::none;
-};
+struct duplicate : std::type_identity<mistake::none> {};
 template <class First, class... Rest>
-struct first_alone<First, Rest...> {
-  using here = typename decltype(mistake_in<typename First::policy, typename First::words_slot>())::type;
-  using type = typename std::conditional_t<std::is_same_v<here, mistake::none>, first_alone<Rest...>,
-                                           std::type_identity<here>>::type;
-};
-
-template <class... Entries>
-struct first_duplicate {
-  using type = mistake::none;
-};
-template <class First, class... Rest>
-struct first_duplicate<First, Rest...> {
+struct duplicate<First, Rest...> {
   using policy = typename First::policy;
   using other = found_t<list<Rest...>, typename policy::slot, void>;
-  using type = typename std::conditional_t<
-      std::is_void_v<other>, first_duplicate<Rest...>,
-      std::type_identity<mistake::two_policies_fill_one_slot<typename policy::slot, policy, other>>>::type;
+  using type =
+      mistake::first<mistake::when<!std::is_void_v<other>,
+                                   mistake::two_policies_fill_one_slot<typename policy::slot, policy, other>>,
+                     typename duplicate<Rest...>::type>;
 };
 
-/// The first mistake in the list, or mistake::none.
-template <class Pipeline, class Chosen, class... Entries>
+/// The first mistake in the list, or mistake::none. What comes later is asked only of what is right so far.
+template <class Pipeline, class... Entries>
 consteval auto first_mistake(list<Entries...>) {
-  if constexpr (sizeof...(Entries) == 0) {
-    return std::type_identity<mistake::nothing_is_named<Pipeline>>{};
-  } else if constexpr (!std::is_same_v<typename first_alone<Entries...>::type, mistake::none>) {
-    return first_alone<Entries...>{};
-  } else if constexpr (!std::is_same_v<typename first_duplicate<Entries...>::type, mistake::none>) {
-    return first_duplicate<Entries...>{};
-  } else {
-    return mistake_between<Pipeline, Chosen>();
-  }
+  using alone =
+      mistake::first<mistake::when<sizeof...(Entries) == 0, mistake::nothing_is_named<Pipeline>>,
+                     typename mistake_in<typename Entries::policy, typename Entries::word>::type...>;
+  if constexpr (!std::is_same_v<alone, mistake::none>)
+    return std::type_identity<alone>{};
+  else if constexpr (!std::is_same_v<typename duplicate<Entries...>::type, mistake::none>)
+    return duplicate<Entries...>{};
+  else
+    return mistake_between<Pipeline, choice<list<Entries...>>>{};
 }
 
 template <class Kept, class New, class... Parts>
@@ -272,15 +267,12 @@ struct replaced<list<Kept...>, list<New...>, Parts...> {
 
 /// Nine policies. `P::environment` ... `P::schedule` are the policies, `P::policy<slot>` the same by slot,
 /// `P::is_default<slot>` says whether it was named, `P::replace<Policy...>` is the pipeline with those in
-/// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type,
-/// `P::describe()` every choice as text. A wrong list is one error: see mistake.hpp.
+/// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type
+/// (table.hpp), `P::describe()` every choice as text. A wrong list is one error: see mistake.hpp.
 template <class... Parts>
-struct Pipeline : decltype(detail::first_mistake<
-                           Pipeline<Parts...>,
-                           detail::choice<typename detail::flat_parts<detail::list<Parts...>, void>::type>>(
-                      typename detail::flat_parts<detail::list<Parts...>, void>::type{}))::type {
+struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::flat_t<Parts...>{}))::type {
  private:
-  using named = typename detail::flat_parts<detail::list<Parts...>, void>::type;
+  using named = detail::flat_t<Parts...>;
   using chosen = detail::choice<named>;
 
  public:
@@ -301,12 +293,15 @@ struct Pipeline : decltype(detail::first_mistake<
   template <class Slot>
   static constexpr bool is_default = std::is_void_v<detail::found_t<named, Slot, void>>;
   template <class... New>
-  using replace =
-      typename detail::replaced<named, typename detail::flat_parts<detail::list<New...>, void>::type,
-                                New...>::type;
+  using replace = typename detail::replaced<named, detail::flat_t<New...>, New...>::type;
   using config = Config<Pipeline>;
 
-  static constexpr auto table() { return detail::table(policies{}); }
+  static constexpr auto table() {
+    if constexpr (requires { table_of(policies{}); })
+      return table_of(policies{});
+    else
+      static_assert(mistake::never<Pipeline>, "dvla: P::table() needs #include <dvla/pipeline/table.hpp>");
+  }
   static std::string describe() { return detail::describe<Pipeline>(); }
 };
 

@@ -1,33 +1,17 @@
 // Config<Pipeline>: one knobs struct per slot and one for the run, with every default filled in. Plain data:
 // copy it, set fields, compare nothing. Ranges are checked by validate() (pipeline/validate.hpp), which the
-// command line and the start of a run call.
+// command line and the start of a run call. Pipeline comes with it, so no header of a run needs dvla.hpp
+// beside it.
 #pragma once
 
 #include <string_view>
 
+#include "dvla/core/knobs.hpp"
 #include "dvla/core/slot.hpp"
-#include "dvla/fwd.hpp"
+#include "dvla/pipeline/composition.hpp"
 #include "dvla/pipeline/run_knobs.hpp"
 
 namespace dvla {
-
-namespace detail {
-
-/// A policy's knobs as they start: `Policy::default_knobs()` if it has one.
-template <class Policy>
-auto default_knobs() {
-  if constexpr (requires { Policy::default_knobs(); }) {
-    return Policy::default_knobs();
-  } else if constexpr (requires { typename Policy::knobs; }) {
-    return typename Policy::knobs{};
-  } else {
-    return NoKnobs{};
-  }
-}
-template <class Policy>
-using knobs_t = decltype(default_knobs<Policy>());
-
-}  // namespace detail
 
 template <class Pipeline>
 struct Config {

@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "dvla/core/machinery.hpp"
-#include "dvla/pipeline/table.hpp"
+#include "dvla/core/slot.hpp"
 
 namespace dvla::detail {
 

@@ -4,12 +4,31 @@
 // fails.
 #pragma once
 
+#include <type_traits>
+
 namespace dvla::mistake {
 
 template <class...>
 inline constexpr bool never = false;
 
 struct none {};
+
+/// `Mistake` where it was made.
+template <bool Made, class Mistake>
+using when = std::conditional_t<Made, Mistake, none>;
+
+namespace detail {
+template <class... Mistakes>
+struct first : std::type_identity<none> {};
+template <class First, class... Rest>
+struct first<First, Rest...> : std::type_identity<First> {};
+template <class... Rest>
+struct first<none, Rest...> : first<Rest...> {};
+}  // namespace detail
+
+/// The first of them that is one, or none. Naming a mistake is no error yet.
+template <class... Mistakes>
+using first = typename detail::first<Mistakes...>::type;
 
 template <class Pipeline>
 struct nothing_is_named {
@@ -32,11 +51,21 @@ struct slot_is_open {
                 "ControlPlane<InProcess>");
 };
 
-template <class Policy, class WordsSlot>
+template <class Word, class Policy, class Slot>
 struct wrong_stage_word {
-  static_assert(never<Policy>,
-                "dvla: this policy does not fill the slot of the stage word around it; move it out of "
-                "DataPlane, ControlPlane, Memory, Placement or Schedule into the word of its own slot");
+  static_assert(
+      never<Word, Policy, Slot>,
+      "dvla: this stage word holds a policy of a slot that is not its own (the arguments are word, "
+      "policy and slot): Sampler holds environment and model; Trainer algorithm, sharding and model; "
+      "DataPlane, ControlPlane, Memory, Placement and Schedule the slot they are named after; move "
+      "the policy there, or write it without a word");
+};
+
+template <class Word, class Inner>
+struct stage_word_in_a_stage_word {
+  static_assert(never<Word, Inner>,
+                "dvla: a stage word stands inside another one; write them side by side: "
+                "Pipeline<Sampler<Toy>, Trainer<GRPO>>");
 };
 
 template <class Policy>
@@ -132,6 +161,44 @@ struct sharding_spans_more_than_the_data_plane {
 };
 
 // What is wrong with a policy's machinery. Found when a pipeline is built: buildable.hpp.
+
+template <class Environment, class Knobs>
+struct environment_has_no_such_constructor {
+  static_assert(
+      never<Environment>,
+      "dvla: a run makes this environment with (const Knobs&, std::pmr::memory_resource&), and it has "
+      "no such constructor; add it (docs/slots/environment.md)");
+};
+
+template <class Model>
+struct model_has_no_decision {
+  static_assert(never<Model>,
+                "dvla: the model has no `Decision`, the record from which a sample's log-probability is "
+                "computed again (model/concept.hpp)");
+};
+
+template <class Model>
+struct decision_is_not_reflected {
+  static_assert(
+      never<Model>,
+      "dvla: the model's Decision is not reflected; add BOOST_HANA_ADAPT_STRUCT(Decision, members...) "
+      "after the struct (core/record.hpp)");
+};
+
+template <class Policy, class Knobs>
+struct model_knobs_lack_chunk {
+  static_assert(never<Policy>,
+                "dvla: a run reads the number of actions a decision from the model's knob `chunk`, and this "
+                "model's knobs have none; add `int chunk = 1;` to them (docs/slots/model.md)");
+};
+
+template <class Model, class Knobs>
+struct model_has_no_such_constructor {
+  static_assert(
+      never<Model>,
+      "dvla: a run makes this model with (const Knobs&, const dvla::ModelInputs&, std::uint64_t seed), "
+      "and it has no such constructor; add it (docs/slots/model.md)");
+};
 
 template <class Algorithm, class Knobs>
 struct algorithm_has_no_such_constructor {

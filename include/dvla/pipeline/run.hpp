@@ -108,19 +108,25 @@ class Run {
   /// Leader: clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
   /// Throws Stopped at the next decision or optimiser step once `stop` asks; the weights are then half
   /// cloned.
-  WarmStartResult warm_start(const stop_flag* stop = nullptr) requires HasExpert<Environment> {
-    Model::use_threads(threads().most());
-    const WarmStartOptions options = settings_.warm_start_options();
-    const auto clone = [&](auto& weights) {
-      return parts().unless_lost(stop, [&](const stop_flag* either) {
-        return dvla::warm_start(
-            worker(), model_, weights, options, [this] { install(); }, either);
-      });
-    };
-    if (job_->actors() == 1) return clone(weights());
-    // The other actors take no part in it: they get its outcome when training begins.
-    UnshardedWeights<Model> own(model_, *std::pmr::new_delete_resource());
-    return clone(own);
+  WarmStartResult warm_start(const stop_flag* stop = nullptr) {
+    if constexpr (!HasExpert<Environment>) {
+      static_assert(HasExpert<Environment>,
+                    "dvla: the environment has no scripted expert, so there is nothing for warm_start() to "
+                    "clone; leave the call out, or add expert(row, action) (environment/concept.hpp)");
+    } else {
+      Model::use_threads(threads().most());
+      const WarmStartOptions options = settings_.warm_start_options();
+      const auto clone = [&](auto& weights) {
+        return parts().unless_lost(stop, [&](const stop_flag* either) {
+          return dvla::warm_start(
+              worker(), model_, weights, options, [this] { install(); }, either);
+        });
+      };
+      if (job_->actors() == 1) return clone(weights());
+      // The other actors take no part in it: they get its outcome when training begins.
+      UnshardedWeights<Model> own(model_, *std::pmr::new_delete_resource());
+      return clone(own);
+    }
   }
 
   /// Leader: with weights that have not changed, log-probabilities that the trainer computes again are those

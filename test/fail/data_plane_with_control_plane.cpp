@@ -1,4 +1,5 @@
-// expect: dvla: this policy does not fill the slot of the stage word around it
+// expect: dvla: this stage word holds a policy of a slot that is not its own
+// expect: control_plane_slot
 #include <dvla/dvla.hpp>
 
 using P = dvla::Pipeline<dvla::Toy, dvla::GRPO, dvla::DataPlane<dvla::Gloo>>;

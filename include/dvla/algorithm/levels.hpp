@@ -1,0 +1,19 @@
+// What an algorithm's arithmetic counts as one: names that knobs and arithmetic share, so that knobs need not
+// include the arithmetic.
+#pragma once
+
+#include <cstdint>
+
+namespace dvla {
+
+/// What has a ratio of its own: every token; a control step (log-probs summed over A); a decision (over C and
+/// A).
+enum class LogProbLevel : std::uint8_t { token, action, chunk };
+
+/// Are rewards, masks and advantages kept per control step, [T, B, C], or per decision, [T, B]?
+enum class RewardLevel : std::uint8_t { action, chunk };
+
+/// Does every valid element weigh the same, or every trajectory (aggregation.hpp)?
+enum class Aggregation : std::uint8_t { masked_mean, trajectory_equal };
+
+}  // namespace dvla

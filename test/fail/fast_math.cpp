@@ -1,0 +1,3 @@
+// expect: dvla: -ffast-math and -ffinite-math-only are refused
+// flags: -ffast-math
+#include <dvla/dvla.hpp>
