@@ -118,8 +118,7 @@ inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
     return (all + actors - 1) / actors;
   };
   plan.add("gradients", pool, 4 * elements);
-  // A shard's float32 masters are its own; of a replica they are the weights, where these are float32.
-  plan.add("masters", pool, 4 * share(weights.actors > 1 ? elements : in_16_bits));
+  plan.add("masters", pool, 4 * share(in_16_bits));  // in float32 they are the model's own values
   plan.add("moments", pool, 8 * share(elements));
 }
 

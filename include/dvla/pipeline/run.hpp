@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "dvla/control_plane/in_process.hpp"
+#include "dvla/core/denormals.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/record.hpp"
 #include "dvla/core/streams.hpp"
@@ -484,6 +485,12 @@ class Run {
     sum_up(report);
   }
 
+  /// Before any thread is made, which inherits it: denormal floats are 0 in all that compute, the caller's
+  /// included, so that AdamW's moments do not slow down where gradients stay 0, and bits are the same in every
+  /// thread.
+  struct Flushed {
+    Flushed() { flush_denormals(); }
+  } flushed_;
   const RunSettings<P> settings_;
   Recording recorded_;
   std::unique_ptr<LoneCluster> own_cluster_;

@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "dvla/core/denormals.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/credit.hpp"
@@ -67,6 +68,7 @@ class RunStages {
 
   // ---- The lanes'
   void enter(lane_kind kind) noexcept {
+    flush_denormals();
     if constexpr (ModelElsewhere<Model>) Model::enter_lane(kind);
     if (kind == lane_kind::sampling) Model::use_threads(threads_.sampling);
     if (kind == lane_kind::training) Model::use_threads(threads_.training);
