@@ -40,15 +40,13 @@ int main() try {
   const auto model = make_model();
   Weights weights(*model, model_pool);  // AdamW's moments, beside the model's parameters
 
-  // The sampling side: two frozen copies, of which one acts.
-  dvla::RolloutWorker worker(environment, make_model(), make_model(),
-                             {.seed = seed, .chunk = chunk, .group = group}, trace);
+  // The sampling side: nothing trains during a rollout here, so it samples from the trainer's own model, and
+  // only has to be told which version that is. Beside lanes it would have two copies, made by
+  // LinearModel(*model, dvla::share_frozen) and filled by dvla::copy_weights.
+  dvla::RolloutWorker worker(environment, *model, *model, {.seed = seed, .chunk = chunk, .group = group},
+                             trace);
   const auto install = [&](std::int64_t version) {
-    worker.models().fill([&](auto& frozen) {
-      const auto from = model->parameters();
-      std::copy(from.begin(), from.end(), frozen.model->parameters().begin());
-      frozen.version = version;
-    });
+    worker.models().fill([&](auto& served) { served.version = version; });
     worker.models().try_swap();
   };
 

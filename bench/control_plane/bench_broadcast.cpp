@@ -59,7 +59,7 @@ struct Sampler {
   dvla::EnvironmentPool pool{256 * mib};
   Environment environment{{.environments = 64}, pool};
   dvla::trace::Off off;
-  std::unique_ptr<Model> front = model(), back = front->copy();
+  std::unique_ptr<Model> front = model(), back = std::make_unique<Model>(*front, dvla::share_frozen);
   dvla::RolloutWorker<Environment, Model, dvla::trace::Off> worker{
       environment, *front, *back, {.chunk = dvla::TokenHeadKnobs{}.chunk}, off};
   dvla::OwnedRecord<dvla::Transition> transition{

@@ -67,10 +67,8 @@ struct Batch {
 class Plain {
  public:
   explicit Plain(TinyVlaModel<dvla::TokenHead>& model) {
-    for (const dvla::NamedTensor& tensor : model.tensors()) {
-      weights_[tensor.name] =
-          at::from_blob(model.parameters().data() + tensor.offset, tensor.shape).clone().requires_grad_(true);
-    }
+    for (const dvla::Parameter& each : model.parameters())
+      weights_[each.name] = at::from_blob(each.data, each.shape).clone().requires_grad_(true);
     const auto table = dvla::detail::tokenise(push().observation.instructions);
     words_ = at::tensor(table.tokens).view({-1, table.length});
     const std::int64_t tokens = table.length + 12;
@@ -145,12 +143,14 @@ int main(int argc, char** argv) {
   Batch<dvla::FlowHead> flow_rollout(128), flow_update(256);
   Plain plain(update.model);
 
+  update.model.hold_gradients(true);
+  flow_update.model.hold_gradients(true);
   update.step();
   plain.step(update);
   const at::Tensor ours = at::from_blob(update.log_prob.data(), {256, 8, 1});
   const double difference = (ours - plain.log_prob).abs().max().item<double>();
-  std::printf("# %zu parameters; largest difference of a log-probability from the plain code's: %.1e\n",
-              update.model.parameters().size(), difference);
+  std::printf("# %lld parameters; largest difference of a log-probability from the plain code's: %.1e\n",
+              static_cast<long long>(dvla::trainable_count(update.model.units())), difference);
   if (!(difference < 1e-4)) return EXIT_FAILURE;
 
   bench::compare(

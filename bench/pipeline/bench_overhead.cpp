@@ -50,7 +50,7 @@ double by_hand(int iterations, int environments) {
   const dvla::ModelInputs inputs{environment.observation_spec(), environment.action_spec(),
                                  config.model.chunk};
   const std::uint64_t seed = dvla::stream_seed(1, dvla::Stream::weights);
-  Model model(config.model, inputs, seed), frozen(config.model, inputs, seed);
+  Model model(config.model, inputs, seed);  // Synchronous samples from the trainer's own
   dvla::UnshardedWeights<Model> weights(model, memory.model());
   const std::int64_t C = config.model.chunk, T = environment.horizon() / C, N = environment.size();
   dvla::GrpoTrainer<Model, dvla::UnshardedWeights<Model>, dvla::DecoupledClip> trainer(
@@ -72,7 +72,7 @@ double by_hand(int iterations, int environments) {
                         arena);
       for (std::int64_t t = 0; t < T; ++t) {
         auto decision = dvla::cut_record(*decisions, [&](auto f) { return f.at(t); });
-        frozen.act(dvla::cut_record(batch->observation, [&](auto f) { return f.at(t); }),
+        model.act(dvla::cut_record(batch->observation, [&](auto f) { return f.at(t); }),
                    dvla::Decoding::sample, dvla::stream_seed(1, dvla::Stream::action, n, t, 0), decision,
                    batch->action.at(t));
         for (std::int64_t& version : batch->version.at(t).span()) version = n;
@@ -85,7 +85,6 @@ double by_hand(int iterations, int environments) {
       }
       trainer.update(
           model, weights, *batch, *decisions, n, [] {}, off);
-      std::copy(model.parameters().begin(), model.parameters().end(), frozen.parameters().begin());
     }
   });
 }

@@ -71,8 +71,7 @@ std::int64_t common(const Stretch& a, const Stretch& b) {
 struct Model final : dvla::TinyVlaModel<dvla::TokenHead>, dvla::UnitHooks {
   using Base = dvla::TinyVlaModel<dvla::TokenHead>;
   explicit Model(const Kind& kind) : Base(knobs(kind), inputs(kind.adapters), 1) {}
-  Model(const Model&) = default;
-  std::unique_ptr<Model> copy() const { return std::make_unique<Model>(*this); }
+  Model(const Model& original, dvla::ShareFrozen) : Base(original, dvla::share_frozen) {}
   void hook_units(dvla::UnitHooks* hooks) {
     hooks_ = hooks;
     Base::hook_units(hooks ? this : nullptr);

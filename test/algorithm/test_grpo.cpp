@@ -15,6 +15,7 @@
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/algorithm.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "dvla/testing/model.hpp"
 #include "dvla/trace/off.hpp"
 
 namespace {
@@ -29,7 +30,13 @@ namespace {
 /// Weight n is the log-probability of row n, so gradients can be read off.
 struct TableModel {
   using Decision = TableDecision;
-  explicit TableModel(std::vector<float> start) : table(std::move(start)), gradient(table.size()) {}
+  explicit TableModel(std::vector<float> start)
+      : table(std::move(start)),
+        gradient(table.size()),
+        spans{{.values = std::as_writable_bytes(std::span(table)),
+               .gradients = gradient,
+               .runs = {{.count = std::ssize(table)}}}} {}
+  TableModel(const TableModel&) = delete;
   Decision decision_layout(dvla::Extents leading) const {
     return {dvla::Field<float>(dvla::Extents{leading[0], leading[1], 1, 1})};
   }
@@ -50,14 +57,17 @@ struct TableModel {
   double imitate(const dvla::Observation&, dvla::Field<float>, std::span<const std::int64_t>, double) {
     return 0;
   }
-  std::span<float> parameters() { return table; }
-  std::span<float> gradients() { return gradient; }
-  const std::vector<dvla::NamedTensor>& tensors() const { return names; }
+  TableModel(const TableModel& other, dvla::ShareFrozen) : TableModel(other.table) {}
+  const std::vector<dvla::Parameter>& parameters() const { return names; }
+  const std::vector<dvla::WeightUnit>& units() const { return spans; }
+  void hold_gradients(bool) {}
+  void hook_units(dvla::UnitHooks*) {}
   static void use_threads(int) {}
 
   std::vector<float> table, gradient;
   std::vector<std::int64_t> last;
-  std::vector<dvla::NamedTensor> names;
+  std::vector<dvla::Parameter> names;
+  std::vector<dvla::WeightUnit> spans;
   int forwards = 0;
 };
 
@@ -203,13 +213,13 @@ TEST_CASE("before_step is called exactly once: after the first gradient, before 
           [&] {
             ++before;
             CHECK(model.forwards > 0);
-            CHECK(weights.state().step == 0);
+            CHECK(weights.steps() == 0);
             CHECK(std::ranges::all_of(model.table, [](float value) { return value == 0; }));
           },
           off);
       CHECK(before == 1);
       CHECK(stats.optimiser_steps == epochs * ((6 + size - 1) / size));
-      CHECK(weights.state().step == stats.optimiser_steps);
+      CHECK(weights.steps() == stats.optimiser_steps);
       CHECK(model.forwards == stats.optimiser_steps);
     }
 }
@@ -295,7 +305,7 @@ struct Sampled {
     std::ranges::fill(transition->version.span(), std::int64_t{0});
     last = trainer.update(
         *fresh, weights, *transition, *decision, old, [] {}, off);
-    return {fresh->parameters().begin(), fresh->parameters().end()};
+    return dvla::testing::detail::weights_of(*fresh);
   }
   static dvla::DecoupledClipKnobs knobs() {
     dvla::DecoupledClipKnobs knobs;
@@ -308,8 +318,9 @@ struct Sampled {
   std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
   dvla::ToyEnvironment environment{{.environments = 64, .horizon = 8, .actions = 2}, heap};
   dvla::trace::Off off;
+  std::unique_ptr<dvla::testing::LinearModel> sampler = model();
   dvla::RolloutWorker<dvla::ToyEnvironment, dvla::testing::LinearModel, dvla::trace::Off> worker{
-      environment, model(), model(), {.seed = 1, .chunk = 2, .group = 8}, off};
+      environment, *sampler, *sampler, {.seed = 1, .chunk = 2, .group = 8}, off};
   dvla::OwnedRecord<dvla::Transition> transition{worker.layout(4, 2), heap};
   dvla::OwnedRecord<dvla::testing::LinearDecision> decision{model()->decision_layout({4, 64}), heap};
   dvla::UpdateStats last;

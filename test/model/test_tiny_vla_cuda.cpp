@@ -17,6 +17,7 @@
 #include "test/gpu.hpp"
 
 using namespace dvla;
+using dvla::testing::detail::gradients_of;
 
 namespace {
 
@@ -82,16 +83,17 @@ DOCTEST_TEST_CASE_TEMPLATE("on a GPU a model keeps what models promise", Head, T
 DOCTEST_TEST_CASE_TEMPLATE("log-probabilities and gradients are the CPU's", Head, TokenHead, FlowHead) {
   const DualPoolMachinery memory(on_cuda());
   TinyVlaModel<Head> gpu({}, some_inputs(Device::cuda), 3), cpu({}, some_inputs(Device::cpu), 3);
+  gpu.hold_gradients(true), cpu.hold_gradients(true);
   Calls<Head> on_gpu(gpu), on_cpu(cpu);
   on_cpu.act();
   const auto expected = on_cpu.forward(*on_cpu.decision), given = on_gpu.forward(*on_cpu.decision);
   DOCTEST_CHECK(relative(given, expected) < 1e-4);
   on_cpu.backward(), on_gpu.backward();
-  DOCTEST_CHECK(relative(gpu.gradients(), cpu.gradients()) < 1e-3);
+  DOCTEST_CHECK(relative(gradients_of(gpu), gradients_of(cpu)) < 1e-3);
   const double loss = cpu.imitate(*on_cpu.observation, on_cpu.action, on_cpu.rows, 1.0);
   DOCTEST_CHECK(std::abs(gpu.imitate(*on_cpu.observation, on_cpu.action, on_cpu.rows, 1.0) - loss) <
                 1e-3 * std::abs(loss));
-  DOCTEST_CHECK(relative(gpu.gradients(), cpu.gradients()) < 1e-3);
+  DOCTEST_CHECK(relative(gradients_of(gpu), gradients_of(cpu)) < 1e-3);
 }
 
 DOCTEST_TEST_CASE("one lane fills and swaps copies while another samples: no version is torn") {
@@ -99,24 +101,24 @@ DOCTEST_TEST_CASE("one lane fills and swaps copies while another samples: no ver
   using Model = TinyVlaModel<TokenHead>;
   const auto make = [] { return std::make_unique<Model>(TokenHeadKnobs{}, some_inputs(Device::cuda), 3); };
   Model plain({}, some_inputs(Device::cpu), 3);
-  const std::vector<float> start(plain.parameters().begin(), plain.parameters().end());
+  const std::vector<float> start = dvla::testing::detail::weights_of(plain);
   struct Versioned {
     std::unique_ptr<Model> model;
     int version = -1;
   };
   FrontBack<Versioned> copies(Versioned{make()}, Versioned{make()});
   constexpr int versions = 50;
-  const auto scaled = [&](int version, std::span<float> to) {
-    std::transform(start.begin(), start.end(), to.begin(),
-                   [&](float value) { return value * (1 + 0.02f * static_cast<float>(version)); });
+  const auto scaled = [&](int version, Model& to) {
+    std::vector<float> values = start;
+    for (float& value : values) value *= 1 + 0.02f * static_cast<float>(version);
+    dvla::testing::detail::set_weights(to, values);
   };
   std::atomic<bool> done{false};
   std::jthread reception([&] {
     Model::enter_lane(lane_kind::reception);
     for (int version = 0; version < versions; ++version)
       copies.fill([&](Versioned& back) {
-        scaled(version, back.model->parameters());
-        back.model->weights_written();
+        scaled(version, *back.model);
         back.version = version;
       });
     done = true;
@@ -128,7 +130,7 @@ DOCTEST_TEST_CASE("one lane fills and swaps copies while another samples: no ver
     if (!copies.try_swap()) continue;
     Calls<TokenHead> calls(*copies.front().model);
     calls.act(static_cast<std::uint64_t>(copies.front().version));
-    scaled(copies.front().version, plain.parameters());
+    scaled(copies.front().version, plain);
     Calls<TokenHead> reference(plain);
     const auto expected = reference.forward(*calls.decision);
     DOCTEST_CHECK(relative(calls.decision->log_prob.span(), expected) < 1e-3);
@@ -144,13 +146,14 @@ DOCTEST_TEST_CASE(
   const auto trained = [](lane_kind lane) {
     TinyVlaModel<TokenHead>::enter_lane(lane);
     TinyVlaModel<TokenHead> model({}, some_inputs(Device::cuda), 3);
+    model.hold_gradients(true);
     Calls<TokenHead> calls(model);
     for (std::uint64_t i = 0; i < 20; ++i) {
       calls.act(i);
       (void)calls.forward(*calls.decision);
       calls.backward();
     }
-    return std::vector<float>(model.gradients().begin(), model.gradients().end());
+    return gradients_of(model);
   };
   const auto alone = trained(lane_kind::every);
   std::vector<float> first, second;

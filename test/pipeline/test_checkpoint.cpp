@@ -118,7 +118,7 @@ TEST_CASE("Weights alone go into a model of the same shape") {
   dvla::save_checkpoint(run, checkpoints);
   Run<InTurn> other(small_config<InTurn>(5));
   dvla::load_checkpoint_weights(other.model(), checkpoints.load(5).file);
-  CHECK(dvla_test::same_bits(run.model().parameters(), other.model().parameters()));
+  CHECK(dvla_test::same_bits(dvla_test::values(run.model()), dvla_test::values(other.model())));
   CHECK(other.next_batch() == 0);
   const auto loaded = checkpoints.load(5);
   CHECK(loaded.file.metadata().at("pipeline") == InTurn::describe());
@@ -162,63 +162,118 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   }
 
   // Sound files that lack something or count wrongly.
-  struct Poison {
-    std::string tensor;
-    float value = 0;
+  struct Change {
+    std::string tensor{};  ///< of the model's file or of its part
+    std::size_t at = 0;
+    double value = 0;
+    bool left_out = false;
   };
-  auto foreign = [&](std::vector<std::int64_t> counters, std::vector<double> curve, bool moments,
-                     const std::string& config = "{}", const Poison& poison = {}) {
-    std::vector<float> parameters = dvla_test::values(run.model().parameters());
-    std::vector<float> first = parameters, second = parameters;
+  using Counters = std::vector<std::int64_t>;
+  const auto foreign = [&](const Counters& counters, const std::vector<double>& curve,
+                           const Change& change = {}, const std::string& config = "{}") {
+    std::vector<float> weights = dvla_test::values(run.model()), first = weights, second = weights;
     for (float& value : second) value *= value;
-    if (poison.tensor == "model.weight") parameters[1] = poison.value;
-    if (poison.tensor == "optimizer.exp_avg") first[1] = poison.value;
-    if (poison.tensor == "optimizer.exp_avg_sq") second[1] = poison.value;
-    const std::vector<std::int64_t> flat{static_cast<std::int64_t>(parameters.size())};
+    Counters of_part{0, 1, 2, std::ssize(weights)}, ranges{0, std::ssize(weights)};
+    const auto changed = [&](const char* name, auto& values) {
+      using Value = std::remove_cvref_t<decltype(values[0])>;
+      if (change.tensor == name && !change.left_out) values[change.at] = static_cast<Value>(change.value);
+      return dvla::io::tensor_to_write<Value>(name, {std::ssize(values)}, std::span<const Value>(values));
+    };
+    dvla::io::Checkpoint part;
+    part.tensors = {changed("shard.exp_avg", first), changed("shard.exp_avg_sq", second),
+                    changed("shard.counters", of_part)};
+    part.tensors.push_back(dvla::io::tensor_to_write<std::int64_t>("shard.ranges", {1, 2},
+                                                                   std::span<const std::int64_t>(ranges)));
     dvla::io::Checkpoint checkpoint;
-    const auto& tensor = run.model().tensors().at(0);
-    checkpoint.tensors.push_back(dvla::io::tensor_to_write<float>("model." + tensor.name, tensor.shape,
-                                                                  std::span<const float>(parameters)));
-    if (moments) {
-      checkpoint.tensors.push_back(
-          dvla::io::tensor_to_write<float>("optimizer.exp_avg", flat, std::span<const float>(first)));
-      checkpoint.tensors.push_back(
-          dvla::io::tensor_to_write<float>("optimizer.exp_avg_sq", flat, std::span<const float>(second)));
+    std::size_t at = 0;
+    for (const dvla::Parameter& each : run.model().parameters()) {
+      const std::span<float> values = std::span(weights).subspan(at, static_cast<std::size_t>(each.count()));
+      if (change.tensor == "model." + each.name && !change.left_out)
+        values[change.at] = static_cast<float>(change.value);
+      checkpoint.tensors.push_back(dvla::io::tensor_to_write<float>("model." + each.name, each.shape,
+                                                                    std::span<const float>(values)));
+      at += values.size();
     }
+    checkpoint.tensors.push_back(dvla::io::tensor_to_write<std::int64_t>(
+        "run.counters", {std::ssize(counters)}, std::span<const std::int64_t>(counters)));
     checkpoint.tensors.push_back(
-        dvla::io::tensor_to_write<std::int64_t>("run.counters", {static_cast<std::int64_t>(counters.size())},
-                                                std::span<const std::int64_t>(counters)));
-    checkpoint.tensors.push_back(dvla::io::tensor_to_write<double>(
-        "run.curve", {static_cast<std::int64_t>(curve.size())}, std::span<const double>(curve)));
+        dvla::io::tensor_to_write<double>("run.curve", {std::ssize(curve)}, std::span<const double>(curve)));
+    for (auto* file : {&part, &checkpoint})
+      std::erase_if(file->tensors,
+                    [&](const auto& tensor) { return change.left_out && tensor.name == change.tensor; });
     if (!config.empty()) checkpoint.metadata["config"] = config;
-    return message(nothing, dvla::io::CheckpointFolder(folder / "foreign").save(1, checkpoint));
+    checkpoint.metadata["shards"] = "1";
+    const dvla::io::CheckpointFolder in(folder / "foreign");
+    std::filesystem::create_directories(folder / "foreign");
+    dvla::io::write_safetensors(dvla::io::CheckpointFolder::part_path(in.path_of(1), 0, 1), part.tensors,
+                                {{std::string(dvla::io::CheckpointFolder::format_key),
+                                  std::string(dvla::io::CheckpointFolder::format_version)}});
+    return message(nothing, in.save(1, checkpoint));
   };
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, ""), "metadata lacks config"));
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, R"({"pipeline": {"environment": "Else"}})"),
+  CHECK(foreign({1, 1}, {0.5, 10, 5}).empty());
+  CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {}, ""), "metadata lacks config"));
+  CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {}, R"({"pipeline": {"environment": "Else"}})"),
                  "written by another pipeline"));
-  CHECK(foreign({1, 2, 1}, {0.5, 10, 5}, true).empty());
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, false), "optimizer.exp_avg"));
-  CHECK(contains(foreign({2, 2, 1}, {0.5, 10, 5}, true), "run.curve"));
-  CHECK(contains(foreign({-1, 2, 1}, {}, true), "run.counters"));
-  CHECK(contains(foreign({1, -2, 1}, {0.5, 10, 5}, true), "run.counters"));
-  CHECK(contains(foreign({1, 2}, {0.5, 10, 5}, true), "run.counters"));
+  for (const char* tensor : {"model.weight.0", "shard.exp_avg", "shard.exp_avg_sq", "shard.counters"}) {
+    CAPTURE(tensor);
+    CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {.tensor = tensor, .left_out = true}), tensor));
+  }
+  CHECK(contains(foreign({2, 1}, {0.5, 10, 5}), "run.curve"));
+  CHECK(contains(foreign({-1, 1}, {}), "run.counters"));
+  CHECK(contains(foreign({1}, {0.5, 10, 5}), "run.counters"));
+  CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.counters", 2, -2}), "damaged"));
+  CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.counters", 3, 7}),
+                 "use the settings that the checkpoint was made with"));
 
   // Numbers that no run writes.
   constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = HUGE_VAL;
-  CHECK(
-      contains(foreign({1, 2, 1}, {nan, 10, 5}, true), "run.curve has nan at element 0: it must be finite"));
-  CHECK(contains(foreign({1, 2, 1}, {0.5, infinity, 5}, true), "run.curve has inf at element 1"));
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, -5}, true), "run.curve has -5"));
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 1e17, 5}, true), "run.curve counts beyond 2^53"));
-  for (const char* tensor : {"model.weight", "optimizer.exp_avg", "optimizer.exp_avg_sq"})
-    for (const double value : {nan, infinity, -infinity}) {
-      CAPTURE(tensor);
-      CAPTURE(value);
-      CHECK(contains(
-          foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {tensor, static_cast<float>(value)}),
-          std::string(tensor) + " has " + std::to_string(value) + " at element 1: it must be finite"));
-    }
-  CHECK(contains(foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {"optimizer.exp_avg_sq", -1e-30F}),
-                 "it must be finite and not negative"));
-  CHECK(foreign({1, 2, 1}, {0.5, 10, 5}, true, "{}", {"optimizer.exp_avg", -1.0F}).empty());
+  CHECK(contains(foreign({1, 1}, {nan, 10, 5}), "run.curve has nan at element 0: it must be finite"));
+  CHECK(contains(foreign({1, 1}, {0.5, infinity, 5}), "run.curve has inf at element 1"));
+  CHECK(contains(foreign({1, 1}, {0.5, 10, -5}), "run.curve has -5"));
+  CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve counts beyond 2^53"));
+  for (const double value : {nan, infinity, -infinity}) {
+    CAPTURE(value);
+    CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"model.weight.0", 1, value}),
+                   "model.weight.0 has " + std::to_string(value) + " at element 1: it must be finite"));
+    for (const char* tensor : {"shard.exp_avg", "shard.exp_avg_sq"})
+      CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {tensor, 1, value}),
+                     std::string(tensor) + " holds " + std::to_string(value)));
+  }
+  CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg_sq", 1, -1e-30}), "shard.exp_avg_sq holds"));
+  CHECK(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg", 1, -1}).empty());
+}
+
+TEST_CASE("A checkpoint of 0.1 is refused in one sentence that says so") {
+  const TemporaryFolder folder;
+  const float weight = 1;
+  const std::vector<dvla::io::TensorToWrite> tensors{
+      dvla::io::tensor_to_write<float>("model.weight", {1}, std::span<const float>(&weight, 1))};
+  dvla::io::write_safetensors(folder / "step-5.safetensors", tensors, {{"dvla.checkpoint_format", "1"}});
+  CHECK(dvla_test::message_of<dvla::Error>([&] { dvla::io::open_checkpoint(folder / "step-5.safetensors"); }) ==
+        "'" + (folder / "step-5.safetensors").string() +
+            "' is a checkpoint of dvla 0.1, which kept weights and moments as one flat row; this version does "
+            "not read it: train anew, or go on with 0.1");
+}
+
+TEST_CASE("Of a model that is partly frozen, and computes in 16 bits, what trains is stored, with its masters") {
+  const TemporaryFolder folder;
+  const dvla::io::CheckpointFolder checkpoints(folder.path());
+  auto config = small_config<InTurn>(10);
+  config.model.frozen_units = 1;
+  config.model.dtype = dvla::Dtype::bf16;
+  Run<InTurn> whole(config);
+  whole.train();
+  config.run.iterations = 4;
+  Run<InTurn> run(config);
+  run.train();
+  dvla::save_checkpoint(run, checkpoints);
+  config.run.iterations = 10;
+  Run<InTurn> resumed(config);
+  const auto file = checkpoints.latest().checkpoint.value().file;
+  CHECK(!file.contains("model.weight.0"));
+  CHECK(file.contains("model.weight.1"));
+  CHECK(dvla::io::CheckpointFolder::open_parts(file).at(0).contains("shard.weights"));
+  dvla::load_checkpoint(resumed, file);
+  resumed.train();
+  CHECK(dvla_test::same_state(whole, resumed));
 }

@@ -107,7 +107,7 @@ TEST_CASE("A rollout that is three times as slow gets fewer environments") {
         if (run.job().leads()) {
           looks = report.looks;
           all = dvla::total(report.ranks);
-          CHECK(run.weights().state().step == 30 * run.config().algorithm.epochs);  // the moments went along
+          CHECK(run.weights().steps() == 30 * run.config().algorithm.epochs);  // the moments went along
         }
       } catch (const std::exception& error) {
         errors[static_cast<std::size_t>(rank)] = error.what();

@@ -27,11 +27,11 @@ DOCTEST_TEST_CASE_TEMPLATE("a run on the GPU trains, and its weights change", P,
                            OnGpu<FlowHead>, OnGpu<TokenHead, Synchronous>, OnGpu<TokenHead, SinglePool>) {
   Run<P> run(short_run<P>());
   DOCTEST_CHECK(run.self_test().error <= 1e-5);
-  const auto before = dvla_test::values(run.model().parameters());
+  const auto before = dvla_test::values(run.model());
   const RunReport report = run.train();
   DOCTEST_CHECK(report.batches == 6);
-  DOCTEST_CHECK_FALSE(dvla_test::same_bits(before, run.model().parameters()));
-  for (const float value : run.model().parameters()) DOCTEST_CHECK(std::isfinite(value));
+  DOCTEST_CHECK_FALSE(dvla_test::same_bits(before, dvla_test::values(run.model())));
+  for (const float value : dvla_test::values(run.model())) DOCTEST_CHECK(std::isfinite(value));
   const auto pools = run.memory().report();
   DOCTEST_CHECK(pools.back().in_use > 0);  // it was the GPU that computed
 }

@@ -18,9 +18,9 @@ namespace {
 
 using dvla_test::small_config;
 
-enum Site { reset, step, act, forward, backward, optimise, pack, begin, publish, receive, sites };
+enum Site { reset, step, act, forward, backward, optimise, publish, receive, sites };
 constexpr const char* names[sites] = {"reset",    "step", "act",   "forward", "backward",
-                                      "optimise", "pack", "begin", "publish", "receive"};
+                                      "optimise", "publish", "receive"};
 
 /// Throws at one call of one site.
 struct Fault {
@@ -89,10 +89,6 @@ struct FaultyWeights : dvla::UnshardedWeights<Model> {
     fault.pass(optimise);
     return Base::step(knobs);
   }
-  void pack(std::span<std::byte> out) const {
-    fault.pass(::pack);
-    Base::pack(out);
-  }
 };
 struct FaultyControl {
   using slot = dvla::control_plane_slot;
@@ -101,15 +97,12 @@ struct FaultyControl {
 };
 struct FaultyPlane : dvla::InProcessWeightPlane {
   using InProcessWeightPlane::InProcessWeightPlane;
-  std::span<std::byte> begin(std::int64_t version) {
-    fault.pass(::begin);
-    return InProcessWeightPlane::begin(version);
-  }
   void publish(std::int64_t version) {
     fault.pass(::publish);
     InProcessWeightPlane::publish(version);
   }
-  std::int64_t receive(std::span<std::byte> into, std::int64_t version, std::chrono::nanoseconds limit) {
+  std::int64_t receive(const std::vector<dvla::WeightUnit>& into, std::int64_t version,
+                       std::chrono::nanoseconds limit) {
     fault.pass(::receive);
     return InProcessWeightPlane::receive(into, version, limit);
   }
@@ -139,6 +132,8 @@ void check_fails(int staleness, Site site, std::int64_t at, const std::string& l
   CAPTURE(at);
   dvla::Run<P, dvla::trace::Off> run(faulty_config<P>(staleness));
   const auto before = run.memory().report();
+  fault.arm(sites, -1);
+  run.self_test();  // which train() would begin with
   fault.arm(site, at);
   bool thrown = false;
   try {
@@ -178,8 +173,7 @@ TEST_CASE("An exception at any place of any lane ends the run in a LaneError tha
   const std::map<Site, std::pair<std::string, int>> lanes{
       {reset, {"sampling", 1}},    {step, {"sampling", 2}},      {act, {"sampling", 2}},
       {forward, {"training", 1}},  {backward, {"training", 1}},  {optimise, {"training", 1}},
-      {pack, {"distribution", 1}}, {begin, {"distribution", 1}}, {publish, {"distribution", 1}},
-      {receive, {"reception", 1}}};
+      {publish, {"distribution", 1}}, {receive, {"reception", 1}}};
   for (const auto& [site, where] : lanes) {
     const auto& [lane, calls] = where;
     for (const std::int64_t batch : {0, 1, 5}) {

@@ -114,44 +114,21 @@ TEST_CASE("rollouts and actors apart train as the ratio says") {
     }
 }
 
-/// Trains the first half of its weights.
-struct HalfModel : dvla::testing::LinearModel {
-  using LinearModel::LinearModel;
-  std::vector<dvla::WeightRange> trainable() const { return {{0, half()}}; }
-  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
-    LinearModel::backward(d_log_prob, d_entropy);
-    std::fill(gradients().begin() + half(), gradients().end(), 0.0F);
-  }
-  std::int64_t half() const {
-    std::int64_t all = 1;
-    for (const std::int64_t extent : tensors().front().shape) all *= extent;
-    return all / 2;
-  }
-};
-
-TEST_CASE("a model that says what of it trains sends no more than that, and samples the same") {
-  using Half =
-      dvla::Pipeline<dvla::Sampler<dvla::Toy, HalfModel>, Training<>, dvla::Placement<dvla::Separated<>>>;
-  auto config = config_of<Half>(20, 0);
-  config.algorithm.weight_decay = 0;  // which would move the other half too
+TEST_CASE("of a model that is partly frozen nothing but what trains is sent, and it samples the same") {
+  auto config = config_of<Apart>(20, 0);
   config.placement = {1, 1};
-  auto whole = train_job(2, config);
-  config.control_plane.form = dvla::WeightForm::trainable;
-  auto half = train_job(2, config);
-  all_in_peace(whole);
-  all_in_peace(half);
-  CHECK(same_bits(whole.weights[0], half.weights[0]));
   const auto bytes = [](JobResult& result) { return dvla::total(result.report().ranks).weight_bytes_sent; };
-  CHECK(bytes(half) < bytes(whole) * 0.6);  // the first version whole, 20 by half
-  // One that does not say what is refused by the whole job.
-  auto all = config_of<Apart>(3);
-  all.placement = {1, 1};
-  all.control_plane.form = dvla::WeightForm::trainable;
-  for (const std::string& error : train_job(2, all).errors)
-    CHECK(error ==
-          "control_plane.form is trainable, but LinearModel does not say which of its weights train; use "
-          "full or "
-          "delta");
+  auto whole = train_job(2, config);
+  all_in_peace(whole);
+  config.model.frozen_units = 1;
+  auto part = train_job(2, config);
+  all_in_peace(part);
+  const std::size_t all = whole.weights[0].empty() ? whole.weights[1].size() : whole.weights[0].size();
+  const std::size_t trained = part.weights[0].empty() ? part.weights[1].size() : part.weights[0].size();
+  CHECK(trained < all);
+  CHECK(bytes(whole) == 21 * static_cast<std::int64_t>(all * sizeof(float)));
+  CHECK(bytes(part) == 21 * static_cast<std::int64_t>(trained * sizeof(float)));
+  CHECK(part.report().batches == 20);
 }
 
 TEST_CASE("all ranks roll out and some train") {

@@ -43,10 +43,11 @@ void check_flat(int iterations) {
   // start, and each of its pages was written to.
   run.continue_from(0, std::vector<dvla::Iteration>(static_cast<std::size_t>(iterations)));
   std::int64_t allocations_warm = 0, allocations_end = 0, resident_warm = 0, resident_end = 0;
-  const auto pools = run.memory().report();
+  std::vector<dvla::PoolReport> pools;
   run.train([&](const dvla::Iteration& iteration) {
     if (iteration.batch == warm) {
       resident_warm = resident_bytes();
+      pools = run.memory().report();
       allocations_warm = allocation_count::by_malloc.load();
     }
     if (iteration.batch == iterations - 1) {
@@ -173,6 +174,8 @@ TEST_CASE(
   constexpr int batches = 4;
   constexpr std::size_t T = 2;
   dvla::Run<P> run(tiny_config<P>(batches));
+  run.self_test();  // which train() would begin with
+  written = acted = trained = {};
   run.train();
   REQUIRE(written.count == batches * (T + 1));
   REQUIRE(acted.count == batches * T);

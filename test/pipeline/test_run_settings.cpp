@@ -142,14 +142,6 @@ TEST_CASE("a recording is of one process whose shares stand still") {
         "run.record is for a run whose shares stand still, and Adaptive moves them");
 }
 
-TEST_CASE("a model that knows no trainable part sends its weights in another form") {
-  auto config = config_of<Separate>(32, 4);
-  config.control_plane.form = WeightForm::trainable;
-  LoneCluster cluster;
-  const std::string why = complaint([&] { RunSettings<Separate>(config).check(Job(cluster, Roles{}, 1s)); });
-  CHECK_MESSAGE(why.find("control_plane.form is trainable, but LinearModel does not say") == 0, why);
-}
-
 TEST_CASE("Adaptive lets nobody in again") {
   const Roles roles{{1}, {0}};
   const auto clusters = testing::ThreadCluster::make(2);

@@ -69,7 +69,7 @@ JobResult train_job(int world, const dvla::Config<P>& config,
         stop_of ? stop_of(rank) : nullptr);
     if (run.job().trains()) {
       if constexpr (requires { run.weights().gather_all(); }) run.weights().gather_all();
-      result.weights[place] = values(run.model().parameters());
+      result.weights[place] = values(run.model());
     }
     if (run.job().leads()) {
       result.leader = rank;

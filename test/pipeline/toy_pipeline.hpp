@@ -19,6 +19,7 @@
 #include "dvla/schedule/synchronous.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "dvla/testing/model.hpp"
 #include "dvla/trace/off.hpp"
 
 namespace dvla_test {
@@ -47,17 +48,28 @@ dvla::Config<Pipeline> small_config(int iterations) {
   return config;
 }
 
-inline std::vector<float> values(std::span<const float> view) { return {view.begin(), view.end()}; }
+/// The trainable weights, unit after unit.
+template <class Model>
+std::vector<float> values(const Model& model) {
+  return dvla::testing::detail::weights_of(model);
+}
+/// AdamW's moments of a run's weights.
+template <class Run>
+std::vector<float> moments(Run& run) {
+  std::vector<float> all;
+  for (const auto& piece : run.weights().pieces())
+    for (const auto& part : {piece.first_moment, piece.second_moment})
+      all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
 /// Equal bit for bit.
 inline bool same_bits(std::span<const float> one, std::span<const float> two) {
   return one.size() == two.size() && std::memcmp(one.data(), two.data(), one.size_bytes()) == 0;
 }
 template <class One, class Two>
 bool same_state(One& one, Two& two) {
-  return same_bits(one.model().parameters(), two.model().parameters()) &&
-         same_bits(one.weights().state().first_moment, two.weights().state().first_moment) &&
-         same_bits(one.weights().state().second_moment, two.weights().state().second_moment) &&
-         one.weights().state().step == two.weights().state().step && one.next_batch() == two.next_batch();
+  return same_bits(values(one.model()), values(two.model())) && same_bits(moments(one), moments(two)) &&
+         one.weights().steps() == two.weights().steps() && one.next_batch() == two.next_batch();
 }
 
 }  // namespace dvla_test

@@ -77,7 +77,7 @@ class Broken {
       slope[i] = static_cast<float>(-advantage[static_cast<std::size_t>(b)]) * (log_prob[i] / log_prob[i]);
       if (how == Break::uphill) slope[i] = -slope[i];
       if (how == Break::drifts) slope[i] += 1e-3F;
-      if (how == Break::hides_nan && !std::isfinite(slope[i])) model.parameters()[0] = 1, slope[i] = 0;
+      if (how == Break::hides_nan && !std::isfinite(slope[i])) model.units()[0].floats()[0] = 1, slope[i] = 0;
       idle = idle && slope[i] == 0;
     }
     weights.zero_gradients();

@@ -22,16 +22,22 @@ namespace {
 
 /// Adam as in the textbook, for a loop written by hand.
 struct Adam {
-  explicit Adam(LinearModel& of) : model(of), first(of.parameters().size()), second(of.parameters().size()) {}
+  explicit Adam(LinearModel& of) : model(of) {
+    model.hold_gradients(true);
+    first.resize(static_cast<std::size_t>(dvla::trainable_count(model.units())));
+    second.resize(first.size());
+  }
   void step(float rate) {
     ++steps;
-    for (std::size_t i = 0; i < first.size(); ++i) {
-      const float gradient = std::exchange(model.gradients()[i], 0.0F);
-      first[i] = 0.9F * first[i] + 0.1F * gradient;
-      second[i] = 0.99F * second[i] + 0.01F * gradient * gradient;
-      model.parameters()[i] -= rate * (first[i] / (1 - std::pow(0.9F, steps))) /
-                               (std::sqrt(second[i] / (1 - std::pow(0.99F, steps))) + 1e-8F);
-    }
+    std::size_t i = 0;
+    for (const dvla::WeightUnit& unit : model.units())
+      for (std::size_t e = 0; e < unit.gradients.size(); ++e, ++i) {
+        const float gradient = std::exchange(unit.gradients[e], 0.0F);
+        first[i] = 0.9F * first[i] + 0.1F * gradient;
+        second[i] = 0.99F * second[i] + 0.01F * gradient * gradient;
+        unit.floats()[e] -= rate * (first[i] / (1 - std::pow(0.9F, steps))) /
+                            (std::sqrt(second[i] / (1 - std::pow(0.99F, steps))) + 1e-8F);
+      }
   }
   LinearModel& model;
   std::vector<float> first, second;

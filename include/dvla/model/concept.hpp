@@ -11,7 +11,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +24,10 @@ namespace dvla {
 
 /// How actions are drawn: from the policy's distribution (rollouts) or its mode (evaluation).
 enum class Decoding { sample, mode };
+
+/// Says that a constructor makes a copy which shares what is frozen.
+struct ShareFrozen {};
+inline constexpr ShareFrozen share_frozen{};
 
 /// Is told which unit a model works at, in the thread that calls the model.
 class UnitHooks {
@@ -55,14 +58,16 @@ class UnitHooks {
 ///   gradients' as long as they are held.
 /// - `hold_gradients(holds)`: makes gradients, all 0, or drops them; a call that changes nothing does
 ///   nothing. A new model has none, and then backward and imitate are an Error.
-/// - `copy()`: another model that computes the same: it refers to the same frozen parameters, which this one
-///   must outlive, owns its trainable ones, and holds no gradients.
+/// - constructor `(original, share_frozen)`: another model that computes the same: it refers to the same
+///   frozen parameters, for which the original must outlive it, owns its trainable ones, and holds no
+///   gradients.
 /// - `hook_units(hooks)`: until the next such call, `hooks` is told before a unit's parameters are read (by
 ///   any call, as often as the model likes), and once a unit and backward pass (or imitate) that its gradient
 ///   is complete. nullptr, as at the beginning: nobody is.
 /// - One thread at a time per model object; different objects are independent, copies included.
 template <class Type>
 concept ModelMachinery = Record<typename Type::Decision> &&
+    std::constructible_from<Type, const Type&, ShareFrozen> &&
     requires(Type& model, const Type& view, Extents leading, const Observation& observation,
              typename Type::Decision& decision, Field<float> action, Decoding decoding, std::uint64_t seed,
              std::span<const std::int64_t> rows, std::span<float> out, std::span<const float> in, int threads,
@@ -76,7 +81,6 @@ concept ModelMachinery = Record<typename Type::Decision> &&
   { view.parameters() } -> std::convertible_to<const std::vector<Parameter>&>;
   { view.units() } -> std::convertible_to<const std::vector<WeightUnit>&>;
   model.hold_gradients(true);
-  { view.copy() } -> std::convertible_to<std::unique_ptr<Type>>;
   model.hook_units(hooks);
   /// Called once by each lane that will use models, in its own thread: how many cores it may use.
   Type::use_threads(threads);

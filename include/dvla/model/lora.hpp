@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -31,16 +30,15 @@ class LoraModel : public Base {
       load_weights(*this, io::open_checkpoint(knobs.base_checkpoint), WeightSet::frozen, "model.");
   }
 
+  LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
+
   template <class BaseKnobs>
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
     return Base::plan(knobs, with_adapters(knobs, inputs), sampling_rows, training_rows);
   }
-  std::unique_ptr<LoraModel> copy() const { return std::unique_ptr<LoraModel>(new LoraModel(*this)); }
 
  private:
-  LoraModel(const LoraModel&) = default;  // Base's: shares what is frozen
-
   template <class Knobs>
   static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs) {
     inputs.adapters = {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};

@@ -11,7 +11,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,6 +54,10 @@ class TinyVlaModel {
   TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed,
                const detail::ComputeDevice& device)
       : TinyVlaModel(knobs, inputs, seed, device, nullptr) {}
+
+  TinyVlaModel(const TinyVlaModel& original, ShareFrozen)
+      : TinyVlaModel(original.knobs_, original.inputs_, original.seed_, original.device_,
+                     &original.network_) {}
 
   /// See ModelPlan.
   static ModelPlan plan(const typename Head::knobs& knobs, const ModelInputs& inputs,
@@ -129,7 +132,6 @@ class TinyVlaModel {
   /// Embeddings, each block, output.
   const std::vector<WeightUnit>& units() const { return network_.parameters().units(); }
   void hold_gradients(bool holds) { network_.parameters().hold_gradients(holds); }
-  std::unique_ptr<TinyVlaModel> copy() const { return std::unique_ptr<TinyVlaModel>(new TinyVlaModel(*this)); }
   void hook_units(UnitHooks* hooks) { network_.parameters().hook(hooks); }
   /// See Parameters::merged.
   template <class Visit>
@@ -154,12 +156,6 @@ class TinyVlaModel {
     (void)at::get_num_threads();
     at::set_num_threads(threads);
   }
-
- protected:
-  /// copy()
-  TinyVlaModel(const TinyVlaModel& original)
-      : TinyVlaModel(original.knobs_, original.inputs_, original.seed_, original.device_,
-                     &original.network_) {}
 
  private:
   TinyVlaModel(const typename Head::knobs& knobs, const ModelInputs& inputs, std::uint64_t seed,

@@ -380,7 +380,7 @@ class RankParts {
 
   // ---- Making
   void make_worker(int threads) {
-    for (int i = 0; i < copies_of_the_model(job_); ++i) copies_.push_back(model_.copy());
+    for (int i = 0; i < copies_of_the_model(job_); ++i) copies_.push_back(std::make_unique<Model>(std::as_const(model_), share_frozen));
     Model* const back = copies_.empty() ? &model_ : copies_.back().get();
     Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
     worker_ = std::make_unique<Worker>(environment_, *front, *back, settings_.rollout_options(job_, threads),

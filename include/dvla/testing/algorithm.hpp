@@ -86,8 +86,10 @@ struct AlgorithmWorld {
       std::ranges::fill(transition->version.at(t).span(), static_cast<std::int64_t>(version(t)));
   }
   std::vector<float> parameters() {
-    const auto all = model.parameters();
-    return {all.begin(), all.end()};
+    std::vector<float> all;
+    for (const WeightUnit& unit : model.units())
+      all.insert(all.end(), unit.floats().begin(), unit.floats().end());
+    return all;
   }
   /// Log-probability of the better episodes' actions less that of the others'.
   double preference() {
@@ -170,11 +172,11 @@ class AlgorithmProbe {
   UpdateStats update(Machinery& algorithm, World& world, std::int64_t batch, const std::string& where) {
     const std::vector<float> start = world.parameters();
     const std::uint64_t records = world.checksum();
-    const std::int64_t steps = world.weights.state().step;
+    const std::int64_t steps = world.weights.steps();
     int calls = 0;
     auto before_step = [&] {
       ++calls;
-      expect(world.parameters() == start && world.weights.state().step == steps,
+      expect(world.parameters() == start && world.weights.steps() == steps,
              where + ": before_step must be called before the first change of the weights");
     };
     trace::Off off;
@@ -193,7 +195,7 @@ class AlgorithmProbe {
            where + ": success_rate must be the share of solved episodes");
     expect(std::abs(stats.mean_return - solved) < 1e-6,
            where + ": mean_return must be the episodes' mean return");
-    expect(stats.optimiser_steps == world.weights.state().step - steps,
+    expect(stats.optimiser_steps == world.weights.steps() - steps,
            where + ": optimiser_steps must count the steps");
     return stats;
   }

@@ -93,6 +93,14 @@ class LinearModel {
     log_prob_K_.resize(static_cast<std::size_t>(bins_));
   }
 
+  LinearModel(const LinearModel& original, ShareFrozen) : LinearModel(original) {
+    frozen_ = {};
+    gradients_ = {};
+    holds_ = false;
+    hooks_ = nullptr;
+    describe(original.frozen_in());
+  }
+
   static void use_threads(int) {}  // one thread is all it uses
 
   Decision decision_layout(Extents leading) const {
@@ -187,19 +195,10 @@ class LinearModel {
     gradients_ = std::vector<float>(holds ? trained_.size() / bytes_of(dtype_) : 0);
     describe(frozen_in());
   }
-  std::unique_ptr<LinearModel> copy() const {
-    std::unique_ptr<LinearModel> other(new LinearModel(*this));
-    other->frozen_ = {};
-    other->gradients_ = {};
-    other->holds_ = false;
-    other->hooks_ = nullptr;
-    other->describe(frozen_in());
-    return other;
-  }
   void hook_units(UnitHooks* hooks) { hooks_ = hooks; }
 
  private:
-  LinearModel(const LinearModel&) = default;  // copy() mends what points into the other's buffers
+  LinearModel(const LinearModel&) = default;  // leaves pointers into the other's buffers
 
   std::size_t unit_bytes() const { return static_cast<std::size_t>(bins_ * features_) * bytes_of(dtype_); }
   /// Where the frozen units are: in this model, or in the one that it is a copy of.

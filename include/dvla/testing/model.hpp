@@ -16,6 +16,7 @@
 #include <memory>
 #include <memory_resource>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/random.hpp"
@@ -324,7 +325,7 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
 
   // A copy computes the same, from frozen parameters that are the same ones and trainable ones of its own.
   {
-    const std::unique_ptr<Model> copied = model.copy();
+    const auto copied = std::make_unique<Model>(std::as_const(model), share_frozen);
     expect(same(weights, detail::weights_of(*copied)), "a copy has other weights");
     expect(detail::gradients_of(*copied).empty(), "a copy holds gradients");
     for (std::size_t i = 0; i < model.parameters().size(); ++i)
