@@ -6,7 +6,6 @@
 #pragma once
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +18,7 @@
 #include <utility>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/process_limits.hpp"
 
 namespace dvla::detail {
 
@@ -29,7 +29,7 @@ class Mapping {
   static constexpr std::size_t huge_page = std::size_t{2} << 20;
 
   Mapping(std::size_t bytes, bool prefault, const std::string& what) : mapped_(round_up(bytes) + huge_page) {
-    if (prefault && bytes > machine_bytes()) {  // Linux would promise the pages and kill whoever touches them
+    if (prefault && bytes > usable_memory_bytes()) {  // Linux would promise the pages and kill whoever touches them
       errno = ENOMEM;
       refuse(what, bytes);
     }
@@ -53,10 +53,6 @@ class Mapping {
   std::byte* data() const { return data_; }
 
  private:
-  static std::size_t machine_bytes() {
-    return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
-           static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  }
   static std::size_t round_up(std::size_t bytes) { return (bytes + huge_page - 1) / huge_page * huge_page; }
   [[noreturn]] static void refuse(const std::string& what, std::size_t bytes) {
     throw Error(what + ": the system refused " + std::to_string(bytes) + " bytes of memory (" +
