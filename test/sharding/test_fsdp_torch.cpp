@@ -2,7 +2,6 @@
 // ShardedWeights with TinyVLA, actors as threads: its units and hooks, and equality with one actor.
 #include "dvla/model/tiny_vla.hpp"  // first: doctest's CHECK replaces torch's
 
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>
