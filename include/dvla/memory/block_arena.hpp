@@ -29,7 +29,8 @@ class Mapping {
   static constexpr std::size_t huge_page = std::size_t{2} << 20;
 
   Mapping(std::size_t bytes, bool prefault, const std::string& what) : mapped_(round_up(bytes) + huge_page) {
-    if (prefault && bytes > usable_memory_bytes()) {  // Linux would promise the pages and kill whoever touches them
+    if (prefault &&
+        bytes > usable_memory_bytes()) {  // Linux would promise the pages and kill whoever touches them
       errno = ENOMEM;
       refuse(what, bytes);
     }
