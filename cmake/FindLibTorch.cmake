@@ -1,18 +1,28 @@
 # LibTorch for CPU programs, out of the PyPI wheel `torch` or any folder with include/ and lib/: LibTorch::LibTorch.
 # Links torch_cpu and c10 alone. The wheel's own TorchConfig links libtorch.so, which pulls in libtorch_cuda.so and every
 # NVIDIA library; a program on CPUs wants none of them.
-# Looks in DVLA_TORCH_ROOT, the .venv of this source tree, and the site-packages of the python3 on PATH.
+# Looks in DVLA_TORCH_ROOT (a CMake or an environment variable) and then nowhere else; without it where dvla was installed with it
+# (DVLA_INSTALLED_TORCH_ROOT, set by the installed package), in the .venv of this source tree, and in the site-packages of the
+# python3 on PATH.
 set(DVLA_TORCH_ROOT "" CACHE PATH "Folder of LibTorch, with include/ and lib/")
-set(_torch_roots "${DVLA_TORCH_ROOT}" "$ENV{DVLA_TORCH_ROOT}")
-file(GLOB _torch_venv "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/torch")
-list(APPEND _torch_roots ${_torch_venv})
-foreach(_path IN ITEMS LibTorch_INCLUDE_DIR LibTorch_LIBRARY LibTorch_C10_LIBRARY)  # found earlier, gone since
-  if(${_path} AND NOT EXISTS "${${_path}}")
+set(_torch_roots ${DVLA_TORCH_ROOT})
+if(NOT _torch_roots)
+  set(_torch_roots $ENV{DVLA_TORCH_ROOT})
+endif()
+set(_torch_given "${_torch_roots}")
+if(NOT LibTorch_INCLUDE_DIR OR NOT EXISTS "${LibTorch_INCLUDE_DIR}" OR NOT "${_torch_given}" STREQUAL "${LibTorch_SEARCHED}")
+  foreach(_path IN ITEMS LibTorch_INCLUDE_DIR LibTorch_LIBRARY LibTorch_C10_LIBRARY  # gone since, or for another root
+                         LibTorchCuda_LIBRARY LibTorchCuda_C10_LIBRARY LibTorchCuda_LINKS)
     unset(${_path} CACHE)
-  endif()
-endforeach()
+  endforeach()
+endif()
+set(LibTorch_SEARCHED "${_torch_given}" CACHE INTERNAL "The root that the paths below were searched for")
+if(NOT _torch_given)
+  file(GLOB _torch_roots "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/torch")
+  list(PREPEND _torch_roots ${DVLA_INSTALLED_TORCH_ROOT})
+endif()
 find_path(LibTorch_INCLUDE_DIR torch/csrc/api/include/torch/torch.h HINTS ${_torch_roots} PATH_SUFFIXES include NO_DEFAULT_PATH)
-if(NOT LibTorch_INCLUDE_DIR)
+if(NOT LibTorch_INCLUDE_DIR AND NOT _torch_given)
   execute_process(
     COMMAND python3 -c "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
     OUTPUT_VARIABLE _torch_python OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
@@ -29,8 +39,17 @@ if(LibTorch_INCLUDE_DIR AND EXISTS "${LibTorch_INCLUDE_DIR}/torch/version.h")
   file(STRINGS "${LibTorch_INCLUDE_DIR}/torch/version.h" _torch_version REGEX "define TORCH_VERSION ")
   string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" LibTorch_VERSION "${_torch_version}")
 endif()
+set(_torch_reason "LibTorch is in none of the places where it is looked for")
+if(_torch_given)
+  set(_torch_reason "DVLA_TORCH_ROOT is ${_torch_given}, and there is no LibTorch in it")
+elseif(DVLA_INSTALLED_TORCH_ROOT)
+  set(_torch_reason "LibTorch is no longer in ${DVLA_INSTALLED_TORCH_ROOT}, where dvla was installed with it")
+endif()
+string(APPEND _torch_reason ": give -DDVLA_TORCH_ROOT=<folder with include/ and lib/, as site-packages/torch of the PyPI wheel>")
 include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(LibTorch REQUIRED_VARS LibTorch_LIBRARY LibTorch_C10_LIBRARY LibTorch_INCLUDE_DIR VERSION_VAR LibTorch_VERSION)
+find_package_handle_standard_args(LibTorch
+  REQUIRED_VARS LibTorch_LIBRARY LibTorch_C10_LIBRARY LibTorch_INCLUDE_DIR VERSION_VAR LibTorch_VERSION
+  REASON_FAILURE_MESSAGE "${_torch_reason}")
 
 if(LibTorch_FOUND AND NOT TARGET LibTorch::LibTorch)
   add_library(LibTorch::c10 SHARED IMPORTED)

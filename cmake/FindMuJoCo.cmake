@@ -1,17 +1,25 @@
 # MuJoCo's C library out of the PyPI wheel `mujoco-core` (or any folder with include/mujoco/mujoco.h and the library beside
 # include/ or in lib/): MuJoCo::MuJoCo, with OSMesa and EGL for offscreen rendering where they are installed.
 # The wheel has no unversioned libmujoco.so, so the library is found by pattern and linked by path.
+# Looks in DVLA_MUJOCO_ROOT and, without it, elsewhere, as cmake/FindLibTorch.cmake does.
 set(DVLA_MUJOCO_ROOT "" CACHE PATH "Folder of MuJoCo, with include/")
-set(_mujoco_roots "${DVLA_MUJOCO_ROOT}" "$ENV{DVLA_MUJOCO_ROOT}")
-file(GLOB _mujoco_venv "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/mujoco" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/mujoco")
-list(APPEND _mujoco_roots ${_mujoco_venv})
-foreach(_path IN ITEMS MuJoCo_INCLUDE_DIR MuJoCo_LIBRARY)  # found earlier, gone since
-  if(${_path} AND NOT EXISTS "${${_path}}")
+set(_mujoco_roots ${DVLA_MUJOCO_ROOT})
+if(NOT _mujoco_roots)
+  set(_mujoco_roots $ENV{DVLA_MUJOCO_ROOT})
+endif()
+set(_mujoco_given "${_mujoco_roots}")
+if(NOT MuJoCo_INCLUDE_DIR OR NOT EXISTS "${MuJoCo_INCLUDE_DIR}" OR NOT "${_mujoco_given}" STREQUAL "${MuJoCo_SEARCHED}")
+  foreach(_path IN ITEMS MuJoCo_INCLUDE_DIR MuJoCo_LIBRARY)  # gone since, or for another root
     unset(${_path} CACHE)
-  endif()
-endforeach()
+  endforeach()
+endif()
+set(MuJoCo_SEARCHED "${_mujoco_given}" CACHE INTERNAL "The root that the paths below were searched for")
+if(NOT _mujoco_given)
+  file(GLOB _mujoco_roots "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/mujoco" "${CMAKE_CURRENT_LIST_DIR}/../.venv/lib/python3*/site-packages/mujoco")
+  list(PREPEND _mujoco_roots ${DVLA_INSTALLED_MUJOCO_ROOT})
+endif()
 find_path(MuJoCo_INCLUDE_DIR mujoco/mujoco.h HINTS ${_mujoco_roots} PATH_SUFFIXES include NO_DEFAULT_PATH)
-if(NOT MuJoCo_INCLUDE_DIR)
+if(NOT MuJoCo_INCLUDE_DIR AND NOT _mujoco_given)
   execute_process(
     COMMAND python3 -c "import importlib.util as u; s = u.find_spec('mujoco'); print(s.submodule_search_locations[0] if s else '')"
     OUTPUT_VARIABLE _mujoco_python OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
@@ -28,8 +36,16 @@ if(MuJoCo_INCLUDE_DIR AND NOT MuJoCo_LIBRARY)
   endif()
 endif()
 mark_as_advanced(MuJoCo_INCLUDE_DIR MuJoCo_LIBRARY)
+set(_mujoco_reason "MuJoCo is in none of the places where it is looked for")
+if(_mujoco_given)
+  set(_mujoco_reason "DVLA_MUJOCO_ROOT is ${_mujoco_given}, and there is no MuJoCo in it")
+elseif(DVLA_INSTALLED_MUJOCO_ROOT)
+  set(_mujoco_reason "MuJoCo is no longer in ${DVLA_INSTALLED_MUJOCO_ROOT}, where dvla was installed with it")
+endif()
+string(APPEND _mujoco_reason ": give -DDVLA_MUJOCO_ROOT=<folder with include/, as site-packages/mujoco of the PyPI wheel mujoco-core>")
 include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(MuJoCo REQUIRED_VARS MuJoCo_LIBRARY MuJoCo_INCLUDE_DIR)
+find_package_handle_standard_args(MuJoCo
+  REQUIRED_VARS MuJoCo_LIBRARY MuJoCo_INCLUDE_DIR REASON_FAILURE_MESSAGE "${_mujoco_reason}")
 
 if(MuJoCo_FOUND AND NOT TARGET MuJoCo::MuJoCo)
   add_library(MuJoCo::MuJoCo SHARED IMPORTED)

@@ -1,7 +1,6 @@
 // dvla-test: torch
 // (Torch has a CHECK macro of its own, hence DOCTEST_CHECK.)
 // AdamW and gradient clipping against LibTorch's own.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <torch/torch.h>
 

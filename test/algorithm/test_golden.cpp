@@ -1,6 +1,5 @@
 // The arithmetic of GRPO against numbers that NumPy computed independently:
 // test/golden/algorithm/make_golden.py.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -1,6 +1,5 @@
 // GrpoTrainer: what one update does to a model, on a case small enough to be worked out by hand and on a
 // model that samples.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <array>

@@ -1,5 +1,4 @@
 // Everything that runs once per batch or per step allocates nothing: counted, not promised.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,6 +1,5 @@
 // dvla-test: asan tsan
 // Frames as a hostile or damaged peer would send them: each is refused with one sentence, at once.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <functional>

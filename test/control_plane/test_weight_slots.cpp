@@ -1,5 +1,4 @@
 // dvla-test:
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/control_plane/weight_slots.hpp"

@@ -1,6 +1,5 @@
 // dvla-test: core
 // Denormals read and written as 0, thread by thread, and what AdamW then leaves behind.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,6 +1,5 @@
 // dvla-test: asan
 // Knob structs: reflected once, documented once, visited in order.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <vector>

@@ -1,6 +1,5 @@
 // dvla-test: tsan asan
 // The data plane between processes, over threads: what is sent is what is trained on, in every shape of job.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/testing/data_plane.hpp"

@@ -1,7 +1,6 @@
 // dvla-test: tsan asan
 // Rollouts that die, freeze and come back while the data plane works: training goes on with the others, no
 // episode is trained on twice or changed, and the counts prove where each one went.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <condition_variable>

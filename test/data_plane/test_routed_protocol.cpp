@@ -1,7 +1,6 @@
 // dvla-test: tsan asan
 // An actor against a rollout that is not what it should be: spoken by hand over a bare channel. Every message
 // that cannot be right is refused with its reason and counted, and the right ones still get through.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <future>

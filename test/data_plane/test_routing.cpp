@@ -1,5 +1,4 @@
 // dvla-test: asan
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <functional>

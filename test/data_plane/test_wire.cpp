@@ -1,6 +1,5 @@
 // dvla-test: asan
 // Columns of records as strips, and the one message: whatever bytes come, they are a message or they are not.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/testing/data_plane.hpp"

@@ -1,6 +1,5 @@
 // What the co-located data plane promises, counted: an observation is born in the environment pool and read
 // there by the model, a trajectory's payload is not copied, and a steady state takes nothing from the heap.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <array>

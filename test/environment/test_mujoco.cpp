@@ -1,6 +1,5 @@
 // dvla-test: mujoco
 // The MuJoCo environments: the concept's promises, experts, memory, and what happens when physics goes wrong.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

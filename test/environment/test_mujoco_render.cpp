@@ -1,7 +1,6 @@
 // dvla-test: mujoco
 // Frames and pictures without a screen. The back end is the one that MUJOCO_GL names, or the first that
 // works.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cstdlib>

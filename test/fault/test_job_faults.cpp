@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // Jobs whose ranks die, stop and come again, threads standing for processes: at random moments, with the
 // counts proved. DVLA_FAULT_MOMENTS sets how many moments (30; the long form has 100).
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,6 +1,5 @@
 // dvla-test: asan
 // The same check as fuzz_safetensors.cpp, on a fixed sequence of mutations of sound files.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <filesystem>

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // credit: K + 1 permits, no more; who gives back what was not taken is told.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <thread>

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // lane_group: the first failure ends every wait, nothing hangs, and wait() tells what happened where.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 #include <unistd.h>

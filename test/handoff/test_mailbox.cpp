@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // mailbox, credit and the semaphore below them: bounds, deadlines, ends, several threads.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string>

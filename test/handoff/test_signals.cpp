@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // signal_guard: SIGINT and SIGTERM set the flag while it lives, and only then.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define DOCTEST_CONFIG_NO_POSIX_SIGNALS
 #include <doctest/doctest.h>
 #include <sys/wait.h>

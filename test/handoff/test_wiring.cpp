@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // wiring: tokens arrive in place, without a TBB task, on one core and with one TBB thread.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <oneapi/tbb/global_control.h>
 

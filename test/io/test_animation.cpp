@@ -1,5 +1,4 @@
 // dvla-test: link=gif
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/resource.h>

@@ -1,7 +1,6 @@
 // dvla-test: asan
 // What `--device cuda` asks of a program, and what it is refused with; a stand-in for CUDA shows what a
 // memory policy does with it. The real pools: test_cuda_pools.cpp, where there is a GPU.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <dvla/dvla.hpp>

@@ -1,5 +1,4 @@
 // dvla-test: torch
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>

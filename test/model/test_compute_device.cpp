@@ -1,7 +1,6 @@
 // dvla-test: torch
 // A network apart from host memory, on any machine: the copies to and fro are made, from host memory to host
 // memory. What a GPU adds, streams and events, test_tiny_vla_cuda.cpp asks where there is one.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define DOCTEST_CONFIG_NO_SHORT_MACRO_NAMES
 #include <doctest/doctest.h>
 

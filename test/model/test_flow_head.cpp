@@ -1,5 +1,4 @@
 // The flow head's arithmetic against NumPy (test/golden/model/make_golden.py), and the chain it samples.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>

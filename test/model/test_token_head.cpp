@@ -1,5 +1,4 @@
 // The token head's arithmetic against NumPy (test/golden/model/make_golden.py), and its sampling.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>

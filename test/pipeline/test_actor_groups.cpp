@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // Groups of the actors are whole groups for who has them, and end when an actor is lost.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <array>

@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // What actors agree on before a batch: one word for all, and a wait, not a batch of nothing, where all
 // rollouts are gone.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <array>

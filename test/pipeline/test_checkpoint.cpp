@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // Saving and resuming a run: equal to one that was never interrupted, and damaged or foreign files change
 // nothing.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <signal.h>
 

@@ -1,6 +1,5 @@
 // dvla-test: asan
 // Command line, TOML and JSON: one list of knobs, one line for every mistake.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <dvla/dvla.hpp>

@@ -1,5 +1,4 @@
 // Composition as a type list: order, defaults, neighbours, replace, table, describe. With dvla.hpp alone.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <dvla/dvla.hpp>
 
 #if defined(TORCH_VERSION) || defined(C10_MACROS_MACROS_H_) || defined(mjVERSION_HEADER) || \

@@ -1,6 +1,5 @@
 // A whole experiment without torch, as a user starts it: what it leaves in its folder, that it goes on after
 // a stop, and what it refuses.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <signal.h>
 

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // A run's history: totals of the batches trained, on from a checkpoint, and read while it grows.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // A whole run under four lanes, written down and repeated in one thread: equal parameters, moments and
 // history, bit for bit. Weights arrive in the midst of rollouts, whatever the threads do.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

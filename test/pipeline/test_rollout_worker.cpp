@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // The sampling side alone, on an environment whose every step is known: groups, counts, masks, seeds, and
 // what is called when.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <memory>

@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // A whole pipeline at work: that it learns, what is the same whatever the schedule and the threads, and how
 // old weights may be.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

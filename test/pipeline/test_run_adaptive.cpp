@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // Adaptive: shares of the work move between stretches, and training goes on as if nothing had moved: all
 // batches are there, all episodes are counted, the optimiser's state is that of the actors before.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <chrono>

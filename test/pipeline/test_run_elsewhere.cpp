@@ -1,7 +1,6 @@
-// dvla-test: tsan asan
+// dvla-test: tsan
 // A model that computes elsewhere, as on a GPU: what a run tells it, in which lane. The model and the GPU are
 // stand-ins.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // Whatever fails in a run, wherever: one LaneError that names lane and batch, every thread joined, nothing
 // hangs.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <signal.h>
 

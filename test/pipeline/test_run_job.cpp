@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // Whole pipelines as jobs of several ranks, threads standing for processes: every placement trains, with the
 // figures of one process where the arithmetic is the same; refusals and stops reach every rank.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -1,7 +1,6 @@
 // What a long run costs, counted: memory stays flat over 1e5 iterations, a batch takes nothing from the heap
 // once everything is warm, no payload byte is copied, and the model reads observations where the environment
 // wrote them.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <unistd.h>
 

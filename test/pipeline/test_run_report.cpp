@@ -1,6 +1,4 @@
-// dvla-test: asan
 // The figures of a job's ranks: through a text and back, from the traces, and put together by the leader.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <memory>

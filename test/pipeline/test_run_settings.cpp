@@ -1,6 +1,4 @@
-// dvla-test: asan
 // What a run makes of its configuration, for each rank of a job; and what it refuses.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <memory>

@@ -1,6 +1,5 @@
 // Several threads and stages in the sampling lane. Not under ThreadSanitizer: libtbb is not instrumented, so
 // its own hand-overs look like races.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,6 +1,4 @@
-// dvla-test: asan
 // validate(config): what a program filled in is checked as what a user typed.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <dvla/dvla.hpp>

@@ -1,5 +1,4 @@
 // The arithmetic of Adaptive, on work whose times are known.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <functional>

@@ -1,5 +1,4 @@
 // Who makes the actors' groups: the job, or what a program with NCCL has set.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/placement/nccl_form.hpp"

@@ -1,6 +1,5 @@
 // dvla-test: tsan asan
 // Heartbeats among threads: deaths, stops and departures, each told apart and told once.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <map>

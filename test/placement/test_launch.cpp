@@ -1,5 +1,4 @@
 // Who a process is, from every launcher's environment, and the sentence for each that cannot be.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <map>

@@ -2,7 +2,6 @@
 // jobs of 2 machines x 4 ranks (threads; their clusters count what passes): no observation and no action
 // leaves its machine where each has its share of both roles. What crosses is weights and the actors'
 // gradients, beside heartbeats.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cstring>

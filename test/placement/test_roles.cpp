@@ -1,5 +1,4 @@
 // Who rolls out and who trains, over many shapes of jobs.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <map>

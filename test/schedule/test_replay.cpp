@@ -1,7 +1,6 @@
 // dvla-test: tsan asan
 // Replay: an asynchronous run, written down and repeated in one thread, ends with the same bits. Recordings
 // that are damaged, cut off, or of another run are refused in one sentence.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <condition_variable>

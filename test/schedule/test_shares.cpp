@@ -1,7 +1,6 @@
 // dvla-test: tsan
 // A ring that is cut in two: one runner with a rollout's lanes, one with an actor's, and two queues between
 // them in place of the planes.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <thread>

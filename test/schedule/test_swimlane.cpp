@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // The swimlane: staleness exactly K, buffers, order, stops, failures, one core, a thousand starts.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/handoff/signals.hpp"

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // The synchronous schedule keeps the swimlane's contract in one thread.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/handoff/signals.hpp"

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // Several actors as full replicas: an update over dealt groups is the update of one actor with all of them.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "actors.hpp"

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // Weights and moments carried from one set of actors to another of another size: bit for bit.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>

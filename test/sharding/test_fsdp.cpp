@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // ShardedWeights on threads, with LinearModel: equal to one actor, bytes, bfloat16, packing, errors.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // Sharded checkpoints: written by some number of actors, read by another.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <mutex>

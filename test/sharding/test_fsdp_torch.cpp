@@ -3,7 +3,6 @@
 // where only adapters train.
 #include "dvla/model/tiny_vla.hpp"  // first: doctest's CHECK replaces torch's
 
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

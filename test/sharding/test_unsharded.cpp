@@ -1,5 +1,4 @@
 // UnshardedWeights: the whole model in one trainer.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/memory/model_pool.hpp"

@@ -1,7 +1,6 @@
 // dvla-test: core
 // The algorithm suite must find each way of breaking a promise: REINFORCE against the group's mean, broken by
 // a switch.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string>

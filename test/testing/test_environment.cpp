@@ -1,6 +1,5 @@
 // dvla-test: core
 // The environment suite must find each way of breaking a promise: one small environment, broken by a switch.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <limits>

@@ -1,7 +1,6 @@
 // dvla-test: core
 // The schedule suite must find each way of breaking a promise: a synchronous schedule, broken by a switch,
 // and a swimlane whose stages are never told to give up.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string>

@@ -1,6 +1,5 @@
 // dvla-test: tsan asan
 // The job of threads: it conforms, and its faults look as a process's do.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "dvla/testing/cluster.hpp"

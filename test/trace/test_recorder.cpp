@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // The trace: rings that wrap, rows that are continued, reading while others write, a file that parses.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

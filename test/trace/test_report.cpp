@@ -1,6 +1,5 @@
 // dvla-test: tsan
 // The report's figures against a timeline worked out by hand, and against the schedules' own spans.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <set>

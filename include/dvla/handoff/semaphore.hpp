@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <thread>
 
+#include "dvla/core/process_limits.hpp"
 #include "dvla/handoff/waiting.hpp"
 
 namespace dvla {
@@ -32,7 +33,7 @@ enum class wait_result { acquired, closed, timed_out };
 class timed_semaphore {
  public:
   explicit timed_semaphore(std::uint32_t permits = 0) noexcept
-      : word_(permits), pauses_(detail::usable_cores() > 1 ? pauses : 0) {}
+      : word_(permits), pauses_(usable_cores() > 1 ? pauses : 0) {}
   timed_semaphore(const timed_semaphore&) = delete;
   timed_semaphore& operator=(const timed_semaphore&) = delete;
 

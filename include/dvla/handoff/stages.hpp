@@ -11,33 +11,29 @@
 
 namespace dvla {
 
-/// The lanes, in the order in which a batch passes them. `every`: one thread that plays all four
-/// (Synchronous).
+/// The lanes, in the order in which a batch passes them. `every`: one thread that plays all
+/// four (Synchronous).
 enum class lane_kind : std::uint8_t { sampling, training, distribution, reception, observer, every };
 
 /// Each member is called from its own lane's thread, one batch after the other, in batch order:
-///   sample(token)      fills trajectory buffer token.buffer for batch token.batch. token.version comes in as
-///   the
-///                      version that is installed when the rollout starts; lower it if older weights were
-///                      used.
+///   sample(token)      fills trajectory buffer token.buffer for batch token.batch. token.version comes in as the
+///                      version that is installed when the rollout starts; lower it if older weights were used.
 ///   train(token)       consumes the buffer, makes version token.batch + 1 and stores that in token.version.
 ///   distribute(token)  packs the weights of token.version and publishes them.
 ///   receive(token)     installs them for the sampler. When it returns, the buffer may be filled anew.
-/// Stages change nothing of a token but its version. What they throw stops all lanes (see
-/// LaneError). Optional:
+/// Stages change nothing of a token but its version. What they throw stops all lanes (see LaneError).
+/// Optional:
 ///   observe(const Token&)       called for each finished batch, in order, off the lanes' critical path. The
-///   batch's
-///                               trajectory buffer may be in use again by then: keep what it needs elsewhere.
+///                               batch's trajectory buffer may be in use again by then: keep what it needs
+///                               elsewhere.
 ///   cancel() noexcept           called when a lane failed, from that lane: end every wait inside the stages.
-///   bool arrive(Token&)         called in the training lane before train(): waits for what other processes
-///   send of this
-///                               batch, and lowers token.version to the oldest weights in it; false: no more
-///                               batches will come. Needed where share is `actor`.
+///   bool arrive(Token&)         called in the training lane before train(): waits for what other processes send
+///                               of this batch, and lowers token.version to the oldest weights in it; false: no
+///                               more batches will come. Needed where share is `actor`.
 ///   await(Token&)               called in the reception lane before receive(): waits for weights that other
-///   processes make.
-///   enter(lane_kind) noexcept   called in each lane's thread before its first batch, and wherever a thread
-///   goes over
-///                               to another lane's work.
+///                               processes make.
+///   enter(lane_kind) noexcept   called in each lane's thread before its first batch, and wherever a thread goes
+///                               over to another lane's work.
 ///   sample(token, boundaries)   see BoundaryStages.
 template <class Stages>
 concept LaneStages = requires(Stages& stages, Token& token) {

@@ -2,14 +2,11 @@
 // Design: "Every wait has a deadline". Waiting itself is done by semaphore.hpp.
 #pragma once
 
-#include <sched.h>
-
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 #include <string_view>
-#include <thread>
 
 #include "dvla/core/error.hpp"
 
@@ -41,14 +38,6 @@ inline std::chrono::steady_clock::time_point deadline_after(std::chrono::nanosec
   using clock = std::chrono::steady_clock;
   const auto now = clock::now();
   return limit >= clock::time_point::max() - now ? clock::time_point::max() : now + limit;
-}
-
-/// Cores that this thread may run on (taskset, cgroup cpusets); at least 1.
-inline int usable_cores() {
-  cpu_set_t set;
-  if (::sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  const unsigned cores = std::thread::hardware_concurrency();  // more than 1,024 cores: the set is too small
-  return cores > 0 ? static_cast<int>(cores) : 1;
 }
 
 }  // namespace detail

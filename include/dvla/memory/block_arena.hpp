@@ -6,7 +6,6 @@
 #pragma once
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +18,7 @@
 #include <utility>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/process_limits.hpp"
 
 namespace dvla::detail {
 
@@ -56,7 +56,7 @@ class Mapping {
 
   void prefault(std::size_t bytes) {
     bytes = std::min(bytes, bytes_);
-    if (bytes > machine_bytes()) {  // Linux would promise the pages and kill whoever touches them
+    if (bytes > usable_memory_bytes()) {  // Linux would promise the pages and kill whoever touches them
       errno = ENOMEM;
       refuse(bytes);
     }
@@ -64,10 +64,6 @@ class Mapping {
   }
 
  private:
-  static std::size_t machine_bytes() {
-    return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
-           static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  }
   static std::size_t round_up(std::size_t bytes) { return (bytes + huge_page - 1) / huge_page * huge_page; }
   [[noreturn]] void refuse(std::size_t bytes) const {
     throw Error(what_ + ": the system refused " + std::to_string(bytes) + " bytes of memory (" +

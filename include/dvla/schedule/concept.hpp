@@ -20,12 +20,10 @@ concept SchedulePolicy = NamedPolicyFor<Type, schedule_slot> && requires {
 
 /// A static `run(stages, options, recorder)`:
 /// - takes every batch through stages.sample, train, distribute and receive (handoff/stages.hpp), each in
-/// batch
-///   order, exactly once, then through observe where the stages have it; blocks until all are through.
+///   batch order, exactly once, then through observe where the stages have it; blocks until all are through.
 /// - A batch is trained at most options.staleness versions after the weights it was sampled with.
 /// - What a stage throws ends the run as a LaneError that names lane and batch, with the original nested. A
-/// wait
-///   between lanes that outlasts options.deadline ends it as a DeadlineError. Options out of range are a
+///   wait between lanes that outlasts options.deadline ends it as a DeadlineError. Options out of range are a
 ///   ConfigError before anything is called.
 /// - Once options.stop asks, no further batch starts and all that have started are finished.
 /// testing/schedule.hpp checks all of that.
