@@ -1,7 +1,11 @@
 // dvla-test: tsan asan
 #include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -117,8 +121,8 @@ TEST_CASE("Every size up to a few hundred granules goes to a class that holds it
 }
 
 TEST_CASE("A bound that cannot be is one clear line") {
-  CHECK_THROWS_WITH_AS(dvla::DualPoolMachinery({.environment_pool_mib = 0}),
-                       "--environment-pool-mib is 0 and must lie in [1, 1048576]", dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(dvla::DualPoolMachinery({.environment_pool_mib = -1}),
+                       "--environment-pool-mib is -1 and must lie in [1, 1048576]", dvla::ConfigError);
   CHECK_THROWS_AS(dvla::DualPoolMachinery({.model_pool_mib = -5}), dvla::ConfigError);
 }
 
@@ -211,4 +215,36 @@ TEST_CASE("A pool is a std::pmr resource: containers live in it") {
     CHECK(pool.report().live == 1);
   }
   CHECK(pool.report().live == 0);
+}
+
+TEST_CASE("A child that maps the environment pool's descriptor sees what is written at a block's offset") {
+  EnvironmentPool pool(2 * mib);
+  REQUIRE(pool.descriptor() >= 0);
+  CHECK(ModelPool(mib).descriptor() == -1);
+  (void)pool.allocate(4096, 64);  // the block below does not begin the pool
+  auto* const block = static_cast<char*>(pool.allocate(64, 64));
+  const auto offset = static_cast<std::size_t>(reinterpret_cast<std::byte*>(block) - pool.region().data());
+  REQUIRE(offset > 0);
+  int ready[2];
+  REQUIRE(::pipe(ready) == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    ::alarm(30);
+    char go = 0;
+    void* const mapped = ::mmap(nullptr, 2 * mib, PROT_READ | PROT_WRITE, MAP_SHARED, pool.descriptor(), 0);
+    if (mapped == MAP_FAILED || ::read(ready[0], &go, 1) != 1) ::_exit(1);
+    char* const there = static_cast<char*>(mapped) + offset;
+    if (std::strcmp(there, "frame") != 0) ::_exit(2);
+    std::strcpy(there, "taken");
+    ::_exit(0);
+  }
+  std::strcpy(block, "frame");  // after the fork: a private page would not show it
+  REQUIRE(::write(ready[1], "g", 1) == 1);
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+  CHECK(std::string(block) == "taken");
+  ::close(ready[0]);
+  ::close(ready[1]);
 }

@@ -1,0 +1,81 @@
+// dvla-test: asan
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "dvla/pipeline/memory_plan.hpp"
+
+using dvla::Dtype;
+using dvla::MemoryPlace;
+using dvla::MemoryPlan;
+using dvla::Parameter;
+
+namespace {
+
+constexpr std::size_t mib = std::size_t{1} << 20;
+
+Parameter parameter(std::vector<std::int64_t> shape, Dtype dtype, bool trainable = true) {
+  Parameter made;
+  made.shape = std::move(shape);
+  made.dtype = dtype;
+  made.trainable = trainable;
+  return made;
+}
+
+std::size_t planned(const std::vector<Parameter>& parameters, int copies, bool trains = true, int actors = 1) {
+  MemoryPlan plan;
+  dvla::plan_weights(plan,
+                     {.parameters = parameters, .copies = copies, .trains = trains, .actors = actors});
+  CHECK(plan.total() == plan.of(MemoryPlace::model_pool));
+  return plan.total();
+}
+
+}  // namespace
+
+TEST_CASE("A float32 parameter takes 24 bytes with two copies to sample from and 16 with none") {
+  const std::vector<Parameter> all{parameter({100, 7}, Dtype::f32), parameter({300}, Dtype::f32)};
+  CHECK(planned(all, 2) == 24 * 1000);
+  CHECK(planned(all, 0) == 16 * 1000);
+}
+
+TEST_CASE("A bfloat16 parameter takes 22 bytes, its float32 master among them") {
+  CHECK(planned({parameter({1000}, Dtype::bf16)}, 2) == 22 * 1000);
+  CHECK(planned({parameter({1000}, Dtype::bf16)}, 0) == 18 * 1000);
+}
+
+TEST_CASE("Adapters that are a fraction f of a frozen bfloat16 model take 2 + 22 f bytes a parameter of it") {
+  CHECK(planned({parameter({100000}, Dtype::bf16, false), parameter({1000}, Dtype::bf16)}, 2) ==
+        2 * 100000 + 22 * 1000);
+}
+
+TEST_CASE("A rank that only samples plans no gradients, masters or moments") {
+  CHECK(planned({parameter({1000}, Dtype::bf16)}, 1, false) == 2 * 2 * 1000);
+}
+
+TEST_CASE("Actors that share masters and moments plan those of their share of elements, rounded up") {
+  // Values and gradients of all 1000, masters and moments of 334.
+  CHECK(planned({parameter({1000}, Dtype::bf16)}, 0, true, 3) == (2 + 4) * 1000 + (4 + 8) * 334);
+}
+
+TEST_CASE("A parameter under a second name is planned once") {
+  Parameter tied = parameter({1000}, Dtype::f32);
+  tied.alias_of = "embedding";
+  CHECK(planned({parameter({1000}, Dtype::f32), tied}, 2) == 24 * 1000);
+}
+
+TEST_CASE("A plan that does not fit is refused with its three largest parts, one that just fits is not") {
+  MemoryPlan plan;
+  plan.add("records", MemoryPlace::environment_pool, 1 * mib);
+  plan.add("moments", MemoryPlace::model_pool, 8 * mib);
+  plan.add("activations", MemoryPlace::heap, 2 * mib);
+  plan.add("gradients", MemoryPlace::model_pool, 4 * mib);
+  plan.add("masters", MemoryPlace::model_pool, 0);
+  CHECK(plan.items().size() == 4);
+  CHECK(plan.of(MemoryPlace::model_pool) == 12 * mib);
+  CHECK_NOTHROW(plan.check(15 * mib));
+  CHECK_THROWS_WITH_AS(plan.check(15 * mib - 1),
+                       "the run would take 15.0 MiB of memory, and 15.0 MiB can be had here; its largest "
+                       "parts are moments 8.0 MiB, gradients 4.0 MiB, activations 2.0 MiB",
+                       dvla::ConfigError);
+}
