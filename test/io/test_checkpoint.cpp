@@ -64,15 +64,17 @@ TEST_CASE("a damaged newest one is passed over with a warning, never loaded") {
   write_text(checkpoints.path_of(4), "");
   std::filesystem::create_directory(checkpoints.path_of(5));
   write_safetensors(checkpoints.path_of(6), state.checkpoint().tensors);
-  write_safetensors(checkpoints.path_of(7), state.checkpoint().tensors, {{"dvla.checkpoint_format", "2"}});
+  write_safetensors(checkpoints.path_of(7), state.checkpoint().tensors, {{"dvla.checkpoint_format", "3"}});
+  write_safetensors(checkpoints.path_of(8), state.checkpoint().tensors, {{"dvla.checkpoint_format", "1"}});
   const LatestCheckpoint latest = checkpoints.latest();
   REQUIRE(latest.checkpoint.has_value());
   CHECK(latest.checkpoint->step == 2);
-  REQUIRE(latest.warnings.size() == 5);
-  CHECK(contains(latest.warnings[0], "format '2', this program reads format '1'"));
-  CHECK(contains(latest.warnings[1], "lacks dvla.checkpoint_format"));
-  CHECK(contains(latest.warnings[2], "it is a folder"));
-  CHECK(contains(latest.warnings[4], "truncated?"));
+  REQUIRE(latest.warnings.size() == 6);
+  CHECK(contains(latest.warnings[0], "is a checkpoint of dvla 0.1"));
+  CHECK(contains(latest.warnings[1], "format '3', this program reads format '2'"));
+  CHECK(contains(latest.warnings[2], "lacks dvla.checkpoint_format"));
+  CHECK(contains(latest.warnings[3], "it is a folder"));
+  CHECK(contains(latest.warnings[5], "truncated?"));
   CHECK_THROWS_AS(checkpoints.load(3), dvla::FormatError);
 }
 
@@ -85,7 +87,7 @@ TEST_CASE("a checkpoint whose parts are missing or cut is passed over, and is no
     checkpoint.metadata["shards"] = parts;
     for (int part = 0; part < 2; ++part)
       write_safetensors(CheckpointFolder::part_path(checkpoints.path_of(step), part, 2), checkpoint.tensors,
-                        {{"dvla.checkpoint_format", "1"}});
+                        {{"dvla.checkpoint_format", "2"}});
     checkpoints.save(step, checkpoint);
   };
   for (const int step : {1, 2, 3, 4}) save(step, "2");
