@@ -222,7 +222,7 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   CHECK(contains(foreign({1}, {0.5, 10, 5}), "run.counters"));
   CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.counters", 2, -2}), "damaged"));
   CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.counters", 3, 7}),
-                 "use the settings that the checkpoint was made with"));
+                 "use the settings the checkpoint was made with"));
 
   // Numbers that no run writes.
   constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = HUGE_VAL;
@@ -258,6 +258,7 @@ TEST_CASE("Of a model that is partly frozen, and computes in 16 bits, what train
   const TemporaryFolder folder;
   const dvla::io::CheckpointFolder checkpoints(folder.path());
   auto config = small_config<InTurn>(10);
+  config.environment.actions = 2;
   config.model.frozen_units = 1;
   config.model.dtype = dvla::Dtype::bf16;
   Run<InTurn> whole(config);

@@ -122,6 +122,10 @@ std::unique_ptr<Run<Lanes>> record(const Settings& settings, const std::filesyst
       [&] { gate.open = false, gate.staleness = settings.staleness, gate.begun = -1, gate.installed = 0; });
   GatedEnvironment::passes = settings.epochs;
   auto run = std::make_unique<Run<Lanes>>(config);
+  gate.tell([] { gate.open = true; });
+  run->self_test();  // which train() would begin with, and is no batch
+  run->environment().resets = -1;
+  gate.tell([] { gate.open = false, gate.begun = -1; });
   run->train([](const dvla::Iteration& one) { gate.tell([&] { gate.installed = one.batch + 1; }); },
              [](std::int64_t batch) { gate.wait_for_rollouts(batch); });
   gate.tell([] { gate.open = true; });

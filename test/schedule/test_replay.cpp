@@ -30,6 +30,9 @@ using dvla::testing::WatchedStages;
 
 namespace {
 
+/// A checksum of no weights.
+constexpr auto nothing = [] { return std::uint64_t{0}; };
+
 constexpr std::int64_t boundaries = 8, batches = 40;
 
 std::uint64_t mixed(std::uint64_t one, std::uint64_t two) { return dvla::mix_seed(one, two); }
@@ -73,7 +76,8 @@ class HashStages {
       const Weights& now = models_.front();
       if (b == 0) token.version = now.version;
       if (token.batch == fails_at && b == 3) throw std::runtime_error("the simulator fell over");
-      at.decides(b, now.version, std::as_bytes(std::span<const std::uint64_t>(&now.value, 1)));
+      at.decides(b, now.version,
+                 [&] { return dvla::checksum(std::as_bytes(std::span<const std::uint64_t>(&now.value, 1))); });
       if (b == 0) tell(begun_, token.batch);
       trajectory = mixed(mixed(trajectory, now.value), static_cast<std::uint64_t>(b));
       delay(0);
@@ -364,11 +368,11 @@ TEST_CASE("Stages that are silent about boundaries, or tell nonsense, are refuse
     return refusal([&] { SynchronousRunner::run(stages, how); });
   };
   using At = dvla::detail::recording_boundaries;
-  has(told([](At& at, Token&) { at.decides(1, 0, {}); }), "boundaries are counted from 0");
-  has(told([](At& at, Token& token) { at.decides(0, 2 - token.batch, {}); }), "versions never fall");
+  has(told([](At& at, Token&) { at.decides(1, 0, nothing); }), "boundaries are counted from 0");
+  has(told([](At& at, Token& token) { at.decides(0, 2 - token.batch, nothing); }), "versions never fall");
   has(told([](At&, Token&) {}), "passed 0 chunk boundaries; that must be 1 or more");
   has(told([](At& at, Token& token) {
-        for (std::int64_t i = 0; i < 3 - token.batch; ++i) at.decides(i, token.batch, {});
+        for (std::int64_t i = 0; i < 3 - token.batch; ++i) at.decides(i, token.batch, nothing);
       }),
       "passed 2 chunk boundaries; that must be 3, as in the first batch");
 }
@@ -499,7 +503,7 @@ struct Pausing {
   void sample(Token& token, Boundaries& at) {
     for (std::int64_t b = 0; b < 4; ++b) {
       at.before(b);
-      at.decides(b, stages.installed, {});
+      at.decides(b, stages.installed, nothing);
       if (b == 0) stages.sample(token);
     }
   }

@@ -477,6 +477,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
+  for (const PoolReport& pool : run->memory().report())
+    json["pools"].push_back({{"name", pool.name},
+                             {"high_water", pool.high_water},
+                             {"fragmentation", pool.fragmentation},
+                             {"allocations", pool.allocations}});
   json["peak_resident_bytes"] = peak_resident_bytes();
   io::write_file(folder.report, json.dump(2) + "\n");
   if (config.run.trace) {

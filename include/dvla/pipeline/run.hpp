@@ -180,55 +180,21 @@ class Run {
   /// ends all at the next batch; batches beyond it that are under way are dropped, and counted. A rollout
   /// that is asked alone leaves the job, which goes on.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
-                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) try {
-    if (job_->leads() && !tested_) self_test();
-    job_->begin_together(stop);
-    if (!parts().connected()) connect();
-    parts_->follow_the_leader();
-    parts_->hand_out(next_batch());
-    const std::int64_t first = next_batch();
-    const std::int64_t batches = std::max<std::int64_t>(config().run.iterations - first, 0);
-    history_.begin(batches);
-    const RolloutCounts trained_before = history_.trained();
-    before_ = {};
-    parts_->count_from_here();
-    RunReport report;
-    std::optional<Stages> stages;
-    const TrainCall call{std::move(on_iteration), std::move(after_update), stop};
-    for (std::int64_t done = 0;;) {
-      stages.emplace(*parts_, history_, call, threads());
-      run_options options;
-      options.share = job_->share();
-      options.first_batch = first + done;
-      options.batches = std::min(stretch(), batches - done);
-      options.staleness = settings_.staleness();
-      options.deadline = settings_.deadline();
-      options.stop = stages->stop();
-      if (config().run.record) options.record = &recorded_;
-      if constexpr (replays) options.replay = &settings_.replayed();
-      const run_result result = Schedule::run(*stages, options, trace_);
-      if (!job_->trains()) history_.skip_to(next_batch() + result.batches);
-      report.add(result);
-      done += options.batches;
-      if (result.stopped || done >= batches) break;
-      adapt(*stages);
-    }
-    if constexpr (replays) check_end(report.batches);
-    if (config().run.record) recorded_.final_weights = parts_->weights_checksum();
-    report.train_wall_s = call.elapsed();
-    report.batches = next_batch() - first;
-    if (job_->alone()) {
-      const RolloutCounts counts = history_.trained() - trained_before;
-      report.env_steps = counts.env_steps;
-      report.chunk_steps = counts.chunk_steps;
-    }
-    report.timing = trace::make_report(trace_.spans(), trace_.dropped());
-    if (adaptation_) report.looks = adaptation_->looks();
-    if (!job_->alone()) end_together(*stages, report);
-    return report;
-  } catch (const std::exception& error) {
-    if (parts_) parts_->name_the_cause(error);
-    throw;
+                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
+    const std::int64_t left = std::max<std::int64_t>(config().run.iterations - next_batch(), 0);
+    return train_batches(left, {std::move(on_iteration), std::move(after_update), stop});
+  }
+  /// The same for exactly so many batches more, whatever `run.iterations` says: for a program whose loop is its
+  /// own. Between two calls no lane runs, so weights may be evaluated, saved or changed; within a call the
+  /// lanes overlap as ever. In one process only: a job parts when its training ends.
+  RunReport train(std::int64_t batches, std::function<void(const Iteration&)> on_iteration = {},
+                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
+    if (batches < 0)
+      throw Error("Run::train was asked for " + std::to_string(batches) + " batches; ask for 0 or more");
+    if (!job_->alone())
+      throw Error(
+          "Run::train(batches) is for a run of one process; a job trains run.iterations batches in one call");
+    return train_batches(batches, {std::move(on_iteration), std::move(after_update), stop});
   }
 
   /// On an actor: one sentence for each rollout that is lost or comes again while train() goes on. Called
@@ -287,6 +253,55 @@ class Run {
     if (!routed && !broadcasts && job_->alone()) connect();  // else when the first batch is known
   } catch (const std::exception& why) {
     if (given) Job::refuse(*given, why);
+  }
+
+  RunReport train_batches(std::int64_t batches, const TrainCall& call) try {
+    if (job_->leads() && !tested_) self_test();
+    job_->begin_together(call.stop);
+    if (!parts().connected()) connect();
+    parts_->follow_the_leader();
+    parts_->hand_out(next_batch());
+    const std::int64_t first = next_batch();
+    history_.begin(batches);
+    const RolloutCounts trained_before = history_.trained();
+    before_ = {};
+    parts_->count_from_here();
+    RunReport report;
+    std::optional<Stages> stages;
+    for (std::int64_t done = 0;;) {
+      stages.emplace(*parts_, history_, call, threads());
+      run_options options;
+      options.share = job_->share();
+      options.first_batch = first + done;
+      options.batches = std::min(stretch(), batches - done);
+      options.staleness = settings_.staleness();
+      options.deadline = settings_.deadline();
+      options.stop = stages->stop();
+      if (config().run.record) options.record = &recorded_;
+      if constexpr (replays) options.replay = &settings_.replayed();
+      const run_result result = Schedule::run(*stages, options, trace_);
+      if (!job_->trains()) history_.skip_to(next_batch() + result.batches);
+      report.add(result);
+      done += options.batches;
+      if (result.stopped || done >= batches) break;
+      adapt(*stages);
+    }
+    if constexpr (replays) check_end(report.batches);
+    if (config().run.record) recorded_.final_weights = parts_->weights_checksum();
+    report.train_wall_s = call.elapsed();
+    report.batches = next_batch() - first;
+    if (job_->alone()) {
+      const RolloutCounts counts = history_.trained() - trained_before;
+      report.env_steps = counts.env_steps;
+      report.chunk_steps = counts.chunk_steps;
+    }
+    report.timing = trace::make_report(trace_.spans(), trace_.dropped());
+    if (adaptation_) report.looks = adaptation_->looks();
+    if (!job_->alone()) end_together(*stages, report);
+    return report;
+  } catch (const std::exception& error) {
+    if (parts_) parts_->name_the_cause(error);
+    throw;
   }
 
   /// What this rank will take in its roles, found good and told, and the environment pool's pages in place. Of

@@ -87,7 +87,7 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
     if (counters[3] != whole)
       throw ConfigError(name + " is of a model with " + std::to_string(counters[3]) +
                         " trainable weights, this one has " + std::to_string(whole) +
-                        ": use the settings that the checkpoint was made with");
+                        ": use the settings the checkpoint was made with");
     const std::size_t has = file.contains(detail::shard_values[2]) ? 3 : 2;
     if (actors.empty()) {
       steps = counters[2];
