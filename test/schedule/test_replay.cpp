@@ -31,7 +31,7 @@ using dvla::testing::WatchedStages;
 namespace {
 
 /// A checksum of no weights.
-constexpr auto nothing = [] { return std::uint64_t{0}; };
+const auto nothing = [] { return dvla::checksum({}); };
 
 constexpr std::int64_t boundaries = 8, batches = 40;
 
