@@ -110,7 +110,7 @@ class Rank {
   Answer serve(const Command& command) {
     switch (command.what) {
       case Command::plane:
-        for (const std::int64_t end = batch_ + command.batches; batch_ < end; ++batch_) turn();
+        for (const std::int64_t end = batch_ + command.batches; batch_ < end; ++batch_) one_batch();
         break;
       case Command::channels: {
         std::vector<std::thread> threads;
@@ -133,7 +133,7 @@ class Rank {
     std::vector<std::byte> chunk;
   };
 
-  void turn() {
+  void one_batch() {
     dvla::Token token{.batch = batch_, .buffer = static_cast<std::int32_t>(batch_ % 2)};
     if (rollout_ >= 0) {
       plane_->produce(token);

@@ -52,7 +52,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
       for (ReceivingActor& actor : peers_) {
         if (actor.local) continue;
         const DataMessage said =
-            ask(actor, message(actor, question, first_batch_), answer, options_.deadline);
+            ask(actor, {.kind = question, .batch = first_batch_, .bytes = options_.buffers}, answer,
+                options_.deadline);
         if (said.kind == MessageKind::refused)
           throw ConfigError(concat("data plane: ", actor.name, " refused ", name_, ": ",
                                    refusal_name(said.refusal),
@@ -99,9 +100,11 @@ class BatchSender : public Endpoint<ReceivingActor> {
       refuse_as(token, buffer, "cannot be handed over as");
     throw_if_broken();
     buffer.filling = false;
-    buffer.part.oldest_version = token.version;
-    buffer.part.env_steps = counts.env_steps;
-    buffer.part.chunk_steps = counts.chunk_steps;
+    buffer.part = {.kind = MessageKind::part,
+                   .batch = token.batch,
+                   .oldest_version = token.version,
+                   .env_steps = counts.env_steps,
+                   .chunk_steps = counts.chunk_steps};
     buffer.number = count_++;
     handed_over_[static_cast<std::size_t>(buffer.number) % handed_over_.size()] = &buffer;
     last_ = token.batch;
@@ -157,7 +160,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
   struct Buffer {
     bool filling = false;
     std::int64_t number = -1;  ///< of its last hand-over, from 0
-    DataMessage part;          ///< what is the same in all parts of it: batch, oldest version, counts
+    DataMessage part;          ///< what is the same in all parts of it
     std::byte* block = nullptr;
   };
 
@@ -165,8 +168,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
 
   Buffer& buffer_of(const Token& token) {
     if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size())
-      throw Error(concat("data plane: there is no buffer ", token.buffer, " for batch ", token.batch,
-                         ", but ", buffers_.size(), "; use the tokens that the schedule gave"));
+      throw Error(concat("data plane: there is no buffer ", token.buffer, " (batch ", token.batch,
+                         "), the last one is ", buffers_.size() - 1,
+                         "; use the tokens that the schedule gave"));
     if (said_goodbye_) refuse("cannot send batch ", token.batch, ": it has said goodbye");
     if (token.batch <= last_)
       refuse("cannot send batch ", token.batch, ": batch ", last_ + 1,
@@ -218,7 +222,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
         changed_.notify_all();
       }
       if (!actor.local)  // throws at once where this end was closed
-        ask(actor, message(actor, MessageKind::goodbye, last_), MessageKind::accepted, options_.deadline);
+        ask(actor, {.kind = MessageKind::goodbye, .batch = last_}, MessageKind::accepted, options_.deadline);
     } catch (const std::exception& error) {
       why = error.what();
     }
@@ -236,15 +240,11 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return handed_over_[static_cast<std::size_t>(actor.done) % handed_over_.size()];
   }
   void hand_over(ReceivingActor& actor, Buffer& buffer, std::size_t route) {
-    DataMessage part = message(actor, MessageKind::part, buffer.part.batch);
+    DataMessage part = addressed(buffer.part, actor);
     part.first_group = routes_[route].first_group;
     part.groups = routes_[route].groups;
     part.bytes = bytes(route);
-    part.oldest_version = buffer.part.oldest_version;
-    if (route == 0) {  // once, however many parts
-      part.env_steps = buffer.part.env_steps;
-      part.chunk_steps = buffer.part.chunk_steps;
-    }
+    if (route > 0) part.env_steps = part.chunk_steps = 0;  // they travel once, however many parts
     const bool taken = actor.local
                            ? queue_->take_local(part, buffer.block, strips_[route], routes_.size() == 1)
                            : send_part(actor, part, buffer.block, strips_[route]);
@@ -279,20 +279,16 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return accepts(answer(actor, MessageKind::accepted, options_.deadline));
   }
 
-  DataMessage message(const ReceivingActor& actor, MessageKind kind, std::int64_t batch) const {
-    DataMessage message;
-    message.kind = kind;
+  DataMessage addressed(DataMessage message, const ReceivingActor& actor) const {
     message.rollout = index_;
     message.actor = actor.index;
     message.incarnation = options_.incarnation;
-    message.batch = batch;
-    message.bytes = options_.buffers;
     message.fingerprint = fingerprint_;
     return message;
   }
   DataMessage ask(ReceivingActor& actor, const DataMessage& question, MessageKind expected,
                   std::chrono::nanoseconds limit) {
-    actor.channel->send(write_message(question), limit);
+    actor.channel->send(write_message(addressed(question, actor)), limit);
     return answer(actor, expected, limit);
   }
   DataMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {

@@ -140,19 +140,21 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   void drop(std::int64_t batch) {
     const std::scoped_lock lock(mutex_);
     Slot& slot = slot_of(batch);
-    if (batch != next_ || slot.state == State::reading)
-      return drop(
-          expect_reading(batch, "cannot be dropped: it is neither being trained on nor the next one"));
-    ++next_;
-    give_up(slot);
-    changed_.notify_all();
+    if (batch == next_ && slot.state != State::reading) {
+      ++next_;
+      if (slot.state == State::open) give_up(slot);
+      changed_.notify_all();
+    } else {
+      give_up(expect_reading(batch, "cannot be dropped: it is neither being trained on nor the next one"));
+    }
   }
 
   /// No more batches: what is here and not being trained on is dropped, and what comes is refused.
   void end() {
     const std::scoped_lock lock(mutex_);
     ended_ = true;
-    for (Slot& slot : slots_) give_up(slot);
+    for (Slot& slot : slots_)
+      if (slot.state == State::open) give_up(slot);
     changed_.notify_all();
   }
   /// Waits until every rollout has said goodbye, or is lost.
@@ -212,14 +214,13 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// block is exchanged for `block`. False: it was refused.
   bool take_local(const DataMessage& part, std::byte*& block, const Strips& strips, bool whole) {
     const std::size_t route = route_of(part);
-    if (admit(route, part.batch) != Refusal::none) return false;
+    std::byte* target = nullptr;
+    if (admit(route, part.batch, target) != Refusal::none) return false;
     whole = whole && routes_.size() == 1;
-    if (!whole) copy_strips(block, strips, block_of(part.batch), strips_[route]);
+    if (!whole) copy_strips(block, strips, target, strips_[route]);
     const std::scoped_lock lock(mutex_);
-    if (whole)
-      std::swap(slot_of(part.batch).block, block);
-    else
-      report_.payload_bytes_copied += part.bytes;
+    if (whole) std::swap(slot_of(part.batch).block, block);
+    report_.payload_bytes_copied += whole ? 0 : part.bytes;
     arrive(route, part);
     return true;
   }
@@ -260,18 +261,12 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     slot.state = State::free;
     changed_.notify_all();
   }
-  void drop(Slot& slot) {
+  /// Frees it without training, once nothing arrives there any more.
+  void give_up(Slot& slot) {
+    slot.state = State::given_up;
+    if (std::find(slot.parts.begin(), slot.parts.end(), Part::arriving) != slot.parts.end()) return;
     report_.dropped += slot.arrival.episodes;
     free(slot);
-  }
-  void give_up(Slot& slot) {
-    if (slot.state != State::open) return;
-    slot.state = State::given_up;
-    drop_if_given_up(slot);
-  }
-  void drop_if_given_up(Slot& slot) {
-    const bool arriving = std::find(slot.parts.begin(), slot.parts.end(), Part::arriving) != slot.parts.end();
-    if (slot.state == State::given_up && !arriving) drop(slot);
   }
 
   Part part_of(std::size_t route, std::int64_t batch) const {
@@ -332,8 +327,8 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     return static_cast<std::size_t>(found - routes_.begin());
   }
   /// Waits until `batch` has a buffer, and marks the part as arriving; or says why it may not come. The part
-  /// is then to be ended, by arrive or settle; until then block_of(batch) is this batch's.
-  Refusal admit(std::size_t route, std::int64_t batch) {
+  /// is then to be ended, by arrive or settle; until then `block` is this batch's.
+  Refusal admit(std::size_t route, std::int64_t batch, std::byte*& block) {
     std::unique_lock lock(mutex_);
     const SendingRollout& rollout = *peer_of_[route];
     const std::int64_t buffers = options_.buffers;
@@ -342,7 +337,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (!routes_[route].local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
       return Refusal::early;
     newest_ = std::max(newest_, batch);
-    const Slot& slot = slot_of(batch);
+    Slot& slot = slot_of(batch);
     const auto ready = [&] {
       return ended_ || !rollout.why_gone.empty() || batch < next_ ||
              (batch - next_ < buffers &&
@@ -354,14 +349,11 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (!rollout.why_gone.empty()) throw PeerError("data plane: " + rollout.name + " is being lost");
     if (ended_) return Refusal::ended;
     if (batch < next_) return Refusal::old_batch;
-    if (slot.state == State::free) open(slot_of(batch), batch);
+    if (slot.state == State::free) open(slot, batch);
     if (slot.parts[route] != Part::absent) return Refusal::duplicate;
-    slot_of(batch).parts[route] = Part::arriving;
+    slot.parts[route] = Part::arriving;
+    block = slot.block;
     return Refusal::none;
-  }
-  std::byte* block_of(std::int64_t batch) {
-    const std::scoped_lock lock(mutex_);
-    return slot_of(batch).block;
   }
   /// With the mutex held. The part is there.
   void arrive(std::size_t route, const DataMessage& part) {
@@ -379,7 +371,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   void settle(std::size_t route, std::int64_t batch, Part part) {
     Slot& slot = slot_of(batch);
     slot.parts[route] = part;
-    drop_if_given_up(slot);
+    if (slot.state == State::given_up) give_up(slot);
     changed_.notify_all();
   }
 
@@ -460,11 +452,12 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     const std::size_t route = route_of(part);
     if (route == routes_.size()) return Refusal::foreign;
     if (part.bytes != bytes(route)) return Refusal::layout;
-    if (const Refusal refusal = admit(route, part.batch); refusal != Refusal::none) return refusal;
+    std::byte* block = nullptr;
+    if (const Refusal refusal = admit(route, part.batch, block); refusal != Refusal::none) return refusal;
     bool whole = false;
     try {
       reply(rollout, MessageKind::go, part);
-      whole = receive_chunks(rollout, strips_[route], block_of(part.batch));
+      whole = receive_chunks(rollout, strips_[route], block);
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       rollout.stop_expecting();  // before the part is missed
