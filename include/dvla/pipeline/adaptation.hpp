@@ -110,7 +110,7 @@ class Adaptation {
     const std::string number = std::to_string(looked_++);
     Shares next = shares_;
     if (job.leads()) {
-      const std::vector<LaneTimes> times = hear(job, own, number, lost, limit);
+      const std::vector<LaneTimes> times = collect(job, own, number, lost, limit);
       LaneTimes slowest;  // a rank that is not a rollout says 0 for sampling, and so on
       for (const LaneTimes& each : times) {
         slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
@@ -124,9 +124,9 @@ class Adaptation {
     } else {
       job.tell("look/" + number, json_text(own));
       const int leader = job.roles().leader();
-      const std::string said = wait_for(job, "shares/" + number, leader, lost, limit);
-      if (said.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
-      const auto decided = parse_json<detail::SharesDecided>(said, whose(job, leader));
+      const std::string text = wait_for(job, "shares/" + number, leader, lost, limit);
+      if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
+      const auto decided = parse_json<detail::SharesDecided>(text, whose(job, leader));
       stretch_ = decided.stretch;
       next.rollouts = decided.shares.rollouts;  // threads are each process's own
       next.actors = decided.shares.actors;
@@ -146,8 +146,8 @@ class Adaptation {
     return all;
   }
   template <class Lost>
-  std::vector<LaneTimes> hear(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
-                              std::chrono::nanoseconds limit) {
+  std::vector<LaneTimes> collect(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
+                                 std::chrono::nanoseconds limit) {
     std::vector<LaneTimes> times(static_cast<std::size_t>(job.cluster().world()));
     for (int rank = 0; rank < job.cluster().world(); ++rank) {
       LaneTimes& each = times[static_cast<std::size_t>(rank)];
@@ -155,11 +155,11 @@ class Adaptation {
         each = own;
         continue;
       }
-      const std::string said = wait_for(job, "look/" + number, rank, lost, limit);
-      if (said.empty())
+      const std::string text = wait_for(job, "look/" + number, rank, lost, limit);
+      if (text.empty())
         frozen_ = true;
       else
-        each = parse_json<LaneTimes>(said, whose(job, rank));
+        each = parse_json<LaneTimes>(text, whose(job, rank));
     }
     return times;
   }

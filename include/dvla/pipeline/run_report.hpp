@@ -30,7 +30,7 @@ struct RankReport {
       (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps), (std::int64_t, chunk_steps),
       (std::int64_t, sent), (std::int64_t, trained), (std::int64_t, dropped), (std::int64_t, in_flight),
       (std::int64_t, unacknowledged), (std::int64_t, lost),
-      (std::int64_t, unreported),  // received from lives of rollouts that reported nothing
+      (std::int64_t, unreported),  // received from rollouts that died and reported nothing
       (std::int64_t, data_bytes_sent), (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
       (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
   trace::process trace;  ///< its name is the rank's
@@ -136,8 +136,8 @@ inline trace::report job_timing(const std::vector<RankReport>& ranks) {
 }
 
 namespace detail {
-/// A rollout that left in peace and came again has handed in one for each life.
-inline std::string report_of(std::int64_t life) { return "report/" + std::to_string(life); }
+/// A rollout that left in peace and came again has handed in one for each incarnation.
+inline std::string report_of(std::int64_t incarnation) { return "report/" + std::to_string(incarnation); }
 }  // namespace detail
 
 /// At the end of a job, every rank but the leader: what the leader gathers.
@@ -145,9 +145,9 @@ inline void hand_in(const RankReport& own, const Job& job) {
   job.tell(detail::report_of(job.incarnation()), serialise(own));
 }
 
-/// The leader: the reports of the ranks' newest lives, in order, and its own among them. Who is lost, and has
-/// handed in nothing before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`:
-/// whether one is. `store`: whether the job's store still answers; else all others are silent.
+/// The leader: the reports of the ranks' newest incarnations, in order, and its own among them. Who is lost,
+/// and has handed in nothing before, is silent, and so is who hands in nothing within the job's limit.
+/// `lost(rank)`: whether one is. `store`: whether the job's store still answers; else all others are silent.
 template <class Lost>
 void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool store = true) {
   for (int rank = 0; rank < job.cluster().world(); ++rank) {
@@ -156,7 +156,7 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool s
       continue;
     }
     try {
-      const std::string topic = store ? detail::report_of(job.newest_life(rank)) : "";
+      const std::string topic = store ? detail::report_of(job.newest_incarnation(rank)) : "";
       if (store && (!lost(rank) || job.has_told(topic, rank))) {
         report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
         continue;
