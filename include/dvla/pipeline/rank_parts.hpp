@@ -501,7 +501,7 @@ class RankParts {
   RoutingPlan plan_;                      ///< of a routed data plane
   ActorGroups groups_;                    ///< an actor's
   std::unique_ptr<Weights> weights_;      ///< an actor's
-  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::shared_ptr<Group> actors_;         ///< of a job with several
   std::unique_ptr<Worker> worker_;        ///< a rollout's, and the leader's
   std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
   std::unique_ptr<Data> data_;

@@ -356,7 +356,7 @@ class ShardedWeights final : private UnitHooks {
   Model& model_;
   FsdpKnobs knobs_;
   std::span<float> parameters_, gradients_;
-  std::unique_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
+  std::shared_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
   ShardLayout layout_;
   bool alone_;                             ///< the shard is the model's own buffers
   std::size_t sent_units_;                 ///< gradients of the units from here on are on their way

@@ -106,7 +106,7 @@ class UnshardedWeights {
   }
 
   Model& model_;
-  std::unique_ptr<Group> group_;
+  std::shared_ptr<Group> group_;
   ShardTraffic traffic_;
   std::pmr::vector<float> moments_;
   AdamWState state_;
