@@ -446,7 +446,9 @@ TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed ye
   counts_add_up(job.reports[0], std::ssize(job.history));
 }
 
-TEST_CASE("a rollout that comes again and dies at the door holds up neither its next life nor the end") {
+TEST_CASE(
+    "a rollout that comes again and dies before it is let in delays neither its next incarnation nor the "
+    "end") {
   for (const bool says_it_comes : {false, true}) {
     CAPTURE(says_it_comes);
     auto config = config_of<Apart>(endless, 1);
@@ -456,10 +458,10 @@ TEST_CASE("a rollout that comes again and dies at the door holds up neither its 
     job.wait_for(10);
     job.kill(2);
     dvla::Cluster& again = job.again(2);
-    REQUIRE(again.count("run/lives/2") == 1);
-    again.put(dvla::Job::life(2, 1), "");
-    again.get(dvla::Job::door(2, 1, 0), 20s);
-    if (says_it_comes) again.put(dvla::Job::coming(2, 1), "");
+    REQUIRE(again.count("run/incarnations/2") == 1);
+    again.put(dvla::Job::request_key(2, 1), "");
+    again.get(dvla::Job::permit_key(2, 1, 0), 20s);
+    if (says_it_comes) again.put(dvla::Job::confirm_key(2, 1), "");
     job.start(2, again);
     job.wait_until_whole_again();
     job.end();

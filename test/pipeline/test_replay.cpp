@@ -147,7 +147,7 @@ std::string refusal(Call call) {
 
 TEST_CASE("A run of four lanes, replayed, ends with equal parameters, moments and history") {
   const dvla_test::TemporaryFolder folder;
-  const auto file = folder.path() / "hand_overs.txt";
+  const auto file = folder.path() / "hand_overs.json";
   for (const Settings settings : {Settings{1, 0, 1, 1}, Settings{1, 1, 1, 1}, Settings{2, 1, 2, 1},
                                   Settings{3, 2, 1, 2}, Settings{4, 3, 1, 1}, Settings{5, 3, 2, 2}}) {
     CAPTURE(settings.seed);
@@ -187,7 +187,7 @@ TEST_CASE("A run of four lanes, replayed, ends with equal parameters, moments an
 
 TEST_CASE("A replay with other settings ends at the first weights that differ, and says where") {
   const dvla_test::TemporaryFolder folder;
-  const auto file = folder.path() / "hand_overs.txt";
+  const auto file = folder.path() / "hand_overs.json";
   const auto first = record({1, 2, 1, 1}, file);
   const auto said = [&](auto change) {
     auto config = config_of<Again>({1, 2, 1, 1});
@@ -221,7 +221,7 @@ TEST_CASE("A replay with other settings ends at the first weights that differ, a
 
 TEST_CASE("A recording staler than the algorithm allows is refused before anything starts") {
   const dvla_test::TemporaryFolder folder;
-  const auto file = folder.path() / "hand_overs.txt";
+  const auto file = folder.path() / "hand_overs.json";
   record({1, 3, 1, 1}, file);
   using Plain = Gated<dvla::Replay, dvla::Uncorrected>;
   auto config = config_of<Plain>({1, 3, 1, 1});

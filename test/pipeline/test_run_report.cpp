@@ -60,10 +60,38 @@ TEST_CASE("a report comes back from its text as it was; what is none is refused"
   CHECK(back.gradient_bytes_sent == std::int64_t{1} << 40);
   CHECK(back.trace.name == "rank 2");
   CHECK(back.trace.spans.size() == report.trace.spans.size());
-  for (const std::string& wrong :
-       {std::string(), std::string("dvla-rank 1\n"), text.substr(0, text.find('\n')), "x" + text,
-        "dvla-rank 1 1" + text.substr(text.find('\n')), text.substr(0, text.size() - 1)})
-    CHECK_THROWS_AS(parse_rank_report(wrong), FormatError);
+  for (std::size_t i = 0; i < report.trace.spans.size(); ++i) {
+    const trace::span_record &one = back.trace.spans[i], &other = report.trace.spans[i];
+    CHECK(std::string(one.name) == other.name);
+    CHECK(std::string(one.category) == other.category);
+    CHECK(one.batch == other.batch);
+    CHECK(one.begin_ns == other.begin_ns);
+    CHECK(one.end_ns == other.end_ns);
+    CHECK(one.row == other.row);
+  }
+  for (std::size_t length = 0; length < text.size(); ++length)
+    CHECK_THROWS_AS(parse_rank_report(text.substr(0, length)), FormatError);
+  const auto with = [&](const std::string& from, const std::string& to) {
+    REQUIRE(text.find(from) != text.npos);
+    std::string wrong = text;
+    wrong.replace(text.find(from), from.size(), to);
+    try {
+      parse_rank_report(wrong);
+    } catch (const FormatError& error) {
+      return std::string(error.what());
+    }
+    return std::string("(nothing is refused)");
+  };
+  const std::string head = "report of another rank, whose program differs: its field 'figures";
+  CHECK(with("\"env_steps\":30,", "") == head + ".env_steps' is missing");
+  CHECK(with("\"env_steps\"", "\"env\"") == head + "' has \"env\", which is not known");
+  CHECK(with("\"sent\":0", "\"sent\":[]").find(head + ".sent' is an array; it must be a whole number") == 0);
+  CHECK(with("\"rows\":[\"lanes\"]", "\"rows\":[]") == "trace of another process: a span has no such row");
+  CHECK(with("[0,1,0,0,", "[9,1,0,0,") == "trace of another process: a span has no such name");
+  CHECK(with("[0,1,0,0,", "[0,1,0,-1,") == "trace of another process: a span lies outside of time");
+  CHECK(
+      with("[0,1,0,0,", "[0,1,0,").find("its field 'trace.spans[0]' is an array; it must be an array of 6") !=
+      std::string::npos);
 }
 
 TEST_CASE("the leader gathers what the ranks hand in, and names who is silent") {
@@ -101,9 +129,9 @@ TEST_CASE("of a rollout that left and came again the newest life's report counts
   CHECK(gathered() == 7);
   Job second(*clusters[1], roles, 5s);
   REQUIRE(second.incarnation() == 1);
-  clusters[1]->put(Job::life(1, 1), "");
+  clusters[1]->put(Job::request_key(1, 1), "");
   CHECK(gathered() == 7);  // nobody has let it in
-  clusters[0]->put(Job::door(1, 1, 0), "");
+  clusters[0]->put(Job::permit_key(1, 1, 0), "");
   second.announce();
   hand_in(report_of(8), second);
   CHECK(gathered() == 8);

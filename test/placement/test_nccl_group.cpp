@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdio>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
 
 #include "dvla/placement/nccl_group.hpp"
 #include "dvla/testing/cluster.hpp"
@@ -28,7 +29,8 @@ class OneGpu final : public Cluster {
   std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
                                std::chrono::nanoseconds limit) override {
     check_members(name, members);
-    return std::make_unique<dvla::detail::NcclGroup>(lone_, name, members, limit);
+    return std::make_unique<dvla::detail::NcclGroup>(lone_, c10::make_intrusive<c10d::HashStore>(), name,
+                                                     members, limit);
   }
   void put(const std::string& key, const std::string& value) override { lone_.put(key, value); }
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {

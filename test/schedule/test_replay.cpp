@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <condition_variable>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 
 #include "dvla/control_plane/front_back.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/schedule/recording_file.hpp"
 #include "dvla/schedule/replay.hpp"
 #include "dvla/schedule/swimlane.hpp"
 #include "dvla/schedule/synchronous.hpp"
@@ -311,7 +313,7 @@ TEST_CASE("A run that fails leaves what it sampled, and the replay gets as far")
   CHECK_THROWS_AS(SwimlaneRunner<3>::run(stages, how), dvla::LaneError);
   CHECK(recording.batches == 11);
   const std::string text = dvla::to_text(recording);
-  has(text, "\nend failed ");
+  has(text, "\"final_weights\":null");
   const Recording read = dvla::parse_recording(text, "memory");
   CHECK(!read.final_weights);
   HashStages again(2, 3);
@@ -415,14 +417,8 @@ TEST_CASE("Options that do not fit the recording are one sentence") {
 
 namespace {
 
-/// With a right checksum at its end.
-std::string sealed(std::string text) {
-  text += "end 0000000000000001 ";
-  return text + dvla::detail::hex_text(dvla::checksum(std::as_bytes(std::span<const char>(text)))) + "\n";
-}
-std::string with_lines(const std::string& head, const std::string& lines) {
-  return sealed("dvla hand-overs 1\n" + head + "\nversion batch boundary weights\n" + lines);
-}
+/// With a right checksum.
+std::string sealed(const Recording& recording) { return dvla::detail::sealed_text(recording); }
 
 }  // namespace
 
@@ -453,42 +449,60 @@ TEST_CASE("A recording that is cut off or damaged anywhere is refused in one sen
   }
   CHECK(refused(text + "\n"));
   CHECK(refused(text + text));
-  CHECK(refused(std::string(text).insert(text.find('\n') + 1, "\n")));
+  CHECK(refused(std::string(text).insert(text.find(',') + 1, "\n")));
 }
 
 TEST_CASE("A recording that no run can have made is refused, and says why") {
-  const std::string head = "staleness 1 boundaries 4 first 0 batches 3";
-  const auto said = [&](const std::string& lines, const std::string& with = "") {
-    return refusal([&] { (void)dvla::parse_recording(with_lines(with.empty() ? head : with, lines), "r"); });
+  using Lines = std::vector<HandOver>;
+  const auto of = [](Lines lines, int staleness = 1, std::int64_t passes = 4, std::int64_t first = 0,
+                     std::int64_t count = 3) {
+    return Recording{staleness, passes, first, count, std::move(lines), 1};
   };
-  CHECK(said("0 0 0 a\n1 1 2 b\n2 2 3 c\n") == "(nothing is refused)");
-  CHECK(said("0 0 0 a\n1 2 0 b\n") == "(nothing is refused)");
-  CHECK(said("", "staleness 1 boundaries 0 first 0 batches 0") == "(nothing is refused)");
-  has(said(""), "it does not begin with the weights of its first batch");
-  has(said("0 0 1 a\n1 1 2 b\n"), "it does not begin with the weights of its first batch");
-  has(said("1 0 0 a\n"), "it does not begin with the weights of its first batch");
-  has(said("0 0 0 a\n"), "batch 2 begins with version 0, more than its staleness of 1 allows");
-  has(said("0 0 0 a\n1 2 1 b\n"), "batch 2 begins with version 0");
-  has(said("0 0 0 a\n1 1 4 b\n"), "its hand-over of version 1 lies in no rollout");
-  has(said("0 0 0 a\n1 1 -1 b\n"), "its hand-over of version 1 lies in no rollout");
-  has(said("0 0 0 a\n1 1 0 b\n2 3 0 c\n"), "its hand-over of version 2 lies in no rollout");
-  has(said("0 0 0 a\n2 1 0 b\n"), "its hand-over of version 2 comes before those weights were made");
-  has(said("0 0 0 a\n1 1 0 b\n1 2 0 b\n"), "its hand-over of version 1 is not of newer weights");
-  has(said("0 0 0 a\n1 2 0 b\n2 2 0 b\n"), "its hand-over of version 2 is not later than the one before");
-  has(said("0 0 0 a\n", "staleness 1 boundaries 4 first 0 batches 0"), "hand-overs, but no batch");
-  has(said("", "staleness -1 boundaries 4 first 0 batches 1"), "staleness is not 0 to 1024");
-  has(said("", "staleness 1 boundaries 4 first -1 batches 1"), "no sound range of batches");
-  has(said("", "staleness 1 boundaries 4 first 0 batches 9223372036854775807"), "no sound range of batches");
-  has(said("0 0 0 a\n", "staleness 1 boundaries 0 first 0 batches 1"), "no chunk boundaries");
-  has(said("", "staleness 1 boundaries 4 first 0 batches 92233720368547758070"), "line 2 is damaged");
-  has(said("0 0 0\n"), "line 4 is damaged");
-  has(said("0 0 0 a a\n"), "line 4 is damaged");
-  has(said("0  0 0 a\n"), "line 4 is damaged");
+  const auto read = [](const std::string& text) {
+    return refusal([&] { (void)dvla::parse_recording(text, "r"); });
+  };
+  const auto said = [&](const auto&... parts) { return read(sealed(of(parts...))); };
+  CHECK(said(Lines{{0, 0, 0, 0xa}, {1, 1, 2, 0xb}, {2, 2, 3, 0xc}}) == "(nothing is refused)");
+  CHECK(said(Lines{{0, 0, 0, 0xa}, {1, 2, 0, 0xb}}) == "(nothing is refused)");
+  CHECK(said(Lines{}, 1, 0, 0, 0) == "(nothing is refused)");
+  has(said(Lines{}), "it does not begin with the weights of its first batch");
+  has(said(Lines{{0, 0, 1, 0xa}, {1, 1, 2, 0xb}}), "it does not begin with the weights of its first batch");
+  has(said(Lines{{1, 0, 0, 0xa}}), "it does not begin with the weights of its first batch");
+  has(said(Lines{{0, 0, 0, 0xa}}), "batch 2 begins with version 0, more than its staleness of 1 allows");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 2, 1, 0xb}}), "batch 2 begins with version 0");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 1, 4, 0xb}}), "its hand-over of version 1 lies in no rollout");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 1, -1, 0xb}}), "its hand-over of version 1 lies in no rollout");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 1, 0, 0xb}, {2, 3, 0, 0xc}}),
+      "its hand-over of version 2 lies in no rollout");
+  has(said(Lines{{0, 0, 0, 0xa}, {2, 1, 0, 0xb}}),
+      "its hand-over of version 2 comes before those weights were made");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 1, 0, 0xb}, {1, 2, 0, 0xb}}),
+      "its hand-over of version 1 is not of newer weights");
+  has(said(Lines{{0, 0, 0, 0xa}, {1, 2, 0, 0xb}, {2, 2, 0, 0xb}}),
+      "its hand-over of version 2 is not later than the one before");
+  has(said(Lines{{0, 0, 0, 0xa}}, 1, 4, 0, 0), "hand-overs, but no batch");
+  has(said(Lines{}, -1, 4, 0, 1), "staleness is not 0 to 1024");
+  has(said(Lines{}, 1, 4, -1, 1), "no sound range of batches");
+  has(said(Lines{}, 1, 4, 0, std::numeric_limits<std::int64_t>::max()), "no sound range of batches");
+  has(said(Lines{{0, 0, 0, 0xa}}, 1, 0, 0, 1), "no chunk boundaries");
+  const std::string whole = sealed(of({{0, 0, 0, 10}, {1, 1, 2, 11}, {2, 2, 3, 12}}));
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = whole;
+    REQUIRE(text.find(from) != text.npos);
+    return read(text.replace(text.find(from), from.size(), to));
+  };
+  has(with("\"batches\":3", "\"batches\":92233720368547758070"),
+      "its field 'recording.batches' is 9.223372036854776e+19; it must be a whole number in [");
+  has(with("\"boundary\":2,", ""), "its field 'recording.hand_overs[1].boundary' is missing");
+  has(with("\"boundary\":2,", "\"boundary\":2,\"bound\":2,"),
+      "its field 'recording.hand_overs[1]' has \"bound\", which is not known");
+  has(with("\"boundary\":2", "\"boundary\": 2"), "it was damaged or edited: its checksum is of another text");
+  has(with("\"boundary\":2", "\"boundary\":1"), "it was damaged or edited: its checksum is of another text");
   has(refusal([] { (void)dvla::parse_recording("{\"pipeline\": {}}\n", "config.json"); }),
-      "'config.json' is no recording of hand-overs that can be replayed: its first line must be 'dvla "
-      "hand-overs 1'");
-  has(refusal([] { (void)dvla::read_recording("/nowhere/hand_overs.txt"); }),
-      "schedule.recording is '/nowhere/hand_overs.txt', which cannot be read");
+      "'config.json' is no recording of hand-overs that can be replayed: it has \"pipeline\", which is not "
+      "known");
+  has(refusal([] { (void)dvla::read_recording("/nowhere/hand_overs.json"); }),
+      "schedule.recording is '/nowhere/hand_overs.json', which cannot be read");
   has(refusal([] { (void)dvla::read_recording("/"); }), "which cannot be read");
   has(refusal([] { (void)dvla::read_recording(""); }), "schedule.recording is empty");
 }

@@ -7,18 +7,18 @@
 
 #include <algorithm>
 #include <array>
+#include <boost/hana.hpp>
 #include <chrono>
 #include <cstdint>
 #include <limits>
 #include <map>
 #include <numeric>
-#include <sstream>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/json.hpp"
 #include "dvla/handoff/waiting.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/placement/balance.hpp"
@@ -52,6 +52,14 @@ struct Look {
   LaneTimes times;         ///< medians of its batches, the slowest rank's
   Shares next;
 };
+
+namespace detail {
+/// What the leader tells the others after a look.
+struct SharesDecided {
+  std::int64_t stretch = 0;
+  Shares shares{};
+};
+}  // namespace detail
 
 /// The last times of a lane, at most 64. One thread at a time.
 class LaneClock {
@@ -102,7 +110,7 @@ class Adaptation {
     const std::string number = std::to_string(looked_++);
     Shares next = shares_;
     if (job.leads()) {
-      const std::vector<LaneTimes> times = hear(job, own, number, lost, limit);
+      const std::vector<LaneTimes> times = collect(job, own, number, lost, limit);
       LaneTimes slowest;  // a rank that is not a rollout says 0 for sampling, and so on
       for (const LaneTimes& each : times) {
         slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
@@ -112,11 +120,17 @@ class Adaptation {
       const bool moves = !(next == shares_);
       stretch_ = frozen_ ? forever : moves || !balance_.settled() ? knobs_.look_every : 2 * stretch_;
       looks_.push_back({batch, shares_, slowest, next});
-      if (!alone_) job.tell("shares/" + number, written(next, stretch_));
+      if (!alone_) job.tell("shares/" + number, json_text(detail::SharesDecided{stretch_, next}));
     } else {
-      job.tell("look/" + number, written(own));
-      std::tie(next, stretch_) =
-          read(wait_for(job, "shares/" + number, job.roles().leader(), lost, limit), shares_);
+      job.tell("look/" + number, json_text(own));
+      const int leader = job.roles().leader();
+      const std::string text = wait_for(job, "shares/" + number, leader, lost, limit);
+      if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
+      const auto decided = parse_json<detail::SharesDecided>(text, whose(job, leader));
+      stretch_ = decided.stretch;
+      next.rollouts = decided.shares.rollouts;  // threads are each process's own
+      next.actors = decided.shares.actors;
+      next.groups = decided.shares.groups;
     }
     const bool moves = !(next == shares_);
     shares_ = std::move(next);
@@ -132,8 +146,8 @@ class Adaptation {
     return all;
   }
   template <class Lost>
-  std::vector<LaneTimes> hear(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
-                              std::chrono::nanoseconds limit) {
+  std::vector<LaneTimes> collect(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
+                                 std::chrono::nanoseconds limit) {
     std::vector<LaneTimes> times(static_cast<std::size_t>(job.cluster().world()));
     for (int rank = 0; rank < job.cluster().world(); ++rank) {
       LaneTimes& each = times[static_cast<std::size_t>(rank)];
@@ -141,13 +155,17 @@ class Adaptation {
         each = own;
         continue;
       }
-      const std::string said = wait_for(job, "look/" + number, rank, lost, limit);
-      if (said.empty())
+      const std::string text = wait_for(job, "look/" + number, rank, lost, limit);
+      if (text.empty())
         frozen_ = true;
       else
-        each = read(said);
+        each = parse_json<LaneTimes>(text, whose(job, rank));
     }
     return times;
+  }
+  static std::string whose(const Job& job, int rank) {
+    return "shares of the work, as " + rank_name(job.roles(), rank) +
+           " tells them; the ranks' programs differ";
   }
   /// What rank `whom` tells under `topic`, or nothing where it is lost instead.
   template <class Lost>
@@ -214,39 +232,6 @@ class Adaptation {
     return period(better) < period(now) * (1 - knobs_.within) ? better : now;
   }
 
-  // ---- As texts in the job's store
-  static std::string written(const LaneTimes& times) {
-    std::ostringstream out;
-    out.precision(17);
-    out << times.sampling_s << ' ' << times.training_s;
-    return out.str();
-  }
-  static LaneTimes read(const std::string& text) {
-    LaneTimes times;
-    std::istringstream in(text);
-    if (!(in >> times.sampling_s >> times.training_s)) refuse(text);
-    return times;
-  }
-  static std::string written(const Shares& shares, std::int64_t stretch) {
-    std::ostringstream out;
-    out << stretch << ' ' << shares.rollouts << ' ' << shares.actors;
-    for (const std::int64_t count : shares.groups) out << ' ' << count;
-    return out.str();
-  }
-  static std::pair<Shares, std::int64_t> read(const std::string& text, const Shares& now) {
-    if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
-    std::pair<Shares, std::int64_t> read{now, 0};
-    std::istringstream in(text);
-    if (!(in >> read.second >> read.first.rollouts >> read.first.actors)) refuse(text);
-    read.first.groups.clear();
-    for (std::int64_t count; in >> count;) read.first.groups.push_back(count);
-    if (!in.eof()) refuse(text);
-    return read;
-  }
-  [[noreturn]] static void refuse(const std::string& text) {
-    throw FormatError("shares of the work: '" + text + "' are none; the ranks' programs differ");
-  }
-
   const AdaptiveKnobs knobs_;
   const bool alone_;
   Shares shares_;
@@ -259,3 +244,6 @@ class Adaptation {
 };
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::Shares, rollouts, actors, sampling_threads, training_threads, groups);
+BOOST_HANA_ADAPT_STRUCT(dvla::detail::SharesDecided, stretch, shares);

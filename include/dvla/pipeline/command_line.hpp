@@ -7,7 +7,7 @@
 // `--algorithm.group 8` always works. Dashes and underscores are the same. A bool may come without a value. A
 // value may begin with one dash; one that begins with two needs the `=`. CLI11 reads the arguments and lays
 // out --help; it knows every value as text only, which is checked here as a file's values are. The only
-// header that includes CLI11, toml++ and nlohmann/json. No environment variables.
+// header that includes CLI11 and toml++. No environment variables.
 #pragma once
 
 #include <toml++/toml.h>
@@ -23,6 +23,7 @@
 #include <ostream>
 #include <utility>
 
+#include "dvla/core/json.hpp"
 #include "dvla/pipeline/describe.hpp"
 #include "dvla/pipeline/validate.hpp"
 
@@ -144,7 +145,7 @@ inline void read_json(const std::vector<KnobRef>& knobs, const std::vector<std::
     for (const auto& [key, node] : body.items()) {
       const KnobRef& knob = file_knob(knobs, section, key, source);
       Given given;
-      given.shown = one_line(node.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace));
+      given.shown = shown(node);
       if (node.is_boolean()) {
         given.kind = Given::Kind::boolean;
         given.boolean = node.get<bool>();
@@ -305,31 +306,10 @@ nlohmann::ordered_json to_json(const Config<Pipeline>& config) {
     ((root["pipeline"][std::string(Policies::slot::name)] = std::string(detail::policy_name<Policies>())),
      ...);
   }(typename Pipeline::policies{});
-  Config<Pipeline> copy = config;
-  for (const KnobRef& knob : list_knobs(copy)) {
-    auto& value = root[std::string(knob.section)][std::string(knob.name)];
-    switch (knob.kind) {
-      case KnobKind::boolean:
-        value = *static_cast<const bool*>(knob.value);
-        break;
-      case KnobKind::whole32:
-        value = *static_cast<const int*>(knob.value);
-        break;
-      case KnobKind::whole64:
-        value = *static_cast<const std::int64_t*>(knob.value);
-        break;
-      case KnobKind::real32:
-      case KnobKind::real64:
-        value = detail::knob_number(knob);
-        break;
-      case KnobKind::text:
-        value = *static_cast<const std::string*>(knob.value);
-        break;
-      case KnobKind::choice:
-        value = std::string(knob.names[static_cast<std::size_t>(knob.get_choice(knob.value))]);
-        break;
-    }
-  }
+  for_each_section(config, [&](std::string_view section, const auto& knobs) {
+    if (auto values = json_of<nlohmann::ordered_json>(knobs); !values.empty())
+      root[std::string(section)] = std::move(values);
+  });
   return root;
 }
 
@@ -359,10 +339,8 @@ void read_json_text(Config<Pipeline>& config, std::string_view text, const std::
         if (!pipeline.is_object()) throw ConfigError(source + "'pipeline' must be an object of policy names");
         const auto there = pipeline.find(std::string(slot));
         if (there != pipeline.end() && *there != std::string(here))
-          throw ConfigError(
-              source + "written by another pipeline: its " + std::string(slot) + " is " +
-              one_line(there->dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace)) +
-              ", here it is \"" + std::string(here) + "\"");
+          throw ConfigError(source + "written by another pipeline: its " + std::string(slot) + " is " +
+                            shown(*there) + ", here it is \"" + std::string(here) + "\"");
       };
       (compare(Policies::slot::name, policy_name<Policies>()), ...);
     }(typename Pipeline::policies{});

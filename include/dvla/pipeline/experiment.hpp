@@ -43,8 +43,7 @@ struct ExperimentResult {
 namespace detail {
 
 inline nlohmann::json to_json(const RankReport& rank) {
-  nlohmann::json json;
-  for_each_figure(rank, [&](const char* name, auto value) { json[name] = value; });
+  nlohmann::json json = json_of(rank);
   json["name"] = rank.trace.name;
   return json;
 }
@@ -79,19 +78,12 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   json["success_rate"] = or_null(result.success_rate);
   json["success_rate_before"] = or_null(result.success_before);
   for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
-  const auto share = [](const Shares& shares) {
-    return nlohmann::json{{"rollouts", shares.rollouts},
-                          {"actors", shares.actors},
-                          {"groups", shares.groups},
-                          {"sampling_threads", shares.sampling_threads},
-                          {"training_threads", shares.training_threads}};
-  };
   for (const Look& look : report.looks)
     json["looks"].push_back({{"batch", look.batch},
-                             {"shares", share(look.shares)},
+                             {"shares", json_of(look.shares)},
                              {"rollout_time_s", look.times.sampling_s},
                              {"actor_time_s", look.times.training_s},
-                             {"next", share(look.next)}});
+                             {"next", json_of(look.next)}});
   for (const int rank : report.silent) json["silent_ranks"].push_back(rank);
   if (result.warm_start)
     json["warm_start"] = {{"expert_success", result.warm_start->expert_success},

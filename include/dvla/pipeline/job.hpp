@@ -57,7 +57,7 @@ class Job {
       throw PlaceTaken(name() +
                        " comes when training has begun; only rollouts can join then: start the "
                        "whole job again from its newest checkpoint, or another job with another MASTER_PORT");
-    incarnation_ = cluster_.count("run/lives/" + std::to_string(rank()));
+    incarnation_ = cluster_.count("run/incarnations/" + std::to_string(rank()));
   }
 
   Job(const Job&) = delete;
@@ -84,48 +84,49 @@ class Job {
 
   /// 0, or how many times a rollout has come again since training began.
   std::int64_t incarnation() const { return incarnation_; }
-  /// Where in the job's store an incarnation of a rollout is announced.
-  static std::string life(int rank, std::int64_t incarnation) {
-    return "run/life/" + std::to_string(rank) + "/" + std::to_string(incarnation);
+  // Keys in the job's store by which a rollout rejoins: it asks; each actor permits it, or says why not; it
+  // confirms once all permit.
+  static std::string request_key(int rank, std::int64_t incarnation) {
+    return "run/rejoin/" + std::to_string(rank) + "/" + std::to_string(incarnation);
   }
-  /// Where an actor says that it is about to meet it.
-  static std::string door(int rank, std::int64_t incarnation, int actor) {
-    return life(rank, incarnation) + "/" + std::to_string(actor);
+  static std::string permit_key(int rank, std::int64_t incarnation, int actor) {
+    return request_key(rank, incarnation) + "/permit/" + std::to_string(actor);
   }
-  /// Where it says, once every actor is about to meet it, that it comes.
-  static std::string coming(int rank, std::int64_t incarnation) { return life(rank, incarnation) + "/comes"; }
-  /// A rollout that comes again tells the actors, and waits until each is about to meet it. Throws Error
-  /// where the job has ended instead, where an actor refuses it, and where a later life comes.
+  static std::string confirm_key(int rank, std::int64_t incarnation) {
+    return request_key(rank, incarnation) + "/confirmed";
+  }
+  /// A rollout that comes again asks the actors, and waits until each is ready to connect to it. Throws Error
+  /// where the job has ended instead, where an actor refuses it, and where a later incarnation comes.
   void announce() const {
     for (std::int64_t earlier = 1; earlier < incarnation_; ++earlier)  // of those that ended before they did
-      if (!cluster_.has(life(rank(), earlier))) cluster_.put(life(rank(), earlier), "");
-    cluster_.put(life(rank(), incarnation_), "");
+      if (!cluster_.has(request_key(rank(), earlier))) cluster_.put(request_key(rank(), earlier), "");
+    cluster_.put(request_key(rank(), incarnation_), "");
     const auto until = detail::deadline_after(limit_);
-    const auto no_use = [&] {
+    const auto refused = [&] {
       if (cluster_.has(end_of_job)) throw TooLate(name() + " comes again too late: training has ended");
-      give_way();
+      check_newest();
       return false;
     };
     for (int actor = 0; actor < actors(); ++actor) {
       const std::string late = name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
                                rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
                                " to let it in";
-      const auto why = wait_for_text(cluster_, door(rank(), incarnation_, actor), until, late, no_use);
+      const auto why = wait_for_text(cluster_, permit_key(rank(), incarnation_, actor), until, late, refused);
       if (!why->empty()) throw PlaceTaken(*why);
     }
-    cluster_.put(coming(rank(), incarnation_), "");
-    give_way();  // after that word: whoever hears the later life before it meets only that one
+    cluster_.put(confirm_key(rank(), incarnation_), "");
+    check_newest();  // after that: an actor that sees the later request first connects to that one alone
   }
-  /// The newest incarnation of `rank` that the actors were about to let in.
-  std::int64_t newest_life(int rank) const {
+  /// The newest incarnation of `rank` that all actors permitted.
+  std::int64_t newest_incarnation(int rank) const {
     std::int64_t newest = 0;
-    for (std::int64_t each = 1; cluster_.has(life(rank, each)); ++each)
-      if (cluster_.has(coming(rank, each))) newest = each;
+    for (std::int64_t each = 1; cluster_.has(request_key(rank, each)); ++each)
+      if (cluster_.has(confirm_key(rank, each))) newest = each;
     return newest;
   }
-  /// How the leader orders those who come: all actors let them in one after the other, as it does. Two actors
-  /// that met different ones first would wait in a circle.
-  static std::string turn(std::int64_t number) { return "run/turn/" + std::to_string(number); }
+  /// Where the leader says whom the actors let in as number `number`. All do so in that order: two actors
+  /// that connected to different rollouts first would wait for each other.
+  static std::string admission_key(std::int64_t number) { return "run/admission/" + std::to_string(number); }
   /// Whether training has begun, so that who comes to this job now comes again.
   static bool has_begun(Cluster& cluster) { return cluster.world() > 1 && cluster.has(start_key(0)); }
   /// The leader: nobody need come any more. Throws Error where the job's store does not answer.
@@ -145,8 +146,8 @@ class Job {
     return {std::accumulate(groups_.begin(), own, std::int64_t{0}), *own};
   }
 
-  /// From now on a wait for another rank ends in PeerError once `fatal()` says why nobody comes any more.
-  void heed(std::function<std::string()> fatal) { fatal_ = std::move(fatal); }
+  /// From now on a wait for another rank ends in PeerError once `fatal()` is not empty: why the run ends.
+  void end_waits_when(std::function<std::string()> fatal) { fatal_ = std::move(fatal); }
 
   /// Every rank calls it with the same `stage`: returns when all have, and throws the lowest rank's refusal
   /// as ConfigError if one refused instead (see refuse), so that nobody waits for it.
@@ -180,7 +181,7 @@ class Job {
 
   /// The leader says that it is ready, the others wait for that, as long as its preparations take (warm
   /// start, evaluation), but at most a day. Throws Stopped once `stop`, which may be null, asks, and
-  /// PeerError where nobody comes any more (see heed).
+  /// PeerError where nobody comes any more (see end_waits_when).
   void begin_together(const stop_flag* stop) {
     if (alone()) return;
     const std::string start = start_key(starts_);
@@ -217,8 +218,8 @@ class Job {
   }
 
  private:
-  void give_way() const {
-    if (cluster_.has(life(rank(), incarnation_ + 1)))
+  void check_newest() const {
+    if (cluster_.has(request_key(rank(), incarnation_ + 1)))
       throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
   }
   std::string fatal() const { return fatal_ ? fatal_() : std::string(); }

@@ -5,14 +5,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <future>
 #include <iomanip>
 #include <iostream>
 #include <optional>
 #include <random>
 #include <sstream>
 #include <string>
-#include <thread>
 
 #include "dvla/pipeline/experiment.hpp"
 #include "dvla/placement/c10d.hpp"
@@ -35,21 +33,20 @@ inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit
   options.port = static_cast<std::uint16_t>(std::atoi(port));
   options.waitWorkers = false;
   options.timeout = torch_limit(limit);
-  std::packaged_task<std::string()> task([options, host = std::string(address), mark = own.str()] {
-    const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(host, options);
-    return store->compareSet("dvla/job", "", mark);
-  });
-  std::future<std::string> mark = task.get_future();
-  // Left behind where the limit runs out: the store's client can wait for a stopped agent without end.
-  std::thread(std::move(task)).detach();
-  if (mark.wait_for(torch_limit(limit)) != std::future_status::ready)
-    throw DeadlineError("waited " + seconds_text(limit) + " for the store that torchrun hosts at " +
-                        std::string(address) + ":" + port);
+  const std::string where = std::string(address) + ":" + port;
   try {
-    return mark.get();
-  } catch (const std::exception& error) {
-    throw PeerError("cannot ask the store that torchrun hosts at " + std::string(address) + ":" + port +
-                    ": " + torch_words(error));
+    return bounded(
+        limit,
+        [options, host = std::string(address), mark = own.str()] {
+          const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(host, options);
+          return store->compareSet("dvla/job", "", mark);
+        },
+        [&] {
+          return DeadlineError("waited " + seconds_text(limit) + " for the store that torchrun hosts at " +
+                               where);
+        });
+  } catch (const PeerError& error) {
+    throw PeerError("cannot ask the store that torchrun hosts at " + where + ": " + error.what());
   }
 }
 

@@ -499,7 +499,7 @@ class RankParts {
   RoutingPlan plan_;                      ///< of a routed data plane
   ActorGroups groups_;                    ///< an actor's
   std::unique_ptr<Weights> weights_;      ///< an actor's
-  std::unique_ptr<Group> actors_;         ///< of a job with several
+  std::shared_ptr<Group> actors_;         ///< of a job with several
   std::vector<std::unique_ptr<Model>> copies_;  ///< of the model, to sample from
   std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
   std::unique_ptr<Algorithm> algorithm_;  ///< an actor's

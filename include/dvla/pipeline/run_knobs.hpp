@@ -26,7 +26,7 @@ struct RunKnobs {
   int imitation_steps = 400;         ///< or after this many steps
   std::string resume;                ///< checkpoint to continue from; empty = start anew
   bool trace = true;                 ///< write trace.json
-  bool record = false;               ///< write hand_overs.txt, which the schedule Replay repeats
+  bool record = false;               ///< write hand_overs.json, which the schedule Replay repeats
   bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
   bool quiet = false;                ///< no progress bar
   double heartbeat_s = 5;            ///< between ranks of a job; one silent for two is lost
@@ -50,7 +50,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
     {"resume", "checkpoint to continue from; empty = start anew"},
     {"trace", "write trace.json"},
-    {"record", "write hand_overs.txt: which weights decided where, for the schedule Replay"},
+    {"record", "write hand_overs.json: which weights decided where, for the schedule Replay"},
     {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
     {"quiet", "print nothing but warnings and errors"},
     {"heartbeat_s", "between the ranks of a job; a rank that is silent for two is lost", 0.01, 3600,

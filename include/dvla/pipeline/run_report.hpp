@@ -5,9 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <boost/hana.hpp>
-#include <charconv>
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/json.hpp"
 #include "dvla/pipeline/adaptation.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/schedule/runner.hpp"
@@ -31,59 +30,28 @@ struct RankReport {
       (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps), (std::int64_t, chunk_steps),
       (std::int64_t, sent), (std::int64_t, trained), (std::int64_t, dropped), (std::int64_t, in_flight),
       (std::int64_t, unacknowledged), (std::int64_t, lost),
-      (std::int64_t, unreported),  // received from lives of rollouts that reported nothing
+      (std::int64_t, unreported),  // received from rollouts that died and reported nothing
       (std::int64_t, data_bytes_sent), (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
       (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
   trace::process trace;  ///< its name is the rank's
 };
 
 namespace detail {
-/// Calls visit(name, member) for each figure.
-template <class Report, class Visit>
-void for_each_figure(Report& report, Visit visit) {
-  boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
-    visit(boost::hana::to<char const*>(boost::hana::first(accessor)), boost::hana::second(accessor)(report));
-  });
-}
+/// A rank's report on its way to the leader.
+struct HandedIn {
+  BOOST_HANA_DEFINE_STRUCT(HandedIn, (RankReport, figures), (trace::packed_process, trace));
+};
 }  // namespace detail
 
-/// The figures, then the trace.
 inline std::string serialise(const RankReport& report) {
-  std::string out = "dvla-rank 1";
-  detail::for_each_figure(report, [&](const char*, auto value) {
-    char text[40];
-    if constexpr (std::is_floating_point_v<decltype(value)>)
-      std::snprintf(text, sizeof text, " %.17g", value);
-    else
-      std::snprintf(text, sizeof text, " %lld", static_cast<long long>(value));
-    out += text;
-  });
-  return out + '\n' + trace::serialise(report.trace);
+  return json_text(detail::HandedIn{report, trace::pack(report.trace)});
 }
 
 /// What `serialise` wrote. Throws FormatError for any other text.
 inline RankReport parse_rank_report(std::string_view from) {
-  constexpr std::string_view head = "dvla-rank 1";
-  const auto refuse = [] {
-    throw FormatError("report of another rank: this text is none, or was cut; the ranks' programs differ");
-  };
-  RankReport read{};
-  const std::size_t end = from.find('\n');
-  if (!from.starts_with(head) || end == from.npos) refuse();
-  std::string_view line = from.substr(head.size(), end - head.size());
-  boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
-    using Value = std::decay_t<decltype(boost::hana::second(accessor)(read))>;
-    Value value{};
-    if (line.empty() || line.front() != ' ') refuse();
-    line.remove_prefix(1);
-    const auto [stop, error] = std::from_chars(line.data(), line.data() + line.size(), value);
-    if (error != std::errc{}) refuse();
-    line.remove_prefix(static_cast<std::size_t>(stop - line.data()));
-    boost::hana::second(accessor)(read) = value;
-  });
-  if (!line.empty()) refuse();
-  read.trace = trace::parse_process(from.substr(end + 1));
-  return read;
+  auto read = parse_json<detail::HandedIn>(from, "report of another rank, whose program differs");
+  read.figures.trace = trace::unpack(std::move(read.trace));
+  return std::move(read.figures);
 }
 
 /// The three times from the rank's own trace: means over its batches.
@@ -138,19 +106,15 @@ struct RunReport {
 /// Sums of counts and bytes over the ranks; times are the largest rank's.
 inline RankReport total(const std::vector<RankReport>& ranks) {
   RankReport all{};
+  for (const RankReport& each : ranks)
+    boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
+      const auto figure = boost::hana::second(accessor);
+      if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(figure(all))>>)
+        figure(all) = std::max(figure(all), figure(each));
+      else
+        figure(all) += figure(each);
+    });
   all.rank = -1;
-  for (const RankReport& each : ranks) {
-    all.rollout_time_s = std::max(all.rollout_time_s, each.rollout_time_s);
-    all.actor_time_s = std::max(all.actor_time_s, each.actor_time_s);
-    all.sync_time_s = std::max(all.sync_time_s, each.sync_time_s);
-    for (auto member :
-         {&RankReport::env_steps, &RankReport::chunk_steps, &RankReport::sent, &RankReport::trained,
-          &RankReport::dropped, &RankReport::in_flight, &RankReport::unacknowledged, &RankReport::lost,
-          &RankReport::unreported, &RankReport::data_bytes_sent, &RankReport::data_bytes_received,
-          &RankReport::weight_bytes_sent, &RankReport::weight_bytes_received,
-          &RankReport::gradient_bytes_sent})
-      all.*member += each.*member;
-  }
   return all;
 }
 
@@ -172,8 +136,8 @@ inline trace::report job_timing(const std::vector<RankReport>& ranks) {
 }
 
 namespace detail {
-/// A rollout that left in peace and came again has handed in one for each life.
-inline std::string report_of(std::int64_t life) { return "report/" + std::to_string(life); }
+/// A rollout that left in peace and came again has handed in one for each incarnation.
+inline std::string report_of(std::int64_t incarnation) { return "report/" + std::to_string(incarnation); }
 }  // namespace detail
 
 /// At the end of a job, every rank but the leader: what the leader gathers.
@@ -181,9 +145,9 @@ inline void hand_in(const RankReport& own, const Job& job) {
   job.tell(detail::report_of(job.incarnation()), serialise(own));
 }
 
-/// The leader: the reports of the ranks' newest lives, in order, and its own among them. Who is lost, and has
-/// handed in nothing before, is silent, and so is who hands in nothing within the job's limit. `lost(rank)`:
-/// whether one is. `store`: whether the job's store still answers; else all others are silent.
+/// The leader: the reports of the ranks' newest incarnations, in order, and its own among them. Who is lost,
+/// and has handed in nothing before, is silent, and so is who hands in nothing within the job's limit.
+/// `lost(rank)`: whether one is. `store`: whether the job's store still answers; else all others are silent.
 template <class Lost>
 void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool store = true) {
   for (int rank = 0; rank < job.cluster().world(); ++rank) {
@@ -192,7 +156,7 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool s
       continue;
     }
     try {
-      const std::string topic = store ? detail::report_of(job.newest_life(rank)) : "";
+      const std::string topic = store ? detail::report_of(job.newest_incarnation(rank)) : "";
       if (store && (!lost(rank) || job.has_told(topic, rank))) {
         report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
         continue;

@@ -18,7 +18,7 @@
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/pipeline/validate.hpp"
 #include "dvla/pipeline/warm_start.hpp"
-#include "dvla/schedule/recording.hpp"
+#include "dvla/schedule/recording_file.hpp"
 
 namespace dvla {
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <boost/hana.hpp>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -118,3 +119,5 @@ inline std::vector<std::int64_t> deal_groups(std::int64_t groups, const std::vec
 }
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::LaneTimes, sampling_s, training_s);

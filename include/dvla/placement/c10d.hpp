@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 
 #include <csignal>
-#include <future>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -64,12 +63,14 @@ class C10dCluster final : public Cluster {
 
   int rank() const override { return rank_; }
   const Topology& topology() const override { return topology_; }
+  /// For groups that torch connects. To be cloned by who uses it: a client answers one call at a time.
+  c10::intrusive_ptr<c10d::Store> store() const { return store_; }
 
   /// Whether the job has been started again beside the store of torchrun's agent, so that this is one that
   /// has ended. No: also where the store has gone.
   bool superseded() noexcept try {
     constexpr std::chrono::seconds limit{1};
-    const std::string now = bounded(
+    const std::string now = detail::bounded(
         limit, [root = root_] { return current_attempt(*root->clone()); },
         [] { return DeadlineError("the job's store does not answer"); });
     return now != attempt_;
@@ -146,7 +147,7 @@ class C10dCluster final : public Cluster {
       return c10::make_intrusive<c10d::TCPStore>(address, options);
     };
     try {
-      store_ = bounded(limit, open, [&] {  // c10d itself may take twice its limit
+      store_ = detail::bounded(limit, open, [&] {  // c10d itself may take twice its limit
         const char* hint = options.isServer ? "; MASTER_ADDR must be rank 0's machine" : "";
         return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
                              " for the job's store at " + where_ + whose_ + hint);
@@ -172,7 +173,7 @@ class C10dCluster final : public Cluster {
       return c10::make_intrusive<c10d::PrefixStore>("dvla/" + attempt, root);
     };
     if (rank_ == 0) {
-      bounded(
+      detail::bounded(
           limit,
           [root = root_, attempt = attempt_, place] {
             const bool again = root->check({attempt_key});
@@ -183,7 +184,7 @@ class C10dCluster final : public Cluster {
           },
           [&] { return no_answer(limit); });
     } else if (launch.joins) {
-      attempt_ = bounded(
+      attempt_ = detail::bounded(
           limit,
           [root = root_, limit] {
             root->wait({attempt_key}, detail::torch_limit(limit));
@@ -274,32 +275,6 @@ class C10dCluster final : public Cluster {
     return address;
   }
 
-  /// Runs `work` in a thread and leaves it behind where `limit` runs out: the store's client has calls that
-  /// wait for a stopped server without end. `work` owns what it uses.
-  template <class Work, class Late>
-  static std::invoke_result_t<Work> bounded(std::chrono::nanoseconds limit, Work work, Late late) {
-    using Result = std::invoke_result_t<Work>;
-    const auto until = detail::deadline_after(limit);
-    auto task = std::make_shared<std::packaged_task<Result()>>(std::move(work));
-    std::future<Result> result = task->get_future();
-    std::thread thread([task] { (*task)(); });
-    // A wait inside that ends at the same limit says more, and may need a moment to say it.
-    constexpr std::chrono::milliseconds grace{250};
-    if (result.wait_for(detail::torch_limit(limit) + grace) != std::future_status::ready) {
-      thread.detach();
-      throw late();
-    }
-    thread.join();
-    try {
-      return result.get();
-    } catch (const Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      if (detail::Clock::now() >= until) throw late();
-      throw PeerError(detail::torch_words(error));
-    }
-  }
-
   /// `work(client)` with a connection to the job's store that nobody else uses meanwhile: a client serialises
   /// its calls, and a waiting one would hold up the rest. Connections are kept: c10d looks up the name of
   /// whoever connects, on either side, which takes seconds where a name server does not answer.
@@ -314,7 +289,7 @@ class C10dCluster final : public Cluster {
       }
     }
     auto shared = std::make_shared<Store>(std::move(client));
-    auto answer = bounded(
+    auto answer = detail::bounded(
         limit,
         [shared, store = store_, work = std::move(work)] {
           if (!*shared) *shared = store->clone();

@@ -13,7 +13,6 @@
 
 #include "dvla/placement/c10d_links.hpp"
 #include "dvla/placement/group.hpp"
-#include "dvla/placement/topology.hpp"
 
 namespace dvla::detail {
 
@@ -60,17 +59,15 @@ class C10dChannel final : public Channel {
 
 /// Every member talks to every other one directly: all_gather and reduce_scatter move (n-1) parts in and out
 /// of each rank, a sum twice that. Scratch: as many bytes as the others' parts, kept.
-class C10dGroup final : public Group {
+class C10dGroup final : public JobGroup {
  public:
   C10dGroup(std::unique_ptr<Links> links, std::string name, std::vector<int> members,
             std::chrono::nanoseconds limit)
-      : links_(std::move(links)), name_(std::move(name)), members_(std::move(members)), limit_(limit) {}
-
-  int rank() const override { return links_->place(); }
-  int size() const override { return links_->size(); }
+      : JobGroup(std::move(name), members, members[static_cast<std::size_t>(links->place())], limit),
+        links_(std::move(links)) {}
 
   void broadcast(std::span<std::byte> bytes, int root) override {
-    check_root(root, size(), name_);
+    check_root(root);
     call("broadcast", [&](Links::Transfers& transfers) {
       if (rank() != root) return links_->receive(transfers, root, bytes, 1);
       for_each_other([&](int peer) { links_->send(transfers, peer, bytes, 1); });
@@ -82,7 +79,7 @@ class C10dGroup final : public Group {
     fold("max", 6, values, [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
   }
   void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    check_parts(all.size(), part.size(), size(), name_);
+    check_parts(all.size(), part.size());
     const std::span<std::byte> mine = part_of(all, rank());
     if (!part.empty() && mine.data() != part.data()) std::memmove(mine.data(), part.data(), part.size());
     call("all_gather", [&](Links::Transfers& transfers) {
@@ -91,7 +88,7 @@ class C10dGroup final : public Group {
     });
   }
   void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    check_parts(all.size(), part.size(), size(), name_);
+    check_parts(all.size(), part.size());
     const std::span<float> theirs = scratch<float>(all.size());
     call("reduce_scatter", [&](Links::Transfers& transfers) {
       for_each_other([&](int peer) {
@@ -133,19 +130,13 @@ class C10dGroup final : public Group {
   template <class Start>
   void call(const char* what, Start start) {
     const auto until = deadline_after(limit_);
-    const auto member = [&](int place) {
-      return "rank " + std::to_string(members_[static_cast<std::size_t>(place)]);
-    };
     try {
       Links::Transfers transfers;
       start(transfers);
       links_->finish(transfers, until);
     } catch (const LinkBroken& broken) {
-      const std::string where = std::string(" in ") + what + " of group '" + name_ + "'";
-      if (!broken.late)
-        throw PeerError(member(rank()) + " lost " + member(broken.peer) + where + ": " + broken.why);
-      throw DeadlineError(member(rank()) + " waited " + seconds_text(limit_) + " for " + member(broken.peer) +
-                          where);
+      if (broken.late) throw late(member(broken.peer), what);
+      throw lost(member(broken.peer), what, broken.why);
     }
   }
 
@@ -201,9 +192,6 @@ class C10dGroup final : public Group {
   }
 
   std::unique_ptr<Links> links_;
-  std::string name_;
-  std::vector<int> members_;
-  std::chrono::nanoseconds limit_;
   std::vector<std::byte> scratch_;
 };
 

@@ -14,6 +14,7 @@
 #include <ATen/ops/from_blob.h>
 #include <gloo/context.h>
 
+#include <future>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -21,6 +22,7 @@
 #include <string>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,32 @@ inline std::chrono::milliseconds torch_limit(std::chrono::nanoseconds limit) {
 /// What is left until `until`.
 inline std::chrono::nanoseconds left(Clock::time_point until) {
   return std::max(until - Clock::now(), Clock::duration::zero());
+}
+
+/// Runs `work` in a thread and leaves it behind where `limit` runs out: torch and NCCL have calls that wait
+/// for what is gone without end. `work` owns what it uses.
+template <class Work, class Late>
+std::invoke_result_t<Work> bounded(std::chrono::nanoseconds limit, Work work, Late late) {
+  using Result = std::invoke_result_t<Work>;
+  const auto until = deadline_after(limit);
+  auto task = std::make_shared<std::packaged_task<Result()>>(std::move(work));
+  std::future<Result> result = task->get_future();
+  std::thread thread([task] { (*task)(); });
+  // A wait inside that ends at the same limit says more, and may need a moment to say it.
+  constexpr std::chrono::milliseconds grace{250};
+  if (result.wait_for(torch_limit(limit) + grace) != std::future_status::ready) {
+    thread.detach();
+    throw late();
+  }
+  thread.join();
+  try {
+    return result.get();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    if (Clock::now() >= until) throw late();
+    throw PeerError(torch_words(error));
+  }
 }
 
 /// A call's send or receive was cut short. `late`: by its limit; else the peer is gone, or this end closed.

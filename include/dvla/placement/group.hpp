@@ -4,13 +4,18 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/handoff/waiting.hpp"
+#include "dvla/placement/channel.hpp"
+#include "dvla/placement/topology.hpp"
 
 namespace dvla {
 
@@ -54,6 +59,39 @@ inline void check_root(int root, int size, const std::string& name) {
     throw Error("group '" + name + "': root is " + std::to_string(root) + "; it must be from 0 to " +
                 std::to_string(size - 1));
 }
+
+/// What groups between processes share: who the members are, and their sentences. One that waits says for
+/// whom, in which call, and of which group.
+class JobGroup : public Group {
+ public:
+  int rank() const override { return place_; }
+  int size() const override { return static_cast<int>(members_.size()); }
+
+ protected:
+  JobGroup(std::string name, std::vector<int> members, int rank, std::chrono::nanoseconds limit)
+      : name_(std::move(name)),
+        members_(std::move(members)),
+        place_(Roles::place(members_, rank)),
+        limit_(limit) {}
+
+  std::string member(int place) const {
+    return "rank " + std::to_string(members_[static_cast<std::size_t>(place)]);
+  }
+  PeerError lost(const std::string& whom, const std::string& call, const std::string& why) const {
+    return PeerError(member(place_) + " lost " + whom + " in " + call + " of group '" + name_ + "': " + why);
+  }
+  DeadlineError late(const std::string& whom, const std::string& call) const {
+    return DeadlineError(member(place_) + " waited " + seconds_text(limit_) + " for " + whom + " in " + call +
+                         " of group '" + name_ + "'");
+  }
+  void check_parts(std::size_t all, std::size_t part) const { detail::check_parts(all, part, size(), name_); }
+  void check_root(int root) const { detail::check_root(root, size(), name_); }
+
+  const std::string name_;
+  const std::vector<int> members_;
+  const int place_;
+  const std::chrono::nanoseconds limit_;
+};
 
 }  // namespace detail
 

@@ -21,15 +21,11 @@
 #include <torch/csrc/cuda/nccl.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #include <utility>
 #include <vector>
@@ -37,8 +33,8 @@
 #include "dvla/core/device.hpp"
 #include "dvla/memory/cuda.hpp"
 #include "dvla/memory/lane_stream.hpp"
-#include "dvla/placement/c10d_links.hpp"
-#include "dvla/placement/cluster.hpp"
+#include "dvla/placement/c10d.hpp"
+#include "dvla/placement/heartbeat.hpp"
 #include "dvla/placement/nccl_form.hpp"
 
 namespace dvla {
@@ -51,99 +47,53 @@ namespace detail {
 inline const bool nccl_is_settled =
     ::setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0) == 0 && ::setenv("NCCL_RUNTIME_CONNECT", "0", 0) == 0;
 
-/// The job's store as c10d asks for it: the members tell each other where NCCL's first one listens.
-class StoreOfCluster final : public c10d::Store {
- public:
-  StoreOfCluster(Cluster& cluster, std::string prefix, std::chrono::nanoseconds limit)
-      : Store(torch_limit(limit)), cluster_(cluster), prefix_(std::move(prefix)), limit_(limit) {}
-
-  c10::intrusive_ptr<Store> clone() override {
-    return c10::make_intrusive<StoreOfCluster>(cluster_, prefix_, limit_);
-  }
-  void set(const std::string& key, const std::vector<std::uint8_t>& value) override {
-    cluster_.put(prefix_ + key, {value.begin(), value.end()});
-  }
-  std::vector<std::uint8_t> get(const std::string& key) override {
-    const std::string value = cluster_.get(prefix_ + key, limit_);
-    return {value.begin(), value.end()};
-  }
-  bool check(const std::vector<std::string>& keys) override {
-    return std::all_of(keys.begin(), keys.end(), [&](auto& key) { return cluster_.has(prefix_ + key); });
-  }
-  void wait(const std::vector<std::string>& keys) override { wait(keys, torch_limit(limit_)); }
-  void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& limit) override {
-    for (const std::string& key : keys) cluster_.get(prefix_ + key, limit);
-  }
-  std::int64_t add(const std::string&, std::int64_t) override { refuse("counters"); }
-  bool deleteKey(const std::string&) override { refuse("deleting"); }
-  std::int64_t getNumKeys() override { refuse("counting its keys"); }
-
- private:
-  [[noreturn]] static void refuse(const std::string& what) {
-    throw Error("NCCL asked the job's store for " + what + ", which it does not have");
-  }
-
-  Cluster& cluster_;
-  const std::string prefix_;
-  const std::chrono::nanoseconds limit_;
-};
-
 /// Sums: every value is formed by one member and handed to the others, so it has the same bits on all of
 /// them, whatever algorithm NCCL takes. In which order that member adds is NCCL's choice: the bits may differ
 /// from Gloo's, and between machines and versions of NCCL.
 /// NCCL does not say who is late, and may not notice that a peer died. So each pair of members keeps a
-/// channel, in which a thread waits: it breaks where the peer dies or closes, and what is under way is
-/// aborted. In it each member says once, when it leaves, how many calls it has finished; those still end well
-/// elsewhere. Scratch: `stage_bytes` pinned and twice that on the GPU, if ever used, kept.
-class NcclGroup final : public Group {
+/// channel of heartbeats: it breaks where the peer dies or closes, and what is under way is aborted. A member
+/// that leaves says so, and calls that it has finished still end well elsewhere; one that it takes no part in
+/// ends at its deadline. Scratch: `stage_bytes` pinned and twice that on the GPU, if ever used, kept.
+class NcclGroup final : public JobGroup {
  public:
   static constexpr std::size_t stage_bytes = std::size_t{16} << 20;
 
-  /// Returns when every member has come and NCCL has connected them. `cluster` must outlive it.
-  NcclGroup(Cluster& cluster, std::string name, std::vector<int> members, std::chrono::nanoseconds limit)
-      : name_(std::move(name)),
-        members_(std::move(members)),
-        place_(Roles::place(members_, cluster.rank())),
-        limit_(limit) {
+  /// Returns when every member has come and NCCL has connected them. `store`: the same on all members; they
+  /// tell each other there where NCCL's first one listens.
+  NcclGroup(Cluster& cluster, c10::intrusive_ptr<c10d::Store> store, std::string name,
+            std::vector<int> members, std::chrono::nanoseconds limit)
+      : JobGroup(std::move(name), std::move(members), cluster.rank(), limit),
+        // Who is silent for as long as a call may take is lost; who dies breaks the channel, and is at once.
+        beats_(std::max<std::chrono::nanoseconds>(limit / 2, std::chrono::milliseconds(1)),
+               [this](int peer, const std::string& why) { lose(peer, why); }) {
     const auto until = deadline_after(limit);
     check_version();
     check_device(Device::cuda);
+    std::vector<std::unique_ptr<Channel>> channels(members_.size());
     for (int low = 0; low < size(); ++low)  // the pairs in the same order on every member
       for (int high = low + 1; high < size(); ++high)
         if (place_ == low || place_ == high) {
-          const int peer = members_[static_cast<std::size_t>(place_ == low ? high : low)];
-          peers_.push_back(std::make_unique<Peer>());
-          peers_.back()->name = "rank " + std::to_string(peer);
-          peers_.back()->channel = cluster.channel("group '" + name_ + "'", peer, left(until));
+          const auto peer = static_cast<std::size_t>(place_ == low ? high : low);
+          channels[peer] = cluster.channel("group '" + name_ + "'", members_[peer], left(until));
+          channels_.push_back(channels[peer].get());
         }
-    connect(cluster, until);
-    for (const auto& peer : peers_) peer->watcher = std::thread([this, &peer = *peer] { watch(peer); });
+    connect(std::move(store), until);
+    for (std::size_t peer = 0; peer < channels.size(); ++peer)
+      if (channels[peer]) beats_.watch(members_[peer], std::move(channels[peer]));
   }
   /// Gently: calls that this member has finished still end well on the others.
   ~NcclGroup() override {
-    const auto until = deadline_after(limit_);
-    {
+    const bool open = [&] {
       const std::scoped_lock lock(mutex_);
-      leaving_ = true;
-    }
-    changed_.notify_all();
-    for (const auto& peer : peers_) say_done(*peer, until);
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait_until(lock, until, [&] {
-        return !why_.empty() ||
-               std::all_of(peers_.begin(), peers_.end(), [](const auto& peer) { return peer->left; });
-      });
-    }
+      channels_.clear();
+      return why_.empty();
+    }();
+    if (open) beats_.leave();
     close();
-    for (const auto& peer : peers_) peer->watcher.join();
   }
 
-  int rank() const override { return place_; }
-  int size() const override { return static_cast<int>(members_.size()); }
-
   void broadcast(std::span<std::byte> bytes, int root) override {
-    check_root(root, size(), name_);
+    check_root(root);
     c10d::BroadcastOptions options;
     options.rootRank = root;
     call<std::byte>(
@@ -174,7 +124,7 @@ class NcclGroup final : public Group {
         [&](std::size_t first, std::size_t count) { take(values.subspan(first, count), 0); });
   }
   void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    check_parts(all.size(), part.size(), size(), name_);
+    check_parts(all.size(), part.size());
     call<std::byte>(
         "all_gather", part.size(), members_.size(),
         [&](std::size_t first, std::size_t count) {
@@ -189,7 +139,7 @@ class NcclGroup final : public Group {
         });
   }
   void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    check_parts(all.size(), part.size(), size(), name_);
+    check_parts(all.size(), part.size());
     call<float>(
         "reduce_scatter", part.size(), members_.size(),
         [&](std::size_t first, std::size_t count) {
@@ -208,19 +158,6 @@ class NcclGroup final : public Group {
   void close() noexcept override { finish("the others", "this rank closed it"); }
 
  private:
-  struct Peer {
-    std::string name;
-    std::unique_ptr<Channel> channel;
-    std::thread watcher;
-    bool said = false;       ///< this member's word to it
-    bool left = false;       ///< its word to this member: it will finish no more calls than
-    std::int64_t calls = 0;  ///< these
-  };
-
-  std::string me() const { return "rank " + std::to_string(members_[static_cast<std::size_t>(place_)]); }
-  std::string where(const char* what) const {
-    return std::string(" in ") + what + " of group '" + name_ + "'";
-  }
   static std::int64_t signed_size(std::size_t size) { return static_cast<std::int64_t>(size); }
 
   /// c10d's options hold a struct of NCCL's whose size is another in each version.
@@ -241,29 +178,28 @@ class NcclGroup final : public Group {
   }
 
   /// NCCL's own connecting knows no deadline: a thread does it, and is left behind where the limit runs out.
-  void connect(Cluster& cluster, Clock::time_point until) {
+  void connect(c10::intrusive_ptr<c10d::Store> store, Clock::time_point until) {
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = torch_limit(limit_);
     std::string prefix = "nccl/" + name_;
     for (const int member : members_) prefix += " " + std::to_string(member);
-    auto store = c10::make_intrusive<StoreOfCluster>(cluster, prefix + "/", left(until));
-    std::packaged_task<Nccl()> task([=, place = place_, size = size()] {
-      const c10::cuda::CUDAGuard guard(cuda_device());
-      auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, place, size, options);
-      nccl->eagerConnectSingleDevice(cuda_device());
-      return nccl;
-    });
-    std::future<Nccl> connected = task.get_future();
-    std::thread(std::move(task)).detach();
-    if (connected.wait_for(torch_limit(left(until))) != std::future_status::ready)
-      throw DeadlineError(me() + " waited " + seconds_text(limit_) + " for NCCL to connect group '" + name_ +
-                          "'");
     try {
-      nccl_ = connected.get();
-    } catch (const Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      throw PeerError(me() + " cannot connect group '" + name_ + "' by NCCL: " + torch_words(error));
+      nccl_ = bounded(
+          left(until),
+          [=, place = place_, size = size(), limit = torch_limit(left(until))] {
+            const c10::cuda::CUDAGuard guard(cuda_device());
+            const auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store->clone());  // its own calls
+            own->setTimeout(limit);
+            auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(own, place, size, options);
+            nccl->eagerConnectSingleDevice(cuda_device());
+            return nccl;
+          },
+          [&] {
+            return DeadlineError(member(place_) + " waited " + seconds_text(limit_) +
+                                 " for NCCL to connect group '" + name_ + "'");
+          });
+    } catch (const PeerError& error) {
+      throw PeerError(member(place_) + " cannot connect group '" + name_ + "' by NCCL: " + error.what());
     }
   }
 
@@ -341,7 +277,7 @@ class NcclGroup final : public Group {
   void call(const char* what, std::size_t values, std::size_t parts, Issue issue, Finished finished) {
     const auto until = deadline_after(limit_);
     const std::size_t most = std::max<std::size_t>(stage_bytes / (parts * sizeof(Type)), 1);
-    begin(what);
+    check_open(what);
     try {
       const c10::StreamGuard guard(lane_stream());
       for (std::size_t first = 0; first < values; first += most) {
@@ -363,22 +299,10 @@ class NcclGroup final : public Group {
       finish("the others", torch_words(error));
       check_open(what);
     }
-    const std::scoped_lock lock(mutex_);
-    ++done_;
-    calling_ = false;
-    changed_.notify_all();
-  }
-  void begin(const char* what) {
-    check_open(what);
-    const std::scoped_lock lock(mutex_);
-    for (const auto& peer : peers_)
-      if (peer->left && done_ >= peer->calls)
-        throw PeerError(me() + " lost " + peer->name + where(what) + ": it has left");
-    calling_ = true;
   }
   void check_open(const char* what) {
     const std::scoped_lock lock(mutex_);
-    if (!why_.empty()) throw PeerError(me() + " lost " + whom_ + where(what) + ": " + why_);
+    if (!why_.empty()) throw lost(whom_, what, why_);
   }
   void wait(const char* what, Clock::time_point until) {
     for (std::chrono::microseconds pause{1};; pause = std::min(2 * pause, std::chrono::microseconds{200})) {
@@ -389,7 +313,7 @@ class NcclGroup final : public Group {
       if (done) break;
       if (Clock::now() >= until) {
         finish("the others", "a call ran out of time");
-        throw DeadlineError(me() + " waited " + seconds_text(limit_) + " for the others" + where(what));
+        throw late("the others", what);
       }
       std::this_thread::sleep_for(pause);
     }
@@ -402,71 +326,39 @@ class NcclGroup final : public Group {
       if (!why_.empty()) return;
       whom_ = whom;
       why_ = why;
+      for (Channel* channel : channels_) channel->close();
     }
-    changed_.notify_all();
-    for (const auto& peer : peers_) peer->channel->close();
     const std::scoped_lock lock(issuing_);
     try {
-      nccl_->abort();
+      if (nccl_) nccl_->abort();
     } catch (...) {  // it is given up anyway
     }
   }
-  /// Once: how many calls this member has finished.
-  void say_done(Peer& peer, Clock::time_point until) {
-    std::int64_t calls = 0;
-    {
-      const std::scoped_lock lock(mutex_);
-      if (!why_.empty() || std::exchange(peer.said, true)) return;
-      calls = done_;
-    }
-    try {
-      peer.channel->send(std::as_bytes(std::span(&calls, 1)), left(until));
-    } catch (const Error&) {  // its watcher says why
-    }
-  }
-  void watch(Peer& peer) {
-    std::int64_t calls = 0;
-    try {
-      peer.channel->receive(std::as_writable_bytes(std::span(&calls, 1)), std::chrono::hours{24 * 365});
-    } catch (const Error& error) {
-      std::string why = error.what();  // of the channel's sentence that part
-      if (const auto from = why.find(": "); from != why.npos) why.erase(0, from + 2);
-      return finish(peer.name, why.substr(0, why.rfind(" (channel ")));
-    }
-    std::unique_lock lock(mutex_);
-    peer.calls = calls;
-    peer.left = true;
-    changed_.notify_all();
-    changed_.wait(lock, [&] { return !why_.empty() || leaving_ || done_ >= calls; });
-    const bool in_vain = calling_ && done_ >= calls;  // a call that it takes no part in
-    lock.unlock();
-    if (in_vain) return finish(peer.name, "it has left");
-    say_done(peer, deadline_after(limit_));
+  /// Of the channel's sentence, the reason alone.
+  void lose(int peer, std::string why) {
+    if (const auto from = why.find(": "); from != why.npos) why.erase(0, from + 2);
+    finish("rank " + std::to_string(peer), why.substr(0, why.rfind(" (channel ")));
   }
 
   using Nccl = c10::intrusive_ptr<c10d::ProcessGroupNCCL>;
 
-  const std::string name_;
-  const std::vector<int> members_;
-  const int place_;
-  const std::chrono::nanoseconds limit_;
-  std::vector<std::unique_ptr<Peer>> peers_;
   Nccl nccl_;
   std::mutex issuing_, mutex_;
-  std::condition_variable changed_;
-  std::string whom_, why_;  ///< why it is finished; empty: open
-  bool leaving_ = false, calling_ = false;
-  std::int64_t done_ = 0;
+  std::string whom_, why_;            ///< why it is finished; empty: open
+  std::vector<Channel*> channels_;    ///< to the others; beats_ has them
   at::Tensor pinned_, whole_, part_;  ///< bytes
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
   c10::Event mark_{c10::DeviceType::CUDA};
+  Heartbeat beats_;  ///< ends first
 };
 
 class NcclProgram final : public NcclForm {
  public:
   std::unique_ptr<Group> group(Cluster& cluster, const std::string& name, const std::vector<int>& members,
                                std::chrono::nanoseconds limit) override {
-    return std::make_unique<NcclGroup>(cluster, name, members, limit);
+    auto* job = dynamic_cast<C10dCluster*>(&cluster);
+    if (job == nullptr) throw ConfigError("group '" + name + "': NCCL needs a job of processes on c10d");
+    return std::make_unique<NcclGroup>(cluster, job->store(), name, members, limit);
   }
 };
 inline NcclProgram nccl_program;

@@ -1,19 +1,15 @@
 // What makes an asynchronous run irreproducible, written down: from which chunk boundary of which rollout on
 // a weight version decided. All else follows from seeds and from the order of batches, which no lane changes.
-// Paper: "weights are swapped at chunk boundaries". Replay repeats a recording. A plain struct and its text
-// form; writes no files. Memory: 32 bytes a version that decided, so at most 32 bytes a batch.
+// Paper: "weights are swapped at chunk boundaries". Replay repeats a recording. A plain struct; its file is
+// schedule/recording_file.hpp's. Memory: 32 bytes a version that decided, so at most 32 bytes a batch.
 #pragma once
 
-#include <charconv>
+#include <boost/hana.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
-#include <system_error>
 #include <tuple>
 #include <vector>
 
@@ -111,122 +107,10 @@ inline std::string flaw_of(const Recording& recording) {
   return too_old(all.back(), first + batches - 1);
 }
 
-inline constexpr std::string_view recording_title = "dvla hand-overs 1";
-
-inline std::string hex_text(std::uint64_t number) {
-  char text[24];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
-  return text;
-}
-
-/// Takes words off a line, each followed by one space or the line's end; false once one does not fit.
-class line_of_words {
- public:
-  explicit line_of_words(std::string_view rest) : rest_(rest) {}
-  bool word(std::string_view expected) { return next() == expected; }
-  template <class Number>
-  bool number(Number& into, int base = 10) {
-    const std::string_view text = next();
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), into, base);
-    return !text.empty() && error == std::errc() && end == text.data() + text.size();
-  }
-  bool over() const { return over_; }
-
- private:
-  std::string_view next() {
-    if (over_) return {};
-    const std::size_t space = rest_.find(' ');
-    const std::string_view text = rest_.substr(0, space);
-    over_ = space == rest_.npos;
-    if (!over_) rest_ = rest_.substr(space + 1);
-    return text;
-  }
-  std::string_view rest_;
-  bool over_ = false;
-};
-
 }  // namespace detail
 
-/// A line a hand-over; the last line ends in a checksum of all that stands before it.
-inline std::string to_text(const Recording& recording) {
-  std::string text = std::string(detail::recording_title) + "\nstaleness " +
-                     std::to_string(recording.staleness) + " boundaries " +
-                     std::to_string(recording.boundaries) + " first " +
-                     std::to_string(recording.first_batch) + " batches " + std::to_string(recording.batches) +
-                     "\nversion batch boundary weights\n";
-  for (const HandOver& one : recording.hand_overs) {
-    if (one.batch >= recording.first_batch + recording.batches) break;  // in a rollout that failed
-    text += std::to_string(one.version) + " " + std::to_string(one.batch) + " " +
-            std::to_string(one.boundary) + " " + detail::hex_text(one.weights) + "\n";
-  }
-  text += "end " + (recording.final_weights ? detail::hex_text(*recording.final_weights) : "failed") + " ";
-  return text + detail::hex_text(checksum(std::as_bytes(std::span<const char>(text)))) + "\n";
-}
-
-/// Throws FormatError, one sentence that opens with `name`, unless `text` is whole and could be of a run.
-inline Recording parse_recording(std::string_view text, const std::string& name) {
-  const auto refuse = [&](const std::string& why) {
-    throw FormatError("'" + name + "' is no recording of hand-overs that can be replayed: " + why);
-  };
-  std::string_view rest = text;
-  std::int64_t number = 0;
-  const auto line = [&] {
-    const std::size_t end = rest.find('\n');
-    if (end == rest.npos) refuse("it is cut off after line " + std::to_string(number));
-    const std::string_view one = rest.substr(0, end);
-    rest.remove_prefix(end + 1);
-    ++number;
-    return detail::line_of_words(one);
-  };
-  const auto expect = [&](bool good) {
-    if (!good) refuse("line " + std::to_string(number) + " is damaged");
-  };
-  if (text.substr(0, detail::recording_title.size() + 1) != std::string(detail::recording_title) + "\n")
-    refuse("its first line must be '" + std::string(detail::recording_title) + "'");
-  line();
-  Recording recording;
-  auto head = line();
-  expect(head.word("staleness") && head.number(recording.staleness) && head.word("boundaries") &&
-         head.number(recording.boundaries) && head.word("first") && head.number(recording.first_batch) &&
-         head.word("batches") && head.number(recording.batches) && head.over());
-  auto columns = line();
-  expect(columns.word("version") && columns.word("batch") && columns.word("boundary") &&
-         columns.word("weights") && columns.over());
-  while (rest.substr(0, 4) != "end ") {
-    auto words = line();
-    HandOver one;
-    expect(words.number(one.version) && words.number(one.batch) && words.number(one.boundary) &&
-           words.number(one.weights, 16) && words.over());
-    recording.hand_overs.push_back(one);
-  }
-  auto last = line();
-  last.word("end");
-  std::uint64_t weights = 0, sum = 0;
-  if (auto words = last; words.word("failed")) {
-    last = words;
-  } else {
-    expect(last.number(weights, 16));
-    recording.final_weights = weights;
-  }
-  expect(last.number(sum, 16) && last.over());
-  const std::string_view summed = text.substr(0, text.size() - rest.size() - 17);  // 16 digits, a line's end
-  if (sum != checksum(std::as_bytes(std::span<const char>(summed)))) refuse("its checksum is wrong");
-  if (!rest.empty()) refuse("something stands after its end");
-  if (const std::string flaw = detail::flaw_of(recording); !flaw.empty()) refuse(flaw);
-  return recording;
-}
-
-/// From a file. Throws ConfigError if it cannot be read, FormatError as parse_recording.
-inline Recording read_recording(const std::string& path) {
-  if (path.empty())
-    throw ConfigError("schedule.recording is empty: name the hand_overs.txt of a recorded run");
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  char part[1 << 14];
-  while (file.read(part, sizeof part), file.gcount() > 0)
-    text.append(part, static_cast<std::size_t>(file.gcount()));
-  if (!file.eof()) throw ConfigError("schedule.recording is '" + path + "', which cannot be read");
-  return parse_recording(text, path);
-}
-
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::HandOver, version, batch, boundary, weights);
+BOOST_HANA_ADAPT_STRUCT(dvla::Recording, staleness, boundaries, first_batch, batches, hand_overs,
+                        final_weights);

@@ -52,7 +52,7 @@ inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
 
 template <>
 inline constexpr auto knob_docs<ReplayKnobs> = std::to_array<KnobDoc>({
-    {"recording", "hand_overs.txt of the run to repeat (run.record)"},
+    {"recording", "hand_overs.json of the run to repeat (run.record)"},
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
     {"sampling_threads", "cores of a rollout, as many as in the recorded run", 1, 1024},
     {"training_threads", "cores of an update, as many as in the recorded run", 1, 1024},

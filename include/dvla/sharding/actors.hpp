@@ -15,7 +15,7 @@ namespace dvla {
 
 /// Makes one group of all actors, in the order of actors. Weights ask for one per purpose ("gradients", ...),
 /// on each actor the same ones in the same order.
-using GroupSource = std::function<std::unique_ptr<Group>(const std::string& purpose)>;
+using GroupSource = std::function<std::shared_ptr<Group>(const std::string& purpose)>;
 
 /// The source of a job with one actor.
 inline std::unique_ptr<Group> lone_group(const std::string&) { return std::make_unique<LoneGroup>(); }

@@ -302,7 +302,7 @@ class ShardedWeights final : private UnitHooks {
   }
 
   Model& model_;
-  std::unique_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
+  std::shared_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
   ShardLayout layout_;
   OwnedPieces shard_;
   WeightPart part_;                        ///< what this actor packs

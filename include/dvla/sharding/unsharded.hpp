@@ -93,7 +93,7 @@ class UnshardedWeights {
 
  private:
   Model& model_;
-  std::unique_ptr<Group> group_;
+  std::shared_ptr<Group> group_;
   ShardTraffic traffic_;
   OwnedPieces whole_;
   WeightPart part_;  ///< what this actor packs

@@ -4,7 +4,8 @@
 #pragma once
 
 #include <algorithm>
-#include <charconv>
+#include <array>
+#include <boost/hana.hpp>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -51,96 +52,48 @@ process snapshot(const AnyRecorder& recorder, std::string name, std::size_t most
   return taken;
 }
 
-/// Numbers and texts, each text with its length before it.
-inline std::string serialise(const process& from) {
-  std::string out = "dvla-trace 1";
-  const auto number = [&](std::int64_t value) { out += ' ' + std::to_string(value); };
-  const auto text = [&](std::string_view value) {
-    number(static_cast<std::int64_t>(value.size()));
-    out += ' ';
-    out += value;
-  };
+/// The same for another process, as a reflected struct: a span's name and category are places in `names`.
+struct packed_process {
+  std::string name;
+  std::vector<std::string> rows, names;
+  std::vector<std::array<std::int64_t, 6>> spans;  ///< name, category, batch, begin, duration, row
+  std::int64_t dropped = 0;
+};
+
+inline packed_process pack(const process& from) {
+  packed_process packed{from.name, from.rows, {}, {}, from.dropped};
   std::map<std::string_view, std::int64_t> places;
-  std::vector<std::string_view> names;
   const auto place = [&](std::string_view name) {
-    const auto [found, fresh] = places.try_emplace(name, std::ssize(names));
-    if (fresh) names.push_back(name);
+    const auto [found, fresh] = places.try_emplace(name, std::ssize(packed.names));
+    if (fresh) packed.names.emplace_back(name);
     return found->second;
   };
-  for (const span_record& span : from.spans) place(span.name), place(span.category);
-  text(from.name);
-  number(from.dropped);
-  number(std::ssize(from.rows));
-  for (const std::string& row : from.rows) text(row);
-  number(std::ssize(names));
-  for (const std::string_view name : names) text(name);
-  number(std::ssize(from.spans));
-  for (const span_record& span : from.spans)
-    for (const std::int64_t value : {place(span.name), place(span.category), span.batch, span.begin_ns,
-                                     span.end_ns - span.begin_ns, std::int64_t{span.row}})
-      number(value);
-  return out;
+  for (const span_record& span : from.spans) {
+    const std::int64_t name = place(span.name), category = place(span.category);
+    packed.spans.push_back(
+        {name, category, span.batch, span.begin_ns, span.end_ns - span.begin_ns, span.row});
+  }
+  return packed;
 }
 
-/// What `serialise` wrote. Throws FormatError for any other text, never anything else.
-inline process parse_process(std::string_view from) {
-  constexpr std::string_view head = "dvla-trace 1";
-  const auto refuse = [](const char* what) {
-    throw FormatError(std::string("trace of another process: ") + what +
-                      "; the ranks' programs differ, or the text was cut");
+/// Throws FormatError for what no `pack` returns.
+inline process unpack(packed_process from) {
+  const auto expect = [](bool sound, const char* what) {
+    if (!sound) throw FormatError(std::string("trace of another process: ") + what);
   };
-  if (!from.starts_with(head)) refuse("this text is none");
-  from.remove_prefix(head.size());
-  const auto number = [&] {
-    std::int64_t value = 0;
-    if (from.empty() || from.front() != ' ') refuse("a number is missing");
-    from.remove_prefix(1);
-    const auto [end, error] = std::from_chars(from.data(), from.data() + from.size(), value);
-    if (error != std::errc{}) refuse("a number is missing or too large");
-    from.remove_prefix(static_cast<std::size_t>(end - from.data()));
-    return value;
-  };
-  const auto count = [&] {  // of things that each take two characters at least
-    const std::int64_t value = number();
-    if (value < 0 || static_cast<std::size_t>(value) > from.size()) refuse("it has fewer parts than it says");
-    return static_cast<std::size_t>(value);
-  };
-  const auto text = [&] {
-    const std::size_t size = count();
-    if (from.size() < size + 1 || from.front() != ' ') refuse("a text is cut");
-    std::string value(from.substr(1, size));
-    from.remove_prefix(size + 1);
-    return value;
-  };
-  process read;
-  read.name = text();
-  read.dropped = number();
-  for (std::size_t rows = count(); rows-- > 0;) read.rows.push_back(text());
-  auto texts = std::make_shared<std::deque<std::string>>();
-  for (std::size_t names = count(); names-- > 0;) texts->push_back(text());
-  const auto name = [&] {
-    const std::int64_t place = number();
-    if (place < 0 || place >= std::ssize(*texts)) refuse("a span has no such name");
+  auto texts = std::make_shared<std::deque<std::string>>(from.names.begin(), from.names.end());
+  const auto name = [&](std::int64_t place) {
+    expect(place >= 0 && place < std::ssize(*texts), "a span has no such name");
     return (*texts)[static_cast<std::size_t>(place)].c_str();
   };
-  for (std::size_t spans = count(); spans-- > 0;) {
-    span_record span;
-    span.name = name();
-    span.category = name();
-    span.batch = number();
-    span.begin_ns = number();
-    const std::int64_t took = number();
-    const std::int64_t row = number();
-    constexpr std::int64_t most = std::int64_t{1} << 62;
-    if (span.begin_ns < 0 || span.begin_ns > most || took < 0 || took > most)
-      refuse("a span lies outside of time");
-    if (row < 0 || row >= std::ssize(read.rows)) refuse("a span has no such row");
-    span.end_ns = span.begin_ns + took;
-    span.row = static_cast<std::int32_t>(row);
-    read.spans.push_back(span);
+  constexpr std::int64_t most = std::int64_t{1} << 62;
+  process read{std::move(from.name), std::move(from.rows), {}, from.dropped, texts};
+  for (const auto& [own, category, batch, begin, took, row] : from.spans) {
+    expect(begin >= 0 && begin <= most && took >= 0 && took <= most, "a span lies outside of time");
+    expect(row >= 0 && row < std::ssize(read.rows), "a span has no such row");
+    read.spans.push_back(
+        {name(own), name(category), batch, begin, begin + took, static_cast<std::int32_t>(row)});
   }
-  if (!from.empty()) refuse("something follows its last span");
-  read.texts = std::move(texts);
   return read;
 }
 
@@ -160,3 +113,5 @@ inline std::vector<span_record> slowest(const std::vector<process>& job) {
 }
 
 }  // namespace dvla::trace
+
+BOOST_HANA_ADAPT_STRUCT(dvla::trace::packed_process, name, rows, names, spans, dropped);
