@@ -3,7 +3,7 @@
 
 #include "dvla/core/field.hpp"
 
-namespace dvla::detail {
+namespace dvla {
 
 /// `leading` followed by `rest`.
 inline Extents extents_with(const Extents& leading, Extents rest) {
@@ -11,4 +11,4 @@ inline Extents extents_with(const Extents& leading, Extents rest) {
   return rest;
 }
 
-}  // namespace dvla::detail
+}  // namespace dvla
