@@ -90,7 +90,7 @@ TEST_CASE("A sealed plane finds a write after the hand-over") {
   auto& trajectory = plane.produce(token);
   dvla::testing::scribble(trajectory, 3);
   plane.commit(token);
-  trajectory.transition.done[5] ^= 1;
+  trajectory.transition.terminated[5] ^= 1;
   CHECK_THROWS_AS(plane.consume(token), dvla::Error);
 }
 
