@@ -171,7 +171,7 @@ TEST_CASE("the instruction decides which target counts") {
   for (int i = 0; i < n; ++i) {
     red += buffers.instructions[static_cast<std::size_t>(i)] == 0;
     Buffers one(environment.observation_spec(), 2, 1, 1);
-    while (one.flags[0] == 0) {
+    while (one.terminated[0] + one.truncated[0] == 0) {
       environment.expert(i, one.action.span());
       environment.step(i, one.action, one.reward, one.terminated, one.truncated, one.observation, arena);
     }

@@ -3,7 +3,7 @@
 
 struct Whole : OwnEnvironment {
   std::int64_t step(std::int64_t, dvla::Field<float>, dvla::Field<float>, dvla::Field<std::uint8_t>,
-                    const dvla::Observation&, dvla::Arena&) {
+                    dvla::Field<std::uint8_t>, const dvla::Observation&, dvla::Arena&) {
     return 0;
   }
 };
