@@ -57,7 +57,7 @@ TEST_CASE("A trajectory is one contiguous block in the environment pool, every f
       CHECK(pool.contains(start));
       ++fields;
     });
-    CHECK(fields == 12);
+    CHECK(fields == 13);
   }
 }
 
