@@ -59,8 +59,10 @@ class LeaveOneOut {
                            const typename Model::Decision& decision, std::int64_t batch,
                            BeforeStep before_step, Trace& trace) {
     const std::size_t T = extents_.decisions, B = extents_.episodes;
-    dvla::loss_mask(extents_, dvla::RewardLevel::chunk, transition.done.span(), mask_);
-    dvla::episode_returns(extents_, transition.reward.span(), transition.done.span(), return_B_);
+    dvla::loss_mask(extents_, dvla::RewardLevel::chunk, transition.terminated.span(),
+                    transition.truncated.span(), mask_);
+    dvla::episode_returns(extents_, transition.reward.span(), transition.terminated.span(),
+                          transition.truncated.span(), return_B_);
 
     std::vector<std::int64_t> rows;  // decisions that count, n = t * B + b
     for (std::size_t row = 0; row < T * B; ++row)

@@ -87,14 +87,16 @@ class Ferry {
     });
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     std::atomic<std::int64_t> made{0};
     arena.for_each(action.extents()[0], [&](std::int64_t i) {
       Boat& one = boat(first + i);
       const int before = one.steps;
       for (std::int64_t c = 0; c < action.extents()[1]; ++c) {  // the chunk's control steps
         reward.at(i)[c] = one.step(action.at(i).at(c)[0]);
-        done.at(i)[c] = one.over ? 1 : 0;
+        terminated.at(i)[c] = one.over ? 1 : 0;  // landed, wherever that is: nothing follows
+        truncated.at(i)[c] = 0;
       }
       made += one.steps - before;
       show(one, i, next);

@@ -81,7 +81,8 @@ void environment_stepping() {
     for (std::int64_t row = 0; row < rows; ++row)
       for (std::int64_t c = 0; c < chunk; ++c)
         environment.expert(row, batch->action.at(0).at(row).at(c).span());
-    made += environment.step(0, batch->action.at(0), batch->reward.at(0), batch->done.at(0), at(1), arena);
+    made += environment.step(0, batch->action.at(0), batch->reward.at(0), batch->terminated.at(0),
+                             batch->truncated.at(0), at(1), arena);
     for (std::int64_t row = 0; row < rows; ++row) solved += environment.succeeded(row) ? 1 : 0;
   });
   std::printf(

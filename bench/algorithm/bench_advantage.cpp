@@ -24,6 +24,7 @@ struct Rollout {
   Rollout(std::size_t decisions, std::size_t episodes) : extents{decisions, episodes, chunk} {
     dvla::SplitMix64 random(1);
     done.resize(extents.steps());
+    truncated.resize(extents.steps());
     reward.resize(extents.steps());
     for (std::size_t i = 0; i < done.size(); ++i) {
       done[i] = random.uniform01() < 0.5 / static_cast<double>(decisions * chunk);
@@ -42,8 +43,8 @@ struct Rollout {
   }
 
   void advantages() {
-    dvla::loss_mask(extents, dvla::RewardLevel::chunk, done, mask);
-    dvla::episode_returns(extents, reward, done, returns);
+    dvla::loss_mask(extents, dvla::RewardLevel::chunk, done, truncated, mask);
+    dvla::episode_returns(extents, reward, done, truncated, returns);
     dvla::group_advantage(group, returns, {}, advantage_B);
     dvla::broadcast_advantage(advantage_B, 1, mask, advantage);
     dvla::loss_weights(dvla::Aggregation::masked_mean, extents.episodes, 1, mask, weight);
@@ -91,7 +92,7 @@ struct Rollout {
   }
 
   dvla::RolloutExtents extents;
-  std::vector<std::uint8_t> done, mask;
+  std::vector<std::uint8_t> done, truncated, mask;
   std::vector<float> reward, behaviour, current, advantage, weight, returns, advantage_B, gradient;
 };
 

@@ -126,9 +126,9 @@ void against_raw(benchmark::State& state) {
   SplitMix64 random(2);
   for (float& value : actions) value = random.uniform(-1.0f, 1.0f);
   std::vector<float> rewards(static_cast<std::size_t>(rows * chunk));
-  std::vector<std::uint8_t> flags(rewards.size());
+  std::vector<std::uint8_t> ends(rewards.size()), cuts(rewards.size());
   const Field<float> reward({rows, chunk}, rewards.data());
-  const Field<std::uint8_t> done({rows, chunk}, flags.data());
+  const Field<std::uint8_t> terminated({rows, chunk}, ends.data()), truncated({rows, chunk}, cuts.data());
   const Field<float> action({decisions, rows, chunk, Task::actions}, actions.data());
 
   // The raw loop: the same model, the same initial states, the same controls.
@@ -169,7 +169,7 @@ void against_raw(benchmark::State& state) {
     std::int64_t made = 0;
     batch.reset(0, seeds, next, arena);
     for (std::int64_t t = 0; t < decisions; ++t)
-      made += batch.step(0, action.at(t), reward, done, next, arena);
+      made += batch.step(0, action.at(t), reward, terminated, truncated, next, arena);
     return made;
   };
   struct Cost {

@@ -76,7 +76,8 @@ double by_hand(int iterations, int environments) {
                    dvla::Decoding::sample, dvla::stream_seed(1, dvla::Stream::action, n, t, 0), decision,
                    batch->action.at(t));
         for (std::int64_t& version : batch->version.at(t).span()) version = n;
-        environment.step(0, batch->action.at(t), batch->reward.at(t), batch->done.at(t),
+        environment.step(0, batch->action.at(t), batch->reward.at(t), batch->terminated.at(t),
+                         batch->truncated.at(t),
                          dvla::cut_record(batch->observation, [&](auto f) { return f.at(t + 1); }), arena);
       }
       for (std::int64_t b = 0; b < N; ++b) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/algorithm/adamw.hpp"
@@ -51,16 +52,19 @@ void check_close(const Values<Value>& have, const json& want) {
 TEST_CASE("loss masks, returns and chunk rewards agree with NumPy") {
   const json& data = golden().at("rollout");
   const dvla::RolloutExtents extents{data.at("T"), data.at("B"), data.at("C")};
-  const auto done = read<std::uint8_t>(data, "done");
+  // NumPy knows one flag; here every other episode is truncated instead of terminated.
+  Flags terminated = read<std::uint8_t>(data, "done"), truncated(terminated.size(), 0);
+  for (std::size_t i = 0; i < terminated.size(); ++i)
+    if (i / extents.chunk % extents.episodes % 2 == 1) std::swap(terminated[i], truncated[i]);
   const auto reward = read<float>(data, "reward");
   Flags action(extents.steps()), chunk(extents.rows());
-  dvla::loss_mask(extents, dvla::RewardLevel::action, done, action);
-  dvla::loss_mask(extents, dvla::RewardLevel::chunk, done, chunk);
+  dvla::loss_mask(extents, dvla::RewardLevel::action, terminated, truncated, action);
+  dvla::loss_mask(extents, dvla::RewardLevel::chunk, terminated, truncated, chunk);
   CHECK(action == read<std::uint8_t>(data, "mask_action"));
   CHECK(chunk == read<std::uint8_t>(data, "mask_chunk"));
 
   Values<float> returns(extents.episodes), rewards(extents.rows());
-  dvla::episode_returns(extents, reward, done, returns);
+  dvla::episode_returns(extents, reward, terminated, truncated, returns);
   check_close(returns, data.at("returns"));
   dvla::chunk_rewards(extents, reward, action, rewards);
   check_close(rewards, data.at("chunk_reward"));
@@ -118,7 +122,7 @@ dvla::LossStats run_case(const json& data, const json& expected, const Correctio
   const auto aggregation = expected.at("aggregation") == "masked_mean" ? dvla::Aggregation::masked_mean
                                                                        : dvla::Aggregation::trajectory_equal;
   Flags mask(shape.rows * shape.per_row());
-  dvla::loss_mask(extents, shape.reward, read<std::uint8_t>(data, "done"), mask);
+  dvla::loss_mask(extents, shape.reward, read<std::uint8_t>(data, "done"), Flags(extents.steps(), 0), mask);
   Values<float> weight(mask.size());
   dvla::loss_weights(aggregation, extents.episodes, shape.per_row(), mask, weight);
   check_close(weight, expected.at("weight"));

@@ -91,12 +91,15 @@ struct Tiny {
   Tiny() {
     std::ranges::fill(decision->log_prob.span(), 0.0F);
     std::ranges::fill(transition->reward.span(), 0.0F);
-    std::ranges::fill(transition->done.span(), std::uint8_t{1});
+    std::ranges::fill(transition->terminated.span(), std::uint8_t{1});
+    std::ranges::fill(transition->truncated.span(), std::uint8_t{0});
     std::ranges::fill(transition->version.span(), std::int64_t{0});
     for (const int b : {0, 1, 2, 3}) transition->group[b] = b / 2;
     std::ranges::fill(transition->observation.instruction.span(), 0);
     std::ranges::fill(transition->observation.proprioception.span(), 0.0F);
-    transition->done.at(0)[1] = transition->done.at(0)[2] = 0;
+    transition->terminated.at(0)[1] = transition->terminated.at(0)[2] = 0;
+    transition->terminated.at(1)[1] = 0;  // episode 1 is cut off by the horizon
+    transition->truncated.at(1)[1] = 1;
     transition->reward.at(0)[0] = transition->reward.at(1)[2] = transition->reward.at(0)[3] = 1;
     for (const int b : {0, 1, 2, 3}) transition->success[b] = b == 1 ? 0 : 1;
   }

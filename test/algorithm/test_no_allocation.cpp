@@ -45,8 +45,8 @@ TEST_CASE("one whole GRPO update on spans allocates nothing") {
   const dvla::LossShape shape{micro, 3, 2, dvla::LogProbLevel::action, dvla::RewardLevel::action};
 
   const long before = allocations;
-  dvla::loss_mask(extents, dvla::RewardLevel::action, done, mask);
-  dvla::episode_returns(extents, reward, done, returns);
+  dvla::loss_mask(extents, dvla::RewardLevel::action, done, done, mask);
+  dvla::episode_returns(extents, reward, done, done, returns);
   dvla::filter_rewards(4, -100, 100, returns, {}, keep);
   dvla::mask_episodes(keep, 3, mask);
   dvla::group_advantage(4, returns, keep, advantage_B);

@@ -27,8 +27,8 @@ std::vector<std::string> names(const dvla::Transition& record) {
 
 TEST_CASE("A record's fields come in the order of declaration, nested records inside, absent ones left out") {
   CHECK(names(layout()) == std::vector<std::string>{"frames", "frames", "proprioception", "instruction",
-                                                    "action", "reward", "done", "success", "seed", "group",
-                                                    "version"});
+                                                    "action", "reward", "terminated", "truncated", "success",
+                                                    "seed", "group", "version"});
   dvla::Transition blind = layout();
   blind.observation.frames = {};
   CHECK(names(blind).front() == "proprioception");

@@ -56,7 +56,7 @@ TEST_CASE("A trajectory is one contiguous block in the environment pool, every f
       CHECK(pool.contains(start));
       ++fields;
     });
-    CHECK(fields == 12);
+    CHECK(fields == 13);
   }
 }
 
@@ -89,7 +89,7 @@ TEST_CASE("A sealed plane finds a write after the hand-over") {
   auto& trajectory = plane.produce(token);
   dvla::testing::scribble(trajectory, 3);
   plane.commit(token);
-  trajectory.transition.done[5] ^= 1;
+  trajectory.transition.terminated[5] ^= 1;
   CHECK_THROWS_AS(plane.consume(token), dvla::Error);
 }
 

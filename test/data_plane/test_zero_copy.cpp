@@ -35,9 +35,10 @@ struct SpyEnvironment : dvla::ToyEnvironment {
     ToyEnvironment::reset(first, seeds, next, arena);
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     written.note(next);
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
   Seen written;
 };
@@ -76,8 +77,8 @@ struct World {
       auto decision = rows(decisions, t);
       model.act(rows(transition.observation, t), dvla::Decoding::sample, static_cast<std::uint64_t>(t),
                 decision, transition.action.at(t));
-      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.done.at(t),
-                       rows(transition.observation, t + 1), arena);
+      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.terminated.at(t),
+                       transition.truncated.at(t), rows(transition.observation, t + 1), arena);
     }
     plane.commit(token);
   }

@@ -55,10 +55,12 @@ struct Buffers {
         actions_of(static_cast<std::size_t>(n * chunk * actions)),
         rewards(static_cast<std::size_t>(n * chunk)),
         instructions(static_cast<std::size_t>(n)),
-        flags(static_cast<std::size_t>(n * chunk)),
+        ends(static_cast<std::size_t>(n * chunk)),
+        cuts(static_cast<std::size_t>(n * chunk)),
         action({n, chunk, actions}, actions_of.data()),
         reward({n, chunk}, rewards.data()),
-        done({n, chunk}, flags.data()) {
+        terminated({n, chunk}, ends.data()),
+        truncated({n, chunk}, cuts.data()) {
     observation.proprioception.place(proprioception.data());
     observation.instruction.place(instructions.data());
     for (std::int64_t i = 0; i < n; ++i) seeds.push_back(mix_seed(5, i));
@@ -66,10 +68,10 @@ struct Buffers {
   Observation observation;
   std::vector<float> proprioception, actions_of, rewards;
   std::vector<std::int32_t> instructions;
-  std::vector<std::uint8_t> flags;
+  std::vector<std::uint8_t> ends, cuts;
   std::vector<std::uint64_t> seeds;
   Field<float> action, reward;
-  Field<std::uint8_t> done;
+  Field<std::uint8_t> terminated, truncated;
 };
 
 class CountingResource : public std::pmr::memory_resource {
@@ -147,7 +149,8 @@ TEST_CASE_TEMPLATE("the scripted expert solves fresh seeds within the advised ho
   float rewards = 0;
   for (int step = 0; step < Task::advised_horizon; ++step) {
     for (int i = 0; i < n; ++i) environment.expert(i, buffers.action.at(i).span());
-    environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+    environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                     buffers.observation, arena);
     for (const float reward : buffers.rewards) rewards += reward;
   }
   int solved = 0;
@@ -167,9 +170,9 @@ TEST_CASE("the instruction decides which target counts") {
   for (int i = 0; i < n; ++i) {
     red += buffers.instructions[static_cast<std::size_t>(i)] == 0;
     Buffers one(environment.observation_spec(), 2, 1, 1);
-    while (one.flags[0] == 0) {
+    while (one.terminated[0] + one.truncated[0] == 0) {
       environment.expert(i, one.action.span());
-      environment.step(i, one.action, one.reward, one.done, one.observation, arena);
+      environment.step(i, one.action, one.reward, one.terminated, one.truncated, one.observation, arena);
     }
     if (!environment.succeeded(i)) continue;
     const float* seen = one.proprioception.data();
@@ -198,7 +201,8 @@ TEST_CASE("stepping and resetting allocate nothing") {
       environment.reset(0, buffers.seeds, buffers.observation, arena);
       for (int step = 0; step < 4; ++step) {
         environment.expert(3, buffers.action.at(3).at(0).span());
-        environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+        environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                         buffers.observation, arena);
       }
     };
     for (int warm_up = 0; warm_up < 5; ++warm_up) episode();
@@ -222,7 +226,8 @@ TEST_CASE("all of MuJoCo's memory comes from the environment pool and goes back 
     Buffers buffers(environment.observation_spec(), 2, 8, 4);
     Arena arena(1);
     environment.reset(0, buffers.seeds, buffers.observation, arena);
-    environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+    environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                     buffers.observation, arena);
     CHECK(pool.calls == before);
   }
   CHECK(pool.held == 0);
@@ -263,20 +268,22 @@ TEST_CASE("a row whose physics goes wrong ends its episode with an Error; the ot
       CAPTURE(bad.text);
       environment.reset(0, buffers.seeds, buffers.observation, arena);
       std::fill(buffers.actions_of.begin(), buffers.actions_of.end(), 0.1f);
-      environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+      environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                       buffers.observation, arena);
       buffers.action.at(2)[2] = bad.action;  // row 2, second control step of the chunk
       const std::string why = message_of([&] {
-        environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+        environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                         buffers.observation, arena);
       });
       CHECK(has(why, "row 2, step 3"));
       CHECK(has(why, bad.text.c_str()));
-      CHECK(buffers.done[2 * 2] == 0);
-      CHECK(buffers.done[2 * 2 + 1] == 1);
+      CHECK(buffers.terminated[2 * 2] == 0);
+      CHECK(buffers.terminated[2 * 2 + 1] == 1);
       for (const float value : buffers.proprioception) CHECK(std::isfinite(value));
-      CHECK(buffers.done[5 * 2 + 1] == 0);  // row 5 was stepped all the same
+      CHECK(buffers.terminated[5 * 2 + 1] == 0);  // row 5 was stepped all the same
       buffers.action.at(2)[2] = 0.1f;
-      CHECK(environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena) ==
-            (n - 1) * 2);
+      CHECK(environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                             buffers.observation, arena) == (n - 1) * 2);
     }
   }
 }
@@ -310,7 +317,8 @@ TEST_CASE("wrong use is one sentence") {
   Arena arena(1);
   Buffers buffers(environment.observation_spec(), 2, 4, 2);
   CHECK(has(message_of([&] {
-              environment.step(0, buffers.action, buffers.reward, buffers.done, buffers.observation, arena);
+              environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
+                               buffers.observation, arena);
             }),
             "before its first reset"));
   CHECK(has(message_of([&] { environment.reset(2, buffers.seeds, buffers.observation, arena); }),

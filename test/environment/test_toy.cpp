@@ -23,10 +23,12 @@ struct Fixture {
   std::int64_t step(std::vector<float> action, std::int64_t chunk, std::int64_t actions = 1) {
     const auto rows = static_cast<std::int64_t>(action.size()) / chunk / actions;
     reward.assign(static_cast<std::size_t>(rows * chunk), -1);
-    done.assign(static_cast<std::size_t>(rows * chunk), 9);
+    terminated.assign(static_cast<std::size_t>(rows * chunk), 9);
+    truncated = terminated;
     return environment.step(0, Field<float>({rows, chunk, actions}, action.data()),
                             Field<float>({rows, chunk}, reward.data()),
-                            Field<std::uint8_t>({rows, chunk}, done.data()), *observation, arena);
+                            Field<std::uint8_t>({rows, chunk}, terminated.data()),
+                            Field<std::uint8_t>({rows, chunk}, truncated.data()), *observation, arena);
   }
   float target(std::int64_t row) {
     float value = 0;
@@ -38,7 +40,7 @@ struct Fixture {
   dvla::OwnedRecord<dvla::Observation> observation;
   std::vector<std::uint64_t> seeds;
   std::vector<float> reward;
-  std::vector<std::uint8_t> done;
+  std::vector<std::uint8_t> terminated, truncated;
   dvla::Arena arena;
 };
 }  // namespace
@@ -73,14 +75,15 @@ TEST_CASE("The expert solves every row in one step, and the row then stands stil
   for (std::size_t row = 0; row < 8; ++row) {
     CHECK(toy.reward[2 * row] == 1);
     CHECK(toy.reward[2 * row + 1] == 0);
-    CHECK(toy.done[2 * row] == 1);
-    CHECK(toy.done[2 * row + 1] == 1);
+    CHECK(toy.terminated[2 * row] == 1);
+    CHECK(toy.terminated[2 * row + 1] == 1);
+    CHECK(toy.truncated[2 * row + 1] == 0);
     CHECK(toy.environment.succeeded(static_cast<std::int64_t>(row)));
   }
   CHECK(toy.step(action, 2) == 0);
 }
 
-TEST_CASE("Far off ends the episode unsolved, in between goes on to the horizon") {
+TEST_CASE("Far off terminates the episode unsolved, in between goes on to the horizon, which truncates it") {
   Fixture toy;
   std::vector<float> far, near;
   for (std::int64_t row = 0; row < 8; ++row) {
@@ -89,14 +92,16 @@ TEST_CASE("Far off ends the episode unsolved, in between goes on to the horizon"
   }
   CHECK(toy.step(far, 1) == 8);
   for (std::size_t row = 0; row < 8; ++row) {
-    CHECK(toy.done[row] == 1);
+    CHECK(toy.terminated[row] == 1);
+    CHECK(toy.truncated[row] == 0);
     CHECK(toy.reward[row] == 0);
     CHECK_FALSE(toy.environment.succeeded(static_cast<std::int64_t>(row)));
   }
   toy.environment.reset(0, toy.seeds, *toy.observation, toy.arena);
   for (int step = 1; step <= 4; ++step) {
     CHECK(toy.step(near, 1) == 8);
-    for (const std::uint8_t flag : toy.done) CHECK(flag == (step == 4 ? 1 : 0));
+    for (const std::uint8_t flag : toy.truncated) CHECK(flag == (step == 4 ? 1 : 0));
+    for (const std::uint8_t flag : toy.terminated) CHECK(flag == 0);
   }
 }
 

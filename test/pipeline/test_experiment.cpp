@@ -183,9 +183,10 @@ struct AlarmToy {
 struct AlarmEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     Alarm::pass(alarm_.steps, alarm_.at_step);
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
   void render(std::int64_t row, int, int, std::span<std::uint8_t> rgb) {
     Alarm::pass(alarm_.frames, alarm_.at_frame);

@@ -68,12 +68,13 @@ struct GatedEnvironment : dvla::ToyEnvironment {
     ToyEnvironment::reset(first, seeds, next, arena);
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     const std::int64_t batch = resets / passes;
     if (++steps == 1) gate.tell([&] { gate.begun = batch; });
     if (steps == 4 && Gate::meets(batch) && gate.staleness > 0)
       gate.wait([&] { return gate.installed >= batch; });
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
   std::int64_t resets = -1, steps = 0;
   static inline std::int64_t passes = 1;  ///< of a batch

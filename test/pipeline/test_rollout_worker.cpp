@@ -44,7 +44,8 @@ class Script {
     }
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena&) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena&) {
     const std::int64_t count = action.extents()[0], chunk = action.extents()[1];
     std::int64_t made = 0;
     for (std::int64_t i = 0; i < count; ++i) {
@@ -54,7 +55,8 @@ class Script {
         if (!over) ++state.steps, ++made;
         const bool ends = state.steps >= length(first + i);
         reward[i * chunk + c] = !over && ends && succeeded(first + i) ? 1.0F : 0.0F;
-        done[i * chunk + c] = ends ? 1 : 0;
+        terminated[i * chunk + c] = ends && succeeded(first + i) ? 1 : 0;
+        truncated[i * chunk + c] = ends && !succeeded(first + i) ? 1 : 0;
       }
       show(first, i, next);
     }
@@ -153,7 +155,9 @@ TEST_CASE(
       for (std::int64_t t = 0; t < T; ++t) {
         CHECK(world.all->version.at(t)[row] == 0);
         for (std::int64_t c = 0; c < C; ++c) {
-          CHECK(world.all->done.at(t).at(row)[c] == (t * C + c + 1 >= length ? 1 : 0));
+          const bool ended = t * C + c + 1 >= length, solved = world.environment.succeeded(row);
+          CHECK(world.all->terminated.at(t).at(row)[c] == (ended && solved ? 1 : 0));
+          CHECK(world.all->truncated.at(t).at(row)[c] == (ended && !solved ? 1 : 0));
           earned += world.all->reward.at(t).at(row)[c];
         }
         CHECK(world.all->observation.proprioception.at(t + 1).at(row)[1] ==
@@ -230,7 +234,9 @@ TEST_CASE("Demonstrations record what the expert did, step by step, and its nois
       for (std::int64_t c = 0; c < C; ++c) {
         const std::int64_t steps = std::min(world.environment.length(row), t * C + c);
         CHECK(world.all->action.at(t).at(row).at(c)[0] == doctest::Approx(0.1 * static_cast<double>(steps)));
-        CHECK(world.all->done.at(t).at(row)[c] == (t * C + c + 1 >= world.environment.length(row) ? 1 : 0));
+        const bool ended = t * C + c + 1 >= world.environment.length(row);
+        CHECK(world.all->terminated.at(t).at(row)[c] == (ended && world.environment.succeeded(row) ? 1 : 0));
+        CHECK(world.all->truncated.at(t).at(row)[c] == (ended && !world.environment.succeeded(row) ? 1 : 0));
       }
     }
   World noisy, again;

@@ -204,11 +204,12 @@ struct MeetingEnvironment : dvla::ToyEnvironment {
     ToyEnvironment::reset(first, seeds, next, arena);
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     ++steps;
     if (steps == 1) meeting.tell([&] { meeting.begun = batch; });
     if (steps == 5) meeting.wait([&] { return meeting.installed >= batch; });
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
   std::int64_t batch = -1, steps = 0;
 };

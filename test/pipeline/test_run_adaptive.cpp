@@ -25,11 +25,12 @@ struct SlowEnvironment : dvla::ToyEnvironment {
   SlowEnvironment(const dvla::ToyKnobs& knobs, std::pmr::memory_resource& pool)
       : ToyEnvironment(knobs, pool), factor(times_as_slow) {}
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     const std::int64_t rows = action.extents()[0];
     std::this_thread::sleep_for(
         std::chrono::microseconds(rows * factor * microseconds_a_row / arena.threads()));
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
   const int factor;
 };

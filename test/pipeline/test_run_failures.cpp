@@ -52,9 +52,10 @@ struct FaultyEnvironment : dvla::ToyEnvironment {
     ToyEnvironment::reset(first, seeds, next, arena);
   }
   std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> done, const dvla::Observation& next, dvla::Arena& arena) {
+                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
+                    const dvla::Observation& next, dvla::Arena& arena) {
     fault.pass(::step);
-    return ToyEnvironment::step(first, action, reward, done, next, arena);
+    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
   }
 };
 struct FaultyModel : dvla::testing::LinearModel {

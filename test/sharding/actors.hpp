@@ -83,7 +83,7 @@ struct Batch {
         all.version.at(t)[b] = 77;
         for (int c = 0; c < 2; ++c) {
           all.reward.at(t).at(b)[c] = std::numeric_limits<float>::quiet_NaN();
-          all.done.at(t).at(b)[c] = 0;
+          all.terminated.at(t).at(b)[c] = all.truncated.at(t).at(b)[c] = 0;
         }
       }
     }

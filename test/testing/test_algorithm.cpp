@@ -65,7 +65,7 @@ class Broken {
     std::vector<std::int64_t> rows;
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t b = 0; b < B; ++b)
-        if (t == 0 || transition.done.at(t - 1).at(b)[C - 1] == 0) rows.push_back(t * B + b);
+        if (t == 0 || !transition.ended(t - 1, b)) rows.push_back(t * B + b);
     std::vector<float> log_prob(rows.size() * static_cast<std::size_t>(elements_)), entropy(log_prob.size()),
         slope(log_prob.size());
     model.forward(cut_record(transition.observation, [T = T](auto field) { return field.rows(0, T).flat(); }),

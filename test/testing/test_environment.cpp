@@ -23,6 +23,8 @@ enum class Break {
   not_finite,
   range,
   sticky,
+  both,
+  solved_cut,
   reward,
   moved,
   horizon,
@@ -59,8 +61,9 @@ class Drift {
     });
   }
 
-  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward, Field<std::uint8_t> done,
-                    const Observation& next, Arena& arena) {
+  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward,
+                    Field<std::uint8_t> terminated, Field<std::uint8_t> truncated, const Observation& next,
+                    Arena& arena) {
     const std::int64_t n = action.extents()[0], chunk = action.extents()[1];
     std::vector<std::int64_t> made(static_cast<std::size_t>(n), 0);
     arena.for_each(n, [&](std::int64_t i) {
@@ -76,7 +79,10 @@ class Drift {
           row.ended = row.solved || row.steps >= (how_ == Break::horizon ? 9 : 7);
         }
         reward[i * chunk + c] = (over ? how_ == Break::reward : row.solved) ? 1.0f : 0.0f;
-        done[i * chunk + c] = row.ended && !(over && how_ == Break::sticky) ? 1 : 0;
+        const bool shown = row.ended && !(over && how_ == Break::sticky);
+        const bool solved = row.solved && how_ != Break::solved_cut;
+        terminated[i * chunk + c] = shown && (solved || how_ == Break::both) ? 1 : 0;
+        truncated[i * chunk + c] = shown && !solved ? 1 : 0;
       }
       write(row, next, i);
     });
@@ -127,21 +133,24 @@ TEST_CASE("each broken promise is found and named") {
     Break how;
     std::string sentence;
   };
-  const std::vector<Case> cases = {{Break::history, "played twice from the same seeds"},
-                                   {Break::row, "on the last rows of the batch"},
-                                   {Break::group, "(a group) do not show the same state"},
-                                   {Break::seed, "the seed is not used"},
-                                   {Break::guard, "bytes outside of the observation's rows"},
-                                   {Break::unwritten, "not finite, or was not written"},
-                                   {Break::not_finite, "not finite, or was not written"},
-                                   {Break::range, "far from [-1, 1]"},
-                                   {Break::sticky, "done went back to 0"},
-                                   {Break::reward, "a reward after the episode's end"},
-                                   {Break::moved, "the observation changed after the episode's end"},
-                                   {Break::horizon, "done is still 0 at the horizon"},
-                                   {Break::count, "transitions, the done flags say"},
-                                   {Break::instruction, "no index into the table"},
-                                   {Break::expert, "the expert's action is not within [-1, 1]"}};
+  const std::vector<Case> cases = {
+      {Break::history, "played twice from the same seeds"},
+      {Break::row, "on the last rows of the batch"},
+      {Break::group, "(a group) do not show the same state"},
+      {Break::seed, "the seed is not used"},
+      {Break::guard, "bytes outside of the observation's rows"},
+      {Break::unwritten, "not finite, or was not written"},
+      {Break::not_finite, "not finite, or was not written"},
+      {Break::range, "far from [-1, 1]"},
+      {Break::sticky, "terminated or truncated changed after"},
+      {Break::both, "both terminated and truncated"},
+      {Break::solved_cut, "succeeded() is true but the episode is not terminated"},
+      {Break::reward, "a reward after the episode's end"},
+      {Break::moved, "the observation changed after the episode's end"},
+      {Break::horizon, "neither terminated nor truncated at the horizon"},
+      {Break::count, "transitions, terminated and truncated say"},
+      {Break::instruction, "no index into the table"},
+      {Break::expert, "the expert's action is not within [-1, 1]"}};
   for (const Case& broken : cases) {
     Drift environment(broken.how);
     const std::string said = all_of(testing::check_environment(environment));

@@ -67,8 +67,8 @@ struct World {
       auto decision = rows(batch->decision, t);
       model.act(rows(transition.observation, t), decoding, dvla::mix_seed(seed, 7, t), decision,
                 transition.action.at(t));
-      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.done.at(t),
-                       rows(transition.observation, t + 1), arena);
+      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.terminated.at(t),
+                       transition.truncated.at(t), rows(transition.observation, t + 1), arena);
     }
     double solved = 0;
     for (std::int64_t i = 0; i < N; ++i) solved += environment.succeeded(i) ? 1 : 0;
@@ -86,7 +86,7 @@ struct World {
       for (std::int64_t i = first; i < first + group; ++i) {
         const float advantage = (environment.succeeded(i) - mean) / spread;
         for (std::int64_t t = 0; t < T; ++t) {
-          if (t > 0 && batch->transition.done.at(t - 1)[i] != 0) break;
+          if (t > 0 && batch->transition.ended(t - 1, i)) break;
           rows.push_back(t * N + i);
           d_log_prob.push_back(-advantage);
         }

@@ -166,8 +166,10 @@ class GrpoTrainer {
   void prepare(const Transition& transition, UpdateStats& stats) {
     const std::size_t per_row = shape_.per_row();
     const std::size_t group = static_cast<std::size_t>(knobs_.group);
-    loss_mask(extents_, knobs_.reward_level, transition.done.span(), mask_);
-    episode_returns(extents_, transition.reward.span(), transition.done.span(), return_B_);
+    loss_mask(extents_, knobs_.reward_level, transition.terminated.span(), transition.truncated.span(),
+              mask_);
+    episode_returns(extents_, transition.reward.span(), transition.terminated.span(),
+                    transition.truncated.span(), return_B_);
     for (std::size_t b = 0; b < extents_.episodes; ++b) {
       present_B_[b] = transition.group[static_cast<std::int64_t>(b)] >= 0;
       if (present_B_[b] == 0) continue;

@@ -1,5 +1,6 @@
 // Which steps of a rollout count, and what the first episode earned: loss mask and episode return.
-// RLinf's definitions: an episode's steps count up to and including its first done; what comes after belongs
+// RLinf's definitions: an episode's steps count up to and including the one
+// that ended it, terminated or truncated; what comes after belongs
 // to the next episode (or to nobody) and carries neither loss nor reward. Does not bootstrap, discount or
 // look at values. All functions write every element of their output, allocate nothing, and are safe to call
 // from any thread on distinct outputs.
@@ -16,13 +17,15 @@
 
 namespace dvla {
 
-/// mask = 1 on the steps up to and including the episode's first done. At chunk level a decision counts while
-/// no earlier decision saw a done, so the chunk in which the episode ends counts as a whole. done_TBC: [T, B,
-/// C]. mask: [T, B, C] or [T, B], by level.
+/// mask = 1 on the steps up to and including the episode's end. At chunk level a decision counts while
+/// no earlier decision saw the end, so the chunk in which the episode ends counts as a whole. terminated_TBC,
+/// truncated_TBC: [T, B, C]. mask: [T, B, C] or [T, B], by level.
 inline void loss_mask(const RolloutExtents& extents, RewardLevel level,
-                      std::span<const std::uint8_t> done_TBC, std::span<std::uint8_t> mask) {
+                      std::span<const std::uint8_t> terminated_TBC,
+                      std::span<const std::uint8_t> truncated_TBC, std::span<std::uint8_t> mask) {
   const auto [decisions, episodes, chunk] = extents;
-  detail::expect_size("loss_mask: done", done_TBC.size(), extents.steps());
+  detail::expect_size("loss_mask: terminated", terminated_TBC.size(), extents.steps());
+  detail::expect_size("loss_mask: truncated", truncated_TBC.size(), extents.steps());
   detail::expect_size("loss_mask: mask", mask.size(), extents.rows() * extents.per_row(level));
   for (std::size_t b = 0; b < episodes; ++b) {
     bool running = true;
@@ -30,26 +33,30 @@ inline void loss_mask(const RolloutExtents& extents, RewardLevel level,
       const std::size_t row = t * episodes + b;
       if (level == RewardLevel::chunk) {
         mask[row] = running;
-        std::uint8_t any_done = 0;
-        for (std::size_t c = 0; c < chunk; ++c) any_done |= done_TBC[row * chunk + c];
-        running = running && any_done == 0;
+        std::uint8_t ended = 0;
+        for (std::size_t c = 0; c < chunk; ++c)
+          ended |= terminated_TBC[row * chunk + c] | truncated_TBC[row * chunk + c];
+        running = running && ended == 0;
       } else {
         for (std::size_t c = 0; c < chunk; ++c) {
           mask[row * chunk + c] = running;
-          running = running && done_TBC[row * chunk + c] == 0;
+          running = running && (terminated_TBC[row * chunk + c] | truncated_TBC[row * chunk + c]) == 0;
         }
       }
     }
   }
 }
 
-/// The first episode's return: the sum of its rewards up to and including the first done. It is the same at
-/// both reward levels, because a chunk's reward is the sum of the steps in it that count (see chunk_rewards).
+/// The first episode's return: the sum of its rewards up to and including the step that ended it. It is the
+/// same at both reward levels, because a chunk's reward is the sum of the steps in it that count (see
+/// chunk_rewards).
 inline void episode_returns(const RolloutExtents& extents, std::span<const float> reward_TBC,
-                            std::span<const std::uint8_t> done_TBC, std::span<float> return_B) {
+                            std::span<const std::uint8_t> terminated_TBC,
+                            std::span<const std::uint8_t> truncated_TBC, std::span<float> return_B) {
   const auto [decisions, episodes, chunk] = extents;
   detail::expect_size("episode_returns: reward", reward_TBC.size(), extents.steps());
-  detail::expect_size("episode_returns: done", done_TBC.size(), extents.steps());
+  detail::expect_size("episode_returns: terminated", terminated_TBC.size(), extents.steps());
+  detail::expect_size("episode_returns: truncated", truncated_TBC.size(), extents.steps());
   detail::expect_size("episode_returns: return", return_B.size(), episodes);
   for (std::size_t b = 0; b < episodes; ++b) {
     double sum = 0;
@@ -58,14 +65,14 @@ inline void episode_returns(const RolloutExtents& extents, std::span<const float
       for (std::size_t c = 0; c < chunk && running; ++c) {
         const std::size_t step = (t * episodes + b) * chunk + c;
         sum += reward_TBC[step];
-        running = done_TBC[step] == 0;
+        running = (terminated_TBC[step] | truncated_TBC[step]) == 0;
       }
     return_B[b] = static_cast<float>(sum);
   }
 }
 
 /// Rewards at chunk level: the sum over each chunk of the steps that count. mask_TBC: loss_mask at action
-/// level. (RLinf sums whole chunks. The two agree where an environment pays nothing after its done, as it
+/// level. (RLinf sums whole chunks. The two agree where an environment pays nothing after an end, as it
 /// should.)
 inline void chunk_rewards(const RolloutExtents& extents, std::span<const float> reward_TBC,
                           std::span<const std::uint8_t> mask_TBC, std::span<float> reward_TB) {

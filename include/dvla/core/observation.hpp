@@ -43,20 +43,31 @@ struct Observation {
 
 /// What the environment side records. The model's own Decision stands beside it.
 struct Transition {
-  Observation observation;      ///< [T+1, B, ...]; the last is what the final action led to
-  Field<float> action;          ///< [T, B, C, A] in [-1, 1], as executed
-  Field<float> reward;          ///< [T, B, C]; 0 after the episode's end
-  Field<std::uint8_t> done;     ///< [T, B, C]; 1 from the step that ended the episode on
+  Observation observation;  ///< [T+1, B, ...]; the last is what the final action led to
+  Field<float> action;      ///< [T, B, C, A] in [-1, 1], as executed
+  Field<float> reward;      ///< [T, B, C]; 0 after the episode's end
+  /// [T, B, C]; 1 from the step on in which the task ended: solved or failed, nothing follows.
+  Field<std::uint8_t> terminated;
+  /// [T, B, C]; 1 from the step on in which the episode was cut off, by the horizon: the value of what is
+  /// then seen would follow. Never both.
+  Field<std::uint8_t> truncated;
   Field<std::uint8_t> success;  ///< [B]; 1 if the task was solved within the horizon
   Field<std::uint64_t> seed;    ///< [B] of the reset state; equal within a group
   Field<std::int32_t> group;    ///< [B] GRPO group within the batch; -1: absent, nothing else of it counts
   Field<std::int64_t> version;  ///< [T, B] weight version that made the decision
+
+  /// Episode b had ended, either way, when decision t had been executed.
+  bool ended(std::int64_t t, std::int64_t b) const {
+    const std::int64_t last = terminated.extents()[2] - 1;
+    return (terminated.at(t).at(b)[last] | truncated.at(t).at(b)[last]) != 0;
+  }
 };
 
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::Observation, frames, proprioception, instruction);
-BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, done, success, seed, group, version);
+BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, terminated, truncated, success, seed,
+                        group, version);
 
 namespace dvla {
 
@@ -90,7 +101,8 @@ inline Transition transition_layout(const ObservationSpec& observation, const Ac
   transition.observation = observation_layout(observation, {T + 1, B});
   transition.action = Field<float>({T, B, C, action.dimensions});
   transition.reward = Field<float>({T, B, C});
-  transition.done = Field<std::uint8_t>({T, B, C});
+  transition.terminated = Field<std::uint8_t>({T, B, C});
+  transition.truncated = Field<std::uint8_t>({T, B, C});
   transition.success = Field<std::uint8_t>({B});
   transition.seed = Field<std::uint64_t>({B});
   transition.group = Field<std::int32_t>({B});

@@ -20,10 +20,12 @@ namespace dvla {
 /// - `size()` is N. `horizon()` is the largest number of control steps in an episode.
 /// - `reset(first, seeds[n], next[n])` begins new episodes. The same seed gives the same initial state, goal
 ///   and instruction, bit for bit, whatever happened before and whichever row it is.
-/// - `step(first, action[n,C,A], reward[n,C], done[n,C], next[n], arena)` executes C control steps in each
-/// row
-///   and writes the observation after the last one. A row whose episode has ended is not stepped: reward 0,
-///   done 1, its observation stays. Returns the number of environment transitions really made.
+/// - `step(first, action[n,C,A], reward[n,C], terminated[n,C], truncated[n,C], next[n], arena)` executes C
+///   control steps in each row and writes the observation after the last one. From the step on that ends an
+///   episode one flag is 1 and the other 0: terminated where the task ended it (solved, failed), truncated
+///   where the horizon cut it off; a task solved in the last step is terminated. A row whose episode has
+///   ended is not stepped: reward 0, flags and observation stay. Returns the number of transitions really
+///   made.
 /// - `succeeded(row)`: the row's current episode has been solved.
 /// - Different row ranges may be in `reset`/`step` at the same time from different threads.
 /// - Errors are dvla::Error and name the row and the step.
@@ -36,7 +38,7 @@ concept EnvironmentMachinery = requires(Type& environment, const Type& view, std
   { view.observation_spec() } -> std::convertible_to<const ObservationSpec&>;
   { view.action_spec() } -> std::convertible_to<ActionSpec>;
   environment.reset(first, seeds, next, arena);
-  { environment.step(first, reals, reals, flags, next, arena) } -> std::convertible_to<std::int64_t>;
+  { environment.step(first, reals, reals, flags, flags, next, arena) } -> std::convertible_to<std::int64_t>;
   { view.succeeded(first) } -> std::convertible_to<bool>;
 };
 

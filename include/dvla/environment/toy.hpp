@@ -22,8 +22,8 @@
 namespace dvla {
 
 /// Target: element a is proprioception[a % P], times -1 for "go left". An action all of whose elements lie
-/// within `tolerance` of it solves the task (reward 1, done); one with an element further than `far` from it
-/// fails (reward 0, done). Proprioception is uniform in [-1, 1] from the seed. State lives in the pool;
+/// within `tolerance` of it solves the task (reward 1); one with an element further than `far` from it
+/// fails (reward 0). Proprioception is uniform in [-1, 1] from the seed. State lives in the pool;
 /// reset, step and expert allocate nothing. Thread-safety as EnvironmentMachinery asks.
 class ToyEnvironment {
  public:
@@ -57,8 +57,9 @@ class ToyEnvironment {
     });
   }
 
-  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward, Field<std::uint8_t> done,
-                    const Observation& next, Arena& arena) {
+  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward,
+                    Field<std::uint8_t> terminated, Field<std::uint8_t> truncated, const Observation& next,
+                    Arena& arena) {
     const std::int64_t count = action.extents()[0], chunk = action.extents()[1];
     std::atomic<std::int64_t> made{0};
     for_rows(first, count, arena, [&](std::int64_t i) {
@@ -67,7 +68,8 @@ class ToyEnvironment {
       for (std::int64_t c = 0; c < chunk; ++c) {
         const bool solved = !state.over && advance(first + i, action.at(i).at(c).span());
         reward[i * chunk + c] = solved ? 1.0F : 0.0F;
-        done[i * chunk + c] = state.over ? 1 : 0;
+        terminated[i * chunk + c] = state.over && !state.cut ? 1 : 0;
+        truncated[i * chunk + c] = state.cut ? 1 : 0;
       }
       made.fetch_add(state.steps - before, std::memory_order_relaxed);
       show(first + i, i, next);
@@ -85,6 +87,7 @@ class ToyEnvironment {
     std::int32_t instruction = 0;
     std::int32_t steps = 0;
     bool over = false;
+    bool cut = false;  // over because of the horizon alone
     bool solved = false;
   };
   static constexpr std::int64_t block = 32;  // rows a task
@@ -131,7 +134,9 @@ class ToyEnvironment {
     }
     if (knobs_.step_cost_ns > 0) work(std::chrono::nanoseconds(knobs_.step_cost_ns));
     state.solved = worst <= tolerance;
-    state.over = ++state.steps >= knobs_.horizon || state.solved || worst > far;
+    state.over = state.solved || worst > far;
+    state.cut = ++state.steps >= knobs_.horizon && !state.over;
+    state.over = state.over || state.cut;
     return state.solved;
   }
   void show(std::int64_t index, std::int64_t i, const Observation& next) {

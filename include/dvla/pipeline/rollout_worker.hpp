@@ -151,8 +151,8 @@ class RolloutWorker {
         throw_if_stopped(stop, "the evaluation");
         newest().act(now(*scratch), decoding, stream_seed(options_.seed, Stream::action, -1 - pass, t),
                      *decision, scratch->action.at(0));
-        environment_.step(0, scratch->action.at(0), scratch->reward.at(0), scratch->done.at(0), now(*scratch),
-                          *arena_);
+        environment_.step(0, scratch->action.at(0), scratch->reward.at(0), scratch->terminated.at(0),
+                          scratch->truncated.at(0), now(*scratch), *arena_);
       }
       const std::int64_t count = std::min(episodes - played, environment_.size());
       for (std::int64_t row = 0; row < count; ++row) solved += environment_.succeeded(row) ? 1 : 0;
@@ -175,17 +175,17 @@ class RolloutWorker {
       for (std::int64_t c = 0; c < C(); ++c) {
         for (std::int64_t row = 0; row < environment_.size(); ++row)
           copy(chunk->action.at(0).at(row).at(c), single->action.at(0).at(row).at(0));
-        environment_.step(0, single->action.at(0), single->reward.at(0), single->done.at(0), now(*single),
-                          *arena_);
+        environment_.step(0, single->action.at(0), single->reward.at(0), single->terminated.at(0),
+                          single->truncated.at(0), now(*single), *arena_);
         on_step(t * C() + c + 1);
       }
     }
   }
 
   /// One pass of the scripted expert over all environments, pass number `pass`, with Gaussian noise of
-  /// standard deviation `noise` on every executed action. `all` has T decisions of N episodes; its `done`
-  /// says which rows count. Returns how many of the first `episodes` rows the noisy expert solved. Throws
-  /// Stopped at the next decision once `stop`, which may be null, asks.
+  /// standard deviation `noise` on every executed action. `all` has T decisions of N episodes; how they
+  /// ended says which rows count. Returns how many of the first `episodes` rows the noisy expert solved.
+  /// Throws Stopped at the next decision once `stop`, which may be null, asks.
   std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass, double noise,
                            const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     OwnedRecord<Transition> single(layout(1, 1), heap());
@@ -204,11 +204,12 @@ class RolloutWorker {
             value = std::clamp(value + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
           copy(action, all.action.at(t).at(row).at(c));
         }
-        environment_.step(0, single->action.at(0), single->reward.at(0), single->done.at(0),
-                          rows_at(all.observation, t + 1, 0, N), *arena_);
+        environment_.step(0, single->action.at(0), single->reward.at(0), single->terminated.at(0),
+                          single->truncated.at(0), rows_at(all.observation, t + 1, 0, N), *arena_);
         for (std::int64_t row = 0; row < N; ++row) {
           all.reward.at(t).at(row)[c] = single->reward[row];
-          all.done.at(t).at(row)[c] = single->done[row];
+          all.terminated.at(t).at(row)[c] = single->terminated[row];
+          all.truncated.at(t).at(row)[c] = single->truncated[row];
         }
       }
     }
@@ -291,11 +292,11 @@ class RolloutWorker {
       const std::int64_t t = turn / stages;
       const auto [row, count] = stage_rows(turn);
       for (std::int64_t i = first + row; i < first + row + count; ++i)
-        counts_.chunk_steps += t == 0 || all.done.at(t - 1).at(i)[C() - 1] == 0;
-      counts_.env_steps += environment_.step(row, rows_at(all.action, t, first + row, count),
-                                             rows_at(all.reward, t, first + row, count),
-                                             rows_at(all.done, t, first + row, count),
-                                             rows_at(all.observation, t + 1, first + row, count), *arena_);
+        counts_.chunk_steps += t == 0 || !all.ended(t - 1, i);
+      counts_.env_steps += environment_.step(
+          row, rows_at(all.action, t, first + row, count), rows_at(all.reward, t, first + row, count),
+          rows_at(all.terminated, t, first + row, count), rows_at(all.truncated, t, first + row, count),
+          rows_at(all.observation, t + 1, first + row, count), *arena_);
     };
     boundaries.before(earlier);
     infer(0);

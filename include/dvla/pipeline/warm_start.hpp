@@ -64,7 +64,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise, stop));
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t b = 0; b < count; ++b)
-        if (t == 0 || all.done.at(t - 1).at(b)[shape.chunk - 1] == 0) rows.emplace_back(pass, t * N + b);
+        if (t == 0 || !all.ended(t - 1, b)) rows.emplace_back(pass, t * N + b);
   }
   result.expert_success /= static_cast<double>(options.demonstrations);
   result.rows = static_cast<std::int64_t>(rows.size());

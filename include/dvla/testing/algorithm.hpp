@@ -62,7 +62,11 @@ struct AlgorithmWorld {
       transition->group[b] = static_cast<std::int32_t>(b / group);
       transition->seed[b] = static_cast<std::uint64_t>(b / group);
       for (std::int64_t t = 0; t < T; ++t)
-        for (std::int64_t c = 0; c < C; ++c) transition->done.at(t).at(b)[c] = t * C + c >= end(b) ? 1 : 0;
+        for (std::int64_t c = 0; c < C; ++c) {  // half of the episodes end in each way
+          const std::uint8_t ended = t * C + c >= end(b) ? 1 : 0;
+          transition->terminated.at(t).at(b)[c] = b % 2 == 0 ? ended : 0;
+          transition->truncated.at(t).at(b)[c] = b % 2 == 0 ? 0 : ended;
+        }
     }
     reward([this](std::int64_t b) { return better(b); });
     sampled_by([](std::int64_t) { return 0; });

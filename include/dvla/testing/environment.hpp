@@ -194,9 +194,9 @@ class EnvironmentProbe {
     const std::int64_t n = static_cast<std::int64_t>(seeds.size()), chunk = check_.chunk;
     Sheet sheet(environment_.observation_spec(), n);
     Guarded<float> action(Extents{n, chunk, actions_}), reward(Extents{n, chunk});
-    Guarded<std::uint8_t> done(Extents{n, chunk});
+    Guarded<std::uint8_t> terminated(Extents{n, chunk}), truncated(Extents{n, chunk});
     std::vector<RowRecord> records(seeds.size()), before(seeds.size());
-    std::vector<std::uint8_t> over(seeds.size(), 0);
+    std::vector<std::uint8_t> over(seeds.size(), 0);  // over: 1 terminated, 2 truncated
 
     sheet.forget();
     environment_.reset(first, seeds, sheet.layout, arena);
@@ -217,13 +217,14 @@ class EnvironmentProbe {
       const std::vector<float> given(action.field.span().begin(), action.field.span().end());
       sheet.forget();
       reward.forget();
-      done.forget();
-      const std::int64_t made =
-          environment_.step(first, action.field, reward.field, done.field, sheet.layout, arena);
+      terminated.forget();
+      truncated.forget();
+      const std::int64_t made = environment_.step(first, action.field, reward.field, terminated.field,
+                                                  truncated.field, sheet.layout, arena);
       const std::int64_t step = t * chunk;
       look(sheet, n, step + chunk);
-      if (action.overrun() || reward.overrun() || done.overrun())
-        fault("bytes outside of reward, done or action were written");
+      if (action.overrun() || reward.overrun() || terminated.overrun() || truncated.overrun())
+        fault("bytes outside of reward, terminated, truncated or action were written");
       if (!std::equal(given.begin(), given.end(), action.field.span().begin()))
         fault("step() changed the actions");
       std::int64_t alive = 0;
@@ -232,29 +233,34 @@ class EnvironmentProbe {
         const bool was_over = over[u] != 0;
         for (std::int64_t c = 0; c < chunk; ++c) {
           const float gain = reward.field[i * chunk + c];
-          const std::uint8_t flag = done.field[i * chunk + c];
+          const std::uint8_t ends = terminated.field[i * chunk + c], cut = truncated.field[i * chunk + c];
+          const auto flag = static_cast<std::uint8_t>(ends + 2 * cut);
           alive += over[u] == 0;
           if (!std::isfinite(gain)) fault("a reward is not finite, or was not written" + at(i, step + c));
-          if (flag > 1) fault("a done flag is neither 0 nor 1, or was not written" + at(i, step + c));
+          if (ends > 1 || cut > 1)
+            fault("terminated or truncated is neither 0 nor 1, or was not written" + at(i, step + c));
+          if (ends == 1 && cut == 1) fault("an episode is both terminated and truncated" + at(i, step + c));
           if (over[u] != 0 && gain != 0) fault("a reward after the episode's end is not 0" + at(i, step + c));
-          if (over[u] != 0 && flag != 1) fault("done went back to 0 before a reset" + at(i, step + c));
-          over[u] = over[u] != 0 || flag != 0;
+          if (over[u] != 0 && flag != over[u])
+            fault("terminated or truncated changed after the episode's end" + at(i, step + c));
+          if (over[u] == 0) over[u] = flag;
           if (over[u] == 0 && step + c + 1 >= horizon)
-            fault("done is still 0 at the horizon" + at(i, step + c));
+            fault("an episode is neither terminated nor truncated at the horizon" + at(i, step + c));
         }
-        if (environment_.succeeded(first + i) && over[u] == 0)
-          fault("succeeded() is true but the episode goes on" + at(i, step));
+        if (environment_.succeeded(first + i) && over[u] != 1)
+          fault("succeeded() is true but the episode is not terminated" + at(i, step));
         const RowRecord now = sheet.row(i);
         if (was_over && now != before[u])
           fault("the observation changed after the episode's end" + at(i, step));
         before[u] = now;
         records[u].insert(records[u].end(), now.begin(), now.end());
         append(records[u], reward.field.at(i));
-        append(records[u], done.field.at(i));
+        append(records[u], terminated.field.at(i));
+        append(records[u], truncated.field.at(i));
         records[u].push_back(environment_.succeeded(first + i) ? 1 : 0);
       }
       if (made != alive) {
-        fault("step() says it made " + std::to_string(made) + " transitions, the done flags say " +
+        fault("step() says it made " + std::to_string(made) + " transitions, terminated and truncated say " +
               std::to_string(alive));
       }
     }
@@ -348,7 +354,7 @@ class EnvironmentProbe {
     Sheet sheet(environment_.observation_spec(), rows_);
     environment_.reset(0, seeds, sheet.layout, arena);
     Guarded<float> action(Extents{1, 1, actions_}), again(Extents{1, 1, actions_}), reward(Extents{1, 1});
-    Guarded<std::uint8_t> done(Extents{1, 1});
+    Guarded<std::uint8_t> terminated(Extents{1, 1}), truncated(Extents{1, 1});
     Sheet next(environment_.observation_spec(), 1);
     for (std::int64_t step = 0; step < std::min(environment_.horizon(), check_.most_steps); ++step) {
       action.forget();
@@ -361,8 +367,8 @@ class EnvironmentProbe {
         if (action.field[i] != again.field[i])
           return fault("the expert says different things about the same state" + at(0, step));
       }
-      environment_.step(0, action.field, reward.field, done.field, next.layout, arena);
-      if (done.field[0] != 0) break;
+      environment_.step(0, action.field, reward.field, terminated.field, truncated.field, next.layout, arena);
+      if (terminated.field[0] + truncated.field[0] != 0) break;
     }
   }
 

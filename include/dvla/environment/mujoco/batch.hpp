@@ -9,7 +9,7 @@
 // (mj_resetData would do too, but also clears 150 KiB of solver statistics a row: a tenth of a short
 // episode.)
 //
-// A row whose numbers go bad, or in which MuJoCo raises an error, ends its episode (reward 0, done 1, the
+// A row whose numbers go bad, or in which MuJoCo raises an error, ends its episode (reward 0, terminated, the
 // model's default pose as observation); the other rows are finished, then an Error names row, step and time.
 //
 // Legend: n rows of this call, C control steps a chunk, A action dimensions, P proprioception.
@@ -75,20 +75,21 @@ class MujocoBatch {
     finish(first, n, next);
   }
 
-  /// action [n,C,A], reward [n,C], done [n,C]. Actions outside of [-1, 1] are clamped.
-  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward, Field<std::uint8_t> done,
-                    const Observation& next, Arena& arena) {
+  /// action [n,C,A], reward [n,C], terminated and truncated [n,C]. Actions outside of [-1, 1] are clamped.
+  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward,
+                    Field<std::uint8_t> terminated, Field<std::uint8_t> truncated, const Observation& next,
+                    Arena& arena) {
     if (action.extents().rank() != 3 || action.extents()[2] != Task::actions ||
         reward.extents() != Extents({action.extents()[0], action.extents()[1]}) ||
-        done.extents() != reward.extents()) {
+        terminated.extents() != reward.extents() || truncated.extents() != reward.extents()) {
       throw Error(label() + ": step wants action [n,C," + std::to_string(Task::actions) +
-                  "], reward [n,C] and done [n,C]");
+                  "], reward, terminated and truncated [n,C]");
     }
     const std::int64_t n = action.extents()[0];
     check_rows(first, n, next);
     arena.for_each(n, [&](std::int64_t i) {
       Row& row = at(first + i);
-      advance(row, action.at(i), reward.at(i), done.at(i));
+      advance(row, action.at(i), reward.at(i), terminated.at(i), truncated.at(i));
       observe(row, next, i);
     });
     std::int64_t made = 0;
@@ -121,6 +122,7 @@ class MujocoBatch {
     std::int64_t steps = 0;  ///< control steps of this episode
     std::int64_t made = 0;   ///< of them in the last call
     bool begun = false, ended = true, solved = false;
+    bool cut = false;               ///< ended by the horizon alone
     const char* failure = nullptr;  ///< set within one call; what went wrong
     double failed_at = 0;           ///< simulation time of it, seconds
     char text[128] = {};
@@ -196,7 +198,7 @@ class MujocoBatch {
   void begin(Row& row, std::uint64_t seed) {
     row.steps = row.made = 0;
     row.begun = true;
-    row.ended = row.solved = false;
+    row.ended = row.solved = row.cut = false;
     row.failure = nullptr;
     auto call = [&] {
       SplitMix64 random(seed);
@@ -209,12 +211,15 @@ class MujocoBatch {
     if (const char* why = trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
   }
 
-  void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> done) {
+  void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
+               Field<std::uint8_t> truncated) {
     const std::int64_t chunk = action.extents()[0];
     row.made = 0;
     row.failure = row.begun ? nullptr : "it was stepped before its first reset";
     std::fill_n(reward.data(), chunk, 0.0f);
-    std::fill_n(done.data(), chunk, std::uint8_t{1});
+    // What holds before the chunk, for an episode that has ended; the steps below write over it.
+    std::fill_n(terminated.data(), chunk, std::uint8_t{row.ended && !row.cut});
+    std::fill_n(truncated.data(), chunk, std::uint8_t{row.cut});
     std::int64_t step = 0;
     auto call = [&] {
       for (; step < chunk && !row.ended; ++step) {
@@ -231,18 +236,22 @@ class MujocoBatch {
         ++row.made;
         ++row.steps;
         row.solved = task_.success(*row.data, row.goal);
-        row.ended = row.solved || row.steps >= knobs_.horizon;
+        row.cut = !row.solved && row.steps >= knobs_.horizon;
+        row.ended = row.solved || row.cut;
         reward[step] = knobs_.dense_reward ? task_.dense_reward(*row.data, row.goal)
                        : row.solved        ? 1.0f
                                            : 0.0f;
-        done[step] = row.ended ? 1 : 0;
+        std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{row.solved});
+        std::fill(truncated.data() + step, truncated.data() + chunk, std::uint8_t{row.cut});
       }
     };
     if (!detail::MujocoGuard::run(call)) {
       reward[step] = 0.0f;
-      done[step] = 1;
       fail_from_mujoco(row);
     }
+    // A row that failed has ended at the step that was not finished.
+    if (row.failure != nullptr)
+      std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{1});
   }
 
   void observe(const Row& row, const Observation& next, std::int64_t i) const {
