@@ -1,7 +1,6 @@
 // dvla-test: asan
 // Reflected structs as JSON: every kind of member comes back as it was, and no text at all crashes the
 // reader: it is read, or refused in one sentence that names the field.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <array>
