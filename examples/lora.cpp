@@ -22,9 +22,9 @@
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
 
-using Adapters = dvla::Pipeline<
-    dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::LoRA<dvla::TinyVLA<dvla::TokenHead>>>,
-    dvla::Trainer<dvla::BasicGRPO<dvla::Uncorrected>>>;
+using Adapters =
+    dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::LoRA<dvla::TinyVLA<dvla::TokenHead>>>,
+                   dvla::Trainer<dvla::BasicGRPO<dvla::Uncorrected>>>;
 
 int main(int argc, char** argv) {
   dvla::Config<Adapters> defaults;

@@ -153,7 +153,8 @@ class GaussianPolicy {
   dvla::Parameters weights_;
 };
 
-using Mine = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Reach>, GaussianPolicy>, dvla::Trainer<dvla::GRPO>>;
+using Mine =
+    dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Reach>, GaussianPolicy>, dvla::Trainer<dvla::GRPO>>;
 
 int main(int argc, char** argv) {
   dvla::ModelInputs inputs{

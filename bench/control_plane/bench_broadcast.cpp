@@ -99,9 +99,8 @@ class Rank {
     if (!actor_) cluster_.put("bytes of the policy", std::to_string(of_policy));
     const auto plane = [&](Which which, std::size_t size, std::vector<dvla::WeightPart> parts) {
       // Planes of one job differ in the incarnation: names of channels are new.
-      planes_[which] =
-          std::make_unique<BroadcastWeightPlane>(size, std::move(parts),
-                                                 dvla::GlooKnobs{}, cluster_, roles, which, limit, heap);
+      planes_[which] = std::make_unique<BroadcastWeightPlane>(size, std::move(parts), dvla::GlooKnobs{},
+                                                              cluster_, roles, which, limit, heap);
     };
     plane(large, bytes_, {});
     plane(flat, list_bytes, {});
@@ -211,9 +210,8 @@ class Rank {
     for (std::int64_t version = command.first; version < command.first + command.versions; ++version) {
       plane.await(version, limit);
       if (command.plane == policy)
-        sampler_->worker.models().fill([&](auto& back) {
-          back.version = plane.receive(back.model->units(), version, limit);
-        });
+        sampler_->worker.models().fill(
+            [&](auto& back) { back.version = plane.receive(back.model->units(), version, limit); });
       else
         plane.receive(std::vector<dvla::WeightUnit>{{.values = all_of(plane.bytes())}}, version, limit);
     }

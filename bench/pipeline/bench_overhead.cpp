@@ -73,8 +73,8 @@ double by_hand(int iterations, int environments) {
       for (std::int64_t t = 0; t < T; ++t) {
         auto decision = dvla::cut_record(*decisions, [&](auto f) { return f.at(t); });
         model.act(dvla::cut_record(batch->observation, [&](auto f) { return f.at(t); }),
-                   dvla::Decoding::sample, dvla::stream_seed(1, dvla::Stream::action, n, t, 0), decision,
-                   batch->action.at(t));
+                  dvla::Decoding::sample, dvla::stream_seed(1, dvla::Stream::action, n, t, 0), decision,
+                  batch->action.at(t));
         for (std::int64_t& version : batch->version.at(t).span()) version = n;
         environment.step(0, batch->action.at(t), batch->reward.at(t), batch->terminated.at(t),
                          batch->truncated.at(t),

@@ -208,7 +208,9 @@ TEST_CASE("An actor and a rollout hold at most two buffers of their bytes") {
     void do_deallocate(void* at, std::size_t bytes, std::size_t alignment) override {
       heap().deallocate(at, bytes, alignment);
     }
-    bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override { return this == &other; }
+    bool do_is_equal(const std::pmr::memory_resource& other) const noexcept override {
+      return this == &other;
+    }
     std::size_t taken = 0;
   };
   auto clusters = ThreadCluster::make(3);
@@ -216,8 +218,9 @@ TEST_CASE("An actor and a rollout hold at most two buffers of their bytes") {
   std::array<std::unique_ptr<BroadcastWeightPlane>, 3> planes;
   on_ranks(3, [&](int rank) {
     const auto at = static_cast<std::size_t>(rank);
-    planes[at] = std::make_unique<BroadcastWeightPlane>(640000, std::vector<WeightPart>{}, GlooKnobs{},
-                                                        *clusters[at], Roles{{0}, {1, 2}}, 0, patience, pools[at]);
+    planes[at] =
+        std::make_unique<BroadcastWeightPlane>(640000, std::vector<WeightPart>{}, GlooKnobs{}, *clusters[at],
+                                               Roles{{0}, {1, 2}}, 0, patience, pools[at]);
   });
   CHECK(pools[0].taken == 2 * 640000);  // a rollout: all parts
   CHECK(pools[1].taken == 2 * 320000);  // an actor: its own
@@ -235,8 +238,7 @@ TEST_CASE("Weights arrive whole and in order, whatever the roles") {
 }
 
 TEST_CASE("Parts may be any ranges, and need not be equal") {
-  Job job(4, {{0, 1}, {2, 3}}, 1000, {},
-          in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
+  Job job(4, {{0, 1}, {2, 3}}, 1000, {}, in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
   run_job(job, 10);
   const auto report = job.plane(2)->report();
   CHECK(report.published == 10);
@@ -251,7 +253,8 @@ TEST_CASE("Large parts go over several streams") {
   // Every other block of the weights is the other actor's.
   std::vector<WeightPart> parts(2);
   for (std::size_t first = 0, turn = 0; first < static_cast<std::size_t>(floats); first += 100000, ++turn)
-    parts[turn % 2].push_back({first, std::min<std::size_t>(100000, static_cast<std::size_t>(floats) - first)});
+    parts[turn % 2].push_back(
+        {first, std::min<std::size_t>(100000, static_cast<std::size_t>(floats) - first)});
   Job job(3, Roles{{0}, {1, 2}}, floats, {}, in_bytes(parts));
   Floats got;
   for (std::int64_t version = 0; version < 4; ++version) {
@@ -497,7 +500,8 @@ TEST_CASE("Actor and rollout that cut the weights differently are told so") {
   });
   job.publish(1, 0, weights_of(0, 1000));
   Floats all(500);
-  CHECK(has(text_of([&] { other->receive(units_of(all), 0, patience); }), "cuts the weights into other parts"));
+  CHECK(
+      has(text_of([&] { other->receive(units_of(all), 0, patience); }), "cuts the weights into other parts"));
   other.reset();
 }
 

@@ -44,7 +44,8 @@ TEST_CASE("Each install writes exactly the trainable bytes, and every 16th versi
   Trained trained(1000, 16);
   std::vector<std::byte> copy(1000);
   for (std::int64_t version = 0; version < 40; ++version) {
-    trained.publish(version, [&](std::span<std::byte> bytes) { dvla::testing::detail::pack(bytes, version); });
+    trained.publish(version,
+                    [&](std::span<std::byte> bytes) { dvla::testing::detail::pack(bytes, version); });
     CHECK(trained.receive(one_unit(copy), version, std::chrono::seconds(1)) == version);
     CHECK(copy == trained.values);
   }
@@ -63,10 +64,11 @@ TEST_CASE("The trainer's own model receives without a copy, and units of other e
   std::vector<std::byte> copy(1000);
   std::vector<WeightUnit> halves = one_unit(std::span(copy).first(500));
   halves.push_back(one_unit(std::span(copy).last(500)).front());
-  CHECK_THROWS_WITH_AS(trained.receive(halves, 0, std::chrono::seconds(1)),
-                       "weights: 1000 trainable bytes do not fit into 1000; trainer and sampler must have the "
-                       "same model",
-                       dvla::Error);
+  CHECK_THROWS_WITH_AS(
+      trained.receive(halves, 0, std::chrono::seconds(1)),
+      "weights: 1000 trainable bytes do not fit into 1000; trainer and sampler must have the "
+      "same model",
+      dvla::Error);
 }
 
 TEST_CASE("A wait that runs out says who waited for which version") {

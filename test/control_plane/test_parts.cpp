@@ -15,7 +15,8 @@ TEST_CASE("Equal parts cover the weights, also when there are fewer bytes than a
     for (const std::size_t bytes : {0, 1, 6, 1000}) {
       const auto parts = dvla::equal_parts(bytes, actors);
       CHECK_NOTHROW(dvla::check_weight_parts(bytes, parts, static_cast<std::size_t>(actors)));
-      for (const auto& part : parts) CHECK(dvla::bytes_in(part) <= bytes / static_cast<std::size_t>(actors) + 1);
+      for (const auto& part : parts)
+        CHECK(dvla::bytes_in(part) <= bytes / static_cast<std::size_t>(actors) + 1);
     }
   }
 }
@@ -50,8 +51,9 @@ TEST_CASE("Bytes across units are read and written where they lie, and never bey
   CHECK(first[9] == std::byte{99});
   CHECK(third[0] == std::byte{99});
   CHECK(third[1] == std::byte{11});
-  CHECK_THROWS_WITH_AS(dvla::read_weights(units, 25, out),
-                       "weights: a stretch of bytes reaches 7 beyond the model's trainable weights; trainer and "
-                       "sampler must have the same model",
-                       dvla::Error);
+  CHECK_THROWS_WITH_AS(
+      dvla::read_weights(units, 25, out),
+      "weights: a stretch of bytes reaches 7 beyond the model's trainable weights; trainer and "
+      "sampler must have the same model",
+      dvla::Error);
 }

@@ -149,8 +149,9 @@ TEST_CASE("adapters stand beside the layers that are targets, and are all that t
     }
     return "nothing thrown";
   };
-  CHECK(refusal("gate_proj").starts_with(
-      "model.lora_targets is 'gate_proj', which matches no linear layer; they are proprioception, blocks.0."));
+  CHECK(refusal("gate_proj")
+            .starts_with("model.lora_targets is 'gate_proj', which matches no linear layer; they are "
+                         "proprioception, blocks.0."));
   CHECK(refusal("(").starts_with("model.lora_targets is '(', which is no regular expression: "));
 }
 
@@ -167,14 +168,14 @@ TEST_CASE("merged weights are those of a base that gives the same log-probabilit
   Rollout<TokenHead> base(small(4), state_inputs(), 6);
   adapted.merged([&](const Parameter& parameter, const at::Tensor& value) {
     for (const Parameter& each : base.model.parameters())
-      if (each.name == parameter.name)
-        std::memcpy(each.data, value.const_data_ptr(), each.bytes());
+      if (each.name == parameter.name) std::memcpy(each.data, value.const_data_ptr(), each.bytes());
   });
   base.act(1);
   std::vector<float> expected(base.storage.size()), entropy(expected.size());
   adapted.forward(*base.observation, *base.decision, base.rows, expected, entropy);
   for (std::size_t i = 0; i < expected.size(); ++i)
-    CHECK(base.decision->log_prob[static_cast<std::int64_t>(i)] == doctest::Approx(expected[i]).epsilon(1e-4));
+    CHECK(base.decision->log_prob[static_cast<std::int64_t>(i)] ==
+          doctest::Approx(expected[i]).epsilon(1e-4));
 }
 
 TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and number of threads", Head,

@@ -189,8 +189,8 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
       const std::span<float> values = std::span(weights).subspan(at, static_cast<std::size_t>(each.count()));
       if (change.tensor == "model." + each.name && !change.left_out)
         values[change.at] = static_cast<float>(change.value);
-      checkpoint.tensors.push_back(dvla::io::tensor_to_write<float>("model." + each.name, each.shape,
-                                                                    std::span<const float>(values)));
+      checkpoint.tensors.push_back(
+          dvla::io::tensor_to_write<float>("model." + each.name, each.shape, std::span<const float>(values)));
       at += values.size();
     }
     checkpoint.tensors.push_back(dvla::io::tensor_to_write<std::int64_t>(
@@ -248,13 +248,15 @@ TEST_CASE("A checkpoint of 0.1 is refused in one sentence that says so") {
   const std::vector<dvla::io::TensorToWrite> tensors{
       dvla::io::tensor_to_write<float>("model.weight", {1}, std::span<const float>(&weight, 1))};
   dvla::io::write_safetensors(folder / "step-5.safetensors", tensors, {{"dvla.checkpoint_format", "1"}});
-  CHECK(dvla_test::message_of<dvla::Error>([&] { dvla::io::open_checkpoint(folder / "step-5.safetensors"); }) ==
-        "'" + (folder / "step-5.safetensors").string() +
-            "' is a checkpoint of dvla 0.1, which kept weights and moments as one flat row; this version does "
-            "not read it: train anew, or go on with 0.1");
+  CHECK(
+      dvla_test::message_of<dvla::Error>([&] { dvla::io::open_checkpoint(folder / "step-5.safetensors"); }) ==
+      "'" + (folder / "step-5.safetensors").string() +
+          "' is a checkpoint of dvla 0.1, which kept weights and moments as one flat row; this version does "
+          "not read it: train anew, or go on with 0.1");
 }
 
-TEST_CASE("Of a model that is partly frozen, and computes in 16 bits, what trains is stored, with its masters") {
+TEST_CASE(
+    "Of a model that is partly frozen, and computes in 16 bits, what trains is stored, with its masters") {
   const TemporaryFolder folder;
   const dvla::io::CheckpointFolder checkpoints(folder.path());
   auto config = small_config<InTurn>(10);

@@ -23,10 +23,10 @@ Parameter parameter(std::vector<std::int64_t> shape, Dtype dtype, bool trainable
   return made;
 }
 
-std::size_t planned(const std::vector<Parameter>& parameters, int copies, bool trains = true, int actors = 1) {
+std::size_t planned(const std::vector<Parameter>& parameters, int copies, bool trains = true,
+                    int actors = 1) {
   MemoryPlan plan;
-  dvla::plan_weights(plan,
-                     {.parameters = parameters, .copies = copies, .trains = trains, .actors = actors});
+  dvla::plan_weights(plan, {.parameters = parameters, .copies = copies, .trains = trains, .actors = actors});
   CHECK(plan.total() == plan.of(MemoryPlace::model_pool));
   return plan.total();
 }

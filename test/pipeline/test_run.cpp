@@ -245,7 +245,7 @@ TEST_CASE("Weights that arrive in a rollout take over at the next chunk boundary
   config.environment.horizon = 8;
   seen = {.bound = 1};
   Run<Met> run(config);
-  run.self_test();                // which train() would begin with
+  run.self_test();               // which train() would begin with
   run.environment().batch = -1;  // that was no batch
   meeting.begun = -1;
   const auto report = run.train([](const dvla::Iteration& iteration) {

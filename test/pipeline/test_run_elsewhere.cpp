@@ -84,7 +84,8 @@ TEST_CASE_TEMPLATE("every copy is told its weights in the reception lane, and co
     CHECK(run.train().batches == 6);
     CHECK(seen.written >= before + 6);
   }
-  CHECK(seen.models == (P::schedule::max_staleness == 0 ? 1 : 3));  // in turn: the trainer's own model samples
+  CHECK(seen.models ==
+        (P::schedule::max_staleness == 0 ? 1 : 3));  // in turn: the trainer's own model samples
   CHECK(seen.on_cuda == seen.models);
   CHECK(seen.copied == 0);
   CHECK(seen.elsewhere == 0);

@@ -18,8 +18,8 @@ namespace {
 using dvla_test::small_config;
 
 enum Site { reset, step, act, forward, backward, optimise, publish, receive, sites };
-constexpr const char* names[sites] = {"reset",    "step", "act",   "forward", "backward",
-                                      "optimise", "publish", "receive"};
+constexpr const char* names[sites] = {"reset",    "step",     "act",     "forward",
+                                      "backward", "optimise", "publish", "receive"};
 
 /// Throws at one call of one site.
 struct Fault {
@@ -171,8 +171,8 @@ struct dvla::machinery<FaultyControl, Around> {
 
 TEST_CASE("An exception at any place of any lane ends the run in a LaneError that names lane and batch") {
   const std::map<Site, std::pair<std::string, int>> lanes{
-      {reset, {"sampling", 1}},    {step, {"sampling", 2}},      {act, {"sampling", 2}},
-      {forward, {"training", 1}},  {backward, {"training", 1}},  {optimise, {"training", 1}},
+      {reset, {"sampling", 1}},       {step, {"sampling", 2}},     {act, {"sampling", 2}},
+      {forward, {"training", 1}},     {backward, {"training", 1}}, {optimise, {"training", 1}},
       {publish, {"distribution", 1}}, {receive, {"reception", 1}}};
   for (const auto& [site, where] : lanes) {
     const auto& [lane, calls] = where;

@@ -78,8 +78,9 @@ class HashStages {
       const Weights& now = models_.front();
       if (b == 0) token.version = now.version;
       if (token.batch == fails_at && b == 3) throw std::runtime_error("the simulator fell over");
-      at.decides(b, now.version,
-                 [&] { return dvla::checksum(std::as_bytes(std::span<const std::uint64_t>(&now.value, 1))); });
+      at.decides(b, now.version, [&] {
+        return dvla::checksum(std::as_bytes(std::span<const std::uint64_t>(&now.value, 1)));
+      });
       if (b == 0) tell(begun_, token.batch);
       trajectory = mixed(mixed(trajectory, now.value), static_cast<std::uint64_t>(b));
       delay(0);

@@ -1,8 +1,6 @@
 // dvla-test: torch
 // ShardedWeights with TinyVLA, actors as threads: its units and hooks, and equality with one actor, also
 // where only adapters train.
-#include "dvla/model/tiny_vla.hpp"  // first: doctest's CHECK replaces torch's
-
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -12,6 +10,7 @@
 
 #include "actors.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/model/tiny_vla.hpp"  // first: doctest's CHECK replaces torch's
 #include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/model.hpp"

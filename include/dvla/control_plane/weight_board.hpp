@@ -38,8 +38,8 @@ enum class WeightPeer : std::uint8_t { live, ended, lost };
 struct WeightBoard {
   static constexpr std::int64_t none = -1;
 
-  WeightBoard(Roles its_roles, int rank, int its_incarnation, std::chrono::nanoseconds its_deadline, std::vector<PartLayout> its_layouts,
-              std::pmr::memory_resource& pool)
+  WeightBoard(Roles its_roles, int rank, int its_incarnation, std::chrono::nanoseconds its_deadline,
+              std::vector<PartLayout> its_layouts, std::pmr::memory_resource& pool)
       : roles(std::move(its_roles)),
         me(rank_name(roles, rank)),
         actor(roles.actor(rank)),

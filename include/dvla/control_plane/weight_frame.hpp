@@ -24,8 +24,8 @@ struct WeightFrame {
   std::uint64_t magic = expected_magic;
   std::int64_t version = -1;  ///< end: the last version that was sent, -1 if none
   std::int64_t reserved = 0;
-  std::uint64_t bytes = 0;    ///< that follow
-  std::uint64_t layout = 0;   ///< checksum of what the parts are: both ends must cut the weights alike
+  std::uint64_t bytes = 0;   ///< that follow
+  std::uint64_t layout = 0;  ///< checksum of what the parts are: both ends must cut the weights alike
   std::int32_t actor = 0, rollout = 0;
   std::int64_t incarnation = 0;
   FrameKind kind = FrameKind::weights;
@@ -51,7 +51,7 @@ struct WeightFrameTerms {
   std::int64_t incarnation = 0;
   std::uint64_t layout = 0;
   std::uint64_t bytes = 0;  ///< of the actor's part
-  std::int64_t last = -1;  ///< the newest version that came from this actor; -1: none
+  std::int64_t last = -1;   ///< the newest version that came from this actor; -1: none
 };
 
 /// Throws Error unless `bytes` is a frame that may follow.

@@ -39,8 +39,7 @@ class WeightSlots {
               std::pmr::memory_resource& pool)
       : collects_(collects), actors_(bytes.size()) {
     for (const int actor : held)
-      for (int side = 0; side < 2; ++side)
-        at(actor).slots.emplace_back(bytes[index(actor)], pool);
+      for (int side = 0; side < 2; ++side) at(actor).slots.emplace_back(bytes[index(actor)], pool);
   }
 
   /// The newest version of which all parts are ready; -1: none.

@@ -35,14 +35,14 @@ class Mapping {
       descriptor_ = ::memfd_create("dvla", MFD_CLOEXEC);
       if (descriptor_ < 0 || ::ftruncate(descriptor_, static_cast<off_t>(bytes_)) != 0) fail(bytes);
     }
-    base_ = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                   0);
+    base_ =
+        ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base_ == MAP_FAILED) fail(bytes);
     const auto address = reinterpret_cast<std::uintptr_t>(base_);
     data_ = reinterpret_cast<std::byte*>((address + huge_page - 1) / huge_page * huge_page);
     if (shared && bytes_ > 0 &&
-        ::mmap(data_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, descriptor_, 0) ==
-            MAP_FAILED)
+        ::mmap(data_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, descriptor_,
+               0) == MAP_FAILED)
       fail(bytes);
     if (bytes >= huge_page) (void)::madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: may be refused
   }
@@ -103,7 +103,9 @@ class BlockArena {
   static constexpr std::size_t granule = 64;
 
   BlockArena(std::size_t bytes, bool shared, const std::string& what)
-      : count_(bytes / granule), memory_(bytes, shared, what), tags_((count_ + 1) * sizeof(Tag), false, what) {
+      : count_(bytes / granule),
+        memory_(bytes, shared, what),
+        tags_((count_ + 1) * sizeof(Tag), false, what) {
     if (count_ > 0) set_free(0, count_);
     free_ = count_;
   }

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "dvla/core/process_limits.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/core/process_limits.hpp"
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/environment_pool.hpp"
@@ -39,8 +39,8 @@ inline std::size_t host_pool_bytes(std::int64_t mib, Device device, const char* 
 class DualPoolMachinery {
  public:
   explicit DualPoolMachinery(const MemoryKnobs& knobs)
-      : environment_(detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
-                                             "--environment-pool-mib")),
+      : environment_(
+            detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device, "--environment-pool-mib")),
         model_(detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib")),
         device_(detail::make_device_pools(
             knobs.device,

@@ -12,10 +12,8 @@ namespace dvla {
 class EnvironmentPool : public HostPool {
  public:
   explicit EnvironmentPool(std::size_t bytes)
-      : HostPool({.name = "environment pool",
-                  .bytes = bytes,
-                  .knob = "--environment-pool-mib",
-                  .shared = true}) {}
+      : HostPool(
+            {.name = "environment pool", .bytes = bytes, .knob = "--environment-pool-mib", .shared = true}) {}
 };
 
 }  // namespace dvla

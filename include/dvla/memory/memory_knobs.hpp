@@ -12,7 +12,7 @@ namespace dvla {
 struct MemoryKnobs {
   std::int64_t environment_pool_mib = 0;  ///< at most; 0: as much as the machine has
   std::int64_t model_pool_mib = 0;        ///< at most; 0: as much as the machine has
-  Device device = Device::cpu;             ///< where the model computes
+  Device device = Device::cpu;            ///< where the model computes
   std::int64_t cuda_environment_pool_mib =
       256;  ///< bounds of the same two in the GPU's memory, if device is cuda
   std::int64_t cuda_model_pool_mib = 4096;

@@ -12,10 +12,7 @@ namespace dvla {
 class ModelPool : public HostPool {
  public:
   explicit ModelPool(std::size_t bytes)
-      : HostPool({.name = "model pool",
-                  .bytes = bytes,
-                  .knob = "--model-pool-mib",
-                  .size_classes = true}) {}
+      : HostPool({.name = "model pool", .bytes = bytes, .knob = "--model-pool-mib", .size_classes = true}) {}
 };
 
 }  // namespace dvla

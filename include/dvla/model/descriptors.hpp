@@ -17,8 +17,8 @@
 BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, patch, dtype);
 BOOST_HANA_ADAPT_STRUCT(dvla::TokenHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype, bins,
                         temperature);
-BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype, denoise_steps,
-                        noise_level);
+BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype,
+                        denoise_steps, noise_level);
 
 namespace dvla {
 
@@ -124,9 +124,9 @@ struct SmolVLA {
 /// The knobs of a model under LoRA: its own, and those of the adapters.
 template <class Base>
 struct LoraKnobs : Base {
-  int lora_rank = 16;           ///< r of all adapters
-  double lora_alpha = 16;       ///< adapters count alpha / r
-  std::string lora_targets{};   ///< regular expression of the layers that have one; empty: all linear layers
+  int lora_rank = 16;          ///< r of all adapters
+  double lora_alpha = 16;      ///< adapters count alpha / r
+  std::string lora_targets{};  ///< regular expression of the layers that have one; empty: all linear layers
   std::string base_checkpoint{};  ///< whose weights the frozen base has; empty: random ones
 };
 
@@ -179,9 +179,9 @@ struct missing_of_lora<Model, Never> {
 template <class Model>
 struct LoRA {
   using slot = model_slot;
-  using mistake = std::conditional_t<
-      !PolicyFor<Model, model_slot>, dvla::mistake::not_a_model<Model>,
-      std::conditional_t<detail::takes_adapters<Model>, dvla::mistake::none, dvla::mistake::takes_no_adapters<Model>>>;
+  using mistake = std::conditional_t<!PolicyFor<Model, model_slot>, dvla::mistake::not_a_model<Model>,
+                                     std::conditional_t<detail::takes_adapters<Model>, dvla::mistake::none,
+                                                        dvla::mistake::takes_no_adapters<Model>>>;
   using knobs = typename detail::lora_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};

@@ -23,7 +23,8 @@ namespace detail {
 struct UpcastProduct : torch::autograd::Function<UpcastProduct> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& weight) {
-    context->save_for_backward({weight.requires_grad() ? x : at::Tensor(), x.requires_grad() ? weight : at::Tensor()});
+    context->save_for_backward(
+        {weight.requires_grad() ? x : at::Tensor(), x.requires_grad() ? weight : at::Tensor()});
     return product(x, weight);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -36,8 +37,7 @@ struct UpcastProduct : torch::autograd::Function<UpcastProduct> {
       shape.back() = saved[1].size(1);
       d_x = d_y.mm(saved[1].to(at::kFloat)).to(at::kBFloat16).view(shape);
     }
-    if (saved[0].defined())
-      d_weight = d_y.t().mm(saved[0].flatten(0, -2).to(at::kFloat)).to(at::kBFloat16);
+    if (saved[0].defined()) d_weight = d_y.t().mm(saved[0].flatten(0, -2).to(at::kFloat)).to(at::kBFloat16);
     return {d_x, d_weight};
   }
   static at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
@@ -61,11 +61,11 @@ struct Linear {
 
   /// x: [.., in], the result [.., out].
   at::Tensor operator()(const at::Tensor& x) const {
-    const at::Tensor y = x.scalar_type() == at::kFloat
-                             ? at::linear(x, like(weight, x), bias.defined() ? std::optional(like(bias, x))
-                                                                             : std::nullopt)
-                         : bias.defined() ? detail::product(x, weight) + bias
-                                          : detail::product(x, weight);
+    const at::Tensor y =
+        x.scalar_type() == at::kFloat
+            ? at::linear(x, like(weight, x), bias.defined() ? std::optional(like(bias, x)) : std::nullopt)
+        : bias.defined() ? detail::product(x, weight) + bias
+                         : detail::product(x, weight);
     return adapter_a.defined() ? y + adapted(x) : y;
   }
   /// residual + the above, without a bias; x: [n, in], residual: [n, out].

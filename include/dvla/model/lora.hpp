@@ -64,8 +64,8 @@ void export_merged(const LoraModel<Base>& model, const std::filesystem::path& pa
 template <class Model, class Pipeline>
 struct machinery<LoRA<Model>, Pipeline> {
   using base = typename machinery<Model, Pipeline>::type;
-  using type = std::conditional_t<std::is_same_v<base, detail::no_machinery>, detail::no_machinery,
-                                 LoraModel<base>>;
+  using type =
+      std::conditional_t<std::is_same_v<base, detail::no_machinery>, detail::no_machinery, LoraModel<base>>;
 };
 
 }  // namespace dvla

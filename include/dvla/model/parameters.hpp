@@ -10,14 +10,13 @@
 // travel back after a backward pass. Hooks are then told of all units at once.
 #pragma once
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/normal.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
-
-#include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
 #include <cstddef>
@@ -121,8 +120,9 @@ class Parameters {
       Block& block = blocks_[unit];
       const auto count = static_cast<std::int64_t>(units_[unit].count());
       block.gradients = holds ? at::zeros({count}, device_.host()) : at::Tensor();
-      block.far_gradients =
-          !holds ? at::Tensor() : device_.apart() ? at::zeros({count}, device_.here()) : block.gradients;
+      block.far_gradients = !holds            ? at::Tensor()
+                            : device_.apart() ? at::zeros({count}, device_.here())
+                                              : block.gradients;
       units_[unit].gradients =
           holds ? std::span(block.gradients.mutable_data_ptr<float>(), static_cast<std::size_t>(count))
                 : std::span<float>();
@@ -135,8 +135,8 @@ class Parameters {
         gradients_[i].reset();
         return;
       }
-      gradients_[i] = view(block.far_gradients.mutable_data_ptr<float>() + offset, parameters_[i].shape,
-                           device_.here());
+      gradients_[i] =
+          view(block.far_gradients.mutable_data_ptr<float>() + offset, parameters_[i].shape, device_.here());
       if (dtype_ == Dtype::f32) member.mutable_grad() = gradients_[i];
     });
     rehook();
@@ -179,8 +179,7 @@ class Parameters {
   void backward_done() {
     if (device_.apart()) {
       for (Block& block : blocks_)
-        if (block.gradients.defined())
-          block.gradients.copy_(block.far_gradients, /*non_blocking=*/true);
+        if (block.gradients.defined()) block.gradients.copy_(block.far_gradients, /*non_blocking=*/true);
       device_.set(downloaded_);
       downloaded_.wait();
     }
@@ -202,10 +201,10 @@ class Parameters {
       if (parameters_[i].trainable && adapters_.rank > 0) continue;
       for (const auto& [adapter, layer] : merges_)
         if (members_[i] == &layer->weight)
-          value = value.to(at::kFloat)
-                      .addmm(layer->adapter_b.to(at::kFloat), layer->adapter_a.to(at::kFloat), 1,
-                             layer->scale)
-                      .to(value.scalar_type());
+          value =
+              value.to(at::kFloat)
+                  .addmm(layer->adapter_b.to(at::kFloat), layer->adapter_a.to(at::kFloat), 1, layer->scale)
+                  .to(value.scalar_type());
       visit(parameters_[i], value);
     }
   }
@@ -262,7 +261,8 @@ class Parameters {
   at::TensorOptions host() const { return device_.host().dtype(scalar_type()); }
   at::ScalarType scalar_type() const { return dtype_ == Dtype::f32 ? at::kFloat : at::kBFloat16; }
   template <class Element>
-  static at::Tensor view(Element* at, const std::vector<std::int64_t>& shape, const at::TensorOptions& options) {
+  static at::Tensor view(Element* at, const std::vector<std::int64_t>& shape,
+                         const at::TensorOptions& options) {
     return at::for_blob(at, shape).options(options).target_device(options.device()).make_tensor();
   }
   /// Calls visit(index, first element within the unit's trainable ones).
@@ -336,8 +336,8 @@ class Parameters {
     waiting_ = trainable_in_;
     const bool wanted = holds_ && ((hooks_ != nullptr && !device_.apart()) || dtype_ != Dtype::f32);
     each_trainable([&](std::size_t i, std::int64_t) {
-      torch::autograd::impl::set_post_acc_grad_hooks(
-          *members_[i], wanted ? std::make_unique<Added>(*this, i) : nullptr);
+      torch::autograd::impl::set_post_acc_grad_hooks(*members_[i],
+                                                     wanted ? std::make_unique<Added>(*this, i) : nullptr);
     });
   }
 
@@ -346,8 +346,8 @@ class Parameters {
   detail::ComputeDevice device_;
   std::vector<Parameter> parameters_;
   std::vector<InitialValues> initial_;
-  std::vector<at::Tensor*> members_;   ///< by parameter: what the network computes with
-  std::vector<at::Tensor> homes_;      ///< by parameter: what units() is made of; frozen: the same as members_
+  std::vector<at::Tensor*> members_;  ///< by parameter: what the network computes with
+  std::vector<at::Tensor> homes_;     ///< by parameter: what units() is made of; frozen: the same as members_
   std::vector<at::Tensor> gradients_;  ///< by parameter, float32, while they are held
   std::vector<Block> blocks_;          ///< by unit
   std::vector<WeightUnit> units_;

@@ -10,11 +10,11 @@ namespace dvla {
 
 /// What users tune under either head. About 0.6 M parameters at the defaults.
 struct TinyVlaKnobs {
-  int width = 128;          ///< d, features a token; 16 to 4096, a multiple of attention_heads
-  int blocks = 3;           ///< transformer blocks; 1 to 128
-  int attention_heads = 4;  ///< query heads, one key/value head; 1 to 64
-  int chunk = 4;            ///< C, control steps a decision; 1 to 64
-  int patch = 8;            ///< pixels a side of an image patch; 1 to 64
+  int width = 128;           ///< d, features a token; 16 to 4096, a multiple of attention_heads
+  int blocks = 3;            ///< transformer blocks; 1 to 128
+  int attention_heads = 4;   ///< query heads, one key/value head; 1 to 64
+  int chunk = 4;             ///< C, control steps a decision; 1 to 64
+  int patch = 8;             ///< pixels a side of an image patch; 1 to 64
   Dtype dtype = Dtype::f32;  ///< of weights and activations: f32 or bf16; log-probabilities are float32
 };
 struct TokenHeadKnobs : TinyVlaKnobs {

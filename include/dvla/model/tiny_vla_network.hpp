@@ -143,7 +143,8 @@ class TinyVlaNetwork {
   /// Activations at the peak of an inference of so many rows: the prefix of all blocks, and what one block
   /// has at once.
   std::size_t sampling_bytes(std::int64_t rows) const {
-    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries, S = table_.length + P;
+    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries,
+                       S = table_.length + P;
     const std::int64_t prefix = std::ssize(blocks_) * S * 2 * head_width_;
     const std::int64_t observing = P * (8 * width_ + 2 * S * heads_);
     const std::int64_t asking = Q * (8 * width_ + 2 * (S + Q) * heads_) + (S + Q) * 2 * head_width_;
@@ -153,7 +154,8 @@ class TinyVlaNetwork {
   /// The same of a forward and backward pass: what the graph keeps of every block, and the largest gradients
   /// on their way.
   std::size_t training_bytes(std::int64_t rows) const {
-    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries, S = table_.length + P;
+    const std::int64_t n = padded(rows), P = observation_token_count(), Q = shape_.queries,
+                       S = table_.length + P;
     const std::int64_t B = std::ssize(blocks_), d = width_;
     // A token of a block: the norms' inputs and outputs, the query, the attention's result, the hidden layer.
     const std::int64_t token = 10 * d;
@@ -166,7 +168,8 @@ class TinyVlaNetwork {
       if (each.trainable) weight = std::max(weight, each.count());
     std::int64_t pixels = 0;
     for (const CameraSpec& camera : spec_.cameras) pixels += patches(camera) * patch_features();
-    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) * bytes_of(dtype()) +
+    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) *
+               bytes_of(dtype()) +
            static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16;
   }
 

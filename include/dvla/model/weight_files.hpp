@@ -78,8 +78,8 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       const std::string name = prefix + each.name, where = "'" + file.path().string() + "': tensor " + name;
       const io::TensorView view = file.tensor(name);
       if (!std::ranges::equal(view.shape, each.shape))
-        throw ConfigError(where +
-                          " has another shape than this model: use the settings the checkpoint was made with");
+        throw ConfigError(
+            where + " has another shape than this model: use the settings the checkpoint was made with");
       if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16)
         throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
                           "; weights are read from F32 and BF16");
@@ -96,7 +96,8 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
         std::copy(view.bytes.begin(), view.bytes.end(), to);
       } else {
         detail::for_each_value(view, [&](std::size_t i, float value) {
-          from_floats(std::span(&value, 1), each.dtype, {to + i * bytes_of(each.dtype), bytes_of(each.dtype)});
+          from_floats(std::span(&value, 1), each.dtype,
+                      {to + i * bytes_of(each.dtype), bytes_of(each.dtype)});
         });
       }
     }

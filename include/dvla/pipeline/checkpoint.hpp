@@ -93,9 +93,9 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
     io::Checkpoint file;
     shard.add_to(file);
     std::filesystem::create_directories(path.parent_path());
-    io::write_safetensors(io::CheckpointFolder::part_path(path, part, parts), file.tensors,
-                          {{std::string(io::CheckpointFolder::format_key),
-                            std::string(io::CheckpointFolder::format_version)}});
+    io::write_safetensors(
+        io::CheckpointFolder::part_path(path, part, parts), file.tensors,
+        {{std::string(io::CheckpointFolder::format_key), std::string(io::CheckpointFolder::format_version)}});
   }
   if (parts > 1) {
     std::array<double, 1> written{};  // by all

@@ -385,10 +385,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (computes_in_16_bits(run->model())) {
     say("bfloat16: this processor's instructions for it: " + std::string(bf16_instructions()) +
         (bf16_instructions() == "none" ? " (matrix products are made in float32)" : ""));
-    std::snprintf(line, sizeof line,
-                  "self-test: log-probabilities of unchanged weights differ by %.1e on average (limit 0.01), %.1e "
-                  "at the 99th percentile (0.05); the worst ratio is %.1e off",
-                  result.ratio.mean, result.ratio.percentile_99, result.ratio.error);
+    std::snprintf(
+        line, sizeof line,
+        "self-test: log-probabilities of unchanged weights differ by %.1e on average (limit 0.01), %.1e "
+        "at the 99th percentile (0.05); the worst ratio is %.1e off",
+        result.ratio.mean, result.ratio.percentile_99, result.ratio.error);
   } else {
     std::snprintf(line, sizeof line, "self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)",
                   result.ratio.error);

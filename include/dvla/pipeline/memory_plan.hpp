@@ -36,7 +36,9 @@ class MemoryPlan {
   }
 
   const std::vector<MemoryItem>& items() const { return items_; }
-  std::size_t total() const { return sum([](const MemoryItem&) { return true; }); }
+  std::size_t total() const {
+    return sum([](const MemoryItem&) { return true; });
+  }
   std::size_t of(MemoryPlace place) const {
     return sum([&](const MemoryItem& item) { return item.place == place; });
   }
@@ -69,7 +71,7 @@ class MemoryPlan {
   }
 
   static const char* name(MemoryPlace place) {
-    return place == MemoryPlace::model_pool ? "model pool"
+    return place == MemoryPlace::model_pool         ? "model pool"
            : place == MemoryPlace::environment_pool ? "environment pool"
                                                     : "heap";
   }

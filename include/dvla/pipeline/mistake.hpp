@@ -276,9 +276,10 @@ struct not_a_model {
 /// LoRA around a model whose layers have no names.
 template <class Model>
 struct takes_no_adapters {
-  static_assert(never<Model>,
-                "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
-                "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+  static_assert(
+      never<Model>,
+      "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
+      "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
 };
 
 }  // namespace dvla::mistake

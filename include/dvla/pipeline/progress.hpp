@@ -61,11 +61,12 @@ class ProgressLine {
     const int filled = static_cast<int>(width * done / std::max<std::int64_t>(iterations_, 1));
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(stderr, "%s[%s] %lld/%lld  success %.2f  |gradient| %.2g  %.0f env_steps/s%s  staleness %lld  %.0f s left %s",
-                 terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done),
-                 static_cast<long long>(iterations_), iteration.update.success_rate,
-                 iteration.update.gradient_norm, rate, overlap.c_str(),
-                 static_cast<long long>(iteration.staleness), left, terminal_ ? "" : "\n");
+    std::fprintf(
+        stderr,
+        "%s[%s] %lld/%lld  success %.2f  |gradient| %.2g  %.0f env_steps/s%s  staleness %lld  %.0f s left %s",
+        terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done), static_cast<long long>(iterations_),
+        iteration.update.success_rate, iteration.update.gradient_norm, rate, overlap.c_str(),
+        static_cast<long long>(iteration.staleness), left, terminal_ ? "" : "\n");
     std::fflush(stderr);
   }
 

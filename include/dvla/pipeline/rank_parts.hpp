@@ -380,7 +380,8 @@ class RankParts {
 
   // ---- Making
   void make_worker(int threads) {
-    for (int i = 0; i < copies_of_the_model(job_); ++i) copies_.push_back(std::make_unique<Model>(std::as_const(model_), share_frozen));
+    for (int i = 0; i < copies_of_the_model(job_); ++i)
+      copies_.push_back(std::make_unique<Model>(std::as_const(model_), share_frozen));
     Model* const back = copies_.empty() ? &model_ : copies_.back().get();
     Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
     worker_ = std::make_unique<Worker>(environment_, *front, *back, settings_.rollout_options(job_, threads),
@@ -496,13 +497,13 @@ class RankParts {
   Memory& memory_;
   Trace& trace_;
   const Notices& notices_;
-  RoutingPlan plan_;                      ///< of a routed data plane
-  ActorGroups groups_;                    ///< an actor's
-  std::unique_ptr<Weights> weights_;      ///< an actor's
-  std::shared_ptr<Group> actors_;         ///< of a job with several
+  RoutingPlan plan_;                            ///< of a routed data plane
+  ActorGroups groups_;                          ///< an actor's
+  std::unique_ptr<Weights> weights_;            ///< an actor's
+  std::shared_ptr<Group> actors_;               ///< of a job with several
   std::vector<std::unique_ptr<Model>> copies_;  ///< of the model, to sample from
   std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
-  std::unique_ptr<Algorithm> algorithm_;  ///< an actor's
+  std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
   stop_flag lost_;                ///< a rank, before training has begun

@@ -278,7 +278,8 @@ class RolloutWorker {
       // for weights that are being copied in just now: its admission counted on them.
       turn == 0 ? models_.swap_within(options_.deadline) : models_.try_swap();
       VersionedModel<Model>& frozen = models_.front();
-      boundaries.decides(earlier + turn, frozen.version, [&] { return weights_checksum(frozen.model->units()); });
+      boundaries.decides(earlier + turn, frozen.version,
+                         [&] { return weights_checksum(frozen.model->units()); });
       Decision decision = rows_at(decisions, t, first + row, count);
       frozen.model->act(rows_at(all.observation, t, first + row, count), Decoding::sample,
                         stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,

@@ -331,9 +331,9 @@ class Run {
       plan.add("buffers of the control plane", MemoryPlace::environment_pool,
                2 * (job_->rolls_out() ? trainable : trainable / static_cast<std::size_t>(job_->actors())));
     }
-    const std::size_t episode =
-        record_bytes(transition_layout(environment_->observation_spec(), environment_->action_spec(), shape)) +
-        model.decision_bytes * static_cast<std::size_t>(shape.decisions);
+    const std::size_t episode = record_bytes(transition_layout(environment_->observation_spec(),
+                                                               environment_->action_spec(), shape)) +
+                                model.decision_bytes * static_cast<std::size_t>(shape.decisions);
     const std::int64_t in_flight =
         routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
     plan.add("batches in flight", MemoryPlace::environment_pool,

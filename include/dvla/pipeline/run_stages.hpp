@@ -131,9 +131,8 @@ class RunStages {
     const Timed timed(training_);
     const Trajectory<Decision>& trajectory = parts_.data().consume(token);
     auto before_step = [&] {
-      if (!packed_.acquire(deadline_,
-                           {"training", "the last weights to be taken", broadcasts ? "distribution" : "reception",
-                            token.batch}))
+      if (!packed_.acquire(deadline_, {"training", "the last weights to be taken",
+                                       broadcasts ? "distribution" : "reception", token.batch}))
         throw Error("training stops: the last weights were not taken because another lane failed");
     };
     Iteration iteration;

@@ -77,8 +77,7 @@ std::vector<std::string> check_control_plane(Make make) {
            "receive must give the newest version, whole");
     must_throw("a version again", [&] { publish(3); });
     must_throw("an older version", [&] { publish(2); });
-    must_throw("a destination of another size",
-               [&] { plane->receive(detail::one_unit(other), 0, at_once); });
+    must_throw("a destination of another size", [&] { plane->receive(detail::one_unit(other), 0, at_once); });
     must_throw("waiting beyond the limit", [&] { receive(4, std::chrono::milliseconds(5)); });
     publish(9);
     publish(10);

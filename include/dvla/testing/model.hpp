@@ -203,8 +203,8 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
       return faults;
     }
     if (!each.trainable || !each.alias_of.empty()) continue;
-    expect(each.data == next[each.unit], "trainable parameter '" + each.name +
-                                             "' does not follow the one before it in its unit's values");
+    expect(each.data == next[each.unit],
+           "trainable parameter '" + each.name + "' does not follow the one before it in its unit's values");
     expect(each.dtype == model.units()[each.unit].dtype,
            "parameter '" + each.name + "' is of another dtype than its unit");
     next[each.unit] += each.bytes();
@@ -329,7 +329,8 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
     expect(same(weights, detail::weights_of(*copied)), "a copy has other weights");
     expect(detail::gradients_of(*copied).empty(), "a copy holds gradients");
     for (std::size_t i = 0; i < model.parameters().size(); ++i)
-      if (const Parameter &mine = model.parameters()[i], &its = copied->parameters()[i]; mine.alias_of.empty())
+      if (const Parameter& mine = model.parameters()[i], &its = copied->parameters()[i];
+          mine.alias_of.empty())
         expect((mine.data == its.data) != mine.trainable,
                "parameter '" + mine.name + "' of a copy is " +
                    (mine.trainable ? "the model's own, and trainable" : "another one, and frozen"));
