@@ -3,10 +3,10 @@
 
 #include <string_view>
 
-#define DVLA_VERSION 100
+#define DVLA_VERSION 200
 
 namespace dvla {
 
-inline constexpr std::string_view library_version = "0.1.0";
+inline constexpr std::string_view library_version = "0.2.0";
 
 }  // namespace dvla

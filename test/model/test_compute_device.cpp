@@ -37,6 +37,7 @@ typename Head::knobs small() {
 
 template <class Head>
 struct Apart : TinyVlaModel<Head> {
+  using TinyVlaModel<Head>::TinyVlaModel;
   explicit Apart(std::uint64_t seed = 3)
       : TinyVlaModel<Head>(small<Head>(), some_inputs(), seed,
                            dvla::detail::ComputeDevice::apart_on_the_host()) {}

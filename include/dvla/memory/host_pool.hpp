@@ -125,8 +125,10 @@ class PoolCore {
     Cached* next;
     std::uintptr_t mark;
   };
-  static constexpr std::size_t classes = 26 * 8;
-  static constexpr std::size_t largest_cached = std::size_t{1} << 25;  // granules: 2 GiB
+  static constexpr std::size_t classes = 15 * 8;
+  /// Granules: 1 MiB. Larger blocks coalesce when they are freed, so that what one phase has let go of serves
+  /// another's sizes.
+  static constexpr std::size_t largest_cached = std::size_t{1} << 14;
 
   /// Eight classes to a power of two: at most an eighth of a block is padding.
   static std::size_t round_to_class(std::size_t size) {

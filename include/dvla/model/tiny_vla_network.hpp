@@ -149,7 +149,7 @@ class TinyVlaNetwork {
     const std::int64_t observing = P * (8 * width_ + 2 * S * heads_);
     const std::int64_t asking = Q * (8 * width_ + 2 * (S + Q) * heads_) + (S + Q) * 2 * head_width_;
     return static_cast<std::size_t>(n * (prefix + std::max(observing, asking))) * bytes_of(dtype()) +
-           static_cast<std::size_t>(n * Q * shape_.outputs) * 8;
+           static_cast<std::size_t>(n * Q * shape_.outputs) * 8 + upcast_bytes();
   }
   /// The same of a forward and backward pass: what the graph keeps of every block, and the largest gradients
   /// on their way.
@@ -170,7 +170,8 @@ class TinyVlaNetwork {
     for (const CameraSpec& camera : spec_.cameras) pixels += patches(camera) * patch_features();
     return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) *
                bytes_of(dtype()) +
-           static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16;
+           static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16 +
+           upcast_bytes();
   }
 
  private:
@@ -408,6 +409,13 @@ class TinyVlaNetwork {
     return observation;
   }
 
+  /// Of the largest matrix, where products of bfloat16 are made in float32.
+  std::size_t upcast_bytes() const {
+    if (dtype() == Dtype::f32 || device_.is_cuda() || bf16_instructions() != "none") return 0;
+    std::int64_t largest = 0;
+    for (const Parameter& each : parameters_.parameters()) largest = std::max(largest, each.count());
+    return static_cast<std::size_t>(largest) * sizeof(float);
+  }
   std::int64_t observation_token_count() const {
     std::int64_t count = spec_.proprioception > 0 ? proprioception_tokens : 0;
     for (const CameraSpec& camera : spec_.cameras) count += patches(camera);

@@ -342,6 +342,10 @@ class Run {
       plan.add("demonstrations", MemoryPlace::heap,
                episode * static_cast<std::size_t>((config().run.demonstrations + environments - 1) /
                                                   environments * environments));
+    std::size_t optimiser = 0;
+    for (const MemoryItem& item : plan.items())
+      if (item.kind == "masters" || item.kind == "moments") optimiser += item.bytes;
+    plan.add("a checkpoint while it is written", MemoryPlace::heap, optimiser);
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
     if (on_plan) on_plan(plan, *job_);

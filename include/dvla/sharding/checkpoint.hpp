@@ -35,6 +35,9 @@ class ShardToWrite {
   template <class Weights>
   ShardToWrite(Weights& weights, std::int64_t whole, bool masters, int part, int parts)
       : counters_{part, parts, weights.steps(), whole}, kinds_(masters ? 3 : 2) {
+    std::int64_t count = 0;
+    for (const ShardPiece& piece : weights.pieces()) count += piece.range.count;
+    for (std::size_t i = 0; i < kinds_; ++i) values_[i].reserve(static_cast<std::size_t>(count));
     for (const ShardPiece& piece : weights.pieces()) {
       ranges_.insert(ranges_.end(), {piece.range.offset, piece.range.count});
       const std::array from{piece.first_moment, piece.second_moment, piece.weight};
