@@ -170,6 +170,7 @@ class GrpoTrainer {
               mask_);
     episode_returns(extents_, transition.reward.span(), transition.terminated.span(),
                     transition.truncated.span(), return_B_);
+    check_groups(transition.group.span());
     for (std::size_t b = 0; b < extents_.episodes; ++b) {
       present_B_[b] = transition.group[static_cast<std::int64_t>(b)] >= 0;
       if (present_B_[b] == 0) continue;
@@ -186,6 +187,19 @@ class GrpoTrainer {
     }
     broadcast_advantage(advantage_B_, per_row, mask_, advantage_);
     loss_weights(knobs_.aggregation, extents_.episodes, per_row, mask_, weight_);
+  }
+
+  /// Episodes of a group are of one group for whoever sampled them, too.
+  void check_groups(std::span<const std::int32_t> sampled) const {
+    const auto group = static_cast<std::size_t>(knobs_.group);
+    for (std::size_t b = 0; b < sampled.size(); ++b) {
+      const std::int32_t first = sampled[b / group * group];
+      if (sampled[b] >= 0 && first >= 0 && sampled[b] != first)
+        throw Error("GRPO has groups of " + std::to_string(group) + ", but episodes " +
+                    std::to_string(b / group * group) + " and " + std::to_string(b) +
+                    " of the batch were sampled as groups " + std::to_string(first) + " and " +
+                    std::to_string(sampled[b]) + "; give worker and algorithm the same group");
+    }
   }
 
   /// Did the trainer's own weights make every decision?

@@ -115,6 +115,12 @@ class Run {
                     "dvla: the environment has no scripted expert, so there is nothing for warm_start() to "
                     "clone; leave the call out, or add expert(row, action) (environment/concept.hpp)");
     } else {
+      if (config().run.demonstrations < 1)
+        throw Error(
+            "Run::warm_start has no demonstrations to clone; raise run.demonstrations or leave it out");
+      if (next_batch() > 0)
+        throw Error("Run::warm_start was called after batch " + std::to_string(next_batch() - 1) +
+                    " was trained; it comes before training");
       Model::use_threads(threads().most());
       const WarmStartOptions options = settings_.warm_start_options();
       const auto clone = [&](auto& weights) {
@@ -246,6 +252,13 @@ class Run {
         plan_(plan_memory(on_plan)),
         model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
     settings_.check(*job_);
+    const Extents decided = model_.decision_layout({1}).log_prob.extents(),
+                  wanted{1, config.model.chunk, environment_->action_spec().dimensions};
+    if (decided != wanted)
+      throw ConfigError("the model " + std::string(P::model::name) + " lays out Decision::log_prob with " +
+                        std::to_string(decided.count()) + " elements a decision, or in another shape than [" +
+                        std::to_string(wanted[1]) + ", " + std::to_string(wanted[2]) +
+                        "], chunk by action dimensions; what it writes there would not fit");
     if constexpr (adapts)
       adaptation_.emplace(settings_.config().placement, *job_, threads().sampling, threads().training,
                           job_->leads() ? splits() : std::vector<int>());

@@ -232,6 +232,15 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
     weights = detail::weights_of(model);  // as they were rounded
   }
 
+  // What act and forward write would not fit otherwise.
+  if (const Extents laid_out = model.decision_layout({12}).log_prob.extents(),
+      wanted{12, inputs.chunk, inputs.action.dimensions};
+      laid_out != wanted) {
+    faults.push_back("decision_layout({12}) must lay out log_prob as [12, " + std::to_string(inputs.chunk) +
+                     ", " + std::to_string(inputs.action.dimensions) + "]: rows, chunk, action dimensions");
+    return faults;
+  }
+
   // Sampling.
   detail::ModelBatch<Model> batch(model, inputs, 12), again(twin, inputs, 12);
   batch.act(model, Decoding::sample, 5);
