@@ -99,8 +99,8 @@ struct World {
   dvla::RolloutOptions options;
   Script environment{N, horizon};
   dvla::trace::Off off;
-  dvla::RolloutWorker<Script, LinearModel, dvla::trace::Off> worker{environment, model(), model(), options,
-                                                                    off};
+  std::unique_ptr<LinearModel> front = model(), back = model();
+  dvla::RolloutWorker<Script, LinearModel, dvla::trace::Off> worker{environment, *front, *back, options, off};
   std::int64_t episodes = N * options.rollout_epochs;
   std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
   dvla::OwnedRecord<dvla::Transition> all{

@@ -22,7 +22,7 @@ std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
 
 /// Passes everything on and counts what a ring of members would send.
 struct CountingGroup final : dvla::Group {
-  CountingGroup(std::unique_ptr<dvla::Group> inner, std::int64_t& count)
+  CountingGroup(std::shared_ptr<dvla::Group> inner, std::int64_t& count)
       : group(std::move(inner)), bytes(count) {}
   int rank() const override { return group->rank(); }
   int size() const override { return group->size(); }
@@ -43,7 +43,7 @@ struct CountingGroup final : dvla::Group {
   }
   void barrier() override { group->barrier(); }
   void close() noexcept override { group->close(); }
-  std::unique_ptr<dvla::Group> group;
+  std::shared_ptr<dvla::Group> group;
   std::int64_t& bytes;
 };
 
@@ -227,9 +227,9 @@ TEST_CASE("Bytes sent are those of the formula, whatever the accumulation: what 
             std::int64_t counted = 0;
             const auto model = batch.model(knobs);
             Sharded weights(*model, heap, {}, [&](const std::string& purpose) {
-              auto inner = groups(purpose);
-              return purpose == "shards" ? std::make_unique<CountingGroup>(std::move(inner), counted)
-                                         : std::move(inner);
+              std::shared_ptr<dvla::Group> inner = groups(purpose);
+              if (purpose == "shards") inner = std::make_shared<CountingGroup>(std::move(inner), counted);
+              return inner;
             });
             imitate(batch, *model, weights, 5, micros);
             const std::int64_t sent = weights.traffic().total();

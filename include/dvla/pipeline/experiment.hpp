@@ -470,7 +470,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   nlohmann::json json = detail::report_json(result);
   json["pipeline"] = P::describe();
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
-  for (const PoolReport& pool : run->memory().report())
+  for (const auto& pool : run->memory().report())
     json["pools"].push_back({{"name", pool.name},
                              {"high_water", pool.high_water},
                              {"fragmentation", pool.fragmentation},
