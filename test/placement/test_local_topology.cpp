@@ -16,7 +16,8 @@ using namespace dvla_test;
 
 // ---- What is shown to the models
 
-thread_local bool in_sampling = false;  ///< this thread has stepped environments
+thread_local bool in_sampling = false;  ///< this thread, a lane, has stepped environments
+thread_local bool is_rank = false;      ///< this thread is a rank's own, which tests itself before lanes begin
 
 struct Seen {
   std::mutex mutex;
@@ -35,7 +36,7 @@ class WatchedToyEnvironment : public dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
   void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
              dvla::Arena& arena) {
-    in_sampling = true;
+    in_sampling = !is_rank;
     ToyEnvironment::reset(first, seeds, next, arena);
     const std::scoped_lock lock(seen.mutex);
     for (std::int64_t i = 0; i < std::ssize(seeds); ++i) {
@@ -219,6 +220,7 @@ void train(const std::vector<int>& node, const typename P::placement::knobs& pla
     seen.rows.clear();
   }
   const auto result = train_job(topology.world(), config, {}, {}, node, [&](dvla::Cluster& cluster) {
+    is_rank = true;
     return std::make_unique<CountingCluster>(cluster, roles, ledger);
   });
   for (const std::string& error : result.errors) REQUIRE_MESSAGE(error.empty(), error);
