@@ -105,7 +105,7 @@ TEST_CASE(
 
   CHECK(contains(dvla_test::read_text(run / "success.svg"), "<svg"));
   CHECK(count_files(run, "events.out.tfevents.") == 1);
-  CHECK(count_files(run / "checkpoint", ".safetensors") == 2);  // keep_checkpoints
+  CHECK(count_files(run / "checkpoint", ".safetensors") == 2 * 2);  // keep_checkpoints, each with its part
   CHECK(fs::exists(run / "checkpoint" / "step-60.safetensors"));
   const dvla::io::SafetensorsFile checkpoint(run / "checkpoint" / "step-60.safetensors");
   CHECK(checkpoint.metadata().at("pipeline") == Lanes::describe());
@@ -156,9 +156,12 @@ TEST_CASE("An experiment that is resumed ends as one that was not interrupted") 
   CHECK(count_files(two / "toy", "events.out.tfevents.") == 2);
   const dvla::io::SafetensorsFile uncut(one / "toy/checkpoint/step-16.safetensors"),
       joined(two / "toy/checkpoint/step-16.safetensors");
-  for (const char* name : {"model.weight", "optimizer.exp_avg", "optimizer.exp_avg_sq"}) {
+  CHECK(dvla_test::same_bits(uncut.span<float>("model.weight.0"), joined.span<float>("model.weight.0")));
+  const auto uncut_parts = dvla::io::CheckpointFolder::open_parts(uncut),
+             joined_parts = dvla::io::CheckpointFolder::open_parts(joined);
+  for (const char* name : {"shard.exp_avg", "shard.exp_avg_sq"}) {
     CAPTURE(name);
-    CHECK(dvla_test::same_bits(uncut.span<float>(name), joined.span<float>(name)));
+    CHECK(dvla_test::same_bits(uncut_parts.at(0).span<float>(name), joined_parts.at(0).span<float>(name)));
   }
   const auto curve = uncut.span<double>("run.curve"), curve_joined = joined.span<double>("run.curve");
   CHECK(std::equal(curve.begin(), curve.end(), curve_joined.begin(), curve_joined.end()));

@@ -72,10 +72,18 @@ class CheckpointFolder {
     return path_of(step);
   }
 
-  /// Deletes those of later steps, for a run that went back on purpose: call it when save() has returned.
+  /// Deletes those of later steps with their parts, for a run that went back on purpose: call it when save()
+  /// has returned.
   void remove_after(std::int64_t step) const {
-    for (const std::int64_t later : steps())
-      if (later > step) remove(path_of(later));
+    for (const std::int64_t later : steps()) {
+      if (later <= step) continue;
+      std::vector<std::filesystem::path> parts;
+      for_each_name([&](const std::string& name) {
+        if (name.starts_with("step-" + std::to_string(later) + ".actor-")) parts.push_back(folder_ / name);
+      });
+      remove(path_of(later));
+      for (const std::filesystem::path& part : parts) remove(part);
+    }
   }
 
   /// Opens and checks one, its parts too. Throws FormatError when it is damaged, lacks a part or is no

@@ -81,14 +81,15 @@ struct model_check {
   , mistake::model_has_no_decision < Model >>, mistake::when < !requires {
     requires Record<typename Model::Decision>;
   }
-  , mistake::decision_is_not_reflected < Model >>,
-      mistake::when<!ModelMachinery<Model>, mistake::model_lacks_a_member<Model>>,
-      mistake::when < !requires(const Knobs& knobs) {
+  , mistake::decision_is_not_reflected < Model >>, mistake::when < !requires(const Knobs& knobs) {
     std::int64_t{knobs.chunk};
   }
   , mistake::model_knobs_lack_chunk < Policy, Knobs >>,
-      mistake::when < !std::constructible_from<Model, const Knobs&, const ModelInputs&, std::uint64_t>,
-      mistake::model_has_no_such_constructor < Model, Knobs >>>
+      mistake::when<!std::constructible_from<Model, const Knobs&, const ModelInputs&, std::uint64_t>,
+                    mistake::model_has_no_such_constructor<Model, Knobs>>,
+      mistake::when<!std::constructible_from<Model, const Model&, ShareFrozen>,
+                    mistake::model_shares_nothing<Model>>,
+      mistake::when < !ModelMachinery<Model>, mistake::model_lacks_a_member < Model >>>
       ;
 };
 

@@ -200,6 +200,14 @@ struct model_has_no_such_constructor {
       "and it has no such constructor; add it (docs/slots/model.md)");
 };
 
+template <class Model>
+struct model_shares_nothing {
+  static_assert(
+      never<Model>,
+      "dvla: a run copies this model to sample from, and it has no constructor (const Model& original, "
+      "dvla::ShareFrozen); add it, or `using Base::Base;` where a base has it (model/concept.hpp)");
+};
+
 template <class Algorithm, class Knobs>
 struct algorithm_has_no_such_constructor {
   static_assert(
