@@ -17,7 +17,7 @@ using namespace dvla_test;
 // ---- What is shown to the models
 
 thread_local bool in_sampling = false;  ///< this thread, a lane, has stepped environments
-thread_local bool is_rank = false;      ///< this thread is a rank's own, which tests itself before lanes begin
+thread_local bool is_rank = false;  ///< this thread is a rank's own, which tests itself before lanes begin
 
 struct Seen {
   std::mutex mutex;
