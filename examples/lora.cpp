@@ -1,4 +1,3 @@
-// dvla-example: smoke
 // LoRA: low-rank adapters train beside a frozen base, in bfloat16 if asked for.
 //
 // The quickstart's task with one template parameter more: LoRA<Model> freezes a model and trains adapters

@@ -27,6 +27,7 @@
 #include <dvla/sharding/unsharded.hpp>
 #include <dvla/testing/model.hpp>
 #include <numbers>
+#include <string_view>
 
 struct GaussianKnobs {
   int chunk = 4, hidden = 64;
@@ -172,7 +173,8 @@ int main(int argc, char** argv) {
   config.environment.camera_pixels = 16;
   config.algorithm.learning_rate = 1e-3;
   config.run.demonstrations = 64;
-  config.run.iterations = argc > 1 ? std::atoi(argv[1]) : 5;
+  const bool smoke = argc > 1 && std::string_view(argv[1]) == "--smoke";
+  config.run.iterations = argc > 1 && !smoke ? std::atoi(argv[1]) : 5;
   dvla::Run<Mine> run(config);
   const double cloned = run.warm_start().success;
   run.train([](const dvla::Iteration& iteration) {

@@ -21,12 +21,14 @@
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
 #include <dvla/testing/linear_model.hpp>
+#include <string_view>
 
 using P = dvla::Pipeline<dvla::Sampler<dvla::Toy, dvla::testing::LinearModel>, dvla::Trainer<dvla::GRPO>>;
 
 int main(int argc, char** argv) try {
-  const dvla::io::CheckpointFolder checkpoints(argc > 1 ? argv[1] : "runs/own_trainer");
-  const double target = argc > 2 ? std::atof(argv[2]) : 0.9;
+  const bool smoke = argc > 1 && std::string_view(argv[1]) == "--smoke";
+  const dvla::io::CheckpointFolder checkpoints(argc > 1 && !smoke ? argv[1] : "runs/own_trainer");
+  const double target = argc > 2 ? std::atof(argv[2]) : smoke ? 0.3 : 0.9;
   dvla::Config<P> config;
   config.environment.environments = 64;
   config.algorithm.learning_rate = 0.02;
