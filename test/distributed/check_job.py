@@ -359,12 +359,12 @@ def check_resume(check):
     # With a learning rate of 0 nothing changes but the counters, so the weights must be those that were saved. The
     # last four are other placements than the one that wrote the checkpoint before.
     for world, placement, rollouts, actors, shards in (
-        (3, "separated:2:1", [1, 2], [0], 0),
+        (3, "separated:2:1", [1, 2], [0], 1),
         (4, "separated:1:1", [2, 3], [0, 1], 2),
         (2, "colocated", [0, 1], [0, 1], 1),
         (3, "hybrid:2", [0, 1, 2], [0, 1], 2),
-        (2, "adaptive:1:1", [1], [0], 0),
-        (2, "separated:1:1", [1], [0], 0),
+        (2, "adaptive:1:1", [1], [0], 1),
+        (2, "separated:1:1", [1], [0], 1),
     ):
         before = check.weights(name, step)
         resumed = check.plain(world, name, placement, resume=check.runs / name, iterations=step + 2, learning_rate=0)
