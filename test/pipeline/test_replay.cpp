@@ -106,8 +106,8 @@ Config<P> config_of(const Settings& settings) {
   config.algorithm.micro_batch = 16;
   config.algorithm.rollout_epochs = settings.epochs;
   config.schedule.sampling_stages = settings.stages;
-#ifndef __SANITIZE_THREAD__  // libtbb is not instrumented: its hand-overs between threads would look like \
-                             // races
+  // libtbb is not instrumented: its hand-overs between threads would look like races.
+#ifndef __SANITIZE_THREAD__
   config.schedule.sampling_threads = settings.stages;
 #endif
   config.run.seed = settings.seed;
