@@ -221,7 +221,7 @@ TEST_CASE("A child that maps the environment pool's descriptor sees what is writ
   EnvironmentPool pool(2 * mib);
   REQUIRE(pool.descriptor() >= 0);
   CHECK(ModelPool(mib).descriptor() == -1);
-  (void)pool.allocate(4096, 64);  // the block below does not begin the pool
+  void* const before = pool.allocate(4096, 64);  // the block below does not begin the pool
   auto* const block = static_cast<char*>(pool.allocate(64, 64));
   const auto offset = static_cast<std::size_t>(reinterpret_cast<std::byte*>(block) - pool.region().data());
   REQUIRE(offset > 0);
@@ -245,6 +245,8 @@ TEST_CASE("A child that maps the environment pool's descriptor sees what is writ
   REQUIRE(::waitpid(child, &status, 0) == child);
   CHECK(status == 0);
   CHECK(std::string(block) == "taken");
+  pool.deallocate(block, 64, 64);
+  pool.deallocate(before, 4096, 64);
   ::close(ready[0]);
   ::close(ready[1]);
 }

@@ -238,7 +238,7 @@ inline std::string pack(std::vector<std::int64_t> numbers) {
 /// What `pack` made of `what`. Throws FormatError for anything else.
 inline std::vector<std::int64_t> unpack(std::string_view bytes, const std::string& what) {
   std::vector<std::int64_t> numbers(bytes.size() / sizeof(std::int64_t));
-  std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(std::int64_t));
+  if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(std::int64_t));
   const std::int64_t sum = numbers.empty() ? 0 : numbers.back();
   if (!numbers.empty()) numbers.pop_back();
   if (bytes.size() % sizeof(std::int64_t) != 0 || bytes.empty() ||
