@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <iostream>
 #include <limits>
 #include <span>
 #include <string>
@@ -55,9 +54,7 @@ void check_numbers(const io::SafetensorsFile& file, const std::string& name, std
                         std::to_string(numbers[i]) + " at element " + std::to_string(i) + ": it must be " +
                         (least < 0 ? "finite" : "finite and not negative"));
 }
-}  // namespace detail
 
-namespace detail {
 /// Parts of checkpoints before `step` that are no longer there.
 inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {
   std::error_code code;
