@@ -69,7 +69,7 @@ int main() try {
   install(version);
   while (version < 2000) {
     worker.rollout(*transition, *decision, drawn++);
-    const auto solved = transition->success.span();
+    const auto solved = transition->episode.success.span();
     const double success =
         static_cast<double>(std::count(solved.begin(), solved.end(), 1)) / static_cast<double>(solved.size());
     if (success == 0 || success == 1) {  // every group is of one mind: no advantage, no gradient

@@ -93,7 +93,7 @@ class LeaveOneOut {
     stats.optimiser_steps = 1;
     stats.rows = static_cast<std::int64_t>(rows.size());
     for (std::size_t b = 0; b < B; ++b) {
-      stats.success_rate += transition.success[static_cast<std::int64_t>(b)] / static_cast<double>(B);
+      stats.success_rate += transition.episode.success[static_cast<std::int64_t>(b)] / static_cast<double>(B);
       stats.mean_return += return_B_[b] / static_cast<double>(B);
     }
     return stats;

@@ -59,8 +59,7 @@ inline constexpr auto dvla::knob_docs<FerryKnobs> = std::to_array<dvla::KnobDoc>
     {"environments", "boats at once; a multiple of the group", 1, 65536},
 });
 
-/// The policy, and its machinery: N boats as rows. Rows [first, first + n) are `first` and the fields'
-/// leading extent.
+/// The policy, and its machinery: N boats as rows. A call says which rows it is about; the fields have all N.
 class Ferry {
  public:
   using slot = dvla::environment_slot;
@@ -79,39 +78,37 @@ class Ferry {
   dvla::ActionSpec action_spec() const { return {1}; }
   bool succeeded(std::int64_t row) const { return boats_[static_cast<std::size_t>(row)].solved; }
 
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
-    arena.for_each(static_cast<std::int64_t>(seeds.size()), [&](std::int64_t i) {
-      boat(first + i).reset(seeds[static_cast<std::size_t>(i)]);
-      show(boat(first + i), i, next);
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
+    rows.for_each([&](std::int64_t row, std::int64_t i) {  // what throws in here fails this row only
+      boat(row).reset(starts[static_cast<std::size_t>(i)].seed);
+      show(row, next);
     });
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     std::atomic<std::int64_t> made{0};
-    arena.for_each(action.extents()[0], [&](std::int64_t i) {
-      Boat& one = boat(first + i);
+    rows.for_each([&](std::int64_t row, std::int64_t) {
+      Boat& one = boat(row);
       const int before = one.steps;
       for (std::int64_t c = 0; c < action.extents()[1]; ++c) {  // the chunk's control steps
-        reward.at(i)[c] = one.step(action.at(i).at(c)[0]);
-        terminated.at(i)[c] = one.over ? 1 : 0;  // landed, wherever that is: nothing follows
-        truncated.at(i)[c] = 0;
+        outcome.reward.at(row)[c] = one.step(action.at(row).at(c)[0]);
+        outcome.terminated.at(row)[c] = one.over ? 1 : 0;  // landed, wherever that is: nothing follows
+        outcome.truncated.at(row)[c] = 0;
       }
       made += one.steps - before;
-      show(one, i, next);
+      show(row, outcome.next);
     });
     return made;
   }
 
  private:
   Boat& boat(std::int64_t row) { return boats_[static_cast<std::size_t>(row)]; }
-  static void show(const Boat& one, std::int64_t i, const dvla::Observation& next) {
-    const dvla::Field<float> numbers = next.proprioception.at(i);  // about [-1, 1] each
+  void show(std::int64_t row, const dvla::Observation& next) {
+    const Boat& one = boat(row);
+    const dvla::Field<float> numbers = next.proprioception.at(row);  // about [-1, 1] each
     numbers[0] = one.along;
     numbers[1] = 10 * one.current;
     numbers[2] = static_cast<float>(one.steps) / Boat::steps_to_cross;
-    next.instruction[i] = one.instruction;
+    next.instruction[row] = one.instruction;
   }
 
   dvla::ObservationSpec spec_;

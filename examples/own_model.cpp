@@ -68,16 +68,18 @@ class GaussianPolicy {
     const dvla::Extents all = dvla::extents_with(leading, {inputs_.chunk, inputs_.action.dimensions});
     return {dvla::Field<float>(all), dvla::Field<float>(all)};
   }
-  void act(const dvla::Observation& observation, dvla::Decoding decoding, std::uint64_t seed,
-           Decision& decision, dvla::Field<float> action) {
+  void act(const dvla::Observation& observation, std::span<const std::int64_t> rows, dvla::Decoding decoding,
+           std::uint64_t seed, Decision& decision, dvla::Field<float> action) {
     const c10::InferenceMode no_graph;
-    const at::Tensor centre = mean(observation, {});
-    at::Tensor sample = dvla::tensor_of(decision.sample);
-    sample.copy_(centre);
-    if (decoding == dvla::Decoding::sample)
-      sample.add_(at::randn(centre.sizes(), at::detail::createCPUGenerator(seed)), knobs_.deviation);
-    dvla::tensor_of(decision.log_prob).copy_(log_prob_of(sample, centre));
-    dvla::tensor_of(action).copy_(sample.clamp(-1, 1));
+    const at::Tensor centre = mean(observation, rows);
+    at::Tensor sample = centre.clone();
+    if (decoding == dvla::Decoding::sample)  // of all rows, so that a row's noise is its own
+      sample.add_(at::randn(decision.sample.extents().sizes(), at::detail::createCPUGenerator(seed))
+                      .index_select(0, dvla::index_of(rows)),
+                  knobs_.deviation);
+    dvla::copy_rows(sample, decision.sample, rows);
+    dvla::copy_rows(log_prob_of(sample, centre), decision.log_prob, rows);
+    dvla::copy_rows(sample.clamp(-1, 1), action, rows);
   }
   void forward(const dvla::Observation& observation, const Decision& decision,
                std::span<const std::int64_t> rows, std::span<float> log_prob, std::span<float> entropy) {
@@ -119,7 +121,7 @@ class GaussianPolicy {
                             {0, 0.1 * scale(chosen.hidden)}, /*bias=*/true);
   }
 
-  /// [n, C, A] of all rows, or of those given. Telling of units lets FSDP gather them in time.
+  /// [n, C, A] of those rows. Telling of units lets FSDP gather them in time.
   at::Tensor mean(const dvla::Observation& observation, std::span<const std::int64_t> rows) const {
     weights_.before(0);
     const at::Tensor state = dvla::tensor_of(observation.proprioception, rows);

@@ -20,6 +20,7 @@
 #include <dvla/schedule/synchronous.hpp>
 #include <dvla/trace/recorder.hpp>
 #include <dvla/trace/report.hpp>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -69,20 +70,24 @@ void environment_stepping() {
   dvla::OwnedRecord<dvla::Transition> batch(
       dvla::transition_layout(environment.observation_spec(), environment.action_spec(), {1, rows, chunk}),
       pool);
-  std::vector<std::uint64_t> seeds(rows);
+  std::vector<dvla::Start> starts(rows);
+  std::vector<std::int64_t> indices(rows);
+  std::iota(indices.begin(), indices.end(), std::int64_t{0});
+  dvla::RowFailures failures(rows);
+  dvla::Rows every(indices, arena, failures);
   const auto at = [&](std::int64_t t) {
     return dvla::cut_record(batch->observation, [t](auto field) { return field.at(t); });
   };
   std::int64_t made = 0, solved = 0;
   const double ns = time_of(200, [&](int episode) {
     for (std::int64_t row = 0; row < rows; ++row)
-      seeds[static_cast<std::size_t>(row)] = dvla::mix_seed(1, episode, row);
-    environment.reset(0, seeds, at(0), arena);
+      starts[static_cast<std::size_t>(row)].seed = dvla::mix_seed(1, episode, row);
+    environment.reset(every, starts, at(0));
     for (std::int64_t row = 0; row < rows; ++row)
       for (std::int64_t c = 0; c < chunk; ++c)
         environment.expert(row, batch->action.at(0).at(row).at(c).span());
-    made += environment.step(0, batch->action.at(0), batch->reward.at(0), batch->terminated.at(0),
-                             batch->truncated.at(0), at(1), arena);
+    made += environment.step(every, batch->action.at(0),
+                             {batch->reward.at(0), batch->terminated.at(0), batch->truncated.at(0), at(1)});
     for (std::int64_t row = 0; row < rows; ++row) solved += environment.succeeded(row) ? 1 : 0;
   });
   std::printf(

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <ctime>
 #include <memory_resource>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -80,10 +81,11 @@ struct Cheetah {
 </mujoco>)";
 
   explicit Cheetah(const mjModel&) {}
-  Goal reset(const mjModel& model, mjData& data, SplitMix64& random) const {
+  Goal reset(const mjModel& model, mjData& data, SplitMix64& random, std::int32_t wanted) const {
     for (int i = 0; i < model.nq; ++i) data.qpos[i] += random.uniform(-0.1, 0.1);
     for (int i = 0; i < model.nv; ++i) data.qvel[i] = 0.1 * random.normal();
-    return {static_cast<std::int32_t>(random.below(2))};
+    const auto drawn = static_cast<std::int32_t>(random.below(2));
+    return {wanted < 0 ? drawn : wanted};
   }
   std::int32_t instruction(const Goal& goal) const { return goal.instruction; }
   void apply(const mjModel&, mjData& data, const Goal&, std::span<const float> action) const {
@@ -120,8 +122,14 @@ void against_raw(benchmark::State& state) {
   std::vector<std::int32_t> instruction(rows);
   next.proprioception.place(proprioception.data());
   next.instruction.place(instruction.data());
-  std::vector<std::uint64_t> seeds;
-  for (std::int64_t i = 0; i < rows; ++i) seeds.push_back(mix_seed(1, i));
+  std::vector<dvla::Start> starts;
+  std::vector<std::int64_t> indices;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    starts.push_back({mix_seed(1, i)});
+    indices.push_back(i);
+  }
+  dvla::RowFailures failures(rows);
+  dvla::Rows every(indices, arena, failures);
   std::vector<float> actions(static_cast<std::size_t>(decisions * rows * chunk * Task::actions));
   SplitMix64 random(2);
   for (float& value : actions) value = random.uniform(-1.0f, 1.0f);
@@ -140,8 +148,8 @@ void against_raw(benchmark::State& state) {
   std::vector<mjtNum> initial(static_cast<std::size_t>(state_size * rows));
   for (std::int64_t i = 0; i < rows; ++i) {
     data.push_back(detail::make_mujoco_data(*model, heap));
-    SplitMix64 seeded(seeds[static_cast<std::size_t>(i)]);
-    goals.push_back(task.reset(*model, *data.back(), seeded));
+    SplitMix64 seeded(starts[static_cast<std::size_t>(i)].seed);
+    goals.push_back(task.reset(*model, *data.back(), seeded, -1));
     mj_forward(model.get(), data.back().get());
     mj_getState(model.get(), data.back().get(), initial.data() + i * state_size, mjSTATE_INTEGRATION);
   }
@@ -167,9 +175,9 @@ void against_raw(benchmark::State& state) {
   };
   auto whole = [&] {
     std::int64_t made = 0;
-    batch.reset(0, seeds, next, arena);
+    batch.reset(every, starts, next);
     for (std::int64_t t = 0; t < decisions; ++t)
-      made += batch.step(0, action.at(t), reward, terminated, truncated, next, arena);
+      made += batch.step(every, action.at(t), {reward, terminated, truncated, next});
     return made;
   };
   struct Cost {
@@ -219,8 +227,12 @@ void frames(benchmark::State& state) {
   next.proprioception.place(proprioception.data());
   next.instruction.place(instruction.data());
   next.frames[0].place(pixels.data());
-  const std::vector<std::uint64_t> seeds(n, 1);
-  for (auto _ : state) batch.reset(0, seeds, next, arena);
+  const std::vector<dvla::Start> starts(n, {1});
+  std::vector<std::int64_t> indices(n);
+  std::iota(indices.begin(), indices.end(), std::int64_t{0});
+  dvla::RowFailures failures(n);
+  dvla::Rows every(indices, arena, failures);
+  for (auto _ : state) batch.reset(every, starts, next);
   state.SetItemsProcessed(state.iterations() * n);
 }
 

@@ -49,7 +49,7 @@ struct Batch {
     for (std::int64_t i = 0; i < n; ++i) rows.push_back(i);
     act();
   }
-  void act() { model.act(*observation, Decoding::sample, 3, *decision, action); }
+  void act() { model.act(*observation, rows, Decoding::sample, 3, *decision, action); }
   void step() {
     model.forward(*observation, *decision, rows, log_prob, entropy);
     model.backward(d, d);

@@ -59,29 +59,36 @@ double by_hand(int iterations, int environments) {
       dvla::transition_layout(environment.observation_spec(), environment.action_spec(), {T, N, C}),
       memory.environment());
   dvla::OwnedRecord<Model::Decision> decisions(model.decision_layout({T, N}), memory.environment());
-  std::vector<std::uint64_t> seeds(static_cast<std::size_t>(N));
+  std::vector<dvla::Start> starts(static_cast<std::size_t>(N));
+  std::vector<std::int64_t> every(starts.size());
+  std::iota(every.begin(), every.end(), std::int64_t{0});
   dvla::Arena arena(1);
+  dvla::RowFailures failures(N);
+  dvla::Rows all(every, arena, failures);
+  std::vector<std::int64_t> running;
   dvla::trace::Off off;
   Model::use_threads(1);
   return seconds([&] {
     for (std::int64_t n = 0; n < iterations; ++n) {
       for (std::int64_t b = 0; b < N; ++b)
-        seeds[static_cast<std::size_t>(b)] =
+        starts[static_cast<std::size_t>(b)].seed =
             dvla::stream_seed(1, dvla::Stream::episode, n, b / config.algorithm.group);
-      environment.reset(0, seeds, dvla::cut_record(batch->observation, [](auto f) { return f.at(0); }),
-                        arena);
-      for (std::int64_t t = 0; t < T; ++t) {
+      environment.reset(all, starts, dvla::cut_record(batch->observation, [](auto f) { return f.at(0); }));
+      running = every;
+      for (std::int64_t t = 0; t < T && !running.empty(); ++t) {
         auto decision = dvla::cut_record(*decisions, [&](auto f) { return f.at(t); });
-        model.act(dvla::cut_record(batch->observation, [&](auto f) { return f.at(t); }),
+        dvla::Rows of(running, arena, failures);
+        model.act(dvla::cut_record(batch->observation, [&](auto f) { return f.at(t); }), running,
                   dvla::Decoding::sample, dvla::stream_seed(1, dvla::Stream::action, n, t, 0), decision,
                   batch->action.at(t));
         for (std::int64_t& version : batch->version.at(t).span()) version = n;
-        environment.step(0, batch->action.at(t), batch->reward.at(t), batch->terminated.at(t),
-                         batch->truncated.at(t),
-                         dvla::cut_record(batch->observation, [&](auto f) { return f.at(t + 1); }), arena);
+        environment.step(of, batch->action.at(t),
+                         {batch->reward.at(t), batch->terminated.at(t), batch->truncated.at(t),
+                          dvla::cut_record(batch->observation, [&](auto f) { return f.at(t + 1); })});
+        std::erase_if(running, [&](std::int64_t b) { return batch->ended(t, b); });
       }
       for (std::int64_t b = 0; b < N; ++b) {
-        batch->success[b] = environment.succeeded(b);
+        batch->episode.success[b] = environment.succeeded(b);
         batch->group[b] = static_cast<std::int32_t>(b / config.algorithm.group);
       }
       trainer.update(

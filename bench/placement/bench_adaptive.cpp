@@ -37,11 +37,9 @@ struct Slow {
 };
 struct SlowEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
-    take(sampling_ms * static_cast<double>(action.extents()[0]) / episodes / arena.threads());
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
+    take(sampling_ms * static_cast<double>(action.extents()[0]) / episodes / rows.arena().threads());
+    return ToyEnvironment::step(rows, action, outcome);
   }
 };
 

@@ -39,7 +39,8 @@ struct TableModel {
   Decision decision_layout(dvla::Extents leading) const {
     return {dvla::Field<float>(dvla::Extents{leading[0], leading[1], 1, 1})};
   }
-  void act(const dvla::Observation&, dvla::Decoding, std::uint64_t, Decision&, dvla::Field<float>) {}
+  void act(const dvla::Observation&, std::span<const std::int64_t>, dvla::Decoding, std::uint64_t, Decision&,
+           dvla::Field<float>) {}
   void forward(const dvla::Observation&, const Decision&, std::span<const std::int64_t> rows,
                std::span<float> log_prob, std::span<float> entropy) {
     ++forwards;
@@ -101,7 +102,7 @@ struct Tiny {
     transition->terminated.at(1)[1] = 0;  // episode 1 is cut off by the horizon
     transition->truncated.at(1)[1] = 1;
     transition->reward.at(0)[0] = transition->reward.at(1)[2] = transition->reward.at(0)[3] = 1;
-    for (const int b : {0, 1, 2, 3}) transition->success[b] = b == 1 ? 0 : 1;
+    for (const int b : {0, 1, 2, 3}) transition->episode.success[b] = b == 1 ? 0 : 1;
   }
   static dvla::DecoupledClipKnobs knobs() {
     dvla::DecoupledClipKnobs knobs;

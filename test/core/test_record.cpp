@@ -27,8 +27,9 @@ std::vector<std::string> names(const dvla::Transition& record) {
 
 TEST_CASE("A record's fields come in the order of declaration, nested records inside, absent ones left out") {
   CHECK(names(layout()) == std::vector<std::string>{"frames", "frames", "proprioception", "instruction",
-                                                    "action", "reward", "terminated", "truncated", "success",
-                                                    "seed", "group", "version"});
+                                                    "action", "reward", "terminated", "truncated", "seed",
+                                                    "decision", "step", "end", "success", "group",
+                                                    "version"});
   dvla::Transition blind = layout();
   blind.observation.frames = {};
   CHECK(names(blind).front() == "proprioception");
@@ -43,7 +44,9 @@ TEST_CASE("A transition has one more observation than decisions") {
   CHECK(record.observation.instruction.extents() == dvla::Extents{3, 3});
   CHECK(record.action.extents() == dvla::Extents{2, 3, 4, 2});
   CHECK(record.version.extents() == dvla::Extents{2, 3});
-  CHECK(record.seed.extents() == dvla::Extents{3});
+  CHECK(record.group.extents() == dvla::Extents{3});
+  CHECK(record.episode.seed.extents() == dvla::Extents{1, 3});
+  CHECK(record.episode.final_observation.instruction.absent());
 }
 
 TEST_CASE("Placed fields lie in one block, on 64-byte lines, without overlap") {
@@ -75,7 +78,7 @@ TEST_CASE("The checksum sees every byte of every field and no padding") {
   });
   CHECK(missed == 0);
   CHECK(static_cast<std::size_t>(bytes) < owned.block().size());  // so there is padding
-  owned->success[2] = 0;
+  owned->episode.success[2] = 0;
   owned.block().back() = std::byte{1};  // behind the last field's 6 * 8 bytes
   CHECK(dvla::record_checksum(*owned) == clean);
 }

@@ -75,14 +75,14 @@ inline void write_episode(const Trajectory& trajectory, std::int64_t column, std
     dvla::SplitMix64 random(id * 1000003 + salt);
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
   });
-  trajectory.transition.seed[column] = id;
+  trajectory.transition.episode.seed[column] = id;
   trajectory.transition.group[column] = group;
   for (std::int64_t t = 0; t < trajectory.transition.version.extents()[0]; ++t)
     trajectory.transition.version.at(t)[column] = version;
 }
 /// Empty, or what is wrong.
 inline std::string check_episode(const Trajectory& trajectory, std::int64_t column) {
-  const std::uint64_t id = trajectory.transition.seed[column];
+  const std::uint64_t id = trajectory.transition.episode.seed[column];
   if (batch_of(id) != trajectory.id)
     return "batch " + std::to_string(trajectory.id) + " holds an episode of batch " +
            std::to_string(batch_of(id));
@@ -178,7 +178,7 @@ struct Job {
           continue;
         }
         ++present;
-        const std::uint64_t id = trajectory.transition.seed[i];
+        const std::uint64_t id = trajectory.transition.episode.seed[i];
         if (!ledger.trained.insert(id).second)
           ledger.wrong.push_back("episode " + std::to_string(id) + " was trained on twice");
         if (const auto what = check_episode(trajectory, i); !what.empty()) ledger.wrong.push_back(what);

@@ -246,7 +246,7 @@ TEST_CASE("What an actor drops is counted, whether it was being trained on, had 
   pair.actor->drop({.batch = 2});
   pair.send(2);
   pair.send(3);
-  CHECK(pair.actor->consume({.batch = 3}).transition.seed[0] == id_of(3, 0));
+  CHECK(pair.actor->consume({.batch = 3}).transition.episode.seed[0] == id_of(3, 0));
   pair.actor->release({.batch = 3});
   std::jthread leaving([&] { pair.rollout->goodbye(); });
   dvla::Token next{.batch = 4};
@@ -381,7 +381,7 @@ TEST_CASE("A resumed job starts at its batch") {
         job.roll_out(*plane, static_cast<int>(i), 1003, ledger);
       } else {
         for (std::int64_t batch = 1000; batch < 1003; ++batch) {
-          CHECK(plane->consume({.batch = batch}).transition.seed[8] == id_of(batch, 8));
+          CHECK(plane->consume({.batch = batch}).transition.episode.seed[8] == id_of(batch, 8));
           plane->release({.batch = batch});
         }
       }

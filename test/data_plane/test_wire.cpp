@@ -94,7 +94,7 @@ TEST_CASE("Columns of a record go out and come back in any number of steps, into
   to->id = 5;
   for (std::int64_t i = 0; i < 4; ++i) {
     CHECK(check_episode(*to, 4 + i) == "");
-    CHECK(to->transition.seed[4 + i] == id_of(5, 2 + i));
+    CHECK(to->transition.episode.seed[4 + i] == id_of(5, 2 + i));
   }
   // Nothing else of the batch was touched.
   std::size_t changed = 0;
@@ -105,7 +105,7 @@ TEST_CASE("Columns of a record go out and come back in any number of steps, into
   copy_strips(from.block().data(), source, other.block().data(), sink);
   CHECK(dvla::record_checksum(*other) == dvla::record_checksum(*to));
   clear_strips(to.block().data(), sink);
-  for (std::int64_t i = 4; i < 8; ++i) CHECK(to->transition.seed[i] == 0);
+  for (std::int64_t i = 4; i < 8; ++i) CHECK(to->transition.episode.seed[i] == 0);
 }
 
 TEST_CASE("The whole of a record is one strip a field; a field without episodes is refused by name") {

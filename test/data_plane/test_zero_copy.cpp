@@ -29,25 +29,22 @@ struct Seen {
 };
 struct SpyEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     written.note(next);
-    ToyEnvironment::reset(first, seeds, next, arena);
+    ToyEnvironment::reset(rows, starts, next);
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
-    written.note(next);
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
+    written.note(outcome.next);
+    return ToyEnvironment::step(rows, action, outcome);
   }
   Seen written;
 };
 struct SpyModel : dvla::testing::LinearModel {
   using LinearModel::LinearModel;
-  void act(const dvla::Observation& observation, dvla::Decoding decoding, std::uint64_t seed,
-           Decision& decision, dvla::Field<float> action) {
+  void act(const dvla::Observation& observation, std::span<const std::int64_t> rows, dvla::Decoding decoding,
+           std::uint64_t seed, Decision& decision, dvla::Field<float> action) {
     read.note(observation);
-    LinearModel::act(observation, decoding, seed, decision, action);
+    LinearModel::act(observation, rows, decoding, seed, decision, action);
   }
   Seen read;
 };
@@ -62,23 +59,28 @@ struct World {
       dvla::transition_layout(environment.observation_spec(), environment.action_spec(), {T, N, 1}),
       model.decision_layout({T, N}), 2, memory.environment()};
   dvla::Arena arena{1};
-  std::vector<std::uint64_t> seeds = std::vector<std::uint64_t>(N);
+  dvla::RowFailures failures{N};
+  std::vector<std::int64_t> every = std::vector<std::int64_t>(N);
+  std::vector<dvla::Start> starts = std::vector<dvla::Start>(N);
 
   void sample(const Token& token) {
     auto rows = [](auto record, std::int64_t t) {
       return dvla::cut_record(record, [t](auto field) { return field.at(t); });
     };
     auto& [transition, decisions, id, sum] = plane.produce(token);
-    for (std::size_t i = 0; i < seeds.size(); ++i) {
-      seeds[i] = dvla::mix_seed(static_cast<std::uint64_t>(token.batch), i);
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      every[i] = static_cast<std::int64_t>(i);
+      starts[i].seed = dvla::mix_seed(static_cast<std::uint64_t>(token.batch), i);
     }
-    environment.reset(0, seeds, rows(transition.observation, 0), arena);
+    dvla::Rows all(every, arena, failures);
+    environment.reset(all, starts, rows(transition.observation, 0));
     for (std::int64_t t = 0; t < T; ++t) {
       auto decision = rows(decisions, t);
-      model.act(rows(transition.observation, t), dvla::Decoding::sample, static_cast<std::uint64_t>(t),
+      model.act(rows(transition.observation, t), every, dvla::Decoding::sample, static_cast<std::uint64_t>(t),
                 decision, transition.action.at(t));
-      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.terminated.at(t),
-                       transition.truncated.at(t), rows(transition.observation, t + 1), arena);
+      environment.step(all, transition.action.at(t),
+                       {transition.reward.at(t), transition.terminated.at(t), transition.truncated.at(t),
+                        rows(transition.observation, t + 1)});
     }
     plane.commit(token);
   }

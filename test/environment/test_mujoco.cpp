@@ -63,13 +63,35 @@ struct Buffers {
         truncated({n, chunk}, cuts.data()) {
     observation.proprioception.place(proprioception.data());
     observation.instruction.place(instructions.data());
-    for (std::int64_t i = 0; i < n; ++i) seeds.push_back(mix_seed(5, i));
+    for (std::int64_t i = 0; i < n; ++i) {
+      starts.push_back({mix_seed(5, i)});
+      indices.push_back(i);
+    }
+  }
+  Outcome outcome() const { return {reward, terminated, truncated, observation}; }
+  /// All rows, or one.
+  template <class Batch>
+  void reset(Batch& batch, Arena& arena) {
+    Rows rows(indices, arena, failures);
+    batch.reset(rows, starts, observation);
+  }
+  template <class Batch>
+  std::int64_t step(Batch& batch, Arena& arena) {
+    Rows rows(indices, arena, failures);
+    return batch.step(rows, action, outcome());
+  }
+  template <class Batch>
+  std::int64_t step(Batch& batch, std::int64_t row, Arena& arena) {
+    Rows rows({&row, 1}, arena, failures);
+    return batch.step(rows, action, outcome());
   }
   Observation observation;
   std::vector<float> proprioception, actions_of, rewards;
   std::vector<std::int32_t> instructions;
   std::vector<std::uint8_t> ends, cuts;
-  std::vector<std::uint64_t> seeds;
+  std::vector<Start> starts;
+  std::vector<std::int64_t> indices;
+  RowFailures failures{64};
   Field<float> action, reward;
   Field<std::uint8_t> terminated, truncated;
 };
@@ -145,12 +167,11 @@ TEST_CASE_TEMPLATE("the scripted expert solves fresh seeds within the advised ho
   MujocoBatch<Task> environment(knobs(n, Task::advised_horizon), heap());
   Buffers buffers(environment.observation_spec(), Task::actions, n, 1);
   Arena arena(2);
-  environment.reset(0, buffers.seeds, buffers.observation, arena);
+  buffers.reset(environment, arena);
   float rewards = 0;
   for (int step = 0; step < Task::advised_horizon; ++step) {
     for (int i = 0; i < n; ++i) environment.expert(i, buffers.action.at(i).span());
-    environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                     buffers.observation, arena);
+    buffers.step(environment, arena);
     for (const float reward : buffers.rewards) rewards += reward;
   }
   int solved = 0;
@@ -165,19 +186,20 @@ TEST_CASE("the instruction decides which target counts") {
   MujocoBatch<Push> environment(knobs(n, 16), heap());
   Buffers buffers(environment.observation_spec(), 2, n, 16);
   Arena arena(1);
-  environment.reset(0, buffers.seeds, buffers.observation, arena);
+  buffers.reset(environment, arena);
   int red = 0;
   for (int i = 0; i < n; ++i) {
     red += buffers.instructions[static_cast<std::size_t>(i)] == 0;
-    Buffers one(environment.observation_spec(), 2, 1, 1);
-    while (one.terminated[0] + one.truncated[0] == 0) {
-      environment.expert(i, one.action.span());
-      environment.step(i, one.action, one.reward, one.terminated, one.truncated, one.observation, arena);
+    Buffers one(environment.observation_spec(), 2, n, 1);
+    while (one.terminated[i] + one.truncated[i] == 0) {
+      environment.expert(i, one.action.at(i).span());
+      one.step(environment, i, arena);
     }
     if (!environment.succeeded(i)) continue;
-    const float* seen = one.proprioception.data();
-    const float* named = seen + (one.instructions[0] == 0 ? 10 : 12);
-    const float* other = seen + (one.instructions[0] == 0 ? 12 : 10);
+    const float* seen = one.observation.proprioception.at(i).data();
+    const bool to_red = one.observation.instruction[i] == 0;
+    const float* named = seen + (to_red ? 10 : 12);
+    const float* other = seen + (to_red ? 12 : 10);
     CHECK(std::hypot(seen[4] - named[0], seen[5] - named[1]) <
           std::hypot(seen[4] - other[0], seen[5] - other[1]));
   }
@@ -198,11 +220,10 @@ TEST_CASE("stepping and resetting allocate nothing") {
     Buffers buffers(environment.observation_spec(), PickAndPlace::actions, n, 4);
     Arena arena(threads);
     auto episode = [&] {
-      environment.reset(0, buffers.seeds, buffers.observation, arena);
+      buffers.reset(environment, arena);
       for (int step = 0; step < 4; ++step) {
         environment.expert(3, buffers.action.at(3).at(0).span());
-        environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                         buffers.observation, arena);
+        buffers.step(environment, arena);
       }
     };
     for (int warm_up = 0; warm_up < 5; ++warm_up) episode();
@@ -225,9 +246,8 @@ TEST_CASE("all of MuJoCo's memory comes from the environment pool and goes back 
     const std::size_t before = pool.calls;
     Buffers buffers(environment.observation_spec(), 2, 8, 4);
     Arena arena(1);
-    environment.reset(0, buffers.seeds, buffers.observation, arena);
-    environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                     buffers.observation, arena);
+    buffers.reset(environment, arena);
+    buffers.step(environment, arena);
     CHECK(pool.calls == before);
   }
   CHECK(pool.held == 0);
@@ -253,7 +273,7 @@ TEST_CASE("a pool that is too small is one sentence, whenever it runs out") {
   }
 }
 
-TEST_CASE("a row whose physics goes wrong ends its episode with an Error; the others go on") {
+TEST_CASE("a row whose physics goes wrong has failed, with the reason; the others go on") {
   constexpr int n = 6;
   MujocoBatch<Sabotaged> environment(knobs(n, 16), heap());
   Buffers buffers(environment.observation_spec(), 2, n, 2);
@@ -266,24 +286,21 @@ TEST_CASE("a row whose physics goes wrong ends its episode with an Error; the ot
     for (const Case& bad : {Case{1.0f, "not a sane number"}, Case{-1.0f, "'the sabotage worked'"},
                             Case{std::numeric_limits<float>::quiet_NaN(), "action is not a finite number"}}) {
       CAPTURE(bad.text);
-      environment.reset(0, buffers.seeds, buffers.observation, arena);
+      buffers.reset(environment, arena);
       std::fill(buffers.actions_of.begin(), buffers.actions_of.end(), 0.1f);
-      environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                       buffers.observation, arena);
+      buffers.step(environment, arena);
       buffers.action.at(2)[2] = bad.action;  // row 2, second control step of the chunk
-      const std::string why = message_of([&] {
-        environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                         buffers.observation, arena);
-      });
-      CHECK(has(why, "row 2, step 3"));
-      CHECK(has(why, bad.text.c_str()));
+      buffers.step(environment, arena);
+      for (std::int64_t row = 0; row < n; ++row) CHECK(buffers.failures.has(row) == (row == 2));
+      CHECK(has(buffers.failures.why(2), "control step 3 ("));
+      CHECK(has(buffers.failures.why(2), bad.text.c_str()));
+      buffers.failures.clear();
       CHECK(buffers.terminated[2 * 2] == 0);
       CHECK(buffers.terminated[2 * 2 + 1] == 1);
       for (const float value : buffers.proprioception) CHECK(std::isfinite(value));
       CHECK(buffers.terminated[5 * 2 + 1] == 0);  // row 5 was stepped all the same
       buffers.action.at(2)[2] = 0.1f;
-      CHECK(environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                             buffers.observation, arena) == (n - 1) * 2);
+      CHECK(buffers.step(environment, arena) == (n - 1) * 2);
     }
   }
 }
@@ -306,6 +323,23 @@ TEST_CASE(
   CHECK(!std::filesystem::exists("MUJOCO_LOG.TXT"));
 }
 
+TEST_CASE("a case is an instruction and an initial state that all instructions share") {
+  MujocoBatch<Push> environment(knobs(4, 16), heap());
+  CHECK(environment.cases() == 1000);
+  Buffers buffers(environment.observation_spec(), 2, 4, 1);
+  Arena arena(1);
+  buffers.starts = {{.case_index = 0}, {.case_index = 1}, {.case_index = 2}, {.case_index = 0}};
+  buffers.reset(environment, arena);
+  const auto seen = [&](std::int64_t row) {
+    const auto span = buffers.observation.proprioception.at(row).span();
+    return std::vector<float>(span.begin(), span.end());
+  };
+  CHECK(buffers.instructions == std::vector<std::int32_t>{0, 1, 0, 0});
+  CHECK(seen(0) == seen(1));
+  CHECK(seen(0) != seen(2));
+  CHECK(seen(0) == seen(3));
+}
+
 TEST_CASE("wrong use is one sentence") {
   CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(0, 16), heap()); }), "environment.environments = 0"));
   CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(1, 10001), heap()); }), "1 .. 10000"));
@@ -316,16 +350,12 @@ TEST_CASE("wrong use is one sentence") {
   MujocoBatch<Push> environment(knobs(4, 16), heap());
   Arena arena(1);
   Buffers buffers(environment.observation_spec(), 2, 4, 2);
-  CHECK(has(message_of([&] {
-              environment.step(0, buffers.action, buffers.reward, buffers.terminated, buffers.truncated,
-                               buffers.observation, arena);
-            }),
-            "before its first reset"));
-  CHECK(has(message_of([&] { environment.reset(2, buffers.seeds, buffers.observation, arena); }),
-            "not within its 4"));
-  CHECK(has(message_of(
-                [&] { environment.reset(0, std::span(buffers.seeds).first(2), buffers.observation, arena); }),
-            "observation_layout"));
+  buffers.step(environment, arena);
+  CHECK(has(buffers.failures.why(3), "before its first reset"));
+  buffers.indices = {1, 4};
+  CHECK(has(message_of([&] { buffers.reset(environment, arena); }), "row 4 of a batch of 4"));
+  Buffers fewer(environment.observation_spec(), 2, 3, 2);
+  CHECK(has(message_of([&] { fewer.reset(environment, arena); }), "observation_layout"));
   CHECK(has(message_of([&] { environment.succeeded(4); }), "no row 4"));
   float little[1];
   CHECK(has(message_of([&] { environment.expert(0, little); }), "2 numbers"));

@@ -71,9 +71,15 @@ TEST_CASE("frames show the targets' colours, differ between seeds, and have the 
   next.frames[0].place(frames.data());
   next.proprioception.place(proprioception.data());
   next.instruction.place(instruction.data());
-  std::vector<std::uint64_t> seeds;
-  for (int i = 0; i < n; ++i) seeds.push_back(mix_seed(3, i));
-  environment.reset(0, seeds, next, arena);
+  std::vector<Start> starts;
+  std::vector<std::int64_t> indices;
+  for (int i = 0; i < n; ++i) {
+    starts.push_back({mix_seed(3, i)});
+    indices.push_back(i);
+  }
+  RowFailures failures(n);
+  Rows rows(indices, arena, failures);
+  environment.reset(rows, starts, next);
   std::set<std::vector<std::uint8_t>> different;
   for (int i = 0; i < n; ++i) {
     const auto frame = next.frames[0].at(i).span();

@@ -16,19 +16,27 @@ struct Fixture {
   explicit Fixture(dvla::ToyKnobs knobs = {.environments = 8})
       : environment(knobs, pool),
         observation(dvla::observation_layout(environment.observation_spec(), {knobs.environments}), pool),
-        seeds(static_cast<std::size_t>(knobs.environments)) {
-    for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = i;
-    environment.reset(0, seeds, *observation, arena);
+        failures(knobs.environments) {
+    for (std::int64_t i = 0; i < knobs.environments; ++i) {
+      indices.push_back(i);
+      starts.push_back({static_cast<std::uint64_t>(i)});
+    }
+    reset();
+  }
+  void reset() {
+    dvla::Rows rows(indices, arena, failures);
+    environment.reset(rows, starts, *observation);
   }
   std::int64_t step(std::vector<float> action, std::int64_t chunk, std::int64_t actions = 1) {
-    const auto rows = static_cast<std::int64_t>(action.size()) / chunk / actions;
-    reward.assign(static_cast<std::size_t>(rows * chunk), -1);
-    terminated.assign(static_cast<std::size_t>(rows * chunk), 9);
+    const auto n = static_cast<std::int64_t>(action.size()) / chunk / actions;
+    reward.assign(static_cast<std::size_t>(n * chunk), -1);
+    terminated.assign(static_cast<std::size_t>(n * chunk), 9);
     truncated = terminated;
-    return environment.step(0, Field<float>({rows, chunk, actions}, action.data()),
-                            Field<float>({rows, chunk}, reward.data()),
-                            Field<std::uint8_t>({rows, chunk}, terminated.data()),
-                            Field<std::uint8_t>({rows, chunk}, truncated.data()), *observation, arena);
+    dvla::Rows rows(indices, arena, failures);
+    return environment.step(
+        rows, Field<float>({n, chunk, actions}, action.data()),
+        {Field<float>({n, chunk}, reward.data()), Field<std::uint8_t>({n, chunk}, terminated.data()),
+         Field<std::uint8_t>({n, chunk}, truncated.data()), *observation});
   }
   float target(std::int64_t row) {
     float value = 0;
@@ -38,10 +46,12 @@ struct Fixture {
   dvla::EnvironmentPool pool{std::size_t{1} << 20};
   ToyEnvironment environment;
   dvla::OwnedRecord<dvla::Observation> observation;
-  std::vector<std::uint64_t> seeds;
+  std::vector<dvla::Start> starts;
+  std::vector<std::int64_t> indices;
   std::vector<float> reward;
   std::vector<std::uint8_t> terminated, truncated;
   dvla::Arena arena;
+  dvla::RowFailures failures;
 };
 }  // namespace
 
@@ -51,6 +61,9 @@ TEST_CASE("Toy keeps the promises of an environment") {
     for (const int actions : {1, 3}) {
       ToyEnvironment environment({.environments = 70, .horizon = horizon, .actions = actions}, pool);
       for (const auto& wrong : dvla::testing::check_environment(environment)) FAIL_CHECK(wrong);
+      ToyEnvironment chooser({.environments = 70, .horizon = horizon, .actions = actions, .categories = 5},
+                             pool);
+      for (const auto& wrong : dvla::testing::check_environment(chooser)) FAIL_CHECK(wrong);
     }
   }
 }
@@ -97,7 +110,7 @@ TEST_CASE("Far off terminates the episode unsolved, in between goes on to the ho
     CHECK(toy.reward[row] == 0);
     CHECK_FALSE(toy.environment.succeeded(static_cast<std::int64_t>(row)));
   }
-  toy.environment.reset(0, toy.seeds, *toy.observation, toy.arena);
+  toy.reset();
   for (int step = 1; step <= 4; ++step) {
     CHECK(toy.step(near, 1) == 8);
     for (const std::uint8_t flag : toy.truncated) CHECK(flag == (step == 4 ? 1 : 0));
@@ -109,11 +122,11 @@ TEST_CASE("Bad input is a sentence, not a crash") {
   Fixture toy;
   std::vector<float> action(8, 0.0F);
   action[3] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_THROWS_WITH_AS(
-      toy.step(action, 1),
-      "Toy: the action of row 3 at control step 0 is not a finite number; did training diverge?",
-      dvla::Error);
-  CHECK_THROWS_AS(toy.step(std::vector<float>(9, 0.0F), 1), dvla::Error);
+  CHECK(toy.step(action, 1) == 7);  // the others go on
+  for (std::int64_t row = 0; row < 8; ++row) CHECK(toy.failures.has(row) == (row == 3));
+  CHECK(toy.failures.why(3) == "its action at control step 0 is not a finite number; did training diverge?");
+  toy.indices = {0, 8};
+  CHECK_THROWS_WITH_AS(toy.reset(), "Toy: row 8 of a batch of 8; ask for rows that exist", dvla::Error);
   CHECK_THROWS_AS(ToyEnvironment({.environments = 0}, toy.pool), dvla::ConfigError);
 }
 

@@ -56,7 +56,7 @@ struct Calls {
     for (std::int64_t i = 0; i < 9; ++i) rows.push_back(i);
   }
   std::vector<float> act() {
-    model.act(*observation, Decoding::sample, 7, *decision, action);
+    model.act(*observation, rows, Decoding::sample, 7, *decision, action);
     return storage;
   }
   std::vector<float> forward() {

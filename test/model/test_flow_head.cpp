@@ -5,6 +5,7 @@
 #include <fstream>
 #include <memory_resource>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <vector>
 
@@ -25,11 +26,13 @@ FlowHeadKnobs small() {
 /// Decisions under the velocity v = x - 0.3 + t.
 struct Samples {
   explicit Samples(std::int64_t n, Decoding decoding = Decoding::sample, std::uint64_t seed = 1)
-      : head(small(), 3, 5),
+      : head(small(), {3}, 5),
         decision(head.decision_layout({n}), *std::pmr::new_delete_resource()),
         values(static_cast<std::size_t>(n * 6)),
         action({n, 2, 3}, values.data()) {
-    head.act([&](auto x, auto t) { return velocity(x, t); }, n, decoding, seed, *decision, action);
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(n));
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    head.act([&](auto x, auto t) { return velocity(x, t); }, rows, decoding, seed, *decision, action);
   }
   std::span<const float> velocity(std::span<const float> x, std::span<const float> t) {
     output.resize(x.size());

@@ -61,7 +61,7 @@ struct Rollout {
     for (std::int64_t i = 0; i < n; ++i) rows.push_back(i);
   }
   void act(std::uint64_t seed, Decoding decoding = Decoding::sample) {
-    model.act(*observation, decoding, seed, *decision, action);
+    model.act(*observation, rows, decoding, seed, *decision, action);
   }
   std::span<float> weights(std::size_t unit) { return model.units()[unit].floats(); }
 

@@ -45,7 +45,9 @@ struct Calls {
     dvla::testing::fill_observation(*observation, some_inputs(Device::cpu).observation, 4);
     for (std::int64_t i = 0; i < 33; ++i) rows.push_back(i);
   }
-  void act(std::uint64_t seed = 7) { model.act(*observation, Decoding::sample, seed, *decision, action); }
+  void act(std::uint64_t seed = 7) {
+    model.act(*observation, rows, Decoding::sample, seed, *decision, action);
+  }
   std::vector<float> forward(const typename TinyVlaModel<Head>::Decision& of) {
     std::vector<float> log_prob(storage.size()), entropy(storage.size());
     model.forward(*observation, of, rows, log_prob, entropy);

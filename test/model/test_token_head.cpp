@@ -29,7 +29,7 @@ TokenHeadKnobs knobs_of(int bins, float temperature) {
 struct Samples {
   Samples(const std::vector<float>& one, float temperature, std::int64_t n, Decoding decoding,
           std::uint64_t seed)
-      : head(knobs_of(static_cast<int>(one.size()), temperature), 1, 0),
+      : head(knobs_of(static_cast<int>(one.size()), temperature), {1}, 0),
         decision(head.decision_layout({n}), *std::pmr::new_delete_resource()),
         values(static_cast<std::size_t>(n)),
         action({n, 1, 1}, values.data()) {
@@ -37,7 +37,9 @@ struct Samples {
     const auto evaluate = [&](std::span<const float>, std::span<const float>) {
       return std::span<const float>(logits);
     };
-    head.act(evaluate, n, decoding, seed, *decision, action);
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(n));
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    head.act(evaluate, rows, decoding, seed, *decision, action);
   }
   TokenHeadMachinery head;
   OwnedRecord<TokenDecision> decision;
@@ -52,7 +54,7 @@ TEST_CASE("log-probabilities, entropies, gradients and bin centres are NumPy's t
   for (const json& one : golden["token"]) {
     const int bins = one["bins"];
     CAPTURE(bins);
-    TokenHeadMachinery head(knobs_of(bins, one["temperature"]), 1, 0);
+    TokenHeadMachinery head(knobs_of(bins, one["temperature"]), {1}, 0);
     const std::vector<float> logits = one["logits"];
     const auto expected = one["log_prob"].get<std::vector<double>>();
     std::vector<float> gradient(logits.size());
@@ -105,7 +107,7 @@ TEST_CASE("the mode is the most probable token, executed at its bin's centre") {
 }
 
 TEST_CASE("expert actions outside [-1, 1] fall into the outermost bins") {
-  const TokenHeadMachinery head(knobs_of(32, 1), 1, 0);
+  const TokenHeadMachinery head(knobs_of(32, 1), {1}, 0);
   CHECK_EQ(head.bin_of(-7), 0);
   CHECK_EQ(head.bin_of(-1), 0);
   CHECK_EQ(head.bin_of(1), 31);

@@ -185,11 +185,9 @@ struct AlarmToy {
 };
 struct AlarmEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     Alarm::pass(alarm_.steps, alarm_.at_step);
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+    return ToyEnvironment::step(rows, action, outcome);
   }
   void render(std::int64_t row, int, int, std::span<std::uint8_t> rgb) {
     Alarm::pass(alarm_.frames, alarm_.at_frame);

@@ -61,20 +61,17 @@ struct GatedToy {
 };
 struct GatedEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     ++resets;
     steps = 0;
-    ToyEnvironment::reset(first, seeds, next, arena);
+    ToyEnvironment::reset(rows, starts, next);
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     const std::int64_t batch = resets / passes;
     if (++steps == 1) gate.tell([&] { gate.begun = batch; });
-    if (steps == 4 && Gate::meets(batch) && gate.staleness > 0)
+    if (steps == 2 && Gate::meets(batch) && gate.staleness > 0)
       gate.wait([&] { return gate.installed >= batch; });
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+    return ToyEnvironment::step(rows, action, outcome);
   }
   std::int64_t resets = -1, steps = 0;
   static inline std::int64_t passes = 1;  ///< of a batch

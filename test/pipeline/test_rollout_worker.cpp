@@ -3,6 +3,11 @@
 // what is called when.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -35,31 +40,37 @@ class Script {
     const Row& state = row_[static_cast<std::size_t>(row)];
     return state.steps == length(row) && state.steps % 2 == 0;
   }
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena&) {
-    for (std::size_t i = 0; i < seeds.size(); ++i) {
-      row_[static_cast<std::size_t>(first) + i] = {seeds[i], 0};
-      all_seeds.push_back(seeds[i]);
-      show(first, static_cast<std::int64_t>(i), next);
-    }
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
+    rows.for_each([&](std::int64_t row, std::int64_t i) {
+      row_[static_cast<std::size_t>(row)] = {starts[static_cast<std::size_t>(i)].seed, 0};
+      all_seeds.push_back(starts[static_cast<std::size_t>(i)].seed);
+      if (fails_at_reset.contains(row)) throw dvla::Error("row " + std::to_string(row) + " does not begin");
+      show(row, next);
+    });
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena&) {
-    const std::int64_t count = action.extents()[0], chunk = action.extents()[1];
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
+    const std::int64_t chunk = action.extents()[1];
     std::int64_t made = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      Row& state = row_[static_cast<std::size_t>(first + i)];
+    rows_stepped += rows.count();
+    if (throws) throw dvla::Error("the simulator is gone");
+    rows.for_each([&](std::int64_t i, std::int64_t) {
+      Row& state = row_[static_cast<std::size_t>(i)];
       for (std::int64_t c = 0; c < chunk; ++c) {
-        const bool over = state.steps >= length(first + i);
+        const bool over = state.steps >= length(i);
         if (!over) ++state.steps, ++made;
-        const bool ends = state.steps >= length(first + i);
-        reward[i * chunk + c] = !over && ends && succeeded(first + i) ? 1.0F : 0.0F;
-        terminated[i * chunk + c] = ends && succeeded(first + i) ? 1 : 0;
-        truncated[i * chunk + c] = ends && !succeeded(first + i) ? 1 : 0;
+        const bool ends = state.steps >= length(i);
+        outcome.reward[i * chunk + c] = !over && ends && succeeded(i) ? 1.0F : 0.0F;
+        outcome.terminated[i * chunk + c] = ends && succeeded(i) ? 1 : 0;
+        outcome.truncated[i * chunk + c] = ends && !succeeded(i) ? 1 : 0;
       }
-      show(first, i, next);
-    }
+      show(i, outcome.next);
+      const float nan = std::numeric_limits<float>::quiet_NaN();
+      if (const auto fault = faults.find(i); fault != faults.end() && state.steps >= 3) {
+        if (fault->second == "throws") throw dvla::Error("its arm fell off");
+        if (fault->second == "reward") outcome.reward[i * chunk] = nan;
+        if (fault->second == "proprioception") outcome.next.proprioception.at(i)[0] = nan;
+      }
+    });
     return made;
   }
   void expert(std::int64_t row, std::span<float> action) {
@@ -67,19 +78,23 @@ class Script {
   }
 
   std::vector<std::uint64_t> all_seeds;
+  std::int64_t rows_stepped = 0;
+  std::set<std::int64_t> fails_at_reset;
+  std::map<std::int64_t, std::string> faults;  ///< of rows, from their third step on
+  bool throws = false;
 
  private:
   struct Row {
     std::uint64_t seed = 0;
     std::int64_t steps = 0;
   };
-  void show(std::int64_t first, std::int64_t i, const dvla::Observation& next) {
-    const Row& state = row_[static_cast<std::size_t>(first + i)];
-    float* numbers = next.proprioception.at(i).data();
-    numbers[0] = static_cast<float>(first + i);
+  void show(std::int64_t row, const dvla::Observation& next) {
+    const Row& state = row_[static_cast<std::size_t>(row)];
+    float* numbers = next.proprioception.at(row).data();
+    numbers[0] = static_cast<float>(row);
     numbers[1] = static_cast<float>(state.steps);
     numbers[2] = static_cast<float>(state.seed % 1000);
-    next.instruction[i] = 0;
+    next.instruction[row] = 0;
   }
   std::int64_t horizon_;
   dvla::ObservationSpec spec_;
@@ -100,7 +115,9 @@ struct World {
   Script environment{N, horizon};
   dvla::trace::Off off;
   std::unique_ptr<LinearModel> front = model(), back = model();
-  dvla::RolloutWorker<Script, LinearModel, dvla::trace::Off> worker{environment, *front, *back, options, off};
+  std::vector<std::string> said;
+  dvla::RolloutWorker<Script, LinearModel, dvla::trace::Off> worker{
+      environment, *front, *back, options, off, [this](const std::string& what) { said.push_back(what); }};
   std::int64_t episodes = N * options.rollout_epochs;
   std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
   dvla::OwnedRecord<dvla::Transition> all{
@@ -127,16 +144,16 @@ TEST_CASE("A group shares its seed and its reset state; groups, passes and batch
   std::set<std::uint64_t> seeds;
   for (std::int64_t row = 0; row < 2 * N; ++row) {
     CHECK(world.all->group[row] == row / 4);
-    CHECK(world.all->seed[row] == world.all->seed[row / 4 * 4]);
+    CHECK(world.all->episode.seed[row] == world.all->episode.seed[row / 4 * 4]);
     const auto shown = world.all->observation.proprioception.at(0).at(row);
     CHECK(shown[0] == static_cast<float>(row % N));
     CHECK(shown[1] == 0);
-    CHECK(shown[2] == static_cast<float>(world.all->seed[row] % 1000));
-    seeds.insert(world.all->seed[row]);
+    CHECK(shown[2] == static_cast<float>(world.all->episode.seed[row] % 1000));
+    seeds.insert(world.all->episode.seed[row]);
   }
   CHECK(seeds.size() == 4);
   world.worker.rollout(*world.all, *world.decision, 1);
-  for (std::int64_t row = 0; row < 2 * N; ++row) seeds.insert(world.all->seed[row]);
+  for (std::int64_t row = 0; row < 2 * N; ++row) seeds.insert(world.all->episode.seed[row]);
   CHECK(seeds.size() == 8);
 }
 
@@ -160,14 +177,22 @@ TEST_CASE(
           CHECK(world.all->truncated.at(t).at(row)[c] == (ended && !solved ? 1 : 0));
           earned += world.all->reward.at(t).at(row)[c];
         }
+        // What follows the decision in which it ended is 0.
         CHECK(world.all->observation.proprioception.at(t + 1).at(row)[1] ==
-              static_cast<float>(std::min(length, (t + 1) * C)));
+              static_cast<float>(t * C >= length ? 0 : std::min(length, (t + 1) * C)));
       }
       CHECK(earned == (length % 2 == 0 ? 1.0F : 0.0F));
-      CHECK(world.all->success[row] == (length % 2 == 0 ? 1 : 0));
+      const dvla::EpisodeTable& episode = world.all->episode;
+      CHECK(episode.success[row] == (length % 2 == 0 ? 1 : 0));
+      CHECK(episode.decision[row] == (length - 1) / C);
+      CHECK(episode.step[row] == (length - 1) % C);
+      CHECK(episode.end[row] ==
+            static_cast<int>(length % 2 == 0 ? dvla::EpisodeEnd::terminated : dvla::EpisodeEnd::truncated));
+      CHECK(episode.final_observation.proprioception.absent());
     }
     CHECK(world.worker.counts().env_steps == steps);
     CHECK(world.worker.counts().chunk_steps == decisions);
+    CHECK(world.environment.rows_stepped == decisions);
     world.worker.rollout(*world.all, *world.decision, 1);
     CHECK(world.worker.counts().env_steps == 2 * steps);
     world.worker.evaluate(N, dvla::Decoding::mode);  // is no training
@@ -187,7 +212,7 @@ TEST_CASE("A batch depends on the run's seed and its number only") {
   World other({.seed = 6, .chunk = C, .group = 4});
   other.worker.rollout(*other.all, *other.decision, 3);
   CHECK(!same(one.all->action, other.all->action));
-  CHECK(one.all->seed[0] != other.all->seed[0]);
+  CHECK(one.all->episode.seed[0] != other.all->episode.seed[0]);
 }
 
 TEST_CASE("Evaluation, demonstrations and training never share a seed, and evaluation repeats its own") {
@@ -198,7 +223,7 @@ TEST_CASE("Evaluation, demonstrations and training never share a seed, and evalu
     return std::set<std::uint64_t>(world.environment.all_seeds.begin(), world.environment.all_seeds.end());
   };
   const auto evaluated = seeds_of([&] { world.worker.evaluate(20, dvla::Decoding::mode); });
-  CHECK(evaluated.size() == 3 * N);  // whole passes
+  CHECK(evaluated.size() == 20);
   CHECK(evaluated == seeds_of([&] { world.worker.evaluate(20, dvla::Decoding::sample); }));
   const auto probed =
       seeds_of([&] { world.worker.evaluate(20, dvla::Decoding::sample, dvla::Stream::probe, 10); });
@@ -211,6 +236,28 @@ TEST_CASE("Evaluation, demonstrations and training never share a seed, and evalu
   std::set<std::uint64_t> all;
   for (const auto* seeds : {&evaluated, &probed, &shown, &trained}) all.insert(seeds->begin(), seeds->end());
   CHECK(all.size() == evaluated.size() + probed.size() + shown.size() + trained.size());
+}
+
+TEST_CASE("An evaluation plays exactly what it is asked for, and the k-th fresh episode is always the same") {
+  World world;
+  std::vector<dvla::Start> starts;
+  for (std::uint64_t k = 0; k < 11; ++k) starts.push_back({.seed = 100 + k});
+  world.environment.all_seeds.clear();
+  const auto results = world.worker.evaluate(starts, dvla::Decoding::mode);
+  REQUIRE(results.size() == 11);
+  for (std::size_t k = 0; k < 11; ++k) {
+    CHECK(world.environment.all_seeds[k] == 100 + k);
+    CHECK(results[k].start.seed == 100 + k);
+    CHECK(results[k].success == (world.environment.length(static_cast<std::int64_t>(k % N)) % 2 == 0));
+    CHECK(!results[k].failed);
+  }
+  CHECK(world.worker.fresh(dvla::Stream::evaluation, 9).seed ==
+        World({.seed = 5, .chunk = 1, .group = 2}).worker.fresh(dvla::Stream::evaluation, 9).seed);
+  world.environment.faults = {{3, "throws"}};
+  const auto failing = world.worker.evaluate(starts, dvla::Decoding::mode);
+  CHECK(failing[3].failed);
+  CHECK(!failing[3].success);
+  CHECK(!failing[4].failed);
 }
 
 TEST_CASE("evaluate counts the asked episodes only") {
@@ -266,6 +313,155 @@ TEST_CASE("Weights that are installed take over at the next decision, and the ol
   for (const std::int64_t version : world.all->version.span()) CHECK(version == 4);
 }
 
+TEST_CASE("A row that fails costs its group, or itself, and one sentence; the others are as they would be") {
+  using Costs = dvla::FailureCosts;
+  for (const Costs costs : {Costs::group, Costs::row})
+    for (const int stages : {1, 2})
+      for (const std::string fault : {"throws", "reward", "proprioception", "reset"}) {
+        CAPTURE(fault);
+        const dvla::RolloutOptions options{
+            .seed = 5, .chunk = C, .group = 4, .stages = stages, .failure_costs = costs};
+        World sound(options), world(options);
+        sound.worker.rollout(*sound.all, *sound.decision, 0);
+        if (fault == "reset")
+          world.environment.fails_at_reset = {5};
+        else
+          world.environment.faults = {{5, fault}};
+        CHECK(world.worker.rollout(*world.all, *world.decision, 0) == 0);
+        REQUIRE(world.said.size() == 1);
+        CHECK(world.said[0].find("environment 5 failed in batch 0, decision " +
+                                 std::string(fault == "reset" ? "0" : "1") + ": ") == 0);
+        CHECK(world.said[0].find(costs == Costs::group ? "its group is left out" : "it is left out") !=
+              std::string::npos);
+        CHECK(world.worker.counts().failed_rows == 1);
+        for (std::int64_t row = 0; row < N; ++row) {
+          const bool absent = costs == Costs::group ? row >= 4 : row == 5;
+          CHECK(world.all->group[row] == (absent ? -1 : row / 4));
+          if (row == 5) continue;
+          for (std::int64_t t = 0; t < T; ++t) {
+            CHECK(same(world.all->action.at(t).at(row), sound.all->action.at(t).at(row)));
+            CHECK(same(world.all->reward.at(t).at(row), sound.all->reward.at(t).at(row)));
+          }
+        }
+        for (const float value : world.all->reward.span()) CHECK(std::isfinite(value));
+        for (const float value : world.all->observation.proprioception.span()) CHECK(std::isfinite(value));
+        // It is made anew.
+        world.environment.faults.clear();
+        world.environment.fails_at_reset.clear();
+        sound.worker.rollout(*sound.all, *sound.decision, 1);
+        world.worker.rollout(*world.all, *world.decision, 1);
+        CHECK(same(world.all->action, sound.all->action));
+        for (std::int64_t row = 0; row < N; ++row) CHECK(world.all->group[row] == row / 4);
+      }
+}
+
+TEST_CASE("More failures than a stated share end the run; one row alone never does") {
+  World world;
+  world.environment.faults = {{3, "throws"}, {5, "throws"}};
+  CHECK_THROWS_WITH_AS(world.worker.rollout(*world.all, *world.decision, 4),
+                       "2 of the 8 rows of batch 4 failed, more than run.failed_share allows; the first: "
+                       "environment 3 failed in batch 4, decision 1: its arm fell off; its group is left "
+                       "out, and it is made anew",
+                       dvla::Error);
+  World patient({.seed = 5, .chunk = C, .group = 4, .failed_share = 0.25});
+  patient.environment.faults = world.environment.faults;
+  patient.worker.rollout(*patient.all, *patient.decision, 4);
+  World strict({.seed = 5, .chunk = C, .group = 4, .failed_share = 0});
+  strict.environment.faults = {{3, "throws"}};
+  strict.worker.rollout(*strict.all, *strict.decision, 4);
+  World gone;
+  gone.environment.throws = true;  // out of the call: that is all its rows
+  CHECK_THROWS_WITH(gone.worker.rollout(*gone.all, *gone.decision, 0),
+                    doctest::Contains("8 of the 8 rows of batch 0 failed"));
+}
+
+TEST_CASE(
+    "Rows that go on with another episode are reset at chunk boundaries, and their ends stand in the table") {
+  constexpr std::int64_t S = 3, pass = 10, decisions = pass / C;
+  World world({.seed = 5, .chunk = C, .group = 4, .auto_reset = true, .pass_steps = pass, .table = S});
+  const auto shape = world.worker.shape();
+  CHECK(shape.decisions == decisions);
+  CHECK(shape.table == S);
+  dvla::OwnedRecord<dvla::Transition> all(
+      dvla::transition_layout(world.environment.observation_spec(), world.environment.action_spec(), shape),
+      world.heap);
+  dvla::OwnedRecord<dvla::testing::LinearDecision> made(world.front->decision_layout({decisions, N}),
+                                                        world.heap);
+  std::memset(all.block().data(), 0x77, all.block().size());  // stale bytes
+  world.worker.rollout(*all, *made, 0);
+  std::set<std::uint64_t> seeds;
+  for (std::int64_t row = 0; row < N; ++row) {
+    CAPTURE(row);
+    const std::int64_t length = world.environment.length(row), whole = (length + C - 1) / C;
+    std::int64_t t = 0;
+    for (std::int64_t s = 0; s < S; ++s) {
+      CAPTURE(s);
+      if (t >= decisions) {  // unused
+        CHECK(all->episode.seed.at(s)[row] == 0);
+        CHECK(all->episode.end.at(s)[row] == 0);
+        CHECK(all->episode.decision.at(s)[row] == 0);
+        CHECK(all->episode.final_observation.proprioception.at(s).at(row)[1] == 0);
+        continue;
+      }
+      if (const std::uint64_t first = all->episode.seed.at(s)[row / 4 * 4]; first != 0)
+        CHECK(all->episode.seed.at(s)[row] == first);  // a group's
+      seeds.insert(all->episode.seed.at(s)[row]);
+      CHECK(all->observation.proprioception.at(t).at(row)[1] == 0);  // begins at a chunk boundary
+      const bool cut = t + whole > decisions;                        // the pass ends before it
+      const std::int64_t last = cut ? decisions - 1 : t + whole - 1;
+      const bool solved = !cut && length % 2 == 0;
+      CHECK(all->episode.decision.at(s)[row] == last);
+      CHECK(all->episode.step.at(s)[row] == (cut ? C - 1 : (length - 1) % C));
+      CHECK(all->episode.success.at(s)[row] == solved);
+      CHECK(all->episode.end.at(s)[row] ==
+            static_cast<int>(solved ? dvla::EpisodeEnd::terminated : dvla::EpisodeEnd::truncated));
+      CHECK(all->episode.final_observation.proprioception.at(s).at(row)[1] ==
+            static_cast<float>(cut ? (decisions - t) * C : length));
+      CHECK(all->terminated.at(last).at(row)[C - 1] == solved);
+      CHECK(all->truncated.at(last).at(row)[C - 1] == !solved);
+      t += whole;
+    }
+    for (; t < decisions; ++t) {  // used up: no further episode
+      CHECK(all->observation.proprioception.at(t + 1).at(row)[2] == 0);
+      for (const float value : made->log_prob.at(t).at(row).span()) CHECK(value == 0);
+    }
+  }
+  CHECK(seeds.size() >= 4);
+  World same_again(
+      {.seed = 5, .chunk = C, .group = 4, .stages = 2, .auto_reset = true, .pass_steps = pass, .table = S});
+  dvla::OwnedRecord<dvla::Transition> again(
+      dvla::transition_layout(world.environment.observation_spec(), world.environment.action_spec(), shape),
+      world.heap);
+  same_again.worker.rollout(*again, *made, 0);
+  CHECK(same(all->episode.seed, again->episode.seed));
+  CHECK(same(all->episode.decision, again->episode.decision));
+}
+
+TEST_CASE("A last chunk may be shorter than the others, and rewards can be scaled") {
+  World world({.seed = 5, .chunk = 4, .group = 4, .reward_scale = 2.5});  // of a horizon of 6
+  CHECK(world.worker.shape().decisions == 2);
+  const auto model = std::make_unique<LinearModel>(
+      dvla::testing::LinearKnobs{.chunk = 4},
+      dvla::ModelInputs{world.environment.observation_spec(), world.environment.action_spec(), 4}, 1);
+  dvla::RolloutWorker<Script, LinearModel, dvla::trace::Off> worker(world.environment, *model, *model,
+                                                                    world.options, world.off);
+  dvla::OwnedRecord<dvla::Transition> all(
+      dvla::transition_layout(world.environment.observation_spec(), world.environment.action_spec(),
+                              worker.shape()),
+      world.heap);
+  dvla::OwnedRecord<dvla::testing::LinearDecision> made(model->decision_layout({2, N}), world.heap);
+  worker.rollout(*all, *made, 0);
+  float most = 0;
+  for (std::int64_t row = 0; row < N; ++row) {
+    const std::int64_t length = world.environment.length(row);
+    CHECK(all->episode.decision[row] == (length - 1) / 4);
+    CHECK(all->episode.step[row] == (length - 1) % 4);
+    if (length > 4) CHECK(all->ended(1, row));
+  }
+  for (const float value : all->reward.span()) most = std::max(most, value);
+  CHECK(most == 2.5F);
+}
+
 TEST_CASE("Shapes that do not fit are one sentence") {
   auto message = [](dvla::RolloutOptions options) {
     try {
@@ -275,8 +471,7 @@ TEST_CASE("Shapes that do not fit are one sentence") {
     }
     return std::string();
   };
-  CHECK(message({.chunk = 4, .group = 4}).find("horizon 6 is not a multiple of chunk 4") == 0);
   CHECK(message({.chunk = 2, .group = 3}).find("environments 8 is not a multiple of group 3") == 0);
-  CHECK(message({.chunk = 0, .group = 4}).find("horizon") == 0);
+  CHECK(message({.chunk = 0, .group = 4}).find("a chunk of 0") == 0);
   CHECK(message({.chunk = 2, .group = 0}).find("environments") == 0);
 }

@@ -197,19 +197,16 @@ struct MeetingToy {
 };
 struct MeetingEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     ++batch;
     steps = 0;
-    ToyEnvironment::reset(first, seeds, next, arena);
+    ToyEnvironment::reset(rows, starts, next);
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     ++steps;
     if (steps == 1) meeting.tell([&] { meeting.begun = batch; });
-    if (steps == 5) meeting.wait([&] { return meeting.installed >= batch; });
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+    if (steps == 2) meeting.wait([&] { return meeting.installed >= batch; });
+    return ToyEnvironment::step(rows, action, outcome);
   }
   std::int64_t batch = -1, steps = 0;
 };

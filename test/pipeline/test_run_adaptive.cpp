@@ -24,13 +24,11 @@ thread_local int times_as_slow = 1;
 struct SlowEnvironment : dvla::ToyEnvironment {
   SlowEnvironment(const dvla::ToyKnobs& knobs, std::pmr::memory_resource& pool)
       : ToyEnvironment(knobs, pool), factor(times_as_slow) {}
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
-    const std::int64_t rows = action.extents()[0];
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
+    const std::int64_t all = action.extents()[0];  // whether their episodes are over or not
     std::this_thread::sleep_for(
-        std::chrono::microseconds(rows * factor * microseconds_a_row / arena.threads()));
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+        std::chrono::microseconds(all * factor * microseconds_a_row / rows.arena().threads()));
+    return ToyEnvironment::step(rows, action, outcome);
   }
   const int factor;
 };

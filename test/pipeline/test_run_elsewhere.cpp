@@ -44,10 +44,10 @@ class Remote : public dvla::testing::LinearModel {
     holds_ = holds;
     LinearModel::hold_gradients(holds);
   }
-  void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
-           Field<float> action) {
+  void act(const Observation& observation, std::span<const std::int64_t> rows, Decoding decoding,
+           std::uint64_t seed, Decision& decision, Field<float> action) {
     expect(lane_kind::sampling);
-    LinearModel::act(observation, decoding, seed, decision, action);
+    LinearModel::act(observation, rows, decoding, seed, decision, action);
   }
   void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
                std::span<float> log_prob, std::span<float> entropy) {

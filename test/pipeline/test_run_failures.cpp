@@ -46,25 +46,22 @@ struct FaultyToy {
 };
 struct FaultyEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     fault.pass(::reset);
-    ToyEnvironment::reset(first, seeds, next, arena);
+    ToyEnvironment::reset(rows, starts, next);
   }
-  std::int64_t step(std::int64_t first, dvla::Field<float> action, dvla::Field<float> reward,
-                    dvla::Field<std::uint8_t> terminated, dvla::Field<std::uint8_t> truncated,
-                    const dvla::Observation& next, dvla::Arena& arena) {
+  std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     fault.pass(::step);
-    return ToyEnvironment::step(first, action, reward, terminated, truncated, next, arena);
+    return ToyEnvironment::step(rows, action, outcome);
   }
 };
 struct FaultyModel : dvla::testing::LinearModel {
   static constexpr std::string_view name = "FaultyModel";
   using LinearModel::LinearModel;
-  void act(const dvla::Observation& observation, dvla::Decoding decoding, std::uint64_t seed,
-           Decision& decision, dvla::Field<float> action) {
+  void act(const dvla::Observation& observation, std::span<const std::int64_t> rows, dvla::Decoding decoding,
+           std::uint64_t seed, Decision& decision, dvla::Field<float> action) {
     fault.pass(::act);
-    LinearModel::act(observation, decoding, seed, decision, action);
+    LinearModel::act(observation, rows, decoding, seed, decision, action);
   }
   void forward(const dvla::Observation& observation, const Decision& decision,
                std::span<const std::int64_t> rows, std::span<float> log_prob, std::span<float> entropy) {

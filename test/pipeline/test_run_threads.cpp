@@ -40,7 +40,7 @@ TEST_CASE("Threads change nothing; stages change which actions are drawn, and no
       const auto same = [](const auto& a, const auto& b) {
         return std::equal(a.span().begin(), a.span().end(), b.span().begin());
       };
-      CHECK(same(whole.seed, halves.seed));
+      CHECK(same(whole.episode.seed, halves.episode.seed));
       CHECK(same(whole.group, halves.group));
       CHECK(same(whole.observation.proprioception, halves.observation.proprioception));
       for (std::int64_t t = 0; t < 4; ++t)  // the first stage begins at row 0 either way

@@ -34,12 +34,11 @@ struct WatchedToy {
 class WatchedToyEnvironment : public dvla::ToyEnvironment {
  public:
   using ToyEnvironment::ToyEnvironment;
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const dvla::Observation& next,
-             dvla::Arena& arena) {
+  void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     in_sampling = !is_rank;
-    ToyEnvironment::reset(first, seeds, next, arena);
+    ToyEnvironment::reset(rows, starts, next);
     const std::scoped_lock lock(seen.mutex);
-    for (std::int64_t i = 0; i < std::ssize(seeds); ++i) {
+    for (const std::int64_t i : rows.indices()) {
       std::uint64_t row = 0;
       std::memcpy(&row, next.proprioception.at(i).data(), sizeof row);
       seen.rows.insert(row);

@@ -78,7 +78,7 @@ struct Batch {
     for (int b = 0; b < episodes; ++b) {
       if (owner(b / (episodes / groups)) == actor) continue;
       all.group[b] = -1;
-      all.success[b] = 1;
+      all.episode.success[b] = 1;
       for (int t = 0; t < 4; ++t) {
         all.version.at(t)[b] = 77;
         for (int c = 0; c < 2; ++c) {

@@ -50,16 +50,17 @@ class Broken {
   UpdateStats update(Model& model, Weights& weights, const Transition& transition,
                      const typename Model::Decision& decision, std::int64_t batch, BeforeStep before_step,
                      Trace&) {
-    const auto [T, B, C] = shape_;
+    const auto [T, B, C, table] = shape_;
     const Break how = knobs_.how;
     if (how == Break::refuses_old && transition.version[0] != batch) return {};
     UpdateStats stats;
     std::vector<double> advantage(static_cast<std::size_t>(B));
     for (std::int64_t b = 0; b < B; ++b) {
-      stats.success_rate += transition.success[b] / static_cast<double>(B);
+      stats.success_rate += transition.episode.success[b] / static_cast<double>(B);
       for (std::int64_t i = b / knobs_.group * knobs_.group; i < (b / knobs_.group + 1) * knobs_.group; ++i)
-        advantage[static_cast<std::size_t>(b)] -= transition.success[i] / static_cast<double>(knobs_.group);
-      advantage[static_cast<std::size_t>(b)] += transition.success[b];
+        advantage[static_cast<std::size_t>(b)] -=
+            transition.episode.success[i] / static_cast<double>(knobs_.group);
+      advantage[static_cast<std::size_t>(b)] += transition.episode.success[b];
     }
     stats.mean_return = stats.success_rate;
     std::vector<std::int64_t> rows;

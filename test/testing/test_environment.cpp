@@ -30,6 +30,8 @@ enum class Break {
   horizon,
   count,
   instruction,
+  others,
+  fails,
   expert
 };
 
@@ -45,29 +47,27 @@ class Drift {
   const ObservationSpec& observation_spec() const { return spec_; }
   ActionSpec action_spec() const { return {1}; }
 
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const Observation& next,
-             Arena& arena) {
-    arena.for_each(static_cast<std::int64_t>(seeds.size()), [&](std::int64_t i) {
-      Row& row = rows_[static_cast<std::size_t>(first + i)];
-      SplitMix64 random(how_ == Break::seed ? 0 : seeds[static_cast<std::size_t>(i)]);
+  void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
+    rows.for_each([&](std::int64_t index, std::int64_t i) {
+      Row& row = rows_[static_cast<std::size_t>(index)];
+      SplitMix64 random(how_ == Break::seed ? 0 : starts[static_cast<std::size_t>(i)].seed);
       const float before = row.place;
       row = {};
       row.place = random.uniform(-0.5f, 0.5f);
       row.instruction = static_cast<std::int32_t>(random.below(2));
       if (how_ == Break::history) row.place += 0.01f * before;
-      if (how_ == Break::row) row.place += 0.01f * static_cast<float>(first + i);
+      if (how_ == Break::row) row.place += 0.01f * static_cast<float>(index);
       if (how_ == Break::group) row.place += 0.01f * static_cast<float>(i);
-      write(row, next, i);
+      if (how_ == Break::fails && index == 1) throw Error("it does not want to");
+      write(row, next, index);
     });
   }
 
-  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward,
-                    Field<std::uint8_t> terminated, Field<std::uint8_t> truncated, const Observation& next,
-                    Arena& arena) {
-    const std::int64_t n = action.extents()[0], chunk = action.extents()[1];
-    std::vector<std::int64_t> made(static_cast<std::size_t>(n), 0);
-    arena.for_each(n, [&](std::int64_t i) {
-      Row& row = rows_[static_cast<std::size_t>(first + i)];
+  std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
+    const std::int64_t chunk = action.extents()[1];
+    std::vector<std::int64_t> made(12, 0);
+    rows.for_each([&](std::int64_t i, std::int64_t) {
+      Row& row = rows_[static_cast<std::size_t>(i)];
       if (how_ == Break::moved) row.place *= 0.99f;
       for (std::int64_t c = 0; c < chunk; ++c) {
         const bool over = row.ended;
@@ -78,17 +78,19 @@ class Drift {
           row.solved = row.place > 0.9f;
           row.ended = row.solved || row.steps >= (how_ == Break::horizon ? 9 : 7);
         }
-        reward[i * chunk + c] = (over ? how_ == Break::reward : row.solved) ? 1.0f : 0.0f;
+        outcome.reward[i * chunk + c] = (over ? how_ == Break::reward : row.solved) ? 1.0f : 0.0f;
         const bool shown = row.ended && !(over && how_ == Break::sticky);
         const bool solved = row.solved && how_ != Break::solved_cut;
-        terminated[i * chunk + c] = shown && (solved || how_ == Break::both) ? 1 : 0;
-        truncated[i * chunk + c] = shown && !solved ? 1 : 0;
+        outcome.terminated[i * chunk + c] = shown && (solved || how_ == Break::both) ? 1 : 0;
+        outcome.truncated[i * chunk + c] = shown && !solved ? 1 : 0;
       }
-      write(row, next, i);
+      write(row, outcome.next, i);
     });
     std::int64_t all = how_ == Break::count ? 1 : 0;
     for (const std::int64_t one : made) all += one;
-    if (how_ == Break::guard) next.proprioception.data()[n * 2] = 0;
+    if (how_ == Break::guard) outcome.next.proprioception.data()[12 * 2] = 0;
+    if (how_ == Break::others)
+      for (std::int64_t i = 0; i < 12; ++i) outcome.next.instruction[i] = 0;
     return all;
   }
 
@@ -150,7 +152,9 @@ TEST_CASE("each broken promise is found and named") {
       {Break::horizon, "neither terminated nor truncated at the horizon"},
       {Break::count, "transitions, terminated and truncated say"},
       {Break::instruction, "no index into the table"},
-      {Break::expert, "the expert's action is not within [-1, 1]"}};
+      {Break::others, "a row that was not asked for was written"},
+      {Break::fails, "row 1 failed: it does not want to"},
+      {Break::expert, "the expert's action is not within its bounds"}};
   for (const Case& broken : cases) {
     Drift environment(broken.how);
     const std::string said = all_of(testing::check_environment(environment));

@@ -56,19 +56,24 @@ struct World {
 
   /// Plays one batch; returns the share of episodes solved.
   double play(Decoding decoding, std::uint64_t seed, bool groups) {
-    std::vector<std::uint64_t> seeds(N);
-    for (std::size_t i = 0; i < N; ++i) seeds[i] = dvla::mix_seed(seed, groups ? i / group : i);
+    std::vector<dvla::Start> starts(N);
+    std::vector<std::int64_t> every(N);
+    std::iota(every.begin(), every.end(), std::int64_t{0});
+    for (std::size_t i = 0; i < N; ++i) starts[i].seed = dvla::mix_seed(seed, groups ? i / group : i);
+    dvla::RowFailures failures(N);
+    dvla::Rows all(every, arena, failures);
     auto rows = [](auto record, std::int64_t t) {
       return dvla::cut_record(record, [t](auto f) { return f.at(t); });
     };
     auto& transition = batch->transition;
-    environment.reset(0, seeds, rows(transition.observation, 0), arena);
+    environment.reset(all, starts, rows(transition.observation, 0));
     for (std::int64_t t = 0; t < T; ++t) {
       auto decision = rows(batch->decision, t);
-      model.act(rows(transition.observation, t), decoding, dvla::mix_seed(seed, 7, t), decision,
+      model.act(rows(transition.observation, t), every, decoding, dvla::mix_seed(seed, 7, t), decision,
                 transition.action.at(t));
-      environment.step(0, transition.action.at(t), transition.reward.at(t), transition.terminated.at(t),
-                       transition.truncated.at(t), rows(transition.observation, t + 1), arena);
+      environment.step(all, transition.action.at(t),
+                       {transition.reward.at(t), transition.terminated.at(t), transition.truncated.at(t),
+                        rows(transition.observation, t + 1)});
     }
     double solved = 0;
     for (std::int64_t i = 0; i < N; ++i) solved += environment.succeeded(i) ? 1 : 0;
@@ -119,6 +124,61 @@ TEST_CASE("LinearModel keeps the promises of a model") {
   inputs.chunk = 3;
   auto make = [&](std::uint64_t seed) { return LinearModel({.bins = 7, .chunk = 3}, inputs, seed); };
   for (const auto& fault : dvla::testing::check_model(make, inputs)) FAIL_CHECK(fault);
+  // The same with a value head, and where one dimension is one of four categories.
+  auto with_values = [&](std::uint64_t seed) {
+    return dvla::testing::LinearValueModel({.bins = 7, .chunk = 3}, inputs, seed);
+  };
+  for (const auto& fault : dvla::testing::check_model(with_values, inputs)) FAIL_CHECK(fault);
+  inputs.action.categories = {0, 4};
+  for (const auto& fault : dvla::testing::check_model(make, inputs)) FAIL_CHECK(fault);
+}
+
+namespace {
+/// A value head of which backward knows nothing.
+struct Deaf : dvla::testing::LinearValueModel {
+  using LinearValueModel::backward;
+  using LinearValueModel::LinearValueModel;
+  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy, std::span<const float>) {
+    LinearValueModel::backward(d_log_prob, d_entropy);
+  }
+};
+/// Values that forward does not agree with.
+struct Forgetful : dvla::testing::LinearValueModel {
+  using LinearValueModel::LinearValueModel;
+  void values(const dvla::Observation& observation, std::span<const std::int64_t> rows,
+              std::span<float> value) {
+    LinearValueModel::values(observation, rows, value);
+    for (float& each : value) each += 0.5F;
+  }
+};
+/// An act that writes rows that it was not asked for.
+struct Eager : LinearModel {
+  using LinearModel::LinearModel;
+  void act(const dvla::Observation& observation, std::span<const std::int64_t> rows, dvla::Decoding decoding,
+           std::uint64_t seed, Decision& decision, dvla::Field<float> action) {
+    LinearModel::act(observation, rows, decoding, seed, decision, action);
+    std::ranges::fill(action.at(0).span(), 0.0F);
+  }
+};
+}  // namespace
+
+TEST_CASE("check_model finds values that are not the value head's, and rows that were not asked for") {
+  dvla::ModelInputs inputs;
+  inputs.observation = {.cameras = {}, .proprioception = 3, .instructions = {"go left", "go right"}};
+  inputs.action.dimensions = 2;
+  inputs.chunk = 3;
+  const auto faults_of = [&]<class Model>(std::type_identity<Model>) {
+    std::string all;
+    for (const std::string& each : dvla::testing::check_model(
+             [&](std::uint64_t seed) { return Model({.bins = 7, .chunk = 3}, inputs, seed); }, inputs))
+      all += each + "\n";
+    return all;
+  };
+  CHECK(faults_of(std::type_identity<Deaf>{}).find("no gradient of the values") != std::string::npos);
+  const std::string forgetful = faults_of(std::type_identity<Forgetful>{});
+  CHECK(forgetful.find("other values than act stored") != std::string::npos);
+  CHECK(forgetful.find("forward gives other values") != std::string::npos);
+  CHECK(faults_of(std::type_identity<Eager>{}).find("rows that it was not asked for") != std::string::npos);
 }
 
 TEST_CASE("LinearModel learns the Toy task from sparse success alone, language included") {
@@ -147,11 +207,13 @@ TEST_CASE("LinearModel clones the expert") {
   std::iota(rows.begin(), rows.end(), std::int64_t{0});
   double first = 0, last = 0;
   for (std::uint64_t step = 0; step < 500; ++step) {
-    std::vector<std::uint64_t> seeds(World::N);
-    for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = dvla::mix_seed(step, i);
+    std::vector<dvla::Start> starts(World::N);
+    for (std::size_t i = 0; i < starts.size(); ++i) starts[i].seed = dvla::mix_seed(step, i);
     const auto observation =
         dvla::cut_record(world.batch->transition.observation, [](auto f) { return f.at(0); });
-    world.environment.reset(0, seeds, observation, world.arena);
+    dvla::RowFailures failures(World::N);
+    dvla::Rows all(rows, world.arena, failures);
+    world.environment.reset(all, starts, observation);
     const Field<float> action = world.batch->transition.action.at(0);
     for (std::int64_t i = 0; i < World::N; ++i) world.environment.expert(i, action.at(i).at(0).span());
     last = world.model.imitate(observation, action, rows, 1.0);

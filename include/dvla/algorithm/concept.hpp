@@ -18,11 +18,18 @@ struct Off;  // trace/off.hpp
 }
 
 /// `max_staleness`: the largest number of versions that the weights behind its data may be old. Optional:
-/// `needs_values`: the model must have a value head.
+/// `needs_values`: the model must have a value head; `takes_several_episodes`: rows may begin another episode
+/// within a pass (EpisodeTable), else run.auto_reset is refused.
 template <class Type>
 concept AlgorithmPolicy = NamedPolicyFor<Type, algorithm_slot> && requires {
   { Type::max_staleness } -> std::convertible_to<int>;
 };
+
+template <class Type>
+inline constexpr bool takes_several_episodes = false;
+template <class Type>
+requires requires { Type::takes_several_episodes; }
+inline constexpr bool takes_several_episodes<Type> = Type::takes_several_episodes;
 
 namespace detail {
 /// Stands in for the before_step that a run passes.

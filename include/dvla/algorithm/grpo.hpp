@@ -176,7 +176,7 @@ class GrpoTrainer {
       if (present_B_[b] == 0) continue;
       ++stats.episodes;
       stats.mean_return += return_B_[b];
-      stats.success_rate += transition.success[static_cast<std::int64_t>(b)];
+      stats.success_rate += transition.episode.success[static_cast<std::int64_t>(b)];
     }
     present_rows_ = extents_.decisions * static_cast<std::size_t>(stats.episodes);
     stats.informative_groups = group_advantage(group, return_B_, present_B_, advantage_B_).informative;

@@ -2,10 +2,11 @@
 // An environment says what it gives, a model what it needs; names and extents are matched once at the start.
 // Also the records that cross the data plane: Transition here, Decision in each model. Design: "Data".
 //
-// Shapes: T decisions, B episodes, C control steps a chunk, A action dimensions, P proprioception, H x W
-// pixels.
+// Shapes: T decisions, B rows, S episodes that a row may have in a pass, C control steps a chunk, A action
+// dimensions, P proprioception, H x W pixels.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -29,9 +30,14 @@ struct ObservationSpec {
   std::vector<std::string> instructions;  ///< at least one; plain language
 };
 
-/// Normalised actions: every dimension lies in [-1, 1]; the environment scales to its own units.
+/// What an environment takes. A dimension is continuous, in [-1, 1] (the environment scales it to its own
+/// units), or one of n categories, an action's value then being 0, 1, .. n - 1.
 struct ActionSpec {
-  int dimensions = 0;  ///< A
+  int dimensions = 0;             ///< A
+  std::vector<int> categories{};  ///< [A] n, or 0 for a continuous dimension; empty: all are continuous
+  bool continuous() const {
+    return std::all_of(categories.begin(), categories.end(), [](int n) { return n == 0; });
+  }
 };
 
 /// Views of observations, leading dimensions [T+1, B] in a trajectory, [B] for one decision.
@@ -41,22 +47,37 @@ struct Observation {
   Field<std::int32_t> instruction;                      ///< [..] index into ObservationSpec::instructions
 };
 
-/// What the environment side records. The model's own Decision stands beside it.
+/// How an episode ended, in EpisodeTable::end.
+enum class EpisodeEnd : std::uint8_t { none, terminated, truncated };
+
+/// The facts of the episodes of a pass: entry [s, b] is the s-th that row b began. Entries that were not used
+/// are 0, `end` included.
+struct EpisodeTable {
+  Field<std::uint64_t> seed;      ///< [S, B] of the reset state; equal within a group
+  Field<std::int32_t> decision;   ///< [S, B] the decision t in which it ended,
+  Field<std::int32_t> step;       ///< [S, B] and the control step c of its chunk
+  Field<std::uint8_t> end;        ///< [S, B] EpisodeEnd
+  Field<std::uint8_t> success;    ///< [S, B] 1 if the task was solved
+  Observation final_observation;  ///< [S, B, ...] what it ended with. Absent where rows are not reset within
+                                  ///< a pass: then it is Transition::observation at decision + 1
+};
+
+/// What the environment side records. The model's own Decision stands beside it. Entries of decisions that a
+/// row did not make, because its episodes were over, are 0.
 struct Transition {
-  Observation observation;  ///< [T+1, B, ...]; the last is what the final action led to
+  Observation observation;  ///< [T+1, B, ...]; what decision t saw; the last is what the final action led to
   Field<float> action;      ///< [T, B, C, A] in [-1, 1], as executed
   Field<float> reward;      ///< [T, B, C]; 0 after the episode's end
   /// [T, B, C]; 1 from the step on in which the task ended: solved or failed, nothing follows.
   Field<std::uint8_t> terminated;
-  /// [T, B, C]; 1 from the step on in which the episode was cut off, by the horizon: the value of what is
-  /// then seen would follow. Never both.
+  /// [T, B, C]; 1 from the step on in which the episode was cut off, by the horizon or because the pass ended:
+  /// the value of what is then seen would follow. Never both.
   Field<std::uint8_t> truncated;
-  Field<std::uint8_t> success;  ///< [B]; 1 if the task was solved within the horizon
-  Field<std::uint64_t> seed;    ///< [B] of the reset state; equal within a group
+  EpisodeTable episode;         ///< [S, B, ...]
   Field<std::int32_t> group;    ///< [B] GRPO group within the batch; -1: absent, nothing else of it counts
   Field<std::int64_t> version;  ///< [T, B] weight version that made the decision
 
-  /// Episode b had ended, either way, when decision t had been executed.
+  /// An episode of row b ended, either way, in decision t or (where the row was not reset) before it.
   bool ended(std::int64_t t, std::int64_t b) const {
     const std::int64_t last = terminated.extents()[2] - 1;
     return (terminated.at(t).at(b)[last] | truncated.at(t).at(b)[last]) != 0;
@@ -66,15 +87,17 @@ struct Transition {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::Observation, frames, proprioception, instruction);
-BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, terminated, truncated, success, seed,
-                        group, version);
+BOOST_HANA_ADAPT_STRUCT(dvla::EpisodeTable, seed, decision, step, end, success, final_observation);
+BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, terminated, truncated, episode, group,
+                        version);
 
 namespace dvla {
 
 struct BatchShape {
   std::int64_t decisions = 0;  ///< T
-  std::int64_t episodes = 0;   ///< B
+  std::int64_t episodes = 0;   ///< B: rows; each is one episode where rows are not reset within a pass
   std::int64_t chunk = 0;      ///< C
+  std::int64_t table = 1;      ///< S; above 1 rows are reset within a pass
 };
 
 /// Extents (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
@@ -96,15 +119,18 @@ inline Observation observation_layout(const ObservationSpec& spec, Extents leadi
 /// Extents (no storage) of a batch's Transition.
 inline Transition transition_layout(const ObservationSpec& observation, const ActionSpec& action,
                                     BatchShape shape) {
-  const auto [T, B, C] = shape;
+  const auto [T, B, C, S] = shape;
   Transition transition;
   transition.observation = observation_layout(observation, {T + 1, B});
   transition.action = Field<float>({T, B, C, action.dimensions});
   transition.reward = Field<float>({T, B, C});
   transition.terminated = Field<std::uint8_t>({T, B, C});
   transition.truncated = Field<std::uint8_t>({T, B, C});
-  transition.success = Field<std::uint8_t>({B});
-  transition.seed = Field<std::uint64_t>({B});
+  EpisodeTable& episode = transition.episode;
+  episode.seed = Field<std::uint64_t>({S, B});
+  episode.decision = episode.step = Field<std::int32_t>({S, B});
+  episode.end = episode.success = Field<std::uint8_t>({S, B});
+  if (S > 1) episode.final_observation = observation_layout(observation, {S, B});
   transition.group = Field<std::int32_t>({B});
   transition.version = Field<std::int64_t>({T, B});
   return transition;

@@ -12,12 +12,12 @@ namespace dvla {
 
 /// The values are part of what makes a run reproducible: append only.
 enum class Stream : std::uint64_t {
-  episode = 1,    ///< reset states of training episodes; indices: batch, group
+  episode = 1,    ///< reset states of training episodes; indices: batch, group; later ones of a row: number
   action,         ///< actions drawn in a rollout; batch, decision, stage
   shuffle,        ///< order of rows in an update; batch, epoch
-  evaluation,     ///< reset states that training never sees; pass, row
-  probe,          ///< reset states of the warm start's own success checks; check, row
-  demonstration,  ///< reset states of expert episodes; pass, row
+  evaluation,     ///< reset states that training never sees; number
+  probe,          ///< reset states of the warm start's own success checks; number
+  demonstration,  ///< reset states of expert episodes; number
   noise,          ///< the noise on the expert; pass, row, control step
   weights,        ///< initial weights
   imitation,      ///< order of rows in the warm start; step

@@ -209,7 +209,7 @@ class RoutedTrajectories {
     const auto fits = [&](const auto& layout, int index, std::int64_t episodes, const char* role) {
       require(layout.has_value() == (index >= 0), "a rank has a layout for its ", role,
               "'s share exactly when it is one");
-      const std::int64_t columns = layout ? layout->transition.seed.count() : 0;
+      const std::int64_t columns = layout ? layout->transition.group.count() : 0;
       require(columns == episodes, "the layout of ", role, " ", index, " has ", columns,
               " episodes, the routing plan ", episodes);
     };

@@ -1,9 +1,9 @@
 // What an environment's machinery offers the sampling lane: a batch of N environments that are reset from
-// seeds and stepped a chunk at a time. Paper: rollout GPUs hold the parallel environments; RLinf: groups
-// share a reset state, the first episode counts. The environment writes straight into the rows it is given
-// (pool memory), so observations are born where the model reads them.
+// seeds or cases and stepped a chunk at a time. Paper: rollout GPUs hold the parallel environments; RLinf:
+// groups share a reset state. The environment writes straight into the rows it is given (pool memory), so
+// observations are born where the model reads them.
 //
-// Legend: n rows of this call, C control steps a chunk, A action dimensions.
+// Legend: N rows of the batch, C control steps a chunk, A action dimensions.
 #pragma once
 
 #include <concepts>
@@ -12,38 +12,60 @@
 
 #include "dvla/core/arena.hpp"
 #include "dvla/core/observation.hpp"
+#include "dvla/environment/rows.hpp"
 
 namespace dvla {
 
-/// Rows [first, first + n) of the batch are addressed by `first` and the leading extent n of the fields.
-///
+/// What an episode begins from; its initial state, goal and instruction are a function of this alone.
+struct Start {
+  std::uint64_t seed = 0;
+  std::int64_t case_index = -1;  ///< of those that the environment enumerates (HasCases); -1: from the seed
+};
+
+/// What a step writes, of the rows that it was asked for and of no others.
+struct Outcome {
+  Field<float> reward;             ///< [N, C]
+  Field<std::uint8_t> terminated;  ///< [N, C]
+  Field<std::uint8_t> truncated;   ///< [N, C]
+  Observation next;                ///< [N, ...] after the last control step
+};
+
 /// - `size()` is N. `horizon()` is the largest number of control steps in an episode.
-/// - `reset(first, seeds[n], next[n])` begins new episodes. The same seed gives the same initial state, goal
-///   and instruction, bit for bit, whatever happened before and whichever row it is.
-/// - `step(first, action[n,C,A], reward[n,C], terminated[n,C], truncated[n,C], next[n], arena)` executes C
-///   control steps in each row and writes the observation after the last one. From the step on that ends an
-///   episode one flag is 1 and the other 0: terminated where the task ended it (solved, failed), truncated
-///   where the horizon cut it off; a task solved in the last step is terminated. A row whose episode has
-///   ended is not stepped: reward 0, flags and observation stay. Returns the number of transitions really
-///   made.
-/// - `succeeded(row)`: the row's current episode has been solved.
-/// - Different row ranges may be in `reset`/`step` at the same time from different threads.
-/// - Errors are dvla::Error and name the row and the step.
+/// - `reset(rows, starts[rows.count()], next[N])` begins new episodes in these rows. The same start gives the
+///   same episode, bit for bit, whatever happened before and whichever row it is.
+/// - `step(rows, action[N,C,A], outcome)` executes C control steps in each of these rows. From the step on that
+///   ends an episode one flag is 1 and the other 0: terminated where the task ended it (solved, failed),
+///   truncated where the horizon cut it off; a task solved in the last step is terminated. What follows is not
+///   executed: reward 0, flags and observation stay, and so in any later call until the row is reset. Returns
+///   the number of transitions really made.
+/// - `succeeded(row)`: the row's current episode has been solved; after a reset that began so, too.
+/// - A row that fails (an exception in Rows::for_each's body, or Rows::failures().add) costs its own episode
+///   only: what the call writes of it does not count, and a reset makes it anew. NaN in its reward or
+///   proprioception is found by the caller. An exception that leaves `reset` or `step` has failed all rows of
+///   the call.
+/// - Different rows may be in `reset`/`step` at the same time from different threads.
 template <class Type>
-concept EnvironmentMachinery = requires(Type& environment, const Type& view, std::int64_t first,
-                                        std::span<const std::uint64_t> seeds, Field<float> reals,
-                                        Field<std::uint8_t> flags, const Observation& next, Arena& arena) {
+concept EnvironmentMachinery = requires(Type& environment, const Type& view, Rows& rows,
+                                        std::span<const Start> starts, const Observation& next,
+                                        Field<float> action, const Outcome& outcome, std::int64_t row) {
   { view.size() } -> std::convertible_to<std::int64_t>;
   { view.horizon() } -> std::convertible_to<std::int64_t>;
   { view.observation_spec() } -> std::convertible_to<const ObservationSpec&>;
   { view.action_spec() } -> std::convertible_to<ActionSpec>;
-  environment.reset(first, seeds, next, arena);
-  { environment.step(first, reals, reals, flags, flags, next, arena) } -> std::convertible_to<std::int64_t>;
-  { view.succeeded(first) } -> std::convertible_to<bool>;
+  environment.reset(rows, starts, next);
+  { environment.step(rows, action, outcome) } -> std::convertible_to<std::int64_t>;
+  { view.succeeded(row) } -> std::convertible_to<bool>;
+};
+
+/// An environment that enumerates what it is evaluated on: `cases()` initial states, [0, cases()), each a
+/// task with a state of its own. Which task it is, its instruction says.
+template <class Type>
+concept HasCases = requires(const Type& view) {
+  { view.cases() } -> std::convertible_to<std::int64_t>;
 };
 
 /// An environment that can show a scripted expert's action for a row's current state: used for warm starts.
-/// `expert(row, action[A])` writes one control step's action in [-1, 1].
+/// `expert(row, action[A])` writes one control step's action, within ActionSpec's bounds.
 template <class Type>
 concept HasExpert = requires(Type& environment, std::int64_t row, std::span<float> action) {
   environment.expert(row, action);

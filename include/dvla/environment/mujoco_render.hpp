@@ -177,13 +177,13 @@ class MujocoRenderer {
   MujocoRenderer(const MujocoRenderer&) = delete;
   MujocoRenderer& operator=(const MujocoRenderer&) = delete;
 
-  /// Square frames [n, pixels, pixels, 3] of data(0) .. data(n - 1), straight into `out`.
+  /// Square frames [N, pixels, pixels, 3] of data(row) for each of `rows`, straight into `out`.
   template <class Data>
-  void frames(std::int64_t n, int pixels, Field<std::uint8_t> out, Data data) {
+  void frames(std::span<const std::int64_t> rows, int pixels, Field<std::uint8_t> out, Data data) {
     const std::lock_guard lock(mutex_);
     if (!frames_) frames_ = std::make_unique<Canvas>(model_, pool_, pixels, pixels, 0, 0);
     const Current current(*frames_->gl);
-    for (std::int64_t i = 0; i < n; ++i) frames_->draw(model_, data(i), pixels, pixels, out.at(i).span());
+    for (const std::int64_t row : rows) frames_->draw(model_, data(row), pixels, pixels, out.at(row).span());
   }
 
   /// One picture with shadows and smooth edges, rgb [height, width, 3], and `caption` (zero-terminated) at

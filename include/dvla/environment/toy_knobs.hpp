@@ -10,6 +10,7 @@ struct ToyKnobs {
   int horizon = 4;         ///< control steps in an episode
   int proprioception = 4;  ///< P
   int actions = 1;         ///< A
+  int categories = 0;      ///< every action dimension is one of so many; 0: continuous
   int step_cost_ns = 0;    ///< busy work added to every control step of a row, for benches
 };
 
@@ -19,9 +20,11 @@ inline constexpr auto knob_docs<ToyKnobs> = std::to_array<KnobDoc>({
     {"horizon", "longest episode", 1, 10000, "control steps"},
     {"proprioception", "numbers in an observation", 1, 65536},
     {"actions", "dimensions of an action", 1, 1024},
+    {"categories", "every action dimension is one of so many; 0 = continuous, else at least 2", 0, 1024},
     {"step_cost_ns", "busy work added to every control step of a row", 0, 1e9, "ns"},
 });
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::ToyKnobs, environments, horizon, proprioception, actions, step_cost_ns);
+BOOST_HANA_ADAPT_STRUCT(dvla::ToyKnobs, environments, horizon, proprioception, actions, categories,
+                        step_cost_ns);

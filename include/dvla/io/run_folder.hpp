@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -27,6 +28,11 @@ struct RunFolder {
       events;  ///< a TensorBoard file that does not exist yet; each start of a run has its own
   std::filesystem::path trace, success_svg, before_gif, after_gif, config, report, checkpoint;
   std::filesystem::path job;  ///< names the job that writes here, for its own restarts
+
+  /// The recording of what was trained from that batch on.
+  std::filesystem::path hand_overs(std::int64_t first_batch) const {
+    return folder / ("hand_overs" + (first_batch > 0 ? "-" + std::to_string(first_batch) : "") + ".json");
+  }
 
   static constexpr const char* job_name = "job.txt";
 
@@ -90,6 +96,7 @@ struct RunFolder {
       for (const fs::path& file : found) fs::remove(file);
     };
     remove_matching(folder, "events.out.tfevents.", ".dvla");
+    remove_matching(folder, "hand_overs", ".json");
     remove_matching(checkpoint, "step-", ".safetensors");
   }
 };

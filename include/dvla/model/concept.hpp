@@ -44,8 +44,9 @@ class UnitHooks {
 /// - `Decision`: a record with everything needed to recompute the sample's log-probability; it has a member
 ///   `log_prob`, Field<float> [.., C, A], the behaviour policy's.
 /// - `decision_layout(leading)`: extents of that record.
-/// - `act(observation[n], decoding, seed, decision[n], action[n,C,A])`: draws. The same weights, inputs and
-///   seed give the same result. Keeps nothing for a backward pass.
+/// - `act(observation[N], rows[n], decoding, seed, decision[N], action[N,C,A])`: draws for these rows,
+///   ascending, and writes nothing of others. The same weights, inputs and seed give the same result; a row's
+///   random numbers do not depend on which others there are. Keeps nothing for a backward pass.
 /// - `forward(observation[N], decision[N], rows[n], log_prob[n*E], entropy[n*E])`: log-probabilities of
 ///   stored decisions under the current weights. `backward(d_log_prob[n*E], d_entropy[n*E])` adds to the
 ///   gradients; once per forward. With the same weights as the behaviour policy, exp(log_prob -
@@ -74,7 +75,7 @@ concept ModelMachinery = Record<typename Type::Decision> &&
              UnitHooks* hooks) {
   { view.decision_layout(leading) } -> std::same_as<typename Type::Decision>;
   { decision.log_prob } -> std::convertible_to<Field<float>>;
-  model.act(observation, decoding, seed, decision, action);
+  model.act(observation, rows, decoding, seed, decision, action);
   model.forward(observation, decision, rows, out, out);
   model.backward(in, in);
   { model.imitate(observation, action, rows, 1.0) } -> std::convertible_to<double>;
@@ -84,6 +85,22 @@ concept ModelMachinery = Record<typename Type::Decision> &&
   model.hook_units(hooks);
   /// Called once by each lane that will use models, in its own thread: how many cores it may use.
   Type::use_threads(threads);
+};
+
+/// A model with a value head. `Decision` then has a member `value`, Field<float> [.., V]: what `act` thought
+/// its observation worth, V values a decision (1, or C: one a control step).
+/// - `values(observation[N], rows[n], value[n*V])`: the same for any observations: for bootstrapping.
+/// - `forward(observation, decision, rows, log_prob, entropy, value[n*V])` gives values too, and
+///   `backward(d_log_prob, d_entropy, d_value[n*V])` takes the loss's slope in them. The forms without values
+///   are those of ModelMachinery: with a slope of 0.
+template <class Type>
+concept HasValues = ModelMachinery<Type> &&
+    requires(Type& model, const Observation& observation, const typename Type::Decision& decision,
+             std::span<const std::int64_t> rows, std::span<float> out, std::span<const float> in) {
+  { decision.value } -> std::convertible_to<Field<float>>;
+  model.values(observation, rows, out);
+  model.forward(observation, decision, rows, out, out, out);
+  model.backward(in, in, in);
 };
 
 /// Optional: a model that computes elsewhere than where units() has its weights.

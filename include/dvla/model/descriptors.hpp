@@ -27,7 +27,7 @@ inline constexpr auto knob_docs<TinyVlaKnobs> = std::to_array<KnobDoc>({
     {"width", "width of the transformer; a multiple of attention_heads", 16, 4096},
     {"blocks", "transformer blocks", 1, 128},
     {"attention_heads", "attention heads a block", 1, 64},
-    {"chunk", "actions a decision; the horizon is a multiple of it", 1, 64, "control steps"},
+    {"chunk", "actions a decision", 1, 64, "control steps"},
     {"patch", "side of an image patch", 1, 64, "pixels"},
     {"dtype", "weights and activations; optimiser, gradients and log-probabilities are float32"},
 });

@@ -80,8 +80,12 @@ class FlowHeadMachinery {
  public:
   using Decision = FlowDecision;
 
-  FlowHeadMachinery(const FlowHeadKnobs& knobs, std::int64_t dimensions, std::uint64_t seed)
-      : steps_(knobs.denoise_steps), chunk_(knobs.chunk), dimensions_(dimensions), imitation_(seed) {
+  FlowHeadMachinery(const FlowHeadKnobs& knobs, const ActionSpec& action, std::uint64_t seed)
+      : steps_(knobs.denoise_steps), chunk_(knobs.chunk), dimensions_(action.dimensions), imitation_(seed) {
+    if (!action.continuous())
+      throw ConfigError(
+          "TinyVLA: FlowHead makes continuous actions, and the environment has a dimension of categories; "
+          "choose TokenHead");
     if (steps_ < 1) throw ConfigError("TinyVLA: denoise_steps must be 1 or more");
     if (!(knobs.noise_level > 0)) throw ConfigError("TinyVLA: noise_level must be above 0");
     for (int i = 0; i < steps_; ++i) {
@@ -100,38 +104,42 @@ class FlowHeadMachinery {
   }
 
   template <class Evaluate>
-  void act(Evaluate evaluate, std::int64_t n, Decoding decoding, std::uint64_t seed, Decision& decision,
-           Field<float> action) {
-    SplitMix64 random(seed);
+  void act(Evaluate evaluate, std::span<const std::int64_t> rows, Decoding decoding, std::uint64_t seed,
+           Decision& decision, Field<float> action) {
+    SplitMix64 of_all(seed);
     const int noisy =
-        decoding == Decoding::mode ? -1 : static_cast<int>(random.below(static_cast<std::uint64_t>(steps_)));
-    const auto E = static_cast<std::size_t>(chunk_ * dimensions_), rows = static_cast<std::size_t>(n);
-    const std::size_t stride = E * static_cast<std::size_t>(steps_ + 1);
-    const std::span<float> chain = decision.chain.span(), log_prob = decision.log_prob.span();
-    std::vector<float> x(rows * E), t(rows);
-    for (float& value : x) value = static_cast<float>(random.normal());
-    std::fill(log_prob.begin(), log_prob.end(), 0.0f);
-    for (std::size_t row = 0; row < rows; ++row) {
-      std::copy_n(x.begin() + static_cast<std::ptrdiff_t>(row * E), E,
-                  chain.begin() + static_cast<std::ptrdiff_t>(row * stride));
-      decision.denoise_index.span()[row] = noisy;
+        decoding == Decoding::mode ? -1 : static_cast<int>(of_all.below(static_cast<std::uint64_t>(steps_)));
+    const auto E = static_cast<std::size_t>(chunk_ * dimensions_);
+    std::vector<SplitMix64> random;
+    std::vector<float> x, t(rows.size());
+    for (const std::int64_t row : rows) {
+      SplitMix64& own = random.emplace_back(mix_seed(seed, row));
+      const std::span<float> noise = decision.chain.at(row).at(0).span();
+      for (float& value : noise) value = static_cast<float>(own.normal());
+      x.insert(x.end(), noise.begin(), noise.end());
+      std::fill_n(decision.log_prob.at(row).data(), E, 0.0f);
+      decision.denoise_index[row] = noisy;
     }
     for (int i = 0; i < steps_; ++i) {
       const FlowStep& step = (i == noisy ? sde_ : ode_)[static_cast<std::size_t>(i)];
       std::fill(t.begin(), t.end(), static_cast<float>(step.t));
       const std::span<const float> v = evaluate(x, t);
-      for (std::size_t e = 0; e < rows * E; ++e) {
-        check_finite(v[e], e);
-        double next = step.mean(x[e], v[e]);
-        if (i == noisy) {
-          next = static_cast<float>(next + step.std * random.normal());
-          log_prob[e] = static_cast<float>(step.log_prob(next, x[e], v[e]));
+      for (std::size_t n = 0, place = 0; n < rows.size(); ++n) {
+        const std::span<float> now = decision.chain.at(rows[n]).at(i + 1).span();
+        const std::span<float> log_prob = decision.log_prob.at(rows[n]).span();
+        for (std::size_t e = 0; e < E; ++e, ++place) {
+          check_finite(v[place], place);
+          double next = step.mean(x[place], v[place]);
+          if (i == noisy) {
+            next = static_cast<float>(next + step.std * random[n].normal());
+            log_prob[e] = static_cast<float>(step.log_prob(next, x[place], v[place]));
+          }
+          x[place] = now[e] = static_cast<float>(next);
         }
-        x[e] = static_cast<float>(next);
-        chain[e / E * stride + static_cast<std::size_t>(i + 1) * E + e % E] = x[e];
       }
     }
-    for (std::size_t e = 0; e < rows * E; ++e) action.span()[e] = std::clamp(x[e], -1.0f, 1.0f);
+    for (std::size_t n = 0, place = 0; n < rows.size(); ++n)
+      for (float& value : action.at(rows[n]).span()) value = std::clamp(x[place++], -1.0f, 1.0f);
   }
 
   /// Takes the stochastic step of each stored decision: x before and after, and its index.

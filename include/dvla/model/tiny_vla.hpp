@@ -62,7 +62,7 @@ class TinyVlaModel {
   /// See ModelPlan.
   static ModelPlan plan(const typename Head::knobs& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
-    const HeadMachinery head(knobs, inputs.action.dimensions, 0);
+    const HeadMachinery head(knobs, inputs.action, 0);
     const detail::TinyVlaNetwork network(knobs, inputs, shape_of(head));
     return {network.parameters().parameters(), record_bytes(head.decision_layout({1})),
             network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
@@ -70,25 +70,27 @@ class TinyVlaModel {
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 
-  void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
-           Field<float> action) {
+  void act(const Observation& observation, std::span<const std::int64_t> rows, Decoding decoding,
+           std::uint64_t seed, Decision& decision, Field<float> action) {
     const auto lane = device_.enter();
     const c10::InferenceMode no_graph;
-    network_.parameters().call_begins();
-    const auto prefix = network_.prefix(observation, {});
     const std::int64_t n = observation.instruction.count();
-    const Decision expected = head_.decision_layout({n});
-    if (decision.log_prob.extents() != expected.log_prob.extents() ||
-        action.extents() != expected.log_prob.extents()) {
+    const Extents expected = head_.decision_layout({n}).log_prob.extents();
+    if (decision.log_prob.extents() != expected || action.extents() != expected) {
       throw Error("TinyVLA: act was given " + std::to_string(n) +
                   " observations, but a decision or action of other extents");
     }
+    if (rows.empty()) throw Error("TinyVLA: act without rows; give at least one");
+    network_.parameters().call_begins();
+    // All of them are read in place.
+    const auto prefix =
+        network_.prefix(observation, std::ssize(rows) == n ? std::span<const std::int64_t>{} : rows);
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
-      output = device_.download(network_.queries(prefix, n, noise, times), downloaded_);
+      output = device_.download(network_.queries(prefix, std::ssize(rows), noise, times), downloaded_);
       return view(output);
     };
-    head_.act(evaluate, n, decoding, seed, decision, action);
+    head_.act(evaluate, rows, decoding, seed, decision, action);
   }
 
   void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
@@ -164,7 +166,7 @@ class TinyVlaModel {
         inputs_(inputs),
         seed_(seed),
         device_(device),
-        head_(knobs, inputs.action.dimensions, mix_seed(seed, 1)),
+        head_(knobs, inputs.action, mix_seed(seed, 1)),
         network_(knobs, inputs, shape_of(head_), mix_seed(seed, 0), device, original) {}
   static detail::QueryShape shape_of(const HeadMachinery& head) {
     return {head.queries(), head.outputs(), head.noise_inputs()};

@@ -1,7 +1,8 @@
 // TokenHead's arithmetic: discrete action tokens decoded in parallel, as OpenVLA-OFT does. All C * A tokens
 // of a decision are conditionally independent given the observation: log_prob = log_softmax(logits /
 // T)[token], the same T in rollout and update; the action is the centre of the token's bin, bins of equal
-// width on [-1, 1]. Torch-free, on spans; the network that makes the logits is model/tiny_vla_network.hpp. No
+// width on [-1, 1]; in a dimension of n categories it is one of the first n tokens itself, the others having no
+// probability. Torch-free, on spans; the network that makes the logits is model/tiny_vla_network.hpp. No
 // top-k.
 //
 // Legend: n rows, C control steps a chunk, A action dimensions, E = C * A.
@@ -88,11 +89,17 @@ class TokenHeadMachinery {
  public:
   using Decision = TokenDecision;
 
-  TokenHeadMachinery(const TokenHeadKnobs& knobs, std::int64_t dimensions, std::uint64_t /*seed*/)
+  TokenHeadMachinery(const TokenHeadKnobs& knobs, const ActionSpec& action, std::uint64_t /*seed*/)
       : chunk_(knobs.chunk),
-        dimensions_(dimensions),
+        dimensions_(action.dimensions),
+        categories_(action.categories),
         bins_(static_cast<std::size_t>(knobs.bins)),
         temperature_(knobs.temperature) {
+    for (const int n : categories_)
+      if (n > knobs.bins)
+        throw ConfigError("model.bins is " + std::to_string(knobs.bins) +
+                          ", and an action's dimension is one of " + std::to_string(n) +
+                          " categories; raise it to " + std::to_string(n) + " or more");
     if (knobs.bins < 2) throw ConfigError("TinyVLA: bins must be 2 or more");
     if (!(knobs.temperature > 0)) throw ConfigError("TinyVLA: temperature must be above 0");
   }
@@ -114,19 +121,39 @@ class TokenHeadMachinery {
     const float place = (std::clamp(action, -1.0f, 1.0f) + 1) / 2 * static_cast<float>(bins_);
     return std::min(static_cast<std::size_t>(place), bins_ - 1);
   }
+  /// Tokens that element i of [.., C, A] may be: all bins where it is continuous.
+  std::size_t choices(std::size_t i) const {
+    const int n = categories_.empty() ? 0 : categories_[i % static_cast<std::size_t>(dimensions_)];
+    return n > 0 ? static_cast<std::size_t>(n) : bins_;
+  }
+  bool is_category(std::size_t i) const {
+    return !categories_.empty() && categories_[i % static_cast<std::size_t>(dimensions_)] > 0;
+  }
+  float action_of(std::size_t i, std::size_t token) const {
+    return is_category(i) ? static_cast<float>(token) : bin_centre(token);
+  }
+  std::size_t token_of(std::size_t i, float action) const {
+    if (!is_category(i)) return bin_of(action);
+    return static_cast<std::size_t>(std::clamp(action, 0.0f, static_cast<float>(choices(i) - 1)) + 0.5f);
+  }
 
   template <class Evaluate>
-  void act(Evaluate evaluate, std::int64_t /*n*/, Decoding decoding, std::uint64_t seed, Decision& decision,
-           Field<float> action) {
+  void act(Evaluate evaluate, std::span<const std::int64_t> rows, Decoding decoding, std::uint64_t seed,
+           Decision& decision, Field<float> action) {
     const std::span<const float> logits = evaluate({}, {});
-    SplitMix64 random(seed);
-    for (std::size_t i = 0; i < logits.size() / bins_; ++i) {
-      categorical_.set(logits.subspan(i * bins_, bins_), temperature_, i);
-      const std::size_t token =
-          decoding == Decoding::mode ? categorical_.mode() : categorical_.draw(random.uniform01());
-      decision.tokens.span()[i] = static_cast<std::int32_t>(token);
-      decision.log_prob.span()[i] = static_cast<float>(categorical_.log_prob(token));
-      action.span()[i] = bin_centre(token);
+    std::size_t i = 0;  // of all elements of the rows
+    for (const std::int64_t row : rows) {
+      SplitMix64 random(mix_seed(seed, row));
+      const Decision own{decision.tokens.at(row), decision.log_prob.at(row)};
+      const Field<float> own_action = action.at(row);
+      for (std::int64_t e = 0; e < queries(); ++e, ++i) {
+        categorical_.set(logits.subspan(i * bins_, choices(i)), temperature_, i);
+        const std::size_t token =
+            decoding == Decoding::mode ? categorical_.mode() : categorical_.draw(random.uniform01());
+        own.tokens[e] = static_cast<std::int32_t>(token);
+        own.log_prob[e] = static_cast<float>(categorical_.log_prob(token));
+        own_action[e] = action_of(i, token);
+      }
     }
   }
 
@@ -135,9 +162,9 @@ class TokenHeadMachinery {
     tokens_.clear();
     for (const std::int64_t row : rows) {
       for (const std::int32_t token : decision.tokens.at(row).span()) {
-        if (token < 0 || static_cast<std::size_t>(token) >= bins_) {
+        if (token < 0 || static_cast<std::size_t>(token) >= choices(tokens_.size())) {
           throw Error("TokenHead: row " + std::to_string(row) + " holds token " + std::to_string(token) +
-                      ", which is not in [0, " + std::to_string(bins_) +
+                      ", which is not in [0, " + std::to_string(choices(tokens_.size())) +
                       "); was it recorded with other knobs?");
         }
         tokens_.push_back(token);
@@ -148,7 +175,7 @@ class TokenHeadMachinery {
     tokens_.clear();
     for (const std::int64_t row : rows)
       for (const float value : action.at(row).span())
-        tokens_.push_back(static_cast<std::int32_t>(bin_of(value)));
+        tokens_.push_back(static_cast<std::int32_t>(token_of(tokens_.size(), value)));
   }
   std::span<const float> inputs() const { return {}; }
   std::span<const float> times() const { return {}; }
@@ -156,7 +183,7 @@ class TokenHeadMachinery {
   /// log_prob[n*E] and entropy[n*E] = -sum p log p, of logits[n*E*bins] for the loaded rows.
   void log_prob(std::span<const float> logits, std::span<float> log_prob, std::span<float> entropy) {
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      categorical_.set(logits.subspan(i * bins_, bins_), temperature_, i);
+      categorical_.set(logits.subspan(i * bins_, choices(i)), temperature_, i);
       log_prob[i] = static_cast<float>(categorical_.log_prob(static_cast<std::size_t>(tokens_[i])));
       entropy[i] = static_cast<float>(categorical_.entropy());
     }
@@ -165,11 +192,13 @@ class TokenHeadMachinery {
   void gradient(std::span<const float> logits, std::span<const float> d_log_prob,
                 std::span<const float> d_entropy, std::span<float> d_logits) {
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      categorical_.set(logits.subspan(i * bins_, bins_), temperature_, i);
+      categorical_.set(logits.subspan(i * bins_, choices(i)), temperature_, i);
+      std::fill_n(d_logits.begin() + static_cast<std::ptrdiff_t>(i * bins_ + choices(i)), bins_ - choices(i),
+                  0.0f);
       const double of_log_prob = static_cast<double>(d_log_prob[i]) / static_cast<double>(temperature_);
       const double of_entropy = static_cast<double>(d_entropy[i]) / static_cast<double>(temperature_);
       const double entropy = of_entropy == 0 ? 0 : categorical_.entropy();
-      for (std::size_t bin = 0; bin < bins_; ++bin) {
+      for (std::size_t bin = 0; bin < choices(i); ++bin) {
         const double p = categorical_.probability(bin);
         const double hit = bin == static_cast<std::size_t>(tokens_[i]) ? 1 : 0;
         d_logits[i * bins_ + bin] = static_cast<float>(
@@ -192,6 +221,7 @@ class TokenHeadMachinery {
 
  private:
   std::int64_t chunk_, dimensions_;
+  std::vector<int> categories_;
   std::size_t bins_;
   float temperature_;
   Categorical categorical_;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -33,8 +34,9 @@ namespace dvla {
 /// Success and timing of a finished experiment: what report.json holds, by the definitions of
 /// docs/numbers.md.
 struct ExperimentResult {
-  std::optional<double> success_before;  ///< on fresh seeds, after the warm start; none: not evaluated
-  std::optional<double> success_rate;    ///< on the same fresh seeds, after training
+  std::optional<double> success_before;         ///< on fresh seeds, after the warm start; none: not evaluated
+  std::optional<double> success_rate;           ///< on the same fresh seeds, after training
+  std::vector<EvaluatedEpisode> before, after;  ///< each episode of these evaluations
   std::optional<WarmStartResult> warm_start;
   RatioError ratio{};  ///< of the start-up self-test
   RunReport report;
@@ -48,7 +50,7 @@ inline nlohmann::json to_json(const RankReport& rank) {
   return json;
 }
 
-inline nlohmann::json report_json(const ExperimentResult& result) {
+inline nlohmann::json report_json(const ExperimentResult& result, const ObservationSpec& spec) {
   const RunReport& report = result.report;
   nlohmann::json json{
       {"env_steps_per_s", report.env_steps_per_s()},
@@ -67,6 +69,7 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
       {"batches", report.batches},
       {"env_steps", report.env_steps},
       {"chunk_steps", report.chunk_steps},
+      {"failed_rows", report.failed_rows},
       {"ratio_error", result.ratio.error},
       {"log_ratio_mean", result.ratio.mean},
       {"log_ratio_percentile_99", result.ratio.percentile_99},
@@ -77,6 +80,8 @@ inline nlohmann::json report_json(const ExperimentResult& result) {
   };
   json["success_rate"] = or_null(result.success_rate);
   json["success_rate_before"] = or_null(result.success_before);
+  if (!result.before.empty()) json["evaluation_before"] = evaluation_json(result.before, spec);
+  if (!result.after.empty()) json["evaluation"] = evaluation_json(result.after, spec);
   for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
   for (const Look& look : report.looks)
     json["looks"].push_back({{"batch", look.batch},
@@ -363,6 +368,12 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     const auto save_part = [&] {
       if (run->job().trains()) save_checkpoint(*run, checkpoints);
     };
+    run->on_hang([](const std::string& what) {
+      std::cerr << "error: " + what + "\n";
+      std::_Exit(1);
+    });
+    if (!run->job().trains())  // an actor's would be told by the leader too
+      run->on_notice([](const std::string& what) { std::cerr << "warning: " + what + "\n"; });
     result.report = run->train(
         {},
         [&](std::int64_t batch) {
@@ -412,14 +423,22 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       say(line);
     }
   }
-  const auto evaluate = [&](std::optional<double>& success) {
-    if (config.run.evaluation_episodes > 0)
-      unless_stopped([&] { success = run->evaluate(config.run.evaluation_episodes, Decoding::mode, &stop); });
+  // Shared with the run's threads, which outlive this where training throws.
+  const auto progress =
+      std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
+  run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
+  const std::vector<Start> episodes = run->evaluation_episodes();
+  const auto evaluate = [&](std::optional<double>& success, std::vector<EvaluatedEpisode>& each) {
+    if (!episodes.empty())
+      unless_stopped([&] {
+        each = run->evaluate(episodes, Decoding::mode, &stop);
+        success = Run<P>::Worker::success_of(each);
+      });
   };
   const auto film = [&](const std::filesystem::path& path) {
     if (config.run.animation) unless_stopped([&] { detail::film(*run, path, &stop); });
   };
-  evaluate(result.success_before);
+  evaluate(result.success_before, result.before);
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
@@ -433,10 +452,19 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     }
     return path;
   };
-  // Shared with the run's threads, which outlive this where training throws.
-  const auto progress =
-      std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
-  run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
+  run->on_hang([&](const std::string& what) {
+    std::string end;
+    try {
+      if (run->job().alone() && run->next_batch() > 0) {
+        const bool still = run->while_still([&] { end = "; saved '" + save().string() + "'"; });
+        if (!still) end = "; training did not come to rest, so nothing was saved";
+      }
+    } catch (const std::exception& error) {
+      end = std::string("; no checkpoint was saved: ") + error.what();
+    }
+    progress->say("error: " + what + end);
+    std::_Exit(1);  // past the thread that hangs
+  });
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   result.report = run->train(
       [&](const Iteration& iteration) {
@@ -453,7 +481,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     return result;
   }
   const std::filesystem::path saved = save();
-  evaluate(result.success_rate);
+  evaluate(result.success_rate, result.after);
   if (result.success_rate)
     events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
   events.close();
@@ -467,7 +495,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
-  nlohmann::json json = detail::report_json(result);
+  nlohmann::json json = detail::report_json(result, run->environment().observation_spec());
   json["pipeline"] = P::describe();
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
   for (const auto& pool : run->memory().report())
@@ -477,6 +505,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                              {"allocations", pool.allocations}});
   json["peak_resident_bytes"] = peak_resident_bytes();
   io::write_file(folder.report, json.dump(2) + "\n");
+  const std::filesystem::path hand_overs = folder.hand_overs(run->recording().first_batch);
+  if (config.run.record) io::write_file(hand_overs, to_text(run->recording()));
   if (config.run.trace) {
     std::vector<trace::process> job;
     for (const RankReport& rank : result.report.ranks) job.push_back(rank.trace);
@@ -507,13 +537,21 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (!result.report.looks.empty()) say(detail::looks_text(result.report));
   if (!result.report.ranks.empty()) say(detail::job_text(result.report));
   if (result.success_rate) {
-    std::snprintf(line, sizeof line, "success on %d fresh episodes: %.3f before, %.3f after",
-                  config.run.evaluation_episodes, *result.success_before, *result.success_rate);
+    std::snprintf(line, sizeof line, "success on %zu %s: %.3f before, %.3f after", episodes.size(),
+                  config.run.evaluation_cases.empty() ? "fresh episodes" : "cases", *result.success_before,
+                  *result.success_rate);
     say(line);
+    const auto tasks = by_task(result.after, run->environment().observation_spec());
+    for (const TaskSuccess& task : tasks)
+      if (tasks.size() > 1) {
+        std::snprintf(line, sizeof line, "  %.3f of %lld: %.160s", task.success(),
+                      static_cast<long long>(task.episodes), task.task.c_str());
+        say(line);
+      }
   }
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
-  for (const auto& file :
-       {folder.report, folder.success_svg, folder.before_gif, folder.after_gif, folder.trace, saved})
+  for (const auto& file : {folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
+                           folder.trace, hand_overs, saved})
     if (std::filesystem::exists(file))
       written += ", " + std::filesystem::relative(file, folder.folder).string();
   say(written);

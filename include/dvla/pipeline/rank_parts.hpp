@@ -15,6 +15,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +29,7 @@
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/stop.hpp"
+#include "dvla/handoff/waiting.hpp"
 #include "dvla/pipeline/actor_groups.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/cause.hpp"
@@ -40,7 +42,8 @@
 
 namespace dvla {
 
-/// Who hears of what happens to other ranks and does not end the run: nobody, where it is empty.
+/// Who is told of what happens to other ranks, or to rows of the environment, and does not end the run: nobody,
+/// where it is empty.
 using Notices = std::function<void(const std::string&)>;
 
 /// Each lane calls what is its own, at the same time as the others; the watch's threads tell the planes of
@@ -74,6 +77,7 @@ class RankParts {
     Memory& memory;
     Trace& trace;
     const Notices& notices;
+    const Notices& on_hang;  ///< empty: nobody watches the environment's calls
   };
 
   /// All but the planes; the watch too, but on a rollout that comes again. Every rank of the job builds its
@@ -87,7 +91,8 @@ class RankParts {
         model_(ground.model),
         memory_(ground.memory),
         trace_(ground.trace),
-        notices_(ground.notices) {
+        notices_(ground.notices),
+        on_hang_(ground.on_hang) {
     job_.roll_call(Job::first_call);
     if constexpr (routed)
       plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), settings_.group(),
@@ -167,13 +172,23 @@ class RankParts {
       if (job_.actors() == 1) return own;
       std::array values{static_cast<double>(own.env_steps), static_cast<double>(own.chunk_steps)};
       weights_->sum(values);
-      return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1])};
+      return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1]), 0};
     } else {
       return own;
     }
   }
 
+  /// Where somebody is to be told of a call to the environment that hangs.
+  void watch_steps() {
+    if (worker_ && on_hang_)
+      worker_->watch_steps(
+          detail::nanoseconds(settings_.config().run.step_deadline_s),
+          [this](const std::string& what) { on_hang_(job_.alone() ? what : job_.name() + ": " + what); });
+  }
+
   // ---- Weights
+  /// Held while they change, so that another thread can find them standing still.
+  std::timed_mutex& changing() { return changing_; }
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
   /// rank does not train; from the model alone where nobody changes it while the worker is at work: where the
   /// lanes take turns, and on a leader that only evaluates.
@@ -321,6 +336,7 @@ class RankParts {
       const RolloutCounts counts = worker_->counts() - counted_;
       own.env_steps = counts.env_steps;
       own.chunk_steps = counts.chunk_steps;
+      own.failed_rows = counts.failed_rows;
     }
     const auto data = data_->report();
     own.sent = data.sent;
@@ -385,7 +401,11 @@ class RankParts {
     Model* const back = copies_.empty() ? &model_ : copies_.back().get();
     Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
     worker_ = std::make_unique<Worker>(environment_, *front, *back, settings_.rollout_options(job_, threads),
-                                       trace_);
+                                       trace_, [this](const std::string& what) {
+                                         if (notices_)
+                                           notices_(job_.alone() ? what : job_.name() + ": " + what);
+                                       });
+    watch_steps();
   }
   void make_weights() {
     const auto& knobs = settings_.config().sharding;
@@ -497,6 +517,8 @@ class RankParts {
   Memory& memory_;
   Trace& trace_;
   const Notices& notices_;
+  const Notices& on_hang_;
+  std::timed_mutex changing_;
   RoutingPlan plan_;                            ///< of a routed data plane
   ActorGroups groups_;                          ///< an actor's
   std::unique_ptr<Weights> weights_;            ///< an actor's

@@ -2,18 +2,23 @@
 // trajectory buffer per batch, a chunk at a time. Paper: rollout GPUs hold the parallel environments and a
 // frozen copy of the policy; this sampling-inference loop is the unit that is replicated. Knows records, not
 // the algorithm. One call at a time; weights may be installed from another thread meanwhile and are picked up
-// at the next chunk boundary.
+// at the next chunk boundary. A row whose episode is over costs neither inference nor steps.
 //
-// Legend: N environments, B = rollout_epochs * N episodes of a batch, T decisions, C control steps a chunk,
-// A action dimensions.
+// Legend: N environments, B = rollout_epochs * N rows of a batch, T decisions, C control steps a chunk, S
+// episodes that a row may have in a pass, A action dimensions.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <memory_resource>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,9 +31,11 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/environment/concept.hpp"
+#include "dvla/environment/step_watch.hpp"
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/pipeline/run_knobs.hpp"
 
 namespace dvla {
 
@@ -42,14 +49,24 @@ struct VersionedModel {
 struct RolloutCounts {
   std::int64_t env_steps = 0;    ///< environment transitions really made
   std::int64_t chunk_steps = 0;  ///< decisions made for episodes that were still running
+  std::int64_t failed_rows = 0;  ///< rows of a pass that failed; their own count, no rank sends it
   RolloutCounts& operator+=(const RolloutCounts& more) {
     env_steps += more.env_steps;
     chunk_steps += more.chunk_steps;
+    failed_rows += more.failed_rows;
     return *this;
   }
   friend RolloutCounts operator-(const RolloutCounts& all, const RolloutCounts& earlier) {
-    return {all.env_steps - earlier.env_steps, all.chunk_steps - earlier.chunk_steps};
+    return {all.env_steps - earlier.env_steps, all.chunk_steps - earlier.chunk_steps,
+            all.failed_rows - earlier.failed_rows};
   }
+};
+
+/// An episode of an evaluation.
+struct EvaluatedEpisode {
+  Start start;
+  std::int32_t instruction = 0;          ///< its task, of ObservationSpec::instructions
+  bool success = false, failed = false;  ///< a row that failed has not solved it
 };
 
 struct RolloutOptions {
@@ -64,6 +81,14 @@ struct RolloutOptions {
   std::int64_t first_episode = 0, all_episodes = 0;
   std::chrono::nanoseconds deadline =
       std::chrono::minutes(2);  ///< of waiting for weights that are being installed
+  /// Rows are reset at the chunk boundary after an episode's end, while they have had fewer than `table`
+  /// episodes in this pass. Else a row has one episode, and a pass the horizon's length.
+  bool auto_reset = false;
+  std::int64_t pass_steps = 0;  ///< control steps of a pass, rounded up to whole chunks; 0: the horizon
+  std::int64_t table = 1;       ///< S
+  FailureCosts failure_costs = FailureCosts::group;
+  double failed_share = 0.2;  ///< of a batch's rows here; more, and more than one, end the run
+  double reward_scale = 1;    ///< every reward is multiplied by it
 };
 
 template <EnvironmentMachinery Environment, ModelMachinery Model, class Trace>
@@ -72,26 +97,32 @@ class RolloutWorker {
   using Decision = typename Model::Decision;
 
   /// `front` and `back` are two copies of the policy with the same weights, or twice the same model, where
-  /// nobody changes it during a rollout.
-  RolloutWorker(Environment& environment, Model& front, Model& back, RolloutOptions options, Trace& trace)
+  /// nobody changes it during a rollout. `on_failure`, which may be empty, is told of each row that failed, in
+  /// one sentence, from the thread that calls.
+  RolloutWorker(Environment& environment, Model& front, Model& back, RolloutOptions options, Trace& trace,
+                std::function<void(const std::string&)> on_failure = {})
       : environment_(environment),
         models_({&front, 0}, {&back, 0}),
         options_(options),
         arena_(std::in_place, options.threads),
         trace_(trace),
-        seeds_(static_cast<std::size_t>(environment.size())) {
-    if (options.chunk < 1 || environment.horizon() % options.chunk != 0)
-      throw ConfigError("horizon " + std::to_string(environment.horizon()) + " is not a multiple of chunk " +
-                        std::to_string(options.chunk) + ": choose a horizon of whole chunks");
+        on_failure_(std::move(on_failure)),
+        failures_(environment.size()),
+        everybody_(static_cast<std::size_t>(environment.size())),
+        rows_(static_cast<std::size_t>(environment.size())) {
+    starts_.reserve(everybody_.size());
+    if (options.chunk < 1)
+      throw ConfigError("a chunk of " + std::to_string(options.chunk) + " control steps");
     if (options.group < 1 || environment.size() % options.group != 0)
       throw ConfigError("environments " + std::to_string(environment.size()) +
                         " is not a multiple of group " + std::to_string(options.group) +
                         ": a group is that many consecutive environments");
+    std::iota(everybody_.begin(), everybody_.end(), std::int64_t{0});
   }
 
   BatchShape shape() const {
-    return {environment_.horizon() / options_.chunk, environment_.size() * options_.rollout_epochs,
-            options_.chunk};
+    const std::int64_t steps = options_.pass_steps > 0 ? options_.pass_steps : environment_.horizon();
+    return {(steps + C() - 1) / C(), environment_.size() * options_.rollout_epochs, C(), options_.table};
   }
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
@@ -99,65 +130,127 @@ class RolloutWorker {
   void use_threads(int threads) {
     if (threads != arena_->threads()) arena_.emplace(threads);
   }
+  /// From now on `on_hang` is told, once and from a thread of its own, when a call to the environment has not
+  /// come back within `deadline`. Between two calls.
+  void watch_steps(std::chrono::nanoseconds deadline, std::function<void(const std::string&)> on_hang) {
+    step_watch_.emplace(
+        failures_, environment_.size(), deadline,
+        [this, on_hang = std::move(on_hang)](const std::string& what) {
+          const std::int64_t batch = batch_.load(std::memory_order_relaxed);
+          on_hang(what + (batch < 0 ? ""
+                                    : ", in batch " + std::to_string(batch) + ", decision " +
+                                          std::to_string(decision_.load(std::memory_order_relaxed))));
+        });
+  }
   /// Of all batches that this worker has sampled.
   const RolloutCounts& counts() const { return counts_; }
 
   /// Fills both records with batch number `batch`. Returns the oldest weight version that decided in it.
   /// `boundaries` is told of each chunk boundary, as BoundaryStages says; weights may be installed inside its
-  /// before().
+  /// before(). Throws Error where more rows failed than options allow.
   template <class Boundaries = no_boundaries>
   std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch,
                        Boundaries&& boundaries = {}) {
-    const auto [T, B, C] = shape();
-    const std::int64_t N = environment_.size();
-    std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
+    const std::int64_t B = shape().episodes, N = environment_.size();
+    std::int64_t oldest = std::numeric_limits<std::int64_t>::max(), failed = 0;
+    std::string first_failure;
+    for_each_field(all.episode, [](const char*, auto& field) { clear(field); });
     for (std::int64_t first = 0; first < B; first += N) {
+      Pass pass{all, decisions, batch, first, oldest};
       for (std::int64_t row = 0; row < N; ++row) {
-        const std::int64_t group = (in_whole(first) + row) / options_.group;
-        all.group[first + row] = static_cast<std::int32_t>(group);
-        all.seed[first + row] = seeds_[static_cast<std::size_t>(row)] =
-            stream_seed(options_.seed, Stream::episode, batch, group);
+        all.group[first + row] = static_cast<std::int32_t>((in_whole(first) + row) / options_.group);
+        rows_[static_cast<std::size_t>(row)] = {};
       }
+      failures_.clear();
+      batch_.store(batch, std::memory_order_relaxed);
+      decision_.store(0, std::memory_order_relaxed);
       {
         auto span = trace_.span("reset", batch);
-        environment_.reset(0, seeds_, rows_at(all.observation, 0, first, N), *arena_);
+        begin_episodes(pass, everybody_, 0);
       }
-      play(all, decisions, batch, first, oldest, boundaries);
-      for (std::int64_t row = 0; row < N; ++row)
-        all.success[first + row] = environment_.succeeded(row) ? 1 : 0;
+      play(pass, boundaries);
+      for (std::int64_t row = 0; row < N; ++row) {
+        if (!failures_.has(row)) continue;
+        const std::string what = failure_text(row, batch, pass);
+        if (++failed == 1) first_failure = what;
+        if (on_failure_) on_failure_(what);
+        drop(all, first, row);
+      }
     }
+    batch_.store(-1, std::memory_order_relaxed);
+    counts_.failed_rows += failed;
+    if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B))
+      throw Error(std::to_string(failed) + " of the " + std::to_string(B) + " rows of batch " +
+                  std::to_string(batch) +
+                  " failed, more than run.failed_share allows; the first: " + first_failure);
     return oldest;
   }
 
   /// The first chunk of a pass of fresh episodes, sampled: for the self-test. `transition` is layout(1, C).
   void probe(Transition& transition, Decision& decision) {
     begin(transition, Stream::evaluation, 0);
-    newest().act(now(transition), Decoding::sample,
+    newest().act(now(transition), everybody_, Decoding::sample,
                  stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision,
                  transition.action.at(0));
   }
 
-  /// Success over `episodes` fresh episodes of `stream` with the newest installed weights. Throws Stopped at
-  /// the next decision once `stop`, which may be null, asks.
-  double evaluate(std::int64_t episodes, Decoding decoding, Stream stream = Stream::evaluation,
-                  std::int64_t first_pass = 0, const stop_flag* stop = nullptr) {
+  /// Plays these episodes, each once, with the newest installed weights, and returns what came of each. An
+  /// episode that begins solved counts as solved. Throws Stopped at the next decision once `stop`, which may be
+  /// null, asks.
+  std::vector<EvaluatedEpisode> evaluate(std::span<const Start> episodes, Decoding decoding,
+                                         const stop_flag* stop = nullptr) {
     OwnedRecord<Transition> scratch(layout(1, C()), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
-    std::int64_t solved = 0;
-    for (std::int64_t played = 0, pass = first_pass; played < episodes;
-         ++pass, played += environment_.size()) {
-      begin(*scratch, stream, pass);
-      for (std::int64_t t = 0; t < shape().decisions; ++t) {
+    std::vector<EvaluatedEpisode> results;
+    for (std::size_t played = 0; played < episodes.size();) {
+      const auto count = std::min(episodes.size() - played, everybody_.size());
+      std::vector<std::int64_t> running(everybody_.begin(),
+                                        everybody_.begin() + static_cast<std::ptrdiff_t>(count));
+      failures_.clear();
+      reset(running, episodes.subspan(played, count), now(*scratch));
+      const std::size_t begun = results.size();
+      for (std::size_t i = 0; i < count; ++i)
+        results.push_back({.start = episodes[played + i],
+                           .instruction = now(*scratch).instruction[static_cast<std::int64_t>(i)]});
+      std::erase_if(running, [&](std::int64_t row) {
+        return failures_.has(row) ||
+               (results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row));
+      });
+      for (std::int64_t t = 0; t * C() < environment_.horizon() && !running.empty(); ++t) {
         throw_if_stopped(stop, "the evaluation");
-        newest().act(now(*scratch), decoding, stream_seed(options_.seed, Stream::action, -1 - pass, t),
+        newest().act(now(*scratch), running, decoding,
+                     stream_seed(options_.seed, Stream::action, -1 - static_cast<std::int64_t>(played), t),
                      *decision, scratch->action.at(0));
-        environment_.step(0, scratch->action.at(0), scratch->reward.at(0), scratch->terminated.at(0),
-                          scratch->truncated.at(0), now(*scratch), *arena_);
+        step(running, *scratch, now(*scratch));
+        std::erase_if(running, [&](std::int64_t row) {
+          results[begun + static_cast<std::size_t>(row)].success =
+              !failures_.has(row) && environment_.succeeded(row);
+          return failures_.has(row) || scratch->ended(0, row);
+        });
       }
-      const std::int64_t count = std::min(episodes - played, environment_.size());
-      for (std::int64_t row = 0; row < count; ++row) solved += environment_.succeeded(row) ? 1 : 0;
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto row = static_cast<std::int64_t>(i);
+        results[begun + i].failed = failures_.has(row);
+        if (failures_.has(row) && on_failure_)
+          on_failure_("environment " + std::to_string(row) +
+                      " failed in an evaluation: " + failures_.why(row));
+      }
+      played += count;
     }
-    return static_cast<double>(solved) / static_cast<double>(std::max<std::int64_t>(episodes, 1));
+    return results;
+  }
+  /// Success over `episodes` fresh ones of `stream`; the k-th is always the same.
+  double evaluate(std::int64_t episodes, Decoding decoding, Stream stream = Stream::evaluation,
+                  std::int64_t first = 0, const stop_flag* stop = nullptr) {
+    std::vector<Start> starts;
+    for (std::int64_t k = 0; k < episodes; ++k) starts.push_back(fresh(stream, first + k));
+    return success_of(evaluate(starts, decoding, stop));
+  }
+  /// Episode number k of a stream of fresh ones.
+  Start fresh(Stream stream, std::int64_t k) const { return {.seed = stream_seed(options_.seed, stream, k)}; }
+  static double success_of(std::span<const EvaluatedEpisode> episodes) {
+    const auto solved = std::ranges::count_if(episodes, [](const auto& each) { return each.success; });
+    return static_cast<double>(solved) / static_cast<double>(std::max<std::size_t>(episodes.size(), 1));
   }
 
   /// Plays one pass of fresh episodes and calls `on_step(control step)` at the start and after every control
@@ -169,44 +262,51 @@ class RolloutWorker {
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
     begin(*single, Stream::evaluation, 0);
     on_step(std::int64_t{0});
-    for (std::int64_t t = 0; t < shape().decisions; ++t) {
-      newest().act(now(*single), decoding, stream_seed(options_.seed, Stream::action, std::int64_t{-1}, t),
-                   *decision, chunk->action.at(0));
-      for (std::int64_t c = 0; c < C(); ++c) {
-        for (std::int64_t row = 0; row < environment_.size(); ++row)
+    for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
+      newest().act(now(*single), everybody_, decoding,
+                   stream_seed(options_.seed, Stream::action, std::int64_t{-1}, t), *decision,
+                   chunk->action.at(0));
+      for (std::int64_t c = 0; c < C() && t * C() + c < environment_.horizon(); ++c) {
+        for (const std::int64_t row : everybody_)
           copy(chunk->action.at(0).at(row).at(c), single->action.at(0).at(row).at(0));
-        environment_.step(0, single->action.at(0), single->reward.at(0), single->terminated.at(0),
-                          single->truncated.at(0), now(*single), *arena_);
+        step(everybody_, *single, now(*single));
         on_step(t * C() + c + 1);
       }
     }
   }
 
   /// One pass of the scripted expert over all environments, pass number `pass`, with Gaussian noise of
-  /// standard deviation `noise` on every executed action. `all` has T decisions of N episodes; how they
-  /// ended says which rows count. Returns how many of the first `episodes` rows the noisy expert solved.
-  /// Throws Stopped at the next decision once `stop`, which may be null, asks.
+  /// standard deviation `noise` on every executed action that is continuous. `all` has T decisions of N
+  /// episodes; how they ended says which rows count. Returns how many of the first `episodes` rows the noisy
+  /// expert solved. Throws Stopped at the next decision once `stop`, which may be null, asks, and Error where a
+  /// row fails.
   std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass, double noise,
                            const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     OwnedRecord<Transition> single(layout(1, 1), heap());
     const std::int64_t N = environment_.size();
+    const ActionSpec spec = environment_.action_spec();
+    failures_.clear();
+    starts_.clear();
     for (std::int64_t row = 0; row < N; ++row)
-      seeds_[static_cast<std::size_t>(row)] = stream_seed(options_.seed, Stream::demonstration, pass, row);
-    environment_.reset(0, seeds_, rows_at(all.observation, 0, 0, N), *arena_);
-    for (std::int64_t t = 0; t < shape().decisions; ++t) {
+      starts_.push_back(fresh(Stream::demonstration, pass * N + row));
+    reset(everybody_, starts_, rows_at(all.observation, 0, 0, N));
+    for (std::int64_t t = 0; t < all.action.extents()[0]; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
         for (std::int64_t row = 0; row < N; ++row) {
           const Field<float> action = single->action.at(0).at(row).at(0);
           environment_.expert(row, action.span());
           SplitMix64 random(stream_seed(options_.seed, Stream::noise, pass, row, t * C() + c));
-          for (float& value : action.span())
-            value = std::clamp(value + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
+          for (std::int64_t a = 0; a < action.count(); ++a)
+            if (spec.categories.empty() || spec.categories[static_cast<std::size_t>(a)] == 0)
+              action[a] = std::clamp(action[a] + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
           copy(action, all.action.at(t).at(row).at(c));
         }
-        environment_.step(0, single->action.at(0), single->reward.at(0), single->terminated.at(0),
-                          single->truncated.at(0), rows_at(all.observation, t + 1, 0, N), *arena_);
+        step(everybody_, *single, rows_at(all.observation, t + 1, 0, N));
         for (std::int64_t row = 0; row < N; ++row) {
+          if (failures_.has(row))
+            throw Error("environment " + std::to_string(row) +
+                        " failed in the expert's demonstration: " + failures_.why(row));
           all.reward.at(t).at(row)[c] = single->reward[row];
           all.terminated.at(t).at(row)[c] = single->terminated[row];
           all.truncated.at(t).at(row)[c] = single->truncated[row];
@@ -218,16 +318,36 @@ class RolloutWorker {
     return solved;
   }
 
-  /// Extents of a Transition with N episodes.
+  /// Extents of a Transition with N rows.
   Transition layout(std::int64_t decisions, std::int64_t chunk) const {
     return transition_layout(environment_.observation_spec(), environment_.action_spec(),
                              {decisions, environment_.size(), chunk});
   }
+  /// Decisions of an episode: of demonstrations, which are never reset within a pass.
+  std::int64_t decisions_of_an_episode() const { return (environment_.horizon() + C() - 1) / C(); }
 
  private:
+  /// One pass of a batch: its rows are [first, first + N) of the records.
+  struct Pass {
+    Transition& all;
+    Decision& decisions;
+    const std::int64_t batch, first;
+    std::int64_t& oldest;
+  };
+  /// A row in a pass.
+  struct RowState {
+    std::int64_t episodes = 0;   ///< that it has begun
+    std::int64_t failed_in = 0;  ///< decision
+    bool over = false;
+  };
+
   static std::pmr::memory_resource& heap() { return *std::pmr::new_delete_resource(); }
   static void copy(const Field<float>& from, const Field<float>& to) {
     std::copy(from.span().begin(), from.span().end(), to.data());
+  }
+  template <class Element>
+  static void clear(const Field<Element>& field) {
+    std::ranges::fill(field.span(), Element{});
   }
   template <class Type>
   static Type rows_at(const Type& record, std::int64_t t, std::int64_t first, std::int64_t count) {
@@ -238,11 +358,11 @@ class RolloutWorker {
     }
   }
   static Observation now(const Transition& scratch) {
-    return rows_at(scratch.observation, 0, 0, scratch.seed.count());
+    return rows_at(scratch.observation, 0, 0, scratch.group.count());
   }
 
   std::int64_t C() const { return options_.chunk; }
-  /// Which episode of the whole batch this rollout's episode `first`, the first of a pass, is.
+  /// Which row of the whole batch this rollout's row `first`, the first of a pass, is.
   std::int64_t in_whole(std::int64_t first) const {
     const std::int64_t here = environment_.size();
     return first / here * (options_.all_episodes > 0 ? options_.all_episodes : here) + options_.first_episode;
@@ -252,75 +372,250 @@ class RolloutWorker {
     return *models_.front().model;
   }
 
-  void begin(const Transition& scratch, Stream stream, std::int64_t pass) {
-    for (std::int64_t row = 0; row < environment_.size(); ++row)
-      seeds_[static_cast<std::size_t>(row)] = stream_seed(options_.seed, stream, pass, row);
-    environment_.reset(0, seeds_, now(scratch), *arena_);
+  // ---- The environment's calls, and what fails in them
+  template <class Call>
+  void guarded(std::span<const std::int64_t> rows, const Observation& next, Call call) {
+    Rows of(rows, *arena_, failures_);
+    const StepWatch::Call watched(step_watch_ ? &*step_watch_ : nullptr);
+    try {
+      call(of);
+    } catch (const std::exception& error) {
+      for (const std::int64_t row : rows) failures_.add(row, error.what());
+    }
+    if (next.proprioception.absent()) return;
+    for (const std::int64_t row : rows)
+      if (!finite(next.proprioception.at(row).span()))
+        failures_.add(row, "a number of its proprioception is not finite");
+  }
+  static bool finite(std::span<const float> values) {
+    return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
+  }
+  void reset(std::span<const std::int64_t> rows, std::span<const Start> starts, const Observation& next) {
+    guarded(rows, next, [&](Rows& of) { environment_.reset(of, starts, next); });
+  }
+  /// `actions` and what comes of them are [1, N, ...] or, with t and first, a part of a batch.
+  std::int64_t step(std::span<const std::int64_t> rows, const Transition& all, const Observation& next,
+                    std::int64_t t = 0, std::int64_t first = 0) {
+    const std::int64_t N = environment_.size();
+    const Outcome outcome{rows_at(all.reward, t, first, N), rows_at(all.terminated, t, first, N),
+                          rows_at(all.truncated, t, first, N), next};
+    std::int64_t made = 0;
+    guarded(rows, next,
+            [&](Rows& of) { made = environment_.step(of, rows_at(all.action, t, first, N), outcome); });
+    for (const std::int64_t row : rows) {
+      const std::span<float> reward = outcome.reward.at(row).span();
+      if (!failures_.has(row) && !finite(reward)) failures_.add(row, "its reward is not finite");
+      if (options_.reward_scale != 1)
+        for (float& value : reward) value *= static_cast<float>(options_.reward_scale);
+    }
+    return made;
+  }
+  std::string failure_text(std::int64_t row, std::int64_t batch, const Pass& pass) const {
+    return "environment " + std::to_string(options_.first_episode + row) + " failed in batch " +
+           std::to_string(batch) +
+           (shape().episodes > environment_.size()
+                ? ", pass " + std::to_string(pass.first / environment_.size())
+                : "") +
+           ", decision " + std::to_string(rows_[static_cast<std::size_t>(row)].failed_in) + ": " +
+           failures_.why(row) +
+           (options_.failure_costs == FailureCosts::group && options_.group > 1
+                ? "; its group is left out, and it is made anew"
+                : "; it is left out, and made anew");
+  }
+  /// Takes a failed row, or its group, out of the batch, and leaves nothing of it that is not a number.
+  void drop(Transition& all, std::int64_t first, std::int64_t row) const {
+    const std::int64_t member = row % options_.group;
+    for (std::int64_t i = row - member; i < row - member + options_.group; ++i)
+      if (i == row || options_.failure_costs == FailureCosts::group) all.group[first + i] = -1;
+    for (const auto& flags : {all.terminated, all.truncated})
+      for (std::int64_t t = 0; t < flags.extents()[0]; ++t) clear(flags.at(t).at(first + row));
+    for (const auto& field : {all.observation.proprioception, all.reward})
+      for (std::int64_t t = 0; !field.absent() && t < field.extents()[0]; ++t)
+        clear(field.at(t).at(first + row));
+    if (const Field<float>& final_numbers = all.episode.final_observation.proprioception;
+        !final_numbers.absent())
+      for (std::int64_t s = 0; s < options_.table; ++s) clear(final_numbers.at(s).at(first + row));
   }
 
-  /// The chunk loop over episodes [first, first + N) of the batch: stage i steps while stage i + 1 infers.
+  void begin(const Transition& scratch, Stream stream, std::int64_t first) {
+    starts_.clear();
+    for (const std::int64_t row : everybody_) starts_.push_back(fresh(stream, first + row));
+    failures_.clear();
+    reset(everybody_, starts_, now(scratch));
+    for (const std::int64_t row : everybody_)
+      if (failures_.has(row))
+        throw Error("environment " + std::to_string(row) + " cannot be reset: " + failures_.why(row));
+  }
+
+  // ---- Episodes of a pass
+  /// The next episode of each of these rows, seen in decision t. All members of a group begin theirs alike.
+  void begin_episodes(const Pass& pass, std::span<const std::int64_t> rows, std::int64_t t) {
+    starts_.clear();
+    for (const std::int64_t row : rows) {
+      const std::int64_t s = rows_[static_cast<std::size_t>(row)].episodes++;
+      const std::int64_t group = (in_whole(pass.first) + row) / options_.group;
+      starts_.push_back({.seed = s == 0 ? stream_seed(options_.seed, Stream::episode, pass.batch, group)
+                                        : stream_seed(options_.seed, Stream::episode, pass.batch, group, s)});
+      pass.all.episode.seed.at(s)[pass.first + row] = starts_.back().seed;
+    }
+    reset(rows, starts_, rows_at(pass.all.observation, t, pass.first, environment_.size()));
+    for (const std::int64_t row : rows)
+      if (failures_.has(row)) fail(row, t);
+  }
+  void fail(std::int64_t row, std::int64_t t) {
+    RowState& state = rows_[static_cast<std::size_t>(row)];
+    if (!state.over) state.failed_in = t;
+    state.over = true;
+  }
+  /// Notes the episodes that ended in decision t of these rows, which made it. Those to be reset are left in
+  /// `again`.
+  void note_ends(const Pass& pass, std::span<const std::int64_t> rows, std::int64_t t,
+                 std::vector<std::int64_t>& again) {
+    const bool last = t + 1 == shape().decisions;
+    const EpisodeTable& table = pass.all.episode;
+    again.clear();
+    for (const std::int64_t row : rows) {
+      if (failures_.has(row)) {
+        fail(row, t);
+        continue;
+      }
+      RowState& state = rows_[static_cast<std::size_t>(row)];
+      const std::int64_t b = pass.first + row, s = state.episodes - 1;
+      const Field<std::uint8_t> terminated = pass.all.terminated.at(t).at(b),
+                                truncated = pass.all.truncated.at(t).at(b);
+      if (last && !pass.all.ended(t, b)) truncated[C() - 1] = 1;  // the pass ends
+      if (!pass.all.ended(t, b)) continue;
+      std::int64_t c = 0;
+      while ((terminated[c] | truncated[c]) == 0) ++c;
+      table.decision.at(s)[b] = static_cast<std::int32_t>(t);
+      table.step.at(s)[b] = static_cast<std::int32_t>(c);
+      table.end.at(s)[b] =
+          static_cast<std::uint8_t>(terminated[c] != 0 ? EpisodeEnd::terminated : EpisodeEnd::truncated);
+      table.success.at(s)[b] = environment_.succeeded(row) ? 1 : 0;
+      copy_observation(pass.all.observation, t + 1, b, table.final_observation, s);
+      if (options_.auto_reset && !last && state.episodes < options_.table)
+        again.push_back(row);
+      else
+        state.over = true;
+    }
+  }
+  static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,
+                               std::int64_t s) {
+    const auto copy_field = [&](const auto& source, const auto& target) {
+      if (!target.absent())
+        std::memcpy(target.at(s).rows(b, 1).data(), source.at(t).rows(b, 1).data(),
+                    source.at(t).rows(b, 1).bytes());
+    };
+    for (std::size_t i = 0; i < from.frames.size(); ++i) copy_field(from.frames[i], to.frames[i]);
+    copy_field(from.proprioception, to.proprioception);
+    copy_field(from.instruction, to.instruction);
+  }
+  /// What a row that is over leaves in decision t: how its episode ended, and 0.
+  static void leave_blank(const Pass& pass, std::int64_t row, std::int64_t t) {
+    const std::int64_t b = pass.first + row;
+    const auto blank = [&](const auto& record) {
+      for_each_field(record, [&](const char*, const auto& field) { clear(field.at(t).rows(b, 1)); });
+    };
+    blank(pass.decisions);
+    clear(pass.all.action.at(t).at(b));
+    clear(pass.all.reward.at(t).at(b));
+    for_each_field(pass.all.observation,
+                   [&](const char*, const auto& field) { clear(field.at(t + 1).rows(b, 1)); });
+    for (const auto& flags : {pass.all.terminated, pass.all.truncated}) {
+      const std::int64_t last = flags.extents()[2] - 1;
+      const std::uint8_t before = t > 0 ? flags.at(t - 1).at(b)[last] : 0;
+      std::ranges::fill(flags.at(t).at(b).span(), before);
+    }
+  }
+
+  /// The chunk loop of a pass: stage i steps while stage i + 1 infers.
   template <class Boundaries>
-  void play(Transition& all, Decision& decisions, std::int64_t batch, std::int64_t first,
-            std::int64_t& oldest, Boundaries& boundaries) {
+  void play(Pass& pass, Boundaries& boundaries) {
+    auto& [all, decisions, batch, first, oldest] = pass;
     const std::int64_t N = environment_.size();
     const std::int64_t stages = std::min<std::int64_t>(std::max(options_.stages, 1), N);
     const std::int64_t turns = shape().decisions * stages;
     const std::int64_t earlier = first / N * turns;  // chunk boundaries of the passes before
-    auto stage_rows = [&](std::int64_t turn) {
-      const std::int64_t stage = turn % stages;
-      return std::pair{N * stage / stages, N * (stage + 1) / stages - N * stage / stages};
-    };
+    if (lists_.empty()) {
+      lists_.resize(static_cast<std::size_t>(stages));
+      for (StageRows& each : lists_)
+        for (std::vector<std::int64_t>* list : {&each.rows, &each.in_stage, &each.again})
+          list->reserve(everybody_.size());
+    }
     auto infer = [&](std::int64_t turn) {
       auto span = trace_.span("infer", batch);
-      const std::int64_t t = turn / stages;
-      const auto [row, count] = stage_rows(turn);
+      const std::int64_t t = turn / stages, stage = turn % stages;
+      const std::int64_t row = N * stage / stages, count = N * (stage + 1) / stages - row;
       // A chunk boundary: the newest installed weights decide from here on. A rollout's first decision waits
       // for weights that are being copied in just now: its admission counted on them.
       turn == 0 ? models_.swap_within(options_.deadline) : models_.try_swap();
       VersionedModel<Model>& frozen = models_.front();
       boundaries.decides(earlier + turn, frozen.version,
                          [&] { return weights_checksum(frozen.model->units()); });
+      StageRows& list = lists_[static_cast<std::size_t>(stage)];
+      list.rows.clear();
+      list.in_stage.clear();
+      for (std::int64_t i = row; i < row + count; ++i) {
+        all.version.at(t)[first + i] = frozen.version;
+        if (rows_[static_cast<std::size_t>(i)].over) {
+          leave_blank(pass, i, t);
+          continue;
+        }
+        list.rows.push_back(i);
+        list.in_stage.push_back(i - row);
+      }
+      if (turn == 0 || !list.rows.empty()) oldest = std::min(oldest, frozen.version);
+      if (list.rows.empty()) return;
       Decision decision = rows_at(decisions, t, first + row, count);
-      frozen.model->act(rows_at(all.observation, t, first + row, count), Decoding::sample,
+      frozen.model->act(rows_at(all.observation, t, first + row, count), list.in_stage, Decoding::sample,
                         stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,
                         rows_at(all.action, t, first + row, count));
-      for (std::int64_t& version : rows_at(all.version, t, first + row, count).span())
-        version = frozen.version;
-      oldest = std::min(oldest, frozen.version);
     };
-    auto step = [&](std::int64_t turn) {
+    auto step_stage = [&](std::int64_t turn) {
       auto span = trace_.span("step", batch);
       const std::int64_t t = turn / stages;
-      const auto [row, count] = stage_rows(turn);
-      for (std::int64_t i = first + row; i < first + row + count; ++i)
-        counts_.chunk_steps += t == 0 || !all.ended(t - 1, i);
-      counts_.env_steps += environment_.step(
-          row, rows_at(all.action, t, first + row, count), rows_at(all.reward, t, first + row, count),
-          rows_at(all.terminated, t, first + row, count), rows_at(all.truncated, t, first + row, count),
-          rows_at(all.observation, t + 1, first + row, count), *arena_);
+      decision_.store(t, std::memory_order_relaxed);
+      StageRows& list = lists_[static_cast<std::size_t>(turn % stages)];
+      if (list.rows.empty()) return;
+      counts_.chunk_steps += std::ssize(list.rows);
+      counts_.env_steps += step(list.rows, all, rows_at(all.observation, t + 1, first, N), t, first);
+      note_ends(pass, list.rows, t, list.again);
+      if (!list.again.empty()) begin_episodes(pass, list.again, t + 1);
     };
     boundaries.before(earlier);
     infer(0);
     for (std::int64_t turn = 0; turn < turns; ++turn) {
       if (turn + 1 < turns) boundaries.before(earlier + turn + 1);
       if (turn + 1 == turns) {
-        step(turn);
+        step_stage(turn);
       } else if (stages == 1) {
-        step(turn);
+        step_stage(turn);
         infer(turn + 1);
       } else {
-        arena_->both([&] { step(turn); }, [&] { infer(turn + 1); });
+        arena_->both([&] { step_stage(turn); }, [&] { infer(turn + 1); });
       }
     }
   }
+
+  /// Of one stage, between its inference and its step.
+  struct StageRows {
+    std::vector<std::int64_t> rows, in_stage, again;  ///< of the batch; the same, of the stage; to be reset
+  };
 
   Environment& environment_;
   FrontBack<VersionedModel<Model>> models_;
   RolloutOptions options_;
   std::optional<Arena> arena_;
   Trace& trace_;
-  std::vector<std::uint64_t> seeds_;
+  std::function<void(const std::string&)> on_failure_;
+  RowFailures failures_;
+  std::vector<Start> starts_;  ///< of the reset that is being made
+  std::vector<std::int64_t> everybody_;
+  std::vector<RowState> rows_;
+  std::vector<StageRows> lists_;
   RolloutCounts counts_;
+  std::atomic<std::int64_t> batch_{-1}, decision_{0};  ///< in a rollout, for the watch
+  std::optional<StepWatch> step_watch_;
 };
 
 }  // namespace dvla

@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <memory_resource>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -33,6 +34,7 @@
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/config.hpp"
+#include "dvla/pipeline/evaluation.hpp"
 #include "dvla/pipeline/history.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/memory_plan.hpp"
@@ -157,15 +159,34 @@ class Run {
     return found;
   }
 
-  /// Leader: success over fresh episodes that training never sees. Throws Stopped at the next decision once
-  /// `stop` asks.
-  double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode,
-                  const stop_flag* stop = nullptr) {
+  /// Leader: plays these episodes, each once: fresh_episodes(n), cases(), or any other. Throws Stopped at the
+  /// next decision once `stop` asks.
+  std::vector<EvaluatedEpisode> evaluate(std::span<const Start> episodes, Decoding decoding = Decoding::mode,
+                                         const stop_flag* stop = nullptr) {
     Model::use_threads(threads().most());
     install();
-    return parts().unless_lost(stop, [&](const stop_flag* either) {
-      return worker().evaluate(episodes, decoding, Stream::evaluation, 0, either);
-    });
+    return parts().unless_lost(
+        stop, [&](const stop_flag* either) { return worker().evaluate(episodes, decoding, either); });
+  }
+  /// Leader: success over fresh episodes that training never sees.
+  double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode,
+                  const stop_flag* stop = nullptr) {
+    return Worker::success_of(evaluate(fresh_episodes(episodes), decoding, stop));
+  }
+  /// Of seeds that training never draws; the k-th is the same however many there are.
+  std::vector<Start> fresh_episodes(std::int64_t count) {
+    std::vector<Start> starts;
+    for (std::int64_t k = 0; k < count; ++k) starts.push_back(worker().fresh(Stream::evaluation, k));
+    return starts;
+  }
+  /// What run.evaluation_cases names, or else run.evaluation_episodes fresh ones.
+  std::vector<Start> evaluation_episodes() {
+    if (config().run.evaluation_cases.empty()) return fresh_episodes(config().run.evaluation_episodes);
+    std::vector<Start> starts;
+    if constexpr (HasCases<Environment>)
+      for (const std::int64_t each : parse_cases(config().run.evaluation_cases, environment_->cases()))
+        starts.push_back({.case_index = each});
+    return starts;
   }
 
   /// Leader: see RolloutWorker::watch.
@@ -203,9 +224,25 @@ class Run {
     return train_batches(batches, {std::move(on_iteration), std::move(after_update), stop});
   }
 
-  /// On an actor: one sentence for each rollout that is lost or comes again while train() goes on. Called
-  /// from threads of this class, several at once. Set before train().
+  /// One sentence for each row of the environment that fails; on an actor also for each rollout that is lost or
+  /// comes again while train() goes on. Called from threads of this class, several at once. Set before train().
   void on_notice(Notices notices) { notices_ = std::move(notices); }
+
+  /// `told` is called once, from a thread of its own, when a call to the environment has not come back within
+  /// run.step_deadline_s: with a sentence that names rows, batch and decision. That call cannot be ended, so
+  /// `told` had better end the process (std::_Exit), having saved what it wants by while_still(). Before train().
+  void on_hang(Notices told) {
+    on_hang_ = std::move(told);
+    parts().watch_steps();
+  }
+  /// Calls `work` while no update changes the weights, from any thread; false: they did not stand still within
+  /// schedule.deadline_s.
+  template <class Work>
+  bool while_still(Work work) {
+    const std::unique_lock still(parts().changing(), settings_.deadline());
+    if (still) work();
+    return still.owns_lock();
+  }
 
   const Config<P>& config() const { return settings_.config(); }
   const Job& job() const { return *job_; }
@@ -252,6 +289,14 @@ class Run {
         plan_(plan_memory(on_plan)),
         model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
     settings_.check(*job_);
+    if (!config.run.evaluation_cases.empty()) {
+      if constexpr (HasCases<Environment>)
+        parse_cases(config.run.evaluation_cases, environment_->cases());
+      else
+        throw ConfigError("run.evaluation_cases is '" + config.run.evaluation_cases + "', but " +
+                          std::string(P::environment::name) +
+                          " enumerates no cases; leave it empty: evaluations are on fresh seeds then");
+    }
     const Extents decided = model_.decision_layout({1}).log_prob.extents(),
                   wanted{1, config.model.chunk, environment_->action_spec().dimensions};
     if (decided != wanted)
@@ -307,6 +352,7 @@ class Run {
       const RolloutCounts counts = history_.trained() - trained_before;
       report.env_steps = counts.env_steps;
       report.chunk_steps = counts.chunk_steps;
+      report.failed_rows = counts.failed_rows;
     }
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
     if (adaptation_) report.looks = adaptation_->looks();
@@ -373,9 +419,9 @@ class Run {
     return plan;
   }
   void build_parts() {
-    parts_ = std::make_unique<Parts>(
-        typename Parts::Ground{settings_, cluster_, *job_, *environment_, model_, memory_, trace_, notices_},
-        threads().sampling);
+    parts_ = std::make_unique<Parts>(typename Parts::Ground{settings_, cluster_, *job_, *environment_, model_,
+                                                            memory_, trace_, notices_, on_hang_},
+                                     threads().sampling);
   }
   Parts& parts() {
     if (!parts_) throw Error("this rank can do no more: its roles were to change, and that failed");
@@ -536,7 +582,7 @@ class Run {
   std::unique_ptr<Environment> environment_;
   const MemoryPlan plan_;
   Model model_;
-  Notices notices_;
+  Notices notices_, on_hang_;
   std::unique_ptr<Parts> parts_;
   History history_;
   bool tested_ = false;  ///< by self_test()

@@ -2,8 +2,10 @@
 // checkpoints. The tenth section of a configuration, beside the nine slots.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
@@ -12,6 +14,12 @@
 
 namespace dvla {
 
+/// What a row of the environment that fails takes out of its batch: an algorithm with groups loses the group,
+/// or completes it without the row.
+enum class FailureCosts : std::uint8_t { group, row };
+template <>
+inline constexpr auto enum_names<FailureCosts> = std::to_array<std::string_view>({"group", "row"});
+
 struct RunKnobs {
   std::string name = "run";  ///< the run writes into folder/name
   std::string folder = "runs";
@@ -19,7 +27,16 @@ struct RunKnobs {
   int iterations = 150;      ///< batches trained on
   int checkpoint_every = 0;  ///< iterations; 0 = at the end only
   int keep_checkpoints = 2;
-  int evaluation_episodes = 256;     ///< before and after training, on fresh seeds; 0 = none
+  int evaluation_episodes = 256;  ///< before and after training, on fresh seeds; 0 = none
+  /// Instead of fresh seeds the environment's cases, each once: "all", or numbers and ranges as "0-9, 20".
+  std::string evaluation_cases;
+  FailureCosts failure_costs = FailureCosts::group;  ///< what an environment's row that fails takes along
+  double failed_share = 0.2;     ///< of a batch's rows; more, and more than one, end the run
+  double step_deadline_s = 300;  ///< of one call to the environment; one that hangs ends the run
+  double reward_scale = 1;
+  bool auto_reset = false;           ///< rows begin another episode at the chunk boundary after an end
+  int pass_steps = 0;                ///< control steps of a pass under auto_reset; 0 = the horizon
+  int episodes_per_row = 4;          ///< most episodes of a row in a pass, under auto_reset
   int demonstrations = 32;           ///< scripted-expert episodes to clone; 0 = no warm start
   double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
   double imitation_target = 0.3;     ///< cloning stops at this success rate
@@ -44,6 +61,16 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
     {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
     {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
+    {"evaluation_cases", "the environment's cases to evaluate instead, each once: all, or as 0-9,20"},
+    {"failure_costs",
+     "what a row of the environment that fails takes out of the batch: its group, or the row"},
+    {"failed_share", "of a batch's rows; when more have failed, and more than one, the run ends", 0, 1},
+    {"step_deadline_s", "of one call to the environment: one that does not come back ends the run", 0.1,
+     86400, "seconds"},
+    {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
+    {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
+    {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
+    {"episodes_per_row", "most episodes of a row in a pass under auto_reset", 1, 1e6},
     {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
     {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
     {"imitation_target", "success rate at which cloning stops", 0, 1},
@@ -69,6 +96,7 @@ inline void check(const RunKnobs& knobs) {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
-                        evaluation_episodes, demonstrations, demonstration_noise, imitation_target,
-                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
-                        overwrite);
+                        evaluation_episodes, evaluation_cases, failure_costs, failed_share, step_deadline_s,
+                        reward_scale, auto_reset, pass_steps, episodes_per_row, demonstrations,
+                        demonstration_noise, imitation_target, imitation_steps, resume, trace, record,
+                        animation, quiet, heartbeat_s, collectives, overwrite);

@@ -28,6 +28,7 @@ struct RankReport {
   BOOST_HANA_DEFINE_STRUCT(
       RankReport, (std::int64_t, rank), (double, rollout_time_s),  // mean over its batches, as the next two
       (double, actor_time_s), (double, sync_time_s), (std::int64_t, env_steps), (std::int64_t, chunk_steps),
+      (std::int64_t, failed_rows),  // of the environment, each counted once a pass
       (std::int64_t, sent), (std::int64_t, trained), (std::int64_t, dropped), (std::int64_t, in_flight),
       (std::int64_t, unacknowledged), (std::int64_t, lost),
       (std::int64_t, unreported),  // received from rollouts that died and reported nothing
@@ -77,7 +78,8 @@ inline void time_lanes(RankReport& report) {
 struct RunReport {
   trace::report timing;  ///< of a job: see job_timing
   std::int64_t env_steps = 0, chunk_steps = 0;
-  double train_wall_s = 0;  ///< from the start of train() to its end
+  std::int64_t failed_rows = 0;  ///< of the environment, in all passes: they were left out and made anew
+  double train_wall_s = 0;       ///< from the start of train() to its end
   std::int64_t max_staleness = 0;
   std::vector<std::int64_t> staleness;  ///< batches with lag 0, 1, ... K
   std::int64_t batches = 0;
@@ -174,6 +176,7 @@ inline void sum_up(RunReport& report) {
   const RankReport all = total(report.ranks);
   report.env_steps = all.env_steps;
   report.chunk_steps = all.chunk_steps;
+  report.failed_rows = all.failed_rows;
 }
 
 }  // namespace dvla

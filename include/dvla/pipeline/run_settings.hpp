@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "dvla/algorithm/concept.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/streams.hpp"
@@ -41,6 +42,10 @@ class RunSettings {
 
   /// Throws ConfigError where this pipeline, so configured, is not for this job.
   void check(const Job& job) const {
+    if (config_.run.auto_reset && !takes_several_episodes<typename P::algorithm>)
+      throw ConfigError("run.auto_reset is true, but the algorithm " + std::string(P::algorithm::name) +
+                        " takes one episode a row; leave it false, or choose an algorithm that says "
+                        "takes_several_episodes");
     if ((replays || config_.run.record) && !job.alone())
       throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
                         " is for a run of one process, and the job has " +
@@ -86,6 +91,10 @@ class RunSettings {
     else
       return 1;
   }
+  /// Control steps of a pass where rows are reset within it; 0: the environment's horizon.
+  std::int64_t pass_steps() const { return config_.run.auto_reset ? config_.run.pass_steps : 0; }
+  /// S.
+  std::int64_t table() const { return config_.run.auto_reset ? config_.run.episodes_per_row : 1; }
   /// Of a pass, over all rollouts.
   std::int64_t groups() const {
     if constexpr (requires { config_.environment.environments; })
@@ -135,7 +144,9 @@ class RunSettings {
   }
   template <class Environment>
   BatchShape shape(const Environment& environment, std::int64_t episodes) const {
-    return {environment.horizon() / config_.model.chunk, episodes, config_.model.chunk};
+    const std::int64_t chunk = config_.model.chunk;
+    const std::int64_t steps = pass_steps() > 0 ? pass_steps() : environment.horizon();
+    return {(steps + chunk - 1) / chunk, episodes, chunk, table()};
   }
   /// `threads`: cores of the sampling lane.
   RolloutOptions rollout_options(const Job& job, int threads) const {
@@ -147,6 +158,12 @@ class RunSettings {
     options.threads = threads;
     options.stages = config_.schedule.sampling_stages;
     options.deadline = deadline();
+    options.auto_reset = config_.run.auto_reset;
+    options.pass_steps = pass_steps();
+    options.table = table();
+    options.failure_costs = config_.run.failure_costs;
+    options.failed_share = config_.run.failed_share;
+    options.reward_scale = config_.run.reward_scale;
     if (job.rolls_out() && !job.alone()) {
       options.first_episode = own_groups(job).first * group();
       options.all_episodes = groups() * group();

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -129,6 +130,7 @@ class RunStages {
   }
   void train(Token& token) {
     const Timed timed(training_);
+    const std::scoped_lock changing(parts_.changing());
     const Trajectory<Decision>& trajectory = parts_.data().consume(token);
     auto before_step = [&] {
       if (!packed_.acquire(deadline_, {"training", "the last weights to be taken",

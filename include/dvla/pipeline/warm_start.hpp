@@ -49,9 +49,9 @@ template <class Worker, class Model, class Weights, class Install>
 WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const WarmStartOptions& options,
                            Install install, const stop_flag* stop = nullptr) {
   WarmStartResult result;
-  const BatchShape shape = worker.shape();
-  const Transition layout = worker.layout(shape.decisions, shape.chunk);
-  const std::int64_t N = layout.seed.count(), T = shape.decisions;
+  const std::int64_t T = worker.decisions_of_an_episode();
+  const Transition layout = worker.layout(T, worker.shape().chunk);
+  const std::int64_t N = layout.group.count();
   const std::int64_t passes = (options.demonstrations + N - 1) / N;
 
   // Whole passes of T x N decisions, kept as they were recorded; `rows` are the ones that count.
@@ -98,7 +98,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     ++result.steps;
     if (result.steps % options.check_every == 0 || result.steps == options.most_steps) {
       install();
-      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps, stop);
+      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps * N, stop);
       if (result.success >= options.target) break;
     }
   }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory_resource>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -53,14 +54,16 @@ struct AlgorithmWorld {
     for (std::int64_t t = 0; t <= T; ++t)
       for (std::int64_t b = 0; b < B; ++b)
         transition->observation.instruction.at(t)[b] = static_cast<std::int32_t>(b / group % 2);
+    std::vector<std::int64_t> every(static_cast<std::size_t>(B));
+    std::iota(every.begin(), every.end(), std::int64_t{0});
     for (std::int64_t t = 0; t < T; ++t) {
       LinearDecision made = cut_record(*decision, [t](auto field) { return field.at(t); });
-      model.act(cut_record(transition->observation, [t](auto field) { return field.at(t); }),
+      model.act(cut_record(transition->observation, [t](auto field) { return field.at(t); }), every,
                 Decoding::sample, 100 + static_cast<std::uint64_t>(t), made, transition->action.at(t));
     }
     for (std::int64_t b = 0; b < B; ++b) {
       transition->group[b] = static_cast<std::int32_t>(b / group);
-      transition->seed[b] = static_cast<std::uint64_t>(b / group);
+      transition->episode.seed[b] = static_cast<std::uint64_t>(b / group);
       for (std::int64_t t = 0; t < T; ++t)
         for (std::int64_t c = 0; c < C; ++c) {  // half of the episodes end in each way
           const std::uint8_t ended = t * C + c >= end(b) ? 1 : 0;
@@ -79,7 +82,7 @@ struct AlgorithmWorld {
   void reward(Solved solved) {
     std::ranges::fill(transition->reward.span(), 0.0F);
     for (std::int64_t b = 0; b < B; ++b) {
-      transition->success[b] = solved(b) ? 1 : 0;
+      transition->episode.success[b] = solved(b) ? 1 : 0;
       transition->reward.at(end(b) / C).at(b)[end(b) % C] = solved(b) ? 1.0F : 0.0F;
     }
   }
@@ -193,8 +196,9 @@ class AlgorithmProbe {
          {stats.success_rate, stats.mean_return, stats.gradient_norm, stats.loss.policy_loss,
           stats.loss.entropy_loss, stats.loss.ratio_sum, stats.loss.max_ratio_deviation, stats.loss.kl_sum})
       expect(std::isfinite(value), where + ": every figure must be finite");
-    const double solved = static_cast<double>(std::ranges::count(world.transition->success.span(), 1)) /
-                          static_cast<double>(world.B);
+    const double solved =
+        static_cast<double>(std::ranges::count(world.transition->episode.success.span(), 1)) /
+        static_cast<double>(world.B);
     expect(std::abs(stats.success_rate - solved) < 1e-6,
            where + ": success_rate must be the share of solved episodes");
     expect(std::abs(stats.mean_return - solved) < 1e-6,

@@ -1,12 +1,12 @@
 // Conformance suite for environments: does a machinery keep the promises of environment/concept.hpp? For your
 // own environments too, in any test framework: the answer is a list of sentences, empty if all is well.
-// Checks: extents and ranges, values written where they were asked for and nowhere else (guard bytes around
-// every field), finite numbers, rewards and flags after the end, counted transitions, same seed same episode
-// (on any row, after any past, with any number of threads, whatever the other rows do), disjoint ranges from
-// two threads, experts that only look. Does not check that a task is sensible, nor speed. Not for rows that
-// fail: see the environment's own tests.
+// Checks: extents and ranges, values written where they were asked for and nowhere else (other rows, and guard
+// bytes around every field), finite numbers, rewards and flags after the end, counted transitions, same start
+// same episode (on any row, after any past, with any number of threads, whatever the other rows do), disjoint
+// rows from two threads, cases, a row that is asked for something impossible, experts that only look. Does not
+// check that a task is sensible, nor speed.
 //
-// Legend: n rows, C control steps a chunk, A action dimensions.
+// Legend: N rows of the batch, n rows of a call, C control steps a chunk, A action dimensions.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -79,19 +80,20 @@ class EnvironmentProbe {
   EnvironmentProbe(Machinery& environment, const EnvironmentCheck& check)
       : environment_(environment),
         check_(check),
-        actions_(ActionSpec(environment.action_spec()).dimensions),
+        spec_(environment.action_spec()),
+        actions_(spec_.dimensions),
         rows_(std::min<std::int64_t>(check.rows, environment.size())) {}
 
   std::vector<std::string> run() {
     if (!statics()) return wrong_;
-    std::vector<std::uint64_t> seeds;
-    for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back(mix_seed(check_.seed, i));
+    Starts seeds;
+    for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back({mix_seed(check_.seed, i)});
     Arena one(1), two(2);
 
     const std::vector<RowRecord> plain = play(0, seeds, one, 7);
     same(plain, play(0, seeds, one, 7), "played twice from the same seeds and actions, row ");
     same(plain, play(0, seeds, two, 7), "with two threads instead of one, row ");
-    play(0, std::vector<std::uint64_t>(seeds.rbegin(), seeds.rend()), one, 8);
+    play(0, Starts(seeds.rbegin(), seeds.rend()), one, 8);
     same(plain, play(0, seeds, one, 7), "after another episode on the same rows, row ");
     if (environment_.size() > rows_) {
       const std::int64_t last = environment_.size() - rows_;
@@ -101,11 +103,15 @@ class EnvironmentProbe {
     concurrent(seeds, plain);
     groups(one);
     resets(one);
+    scattered(seeds, plain, one);
+    if constexpr (HasCases<Machinery>) cases(one);
     if constexpr (HasExpert<Machinery>) experts(seeds, one);
     return wrong_;
   }
 
  private:
+  using Starts = std::vector<Start>;
+
   void fault(const std::string& sentence) {
     if (std::find(wrong_.begin(), wrong_.end(), sentence) == wrong_.end()) wrong_.push_back(sentence);
   }
@@ -118,6 +124,10 @@ class EnvironmentProbe {
     if (environment_.size() < 2) fault("size() is below 2; give the suite a batch of at least two rows");
     if (environment_.horizon() < 1) fault("horizon() is below 1");
     if (actions_ < 1) fault("action_spec().dimensions is below 1");
+    if (!spec_.categories.empty() && std::ssize(spec_.categories) != actions_)
+      fault("action_spec().categories has not one number for each dimension");
+    for (const int n : spec_.categories)
+      if (n < 0 || n == 1) fault("an action dimension has 1 category or fewer; 0 says that it is continuous");
     if (spec.instructions.empty())
       fault("observation_spec().instructions is empty; one sentence is the least");
     if (spec.cameras.size() > max_cameras) fault("observation_spec() has more than max_cameras cameras");
@@ -128,7 +138,7 @@ class EnvironmentProbe {
     return wrong_.empty();
   }
 
-  /// An observation's fields for n rows, guarded.
+  /// An observation's fields for all N rows, guarded.
   struct Sheet {
     Sheet(const ObservationSpec& spec, std::int64_t n)
         : layout(observation_layout(spec, {n})),
@@ -168,11 +178,33 @@ class EnvironmentProbe {
     std::vector<Guarded<std::uint8_t>> frames;
   };
 
-  void look(const Sheet& sheet, std::int64_t n, std::int64_t step) {
+  std::vector<std::int64_t> range(std::int64_t first, std::int64_t n) const {
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(n));
+    std::iota(rows.begin(), rows.end(), first);
+    return rows;
+  }
+  /// One call, about rows that must not fail in it.
+  template <class Call>
+  void with(const std::vector<std::int64_t>& rows, Arena& arena, Call call) {
+    RowFailures failures(environment_.size());
+    Rows of(rows, arena, failures);
+    call(of);
+    for (std::int64_t row = 0; row < environment_.size(); ++row)
+      if (failures.has(row)) fault("row " + std::to_string(row) + " failed: " + failures.why(row));
+  }
+  void reset(const std::vector<std::int64_t>& rows, const Starts& starts, Sheet& sheet, Arena& arena) {
+    with(rows, arena, [&](Rows& of) { environment_.reset(of, starts, sheet.layout); });
+  }
+
+  void look(const Sheet& sheet, const std::vector<std::int64_t>& rows, std::int64_t step) {
     const std::int64_t sentences =
         static_cast<std::int64_t>(environment_.observation_spec().instructions.size());
     if (sheet.overrun()) fault("bytes outside of the observation's rows were written");
-    for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t i = 0; i < environment_.size(); ++i)
+      if (!std::binary_search(rows.begin(), rows.end(), i) &&
+          sheet.layout.instruction[i] != static_cast<std::int32_t>(0xEEEEEEEE))
+        fault("a row that was not asked for was written");
+    for (const std::int64_t i : rows) {
       const std::int32_t instruction = sheet.layout.instruction[i];
       if (instruction < 0 || instruction >= sentences)
         fault("the instruction was not written, or is no index into the table" + at(i, step));
@@ -187,49 +219,58 @@ class EnvironmentProbe {
     }
   }
 
-  /// One episode on rows [first, first + seeds.size()); actions follow from `actions` and the place in the
+  void draw(SplitMix64 random, const Field<float>& action) const {  // [C, A]
+    for (std::int64_t i = 0; i < action.count(); ++i) {
+      const auto a = static_cast<std::size_t>(i % actions_);
+      const int n = spec_.categories.empty() ? 0 : spec_.categories[a];
+      action[i] = n == 0 ? random.uniform(-1.0f, 1.0f)
+                         : static_cast<float>(random.below(static_cast<std::uint64_t>(n)));
+    }
+  }
+
+  /// One episode on rows [first, first + starts.size()); actions follow from `actions` and the place in the
   /// call.
-  std::vector<RowRecord> play(std::int64_t first, const std::vector<std::uint64_t>& seeds, Arena& arena,
+  std::vector<RowRecord> play(std::int64_t first, const Starts& starts, Arena& arena, std::uint64_t actions) {
+    return play(range(first, std::ssize(starts)), starts, arena, actions);
+  }
+  std::vector<RowRecord> play(const std::vector<std::int64_t>& rows, const Starts& starts, Arena& arena,
                               std::uint64_t actions) {
-    const std::int64_t n = static_cast<std::int64_t>(seeds.size()), chunk = check_.chunk;
-    Sheet sheet(environment_.observation_spec(), n);
-    Guarded<float> action(Extents{n, chunk, actions_}), reward(Extents{n, chunk});
-    Guarded<std::uint8_t> terminated(Extents{n, chunk}), truncated(Extents{n, chunk});
-    std::vector<RowRecord> records(seeds.size()), before(seeds.size());
-    std::vector<std::uint8_t> over(seeds.size(), 0);  // over: 1 terminated, 2 truncated
+    const std::int64_t N = environment_.size(), chunk = check_.chunk;
+    Sheet sheet(environment_.observation_spec(), N);
+    Guarded<float> action(Extents{N, chunk, actions_}), reward(Extents{N, chunk});
+    Guarded<std::uint8_t> terminated(Extents{N, chunk}), truncated(Extents{N, chunk});
+    std::vector<RowRecord> records(rows.size()), before(rows.size());
+    std::vector<std::uint8_t> over(rows.size(), 0);  // over: 1 terminated, 2 truncated
 
     sheet.forget();
-    environment_.reset(first, seeds, sheet.layout, arena);
-    look(sheet, n, 0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const auto u = static_cast<std::size_t>(i);
-      records[u] = before[u] = sheet.row(i);
-      if (environment_.succeeded(first + i)) fault("succeeded() is true right after reset" + at(i, 0));
-    }
+    reset(rows, starts, sheet, arena);
+    look(sheet, rows, 0);
+    for (std::size_t u = 0; u < rows.size(); ++u) records[u] = before[u] = sheet.row(rows[u]);
 
     const std::int64_t horizon = environment_.horizon();
     const std::int64_t decisions = std::min(horizon, check_.most_steps) / chunk + 2;
     for (std::int64_t t = 0; t < decisions; ++t) {
-      for (std::int64_t i = 0; i < n; ++i) {
-        SplitMix64 random(mix_seed(actions, i, t));
-        for (float& value : action.field.at(i).span()) value = random.uniform(-1.0f, 1.0f);
-      }
+      for (std::size_t u = 0; u < rows.size(); ++u)
+        draw(SplitMix64(mix_seed(actions, u, t)), action.field.at(rows[u]));
       const std::vector<float> given(action.field.span().begin(), action.field.span().end());
       sheet.forget();
       reward.forget();
       terminated.forget();
       truncated.forget();
-      const std::int64_t made = environment_.step(first, action.field, reward.field, terminated.field,
-                                                  truncated.field, sheet.layout, arena);
+      std::int64_t made = 0;
+      with(rows, arena, [&](Rows& of) {
+        made = environment_.step(of, action.field,
+                                 {reward.field, terminated.field, truncated.field, sheet.layout});
+      });
       const std::int64_t step = t * chunk;
-      look(sheet, n, step + chunk);
+      look(sheet, rows, step + chunk);
       if (action.overrun() || reward.overrun() || terminated.overrun() || truncated.overrun())
         fault("bytes outside of reward, terminated, truncated or action were written");
-      if (!std::equal(given.begin(), given.end(), action.field.span().begin()))
+      if (std::memcmp(given.data(), action.field.data(), action.field.bytes()) != 0)
         fault("step() changed the actions");
       std::int64_t alive = 0;
-      for (std::int64_t i = 0; i < n; ++i) {
-        const auto u = static_cast<std::size_t>(i);
+      for (std::size_t u = 0; u < rows.size(); ++u) {
+        const std::int64_t i = rows[u];
         const bool was_over = over[u] != 0;
         for (std::int64_t c = 0; c < chunk; ++c) {
           const float gain = reward.field[i * chunk + c];
@@ -247,7 +288,7 @@ class EnvironmentProbe {
           if (over[u] == 0 && step + c + 1 >= horizon)
             fault("an episode is neither terminated nor truncated at the horizon" + at(i, step + c));
         }
-        if (environment_.succeeded(first + i) && over[u] != 1)
+        if (environment_.succeeded(i) && over[u] != 1)
           fault("succeeded() is true but the episode is not terminated" + at(i, step));
         const RowRecord now = sheet.row(i);
         if (was_over && now != before[u])
@@ -257,7 +298,7 @@ class EnvironmentProbe {
         append(records[u], reward.field.at(i));
         append(records[u], terminated.field.at(i));
         append(records[u], truncated.field.at(i));
-        records[u].push_back(environment_.succeeded(first + i) ? 1 : 0);
+        records[u].push_back(environment_.succeeded(i) ? 1 : 0);
       }
       if (made != alive) {
         fault("step() says it made " + std::to_string(made) + " transitions, terminated and truncated say " +
@@ -280,17 +321,24 @@ class EnvironmentProbe {
   }
 
   /// Row 0 with other episodes beside it.
-  void independent(const std::vector<std::uint64_t>& seeds, const std::vector<RowRecord>& plain,
-                   Arena& arena) {
-    std::vector<std::uint64_t> others = seeds;
-    for (std::size_t i = 1; i < others.size(); ++i) others[i] = mix_seed(check_.seed + 1, i);
+  void independent(const Starts& starts, const std::vector<RowRecord>& plain, Arena& arena) {
+    Starts others = starts;
+    for (std::size_t i = 1; i < others.size(); ++i) others[i] = {mix_seed(check_.seed + 1, i)};
     if (play(0, others, arena, 7)[0] != plain[0]) fault("row 0's episode depends on what the other rows do");
+  }
+  /// Every other row of the batch, so that a call's rows are no range.
+  void scattered(const Starts& starts, const std::vector<RowRecord>& plain, Arena& arena) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t row = 1; row < environment_.size() && std::ssize(rows) < rows_; row += 2)
+      rows.push_back(row);
+    const Starts some(starts.begin(), starts.begin() + std::ssize(rows));
+    same(play(rows, some, arena, 7), plain, "on every other row of the batch, row ");
   }
 
   /// The two halves of the rows from two threads at once.
-  void concurrent(const std::vector<std::uint64_t>& seeds, const std::vector<RowRecord>& plain) {
+  void concurrent(const Starts& starts, const std::vector<RowRecord>& plain) {
     const std::int64_t half = rows_ / 2;
-    const std::vector<std::uint64_t> low(seeds.begin(), seeds.begin() + half);
+    const Starts low(starts.begin(), starts.begin() + half);
     Arena arena_low(1), arena_high(1);
     EnvironmentProbe beside(environment_, check_);  // its own list of faults
     std::string thrown;
@@ -309,17 +357,16 @@ class EnvironmentProbe {
       throw;
     }
     other.join();
-    if (!thrown.empty()) fault("two row ranges stepped at the same time: " + thrown);
+    if (!thrown.empty()) fault("rows stepped at the same time as others: " + thrown);
     for (const std::string& sentence : beside.wrong_)
-      fault("two row ranges stepped at the same time: " + sentence);
+      fault("rows stepped at the same time as others: " + sentence);
     same(together, std::vector<RowRecord>(plain.begin(), plain.begin() + half),
-         "with another range stepped at the same time, row ");
+         "with other rows stepped at the same time, row ");
   }
 
   void groups(Arena& arena) {
-    Sheet sheet(environment_.observation_spec(), rows_);
-    const std::vector<std::uint64_t> seeds(static_cast<std::size_t>(rows_), check_.seed);
-    environment_.reset(0, seeds, sheet.layout, arena);
+    Sheet sheet(environment_.observation_spec(), environment_.size());
+    reset(range(0, rows_), Starts(static_cast<std::size_t>(rows_), Start{check_.seed}), sheet, arena);
     for (std::int64_t i = 1; i < rows_; ++i) {
       if (sheet.row(i) != sheet.row(0))
         return fault("rows reset from one seed (a group) do not show the same state");
@@ -327,13 +374,13 @@ class EnvironmentProbe {
   }
 
   void resets(Arena& arena) {
-    Sheet sheet(environment_.observation_spec(), rows_);
+    Sheet sheet(environment_.observation_spec(), environment_.size());
     std::vector<RowRecord> seen;
     std::vector<std::int32_t> sentences;
     for (std::uint64_t round = 0; round < 8; ++round) {
-      std::vector<std::uint64_t> seeds;
-      for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back(mix_seed(check_.seed + 2, round, i));
-      environment_.reset(0, seeds, sheet.layout, arena);
+      Starts starts;
+      for (std::int64_t i = 0; i < rows_; ++i) starts.push_back({mix_seed(check_.seed + 2, round, i)});
+      reset(range(0, rows_), starts, sheet, arena);
       for (std::int64_t i = 0; i < rows_; ++i) {
         seen.push_back(sheet.row(i));
         sentences.push_back(sheet.layout.instruction[i]);
@@ -350,30 +397,54 @@ class EnvironmentProbe {
     }
   }
 
-  void experts(const std::vector<std::uint64_t>& seeds, Arena& arena) {
-    Sheet sheet(environment_.observation_spec(), rows_);
-    environment_.reset(0, seeds, sheet.layout, arena);
-    Guarded<float> action(Extents{1, 1, actions_}), again(Extents{1, 1, actions_}), reward(Extents{1, 1});
-    Guarded<std::uint8_t> terminated(Extents{1, 1}), truncated(Extents{1, 1});
-    Sheet next(environment_.observation_spec(), 1);
+  /// The first cases, whatever the seed beside them, and one that there is not.
+  void cases(Arena& arena) {
+    const std::int64_t count = environment_.cases(), asked = std::min(count, rows_);
+    if (count < 1) return fault("cases() is below 1");
+    Starts starts, again;
+    for (std::int64_t i = 0; i < asked; ++i) {
+      starts.push_back({.seed = 1, .case_index = i});
+      again.push_back({.seed = 2, .case_index = i});
+    }
+    same(play(0, starts, arena, 7), play(0, again, arena, 7), "from the same case and another seed, row ");
+    Sheet sheet(environment_.observation_spec(), environment_.size());
+    RowFailures failures(environment_.size());
+    const std::vector<std::int64_t> rows = range(0, 2);
+    Rows of(rows, arena, failures);
+    environment_.reset(of, Starts{{.seed = 1, .case_index = count}, {.seed = 1}}, sheet.layout);
+    if (!failures.has(0) || failures.has(1))
+      fault("a case that there is not must fail the row that it was asked of, and no other");
+  }
+
+  void experts(const Starts& starts, Arena& arena) {
+    const std::int64_t N = environment_.size();
+    Sheet sheet(environment_.observation_spec(), N);
+    reset(range(0, rows_), starts, sheet, arena);
+    Guarded<float> action(Extents{N, 1, actions_}), again(Extents{1, 1, actions_}), reward(Extents{N, 1});
+    Guarded<std::uint8_t> terminated(Extents{N, 1}), truncated(Extents{N, 1});
     for (std::int64_t step = 0; step < std::min(environment_.horizon(), check_.most_steps); ++step) {
       action.forget();
-      environment_.expert(0, action.field.span());
+      environment_.expert(0, action.field.at(0).span());
       environment_.expert(0, again.field.span());
       if (action.overrun()) fault("expert() wrote outside of the action");
       for (std::int64_t i = 0; i < actions_; ++i) {
-        if (!(std::abs(action.field[i]) <= 1))
-          return fault("the expert's action is not within [-1, 1], or was not written" + at(0, step));
-        if (action.field[i] != again.field[i])
+        const int n = spec_.categories.empty() ? 0 : spec_.categories[static_cast<std::size_t>(i)];
+        const float value = action.field[i];
+        if (n == 0 ? !(std::abs(value) <= 1) : !(value >= 0 && value < static_cast<float>(n)))
+          return fault("the expert's action is not within its bounds, or was not written" + at(0, step));
+        if (value != again.field[i])
           return fault("the expert says different things about the same state" + at(0, step));
       }
-      environment_.step(0, action.field, reward.field, terminated.field, truncated.field, next.layout, arena);
+      with(range(0, 1), arena, [&](Rows& of) {
+        environment_.step(of, action.field, {reward.field, terminated.field, truncated.field, sheet.layout});
+      });
       if (terminated.field[0] + truncated.field[0] != 0) break;
     }
   }
 
   Machinery& environment_;
   EnvironmentCheck check_;
+  ActionSpec spec_;
   std::int64_t actions_;
   std::int64_t rows_;
   std::vector<std::string> wrong_;

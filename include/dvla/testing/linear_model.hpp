@@ -1,8 +1,9 @@
 // LinearModel: the smallest model that conforms and learns, written by hand without torch: for tests, benches
 // and as a pattern for models of your own. A categorical over bins for every action element, its logits
 // linear in [proprioception, instruction one-hot, their products, 1]: the products are what lets language
-// turn a sign. Not for images (it does not look at frames) and not for tasks that need more than linear
-// features.
+// turn a sign. LinearValueModel has a value head besides, linear in the same features. A dimension of n
+// categories has n bins, and the bin is the action. Not for images (it does not look at frames) and not for
+// tasks that need more than linear features.
 //
 // Legend: n rows of a call, E = C * A action elements, K bins, F features.
 #pragma once
@@ -11,9 +12,11 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -21,6 +24,7 @@
 #include "dvla/core/random.hpp"
 #include "dvla/core/slot.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/model/extents_with.hpp"
 
 namespace dvla::testing {
 
@@ -35,15 +39,19 @@ struct LinearDecision {
   Field<std::int32_t> bin;  ///< [.., C, A]
   Field<float> log_prob;    ///< [.., C, A]
 };
+struct LinearValueDecision : LinearDecision {
+  Field<float> value;  ///< [.., 1]
+};
 
 }  // namespace dvla::testing
 
 BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearKnobs, bins, chunk, frozen_units, dtype);
 BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearDecision, bin, log_prob);
+BOOST_HANA_ADAPT_STRUCT(dvla::testing::LinearValueDecision, bin, log_prob, value);
 template <>
 inline constexpr auto dvla::knob_docs<dvla::testing::LinearKnobs> = std::to_array<dvla::KnobDoc>({
     {"bins", "bins an action dimension", 2, 1024},
-    {"chunk", "actions a decision; the horizon is a multiple of it", 1, 64, "control steps"},
+    {"chunk", "actions a decision", 1, 64, "control steps"},
     {"frozen_units", "how many of the first action elements' weights do not train", 0, 65536},
     {"dtype", "precision of the weights: f32 or bf16; sums are float32"},
 });
@@ -52,18 +60,21 @@ namespace dvla::testing {
 
 /// Policy and machinery in one. act allocates nothing; forward and imitate keep scratch that grows to the
 /// largest call. Deterministic.
-class LinearModel {
+template <bool Values>
+class BasicLinearModel {
  public:
   using slot = model_slot;
   using knobs = LinearKnobs;
-  static constexpr std::string_view name = "LinearModel";
-  static constexpr bool has_value_head = false;
-  using Decision = LinearDecision;
+  static constexpr std::string_view name = Values ? "LinearValueModel" : "LinearModel";
+  static constexpr bool has_value_head = Values;
+  using Decision = std::conditional_t<Values, LinearValueDecision, LinearDecision>;
 
-  LinearModel(const LinearKnobs& chosen, const ModelInputs& inputs, std::uint64_t seed)
+  BasicLinearModel(const LinearKnobs& chosen, const ModelInputs& inputs, std::uint64_t seed)
       : chunk_(inputs.chunk),
         actions_(inputs.action.dimensions),
-        bins_(chosen.bins),
+        categories_(inputs.action.categories),
+        bins_(std::accumulate(categories_.begin(), categories_.end(), chosen.bins,
+                              [](int most, int n) { return std::max(most, n); })),
         frozen_units_(static_cast<std::size_t>(chosen.frozen_units)),
         dtype_(chosen.dtype),
         proprioception_(inputs.observation.proprioception),
@@ -81,19 +92,21 @@ class LinearModel {
                         " action elements, and dtype f32 or bf16");
     }
     frozen_.resize(frozen_units_ * unit_bytes());
-    trained_.resize(unit_bytes() * static_cast<std::size_t>(elements_) - frozen_.size());
+    trained_.resize(unit_bytes() * static_cast<std::size_t>(elements_) - frozen_.size() +
+                    (Values ? value_count() * bytes_of(dtype_) : 0));
     describe(frozen_.data());
     SplitMix64 random(seed);
     std::vector<float> values(static_cast<std::size_t>(bins_ * features_));
-    for (std::byte* const unit : values_) {
+    for (const Parameter& each : parameters_) {
+      values.resize(static_cast<std::size_t>(each.count()));
       for (float& value : values) value = static_cast<float>(0.01 * random.normal());
-      from_floats(values, dtype_, {unit, unit_bytes()});
+      from_floats(values, dtype_, {each.data, each.bytes()});
     }
     feature_F_.resize(static_cast<std::size_t>(features_));
     log_prob_K_.resize(static_cast<std::size_t>(bins_));
   }
 
-  LinearModel(const LinearModel& original, ShareFrozen) : LinearModel(original) {
+  BasicLinearModel(const BasicLinearModel& original, ShareFrozen) : BasicLinearModel(original) {
     frozen_ = {};
     gradients_ = {};
     holds_ = false;
@@ -104,16 +117,18 @@ class LinearModel {
   static void use_threads(int) {}  // one thread is all it uses
 
   Decision decision_layout(Extents leading) const {
-    Extents all{chunk_, actions_};
-    for (int i = leading.rank() - 1; i >= 0; --i) all = all.prepend(leading[i]);
-    return {Field<std::int32_t>(all), Field<float>(all)};
+    const Extents all = extents_with(leading, {chunk_, actions_});
+    Decision layout;
+    layout.bin = Field<std::int32_t>(all);
+    layout.log_prob = Field<float>(all);
+    if constexpr (Values) layout.value = Field<float>(extents_with(leading, {1}));
+    return layout;
   }
 
-  void act(const Observation& observation, Decoding decoding, std::uint64_t seed, Decision& decision,
-           Field<float> action) {
-    const std::int64_t n = observation.instruction.count();
+  void act(const Observation& observation, std::span<const std::int64_t> rows, Decoding decoding,
+           std::uint64_t seed, Decision& decision, Field<float> action) {
     before_units();
-    for (std::int64_t row = 0; row < n; ++row) {
+    for (const std::int64_t row : rows) {
       fill_features(observation, row, feature_F_);
       SplitMix64 random(mix_seed(seed, row));
       for (std::int64_t e = 0; e < elements_; ++e) {
@@ -122,8 +137,18 @@ class LinearModel {
         if (decoding == Decoding::sample) bin = draw(random.uniform01<float>());
         decision.bin[row * elements_ + e] = static_cast<std::int32_t>(bin);
         decision.log_prob[row * elements_ + e] = log_prob_K_[static_cast<std::size_t>(bin)];
-        action[row * elements_ + e] = centre(bin);
+        action[row * elements_ + e] = action_of(e, bin);
       }
+      if constexpr (Values) decision.value[row] = value_of(feature_F_);
+    }
+  }
+
+  void values(const Observation& observation, std::span<const std::int64_t> rows,
+              std::span<float> value) requires Values {
+    before_unit(elements_);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      fill_features(observation, rows[i], feature_F_);
+      value[i] = value_of(feature_F_);
     }
   }
 
@@ -148,7 +173,25 @@ class LinearModel {
     }
     pending_ = true;
   }
+  void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
+               std::span<float> log_prob, std::span<float> entropy, std::span<float> value) requires Values {
+    forward(observation, decision, rows, log_prob, entropy);
+    before_unit(elements_);
+    for (std::size_t i = 0; i < rows.size(); ++i) value[i] = value_of(features_of(i));
+  }
 
+  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy,
+                std::span<const float> d_value) requires Values {
+    need_gradients();
+    if (d_value.size() * static_cast<std::size_t>(elements_) != d_log_prob.size())
+      throw Error("LinearValueModel: backward was given slopes for another number of values than rows");
+    float* const gradient = units_.back().gradients.data();
+    for (std::size_t i = 0; i < d_value.size(); ++i) {
+      const std::span<const float> feature = features_of(i);
+      for (std::size_t f = 0; f < feature.size(); ++f) gradient[f] += d_value[i] * feature[f];
+    }
+    backward(d_log_prob, d_entropy);
+  }
   void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
     if (!pending_ || d_log_prob.size() != chosen_nE_.size() || d_entropy.size() != chosen_nE_.size()) {
       throw Error("LinearModel: backward is called once after each forward, with as many elements");
@@ -175,7 +218,7 @@ class LinearModel {
     for_each_backwards(count, [&](std::size_t i) {
       const auto e = static_cast<std::int64_t>(i) % elements_;
       const std::int64_t wanted =
-          nearest(action[rows[i / static_cast<std::size_t>(elements_)] * elements_ + e]);
+          nearest(e, action[rows[i / static_cast<std::size_t>(elements_)] * elements_ + e]);
       const std::span<const float> logs = logs_of(i);
       loss -= logs[static_cast<std::size_t>(wanted)];
       const auto weight = static_cast<float>(scale / static_cast<double>(count));
@@ -198,8 +241,9 @@ class LinearModel {
   void hook_units(UnitHooks* hooks) { hooks_ = hooks; }
 
  private:
-  LinearModel(const LinearModel&) = default;  // leaves pointers into the other's buffers
+  BasicLinearModel(const BasicLinearModel&) = default;  // leaves pointers into the other's buffers
 
+  std::size_t value_count() const { return static_cast<std::size_t>(features_); }
   std::size_t unit_bytes() const { return static_cast<std::size_t>(bins_ * features_) * bytes_of(dtype_); }
   /// Where the frozen units are: in this model, or in the one that it is a copy of.
   std::byte* frozen_in() const { return frozen_units_ == 0 ? nullptr : values_.front(); }
@@ -209,22 +253,26 @@ class LinearModel {
     values_.clear();
     parameters_.clear();
     units_.clear();
-    const auto part = static_cast<std::size_t>(bins_ * features_);
-    for (std::size_t e = 0; e < static_cast<std::size_t>(elements_); ++e) {
+    const auto part = static_cast<std::size_t>(bins_ * features_),
+               units = static_cast<std::size_t>(elements_);
+    for (std::size_t e = 0; e < units + (Values ? 1 : 0); ++e) {
       const std::size_t place = trains(e) ? e - frozen_units_ : e;
+      const bool value = e == units;
       values_.push_back((trains(e) ? trained_.data() : frozen) + place * unit_bytes());
-      parameters_.push_back({.name = "weight." + std::to_string(e),
-                             .shape = {bins_, features_},
+      parameters_.push_back({.name = value ? "value" : "weight." + std::to_string(e),
+                             .shape = {value ? 1 : bins_, features_},
                              .dtype = dtype_,
                              .unit = e,
                              .trainable = trains(e),
                              .data = values_[e]});
+      const std::int64_t count = parameters_.back().count();
       WeightUnit& unit = units_.emplace_back();
       unit.dtype = dtype_;
       if (!trains(e)) continue;
-      unit.values = {values_[e], unit_bytes()};
-      if (holds_) unit.gradients = std::span(gradients_).subspan(place * part, part);
-      unit.runs = {{.count = bins_ * features_}};
+      unit.values = {values_[e], parameters_.back().bytes()};
+      if (holds_)
+        unit.gradients = std::span(gradients_).subspan(place * part, static_cast<std::size_t>(count));
+      unit.runs = {{.count = count}};
     }
   }
   void need_gradients() const {
@@ -232,17 +280,33 @@ class LinearModel {
       throw Error("LinearModel holds no gradients; call hold_gradients(true) where it is to be trained");
   }
   void before_units() const {
-    for (std::int64_t e = 0; hooks_ != nullptr && e < elements_; ++e) before_unit(e);
+    for (std::int64_t e = 0; hooks_ != nullptr && e < elements_ + (Values ? 1 : 0); ++e) before_unit(e);
   }
   void before_unit(std::int64_t e) const {
     if (hooks_ != nullptr) hooks_->before_unit(static_cast<std::size_t>(e));
   }
-  float centre(std::int64_t bin) const {
+  /// Categories of the dimension of element e; 0: it is continuous.
+  int categories(std::int64_t e) const {
+    return categories_.empty() ? 0 : categories_[static_cast<std::size_t>(e % actions_)];
+  }
+  float action_of(std::int64_t e, std::int64_t bin) const {
+    if (categories(e) > 0) return static_cast<float>(bin);
     return -1.0F + 2.0F * static_cast<float>(bin) / static_cast<float>(bins_ - 1);
   }
-  std::int64_t nearest(float action) const {
-    const float place = (std::clamp(action, -1.0F, 1.0F) + 1.0F) / 2.0F * static_cast<float>(bins_ - 1);
+  std::int64_t nearest(std::int64_t e, float action) const {
+    const float place = categories(e) > 0
+                            ? std::clamp(action, 0.0F, static_cast<float>(categories(e) - 1))
+                            : (std::clamp(action, -1.0F, 1.0F) + 1.0F) / 2.0F * static_cast<float>(bins_ - 1);
     return std::isfinite(place) ? std::lround(place) : 0;
+  }
+  float value_of(std::span<const float> feature) const {
+    float sum = 0;
+    for (std::size_t f = 0; f < feature.size(); ++f) {
+      const std::byte* const weight = values_.back() + f * bytes_of(dtype_);
+      sum += feature[f] * (dtype_ == Dtype::f32 ? *reinterpret_cast<const float*>(weight)
+                                                : from_bf16(*reinterpret_cast<const std::uint16_t*>(weight)));
+    }
+    return sum;
   }
   /// The bin where the cumulated probability passes `u` in [0, 1).
   std::int64_t draw(float u) const {
@@ -274,6 +338,8 @@ class LinearModel {
                   [](float value) { return value; });
     else
       fill_logits(reinterpret_cast<const std::uint16_t*>(values), feature, log_prob, from_bf16);
+    if (const int n = categories(e); n > 0)  // exp of it is 0
+      std::fill(log_prob.begin() + n, log_prob.end(), -1e9F);
     const float largest = *std::max_element(log_prob.begin(), log_prob.end());
     float sum = 0;
     for (const float logit : log_prob) sum += std::exp(logit - largest);
@@ -304,6 +370,7 @@ class LinearModel {
   template <class Visit>
   void for_each_backwards(std::size_t count, Visit visit) const {
     const auto elements = static_cast<std::size_t>(elements_);
+    if (Values && hooks_ != nullptr) hooks_->gradient_ready(elements);
     for (std::size_t e = elements; e-- > 0;) {
       for (std::size_t i = e; i < count; i += elements) visit(i);
       if (hooks_ != nullptr && trains(e)) hooks_->gradient_ready(e);
@@ -330,7 +397,9 @@ class LinearModel {
     }
   }
 
-  std::int64_t chunk_, actions_, bins_;
+  std::int64_t chunk_, actions_;
+  std::vector<int> categories_;
+  std::int64_t bins_;  ///< of every element; those beyond a dimension's categories are never drawn
   std::size_t frozen_units_;
   Dtype dtype_;
   std::int64_t proprioception_, instructions_;
@@ -348,6 +417,12 @@ class LinearModel {
   UnitHooks* hooks_ = nullptr;
 };
 
-static_assert(ModelMachinery<LinearModel>);
+struct LinearModel : BasicLinearModel<false> {
+  using BasicLinearModel::BasicLinearModel;
+};
+struct LinearValueModel : BasicLinearModel<true> {
+  using BasicLinearModel::BasicLinearModel;
+};
+static_assert(ModelMachinery<LinearModel> && HasValues<LinearValueModel>);
 
 }  // namespace dvla::testing

@@ -52,7 +52,7 @@ struct ModelBatch {
     for (std::int64_t i = 0; i < n; ++i) order.push_back(i);
   }
   void act(Model& model, Decoding decoding, std::uint64_t seed) {
-    model.act(*observation, decoding, seed, *decision, action);
+    model.act(*observation, order, decoding, seed, *decision, action);
   }
   std::vector<float> log_prob(Model& model, std::span<const std::int64_t> of) {
     std::vector<float> values(of.size() * static_cast<std::size_t>(elements)), entropy(values.size());
@@ -157,6 +157,47 @@ inline double distance(std::span<const float> left, std::span<const float> right
   return std::sqrt(sum);
 }
 
+/// What act stored, values() and forward agree; backward carries the slope in values, and it alone.
+template <class Model, class Expect>
+void check_values(Model& model, ModelBatch<Model>& batch, Expect expect) {
+  batch.act(model, Decoding::sample, 5);
+  const auto& stored = batch.decision->value;
+  const auto V = static_cast<std::size_t>(stored.count() / batch.rows);
+  std::vector<float> value(V * batch.order.size()), again(value.size()), d_value(value.size());
+  std::vector<float> log_prob(batch.order.size() * static_cast<std::size_t>(batch.elements)),
+      entropy(log_prob.size()), none(log_prob.size());
+  const auto near = [](std::span<const float> left, std::span<const float> right) {
+    return distance(left, right) <= 1e-5 * (1 + norm(left));
+  };
+  model.values(*batch.observation, batch.order, value);
+  expect(near(value, stored.span()), "values() gives other values than act stored in Decision::value");
+  model.forward(*batch.observation, *batch.decision, batch.order, log_prob, entropy, again);
+  expect(near(value, again), "forward gives other values than values()");
+  zero_gradients(model);
+  SplitMix64 random(29);
+  for (float& slope : d_value) slope = static_cast<float>(random.normal());
+  model.backward(none, none, d_value);
+  const std::vector<float> gradient = gradients_of(model), weights = weights_of(model);
+  expect(norm(gradient) > 0, "backward carries no gradient of the values");
+  const auto sum = [&](double along) {
+    std::vector<float> there(weights.size());
+    for (std::size_t i = 0; i < there.size(); ++i)
+      there[i] = static_cast<float>(static_cast<double>(weights[i]) +
+                                    along * static_cast<double>(gradient[i]) / norm(gradient));
+    set_weights(model, there);
+    model.values(*batch.observation, batch.order, again);
+    double total = 0;
+    for (std::size_t i = 0; i < again.size(); ++i)
+      total += static_cast<double>(again[i]) * static_cast<double>(d_value[i]);
+    return total;
+  };
+  const double measured = (sum(2e-3) - sum(-2e-3)) / 4e-3;
+  set_weights(model, weights);
+  expect(computes_in_16_bits(model) || std::abs(measured - norm(gradient)) <= 0.02 * norm(gradient),
+         "central differences of the values give " + std::to_string(measured) + " where the gradient says " +
+             std::to_string(norm(gradient)));
+}
+
 }  // namespace detail
 
 /// `make(seed)` returns a model for `inputs`. Each returned sentence says which promise is broken, and how
@@ -250,8 +291,35 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
          "act with the same weights, inputs and seed gives another result");
   again.act(twin, Decoding::sample, 6);
   expect(batch.action_storage != again.action_storage, "act with another seed gives the same actions");
-  expect(std::ranges::all_of(batch.action_storage, [](float a) { return a >= -1 && a <= 1; }),
-         "act gives actions outside [-1, 1]");
+  for (std::size_t i = 0; i < batch.action_storage.size(); ++i) {
+    const auto& all = inputs.action.categories;
+    const int n = all.empty() ? 0 : all[i % all.size()];
+    const float a = batch.action_storage[i];
+    expect(n == 0 ? a >= -1 && a <= 1 : a >= 0 && a < static_cast<float>(n) && a == std::floor(a),
+           n == 0 ? "act gives actions outside [-1, 1]"
+                  : "act gives something else than one of a dimension's categories");
+    if (!faults.empty()) break;
+  }
+  {  // some rows: the same numbers as before, and nothing of the others
+    const std::vector<std::int64_t> some{1, 4, 5, 11};
+    for_each_field(*again.decision,
+                   [](const char*, const auto& field) { std::memset(field.data(), 0x55, field.bytes()); });
+    std::ranges::fill(again.action_storage, 7.0f);
+    twin.act(*again.observation, some, Decoding::sample, 5, *again.decision, again.action);
+    bool equal = true, untouched = true;
+    for (std::int64_t row = 0; row < again.rows; ++row) {
+      const bool asked = std::ranges::find(some, row) != some.end();
+      const std::span<float> now = again.action.at(row).span();
+      if (asked)
+        equal = equal && std::ranges::equal(now, batch.action.at(row).span());
+      else
+        untouched = untouched && std::ranges::all_of(now, [](float value) { return value == 7.0f; }) &&
+                    std::ranges::all_of(std::as_bytes(again.decision->log_prob.at(row).span()),
+                                        [](std::byte value) { return value == std::byte{0x55}; });
+    }
+    expect(equal || half, "act draws something else for a row where others are left out");
+    expect(untouched, "act writes rows that it was not asked for");
+  }
   again.act(twin, Decoding::mode, 6);
   const std::vector<float> mode = again.action_storage;
   again.act(twin, Decoding::mode, 6);
@@ -318,6 +386,8 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
            "central differences give " + std::to_string(measured) +
                " along a direction where the gradient says " + std::to_string(expected));
   }
+
+  if constexpr (HasValues<Model>) detail::check_values(model, batch, expect);
 
   // Imitation.
   detail::zero_gradients(model);

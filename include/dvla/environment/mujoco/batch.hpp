@@ -9,10 +9,10 @@
 // (mj_resetData would do too, but also clears 150 KiB of solver statistics a row: a tenth of a short
 // episode.)
 //
-// A row whose numbers go bad, or in which MuJoCo raises an error, ends its episode (reward 0, terminated, the
-// model's default pose as observation); the other rows are finished, then an Error names row, step and time.
+// A row whose numbers go bad, or in which MuJoCo raises an error, has failed (reward 0, terminated, the model's
+// default pose as observation), with the control step and the simulation's time in the reason.
 //
-// Legend: n rows of this call, C control steps a chunk, A action dimensions, P proprioception.
+// Legend: N rows, C control steps a chunk, A action dimensions, P proprioception.
 #pragma once
 
 #include <algorithm>
@@ -62,39 +62,39 @@ class MujocoBatch {
   const ObservationSpec& observation_spec() const { return spec_; }
   ActionSpec action_spec() const { return {Task::actions}; }
 
-  /// New episodes in rows [first, first + seeds.size()).
-  void reset(std::int64_t first, std::span<const std::uint64_t> seeds, const Observation& next,
-             Arena& arena) {
-    const std::int64_t n = static_cast<std::int64_t>(seeds.size());
-    check_rows(first, n, next);
-    arena.for_each(n, [&](std::int64_t i) {
-      Row& row = at(first + i);
-      begin(row, seeds[static_cast<std::size_t>(i)]);
-      observe(row, next, i);
+  /// Each instruction from so many initial states, the same for every one of them.
+  static constexpr std::int64_t initial_states = 500;
+  /// Case c: instruction c % instructions, initial state c / instructions.
+  std::int64_t cases() const { return initial_states * std::ssize(Task::instructions); }
+
+  void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
+    check(rows, next);
+    rows.for_each([&](std::int64_t index, std::int64_t i) {
+      begin(at(index), starts[static_cast<std::size_t>(i)]);
+      observe(at(index), next, index);
     });
-    finish(first, n, next);
+    finish(rows, next);
   }
 
-  /// action [n,C,A], reward [n,C], terminated and truncated [n,C]. Actions outside of [-1, 1] are clamped.
-  std::int64_t step(std::int64_t first, Field<float> action, Field<float> reward,
-                    Field<std::uint8_t> terminated, Field<std::uint8_t> truncated, const Observation& next,
-                    Arena& arena) {
-    if (action.extents().rank() != 3 || action.extents()[2] != Task::actions ||
-        reward.extents() != Extents({action.extents()[0], action.extents()[1]}) ||
-        terminated.extents() != reward.extents() || truncated.extents() != reward.extents()) {
-      throw Error(label() + ": step wants action [n,C," + std::to_string(Task::actions) +
-                  "], reward, terminated and truncated [n,C]");
+  /// Actions outside of [-1, 1] are clamped.
+  std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
+    if (action.extents().rank() != 3 || action.extents()[0] != size() ||
+        action.extents()[2] != Task::actions ||
+        outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
+        outcome.terminated.extents() != outcome.reward.extents() ||
+        outcome.truncated.extents() != outcome.reward.extents()) {
+      throw Error(label() + ": step wants action [N,C," + std::to_string(Task::actions) +
+                  "], reward, terminated and truncated [N,C], N = " + std::to_string(size()));
     }
-    const std::int64_t n = action.extents()[0];
-    check_rows(first, n, next);
-    arena.for_each(n, [&](std::int64_t i) {
-      Row& row = at(first + i);
-      advance(row, action.at(i), reward.at(i), terminated.at(i), truncated.at(i));
-      observe(row, next, i);
+    check(rows, outcome.next);
+    rows.for_each([&](std::int64_t index, std::int64_t) {
+      advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
+              outcome.truncated.at(index));
+      observe(at(index), outcome.next, index);
     });
     std::int64_t made = 0;
-    for (std::int64_t i = 0; i < n; ++i) made += at(first + i).made;
-    finish(first, n, next);
+    for (const std::int64_t index : rows.indices()) made += at(index).made;
+    finish(rows, outcome.next);
     return made;
   }
 
@@ -154,18 +154,15 @@ class MujocoBatch {
     throw Error(label() + ": an action has " + std::to_string(Task::actions) + " numbers, the span only " +
                 std::to_string(room));
   }
-  void check_rows(std::int64_t first, std::int64_t n, const Observation& next) const {
-    if (first < 0 || n < 0 || first + n > size()) {
-      throw Error(label() + ": rows " + std::to_string(first) + " .. " + std::to_string(first + n - 1) +
-                  " are not within its " + std::to_string(size()) + " rows");
-    }
+  void check(const Rows& rows, const Observation& next) const {
+    rows.check(Task::name, size());
     const int pixels = knobs_.camera_pixels;
-    if (next.proprioception.extents() != Extents({n, Task::proprioception}) ||
-        next.instruction.extents() != Extents({n}) ||
-        (pixels > 0 && next.frames[0].extents() != Extents({n, pixels, pixels, 3}))) {
+    if (next.proprioception.extents() != Extents({size(), Task::proprioception}) ||
+        next.instruction.extents() != Extents({size()}) ||
+        (pixels > 0 && next.frames[0].extents() != Extents({size(), pixels, pixels, 3}))) {
       throw Error(label() +
                   ": the observation's fields do not have the extents of observation_layout(spec, {" +
-                  std::to_string(n) + "})");
+                  std::to_string(size()) + "})");
     }
   }
 
@@ -195,7 +192,15 @@ class MujocoBatch {
     return nullptr;
   }
 
-  void begin(Row& row, std::uint64_t seed) {
+  void begin(Row& row, const Start& start) {
+    if (start.case_index >= cases())
+      throw Error("there is no case " + std::to_string(start.case_index) + " among " +
+                  std::to_string(cases()));
+    constexpr auto instructions = std::ssize(Task::instructions);
+    const bool listed = start.case_index >= 0;
+    const std::uint64_t seed =
+        listed ? mix_seed(std::uint64_t{0}, start.case_index / instructions) : start.seed;
+    const auto instruction = static_cast<std::int32_t>(listed ? start.case_index % instructions : -1);
     row.steps = row.made = 0;
     row.begun = true;
     row.ended = row.solved = row.cut = false;
@@ -204,8 +209,9 @@ class MujocoBatch {
       SplitMix64 random(seed);
       mj_setState(model_.get(), row.data.get(), blank_.data(), mjSTATE_INTEGRATION);
       std::fill(std::begin(row.data->warning), std::end(row.data->warning), mjWarningStat{});
-      row.goal = task_.reset(*model_, *row.data, random);
+      row.goal = task_.reset(*model_, *row.data, random, instruction);
       mj_forward(model_.get(), row.data.get());
+      row.solved = task_.success(*row.data, row.goal);
     };
     if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
     if (const char* why = trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
@@ -259,20 +265,19 @@ class MujocoBatch {
     next.instruction[i] = task_.instruction(row.goal);
   }
 
-  /// Frames, and the call's first failure as an Error.
-  void finish(std::int64_t first, std::int64_t n, const Observation& next) {
+  /// Frames, and what failed.
+  void finish(const Rows& rows, const Observation& next) {
     if (knobs_.camera_pixels > 0) {
-      renderer_.frames(n, knobs_.camera_pixels, next.frames[0],
-                       [&](std::int64_t i) -> mjData& { return *at(first + i).data; });
+      renderer_.frames(rows.indices(), knobs_.camera_pixels, next.frames[0],
+                       [&](std::int64_t index) -> mjData& { return *at(index).data; });
     }
-    for (std::int64_t i = first; i < first + n; ++i) {
-      const Row& row = at(i);
+    for (const std::int64_t index : rows.indices()) {
+      const Row& row = at(index);
       if (row.failure == nullptr) continue;
-      char when[48];
-      std::snprintf(when, sizeof when, "step %lld (%.3f s)", static_cast<long long>(row.steps),
+      char when[64];
+      std::snprintf(when, sizeof when, "control step %lld (%.3f s): ", static_cast<long long>(row.steps),
                     row.failed_at);
-      throw Error(label() + ", row " + std::to_string(i) + ", " + when + ": " + row.failure +
-                  "; its episode has ended, reset the row to go on");
+      rows.failures().add(index, when + std::string(row.failure));
     }
   }
 

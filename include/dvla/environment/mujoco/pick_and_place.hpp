@@ -92,7 +92,7 @@ struct PickAndPlace {
       : red_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "red")]),
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
-  Goal reset(const mjModel&, mjData& data, SplitMix64& random) const {
+  Goal reset(const mjModel&, mjData& data, SplitMix64& random, std::int32_t wanted) const {
     data.qpos[0] = random.uniform(-0.1, 0.1);
     data.qpos[1] = random.uniform(-0.15, 0.0);
     data.qpos[2] = random.uniform(0.12, 0.16);
@@ -104,7 +104,8 @@ struct PickAndPlace {
     data.qpos[cube + 3] = std::cos(yaw / 2);
     data.qpos[cube + 6] = std::sin(yaw / 2);
     const bool red_left = random.below(2) == 0;
-    const std::int32_t instruction = static_cast<std::int32_t>(random.below(instructions.size()));
+    const auto drawn = static_cast<std::int32_t>(random.below(instructions.size()));
+    const std::int32_t instruction = wanted < 0 ? drawn : wanted;
     for (const bool left : {true, false}) {
       mjtNum* stand = data.mocap_pos + 3 * (left == red_left ? red_ : blue_);
       stand[0] = left ? random.uniform(-0.16, -0.07) : random.uniform(0.07, 0.16);

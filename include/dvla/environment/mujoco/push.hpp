@@ -85,7 +85,7 @@ struct Push {
       : red_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "red")]),
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
-  Goal reset(const mjModel&, mjData& data, SplitMix64& random) const {
+  Goal reset(const mjModel&, mjData& data, SplitMix64& random, std::int32_t wanted) const {
     data.qpos[0] = random.uniform(-0.06, 0.06);
     data.qpos[1] = random.uniform(-0.17, -0.13);
     data.qpos[2] = random.uniform(-0.025, 0.025);
@@ -94,7 +94,8 @@ struct Push {
     const mjtNum left[2] = {random.uniform(-0.09, -0.05), random.uniform(0.05, 0.1)};
     const mjtNum right[2] = {random.uniform(0.05, 0.09), random.uniform(0.05, 0.1)};
     const bool red_left = random.below(2) == 0;
-    const std::int32_t instruction = static_cast<std::int32_t>(random.below(instructions.size()));
+    const auto drawn = static_cast<std::int32_t>(random.below(instructions.size()));
+    const std::int32_t instruction = wanted < 0 ? drawn : wanted;
     place(data, red_, red_left ? left : right);
     place(data, blue_, red_left ? right : left);
     const mjtNum* goal = data.mocap_pos + 3 * (instruction == 0 ? red_ : blue_);

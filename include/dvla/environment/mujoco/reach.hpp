@@ -82,11 +82,12 @@ struct Reach {
         red_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "red")]),
         blue_(model.body_mocapid[detail::mujoco_id(model, mjOBJ_BODY, "blue")]) {}
 
-  Goal reset(const mjModel&, mjData& data, SplitMix64& random) const {
+  Goal reset(const mjModel&, mjData& data, SplitMix64& random, std::int32_t wanted) const {
     constexpr mjtNum home[joints] = {0, 0.3, 1.4, 0.6};
     for (int i = 0; i < joints; ++i) data.ctrl[i] = data.qpos[i] = home[i] + random.uniform(-0.2, 0.2);
     const bool red_left = random.below(2) == 0;
-    const std::int32_t instruction = static_cast<std::int32_t>(random.below(instructions.size()));
+    const auto drawn = static_cast<std::int32_t>(random.below(instructions.size()));
+    const std::int32_t instruction = wanted < 0 ? drawn : wanted;
     for (const bool left : {true, false}) {
       mjtNum* ball = data.mocap_pos + 3 * (left == red_left ? red_ : blue_);
       ball[0] = random.uniform(0.20, 0.36);

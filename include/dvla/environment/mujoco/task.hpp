@@ -21,9 +21,9 @@ namespace dvla {
 ///   the goal), `proprioception` (floats in an observation), `actions` (dimensions), `substeps` (mj_step per
 ///   control step).
 /// - `Task(model)` looks up ids once. `Goal` is the episode's task, trivially copyable.
-/// - `reset(model, data, random)` writes positions and mocap poses into freshly reset data and returns the
-/// Goal;
-///   it uses no randomness but `random`. mj_forward follows.
+/// - `reset(model, data, random, instruction)` writes positions and mocap poses into freshly reset data and
+///   returns the Goal, that of instruction number `instruction`, or of a drawn one where it is -1; it uses no
+///   randomness but `random`, the same amount either way. mj_forward follows.
 /// - `apply(model, data, goal, action)` turns one action in [-1, 1] into data.ctrl before the substeps.
 /// - `success`, `dense_reward` (about [0, 1]), `observe` (about [-1, 1] per float) and `expert` see the state
 ///   after the substeps, with body and site poses up to date.
@@ -39,7 +39,7 @@ concept MujocoTask = std::is_trivially_copyable_v<typename Task::Goal> &&
   { Task::proprioception } -> std::convertible_to<int>;
   { Task::actions } -> std::convertible_to<int>;
   { Task::substeps } -> std::convertible_to<int>;
-  { task.reset(model, data, random) } -> std::same_as<typename Task::Goal>;
+  { task.reset(model, data, random, std::int32_t{}) } -> std::same_as<typename Task::Goal>;
   { task.instruction(goal) } -> std::convertible_to<std::int32_t>;
   task.apply(model, data, goal, action);
   { task.success(data, goal) } -> std::convertible_to<bool>;

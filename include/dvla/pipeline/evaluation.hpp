@@ -1,0 +1,103 @@
+// An evaluation's list of episodes, and what came of them by task. Either fresh seeds, which training never
+// draws, or cases that the environment enumerates, each exactly once. Torch-free.
+#pragma once
+
+#include <charconv>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/json.hpp"
+#include "dvla/core/observation.hpp"
+#include "dvla/pipeline/rollout_worker.hpp"
+
+namespace dvla {
+
+/// The numbers that `text` names, in its order: "all", or numbers and ranges, both ends included, as
+/// "0-9, 20". Throws ConfigError, naming the knob, where it is something else, names a case twice, or one that
+/// is not in [0, cases).
+inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t cases) {
+  const auto refuse = [&](const std::string& why) {
+    throw ConfigError("run.evaluation_cases is '" + std::string(text) + "': " + why +
+                      "; give all, or numbers and ranges from 0 to " + std::to_string(cases - 1) +
+                      " as 0-9,20");
+  };
+  std::vector<std::int64_t> list;
+  std::vector<bool> named(static_cast<std::size_t>(cases));
+  std::string plain;
+  for (const char each : text)
+    if (each != ' ') plain += each;
+  if (plain == "all") plain = "0-" + std::to_string(cases - 1);
+  for (std::size_t begin = 0; begin <= plain.size();) {
+    const std::size_t end = std::min(plain.find(',', begin), plain.size());
+    const char *at = plain.data() + begin, *const stop = plain.data() + end;
+    std::int64_t first = 0, last = 0;
+    auto read = std::from_chars(at, stop, first);
+    bool good = read.ec == std::errc{} && first >= 0;
+    last = first;
+    if (good && read.ptr != stop && *read.ptr == '-') {
+      read = std::from_chars(read.ptr + 1, stop, last);
+      good = read.ec == std::errc{};
+    }
+    if (!good || read.ptr != stop)
+      refuse("'" + plain.substr(begin, end - begin) + "' is no number and no range");
+    if (last < first || last >= cases)
+      refuse("'" + plain.substr(begin, end - begin) + "' is not within the environment's cases");
+    for (std::int64_t each = first; each <= last; ++each) {
+      if (named[static_cast<std::size_t>(each)])
+        refuse("case " + std::to_string(each) + " stands there twice");
+      named[static_cast<std::size_t>(each)] = true;
+      list.push_back(each);
+    }
+    begin = end + 1;
+  }
+  return list;
+}
+
+/// Of the episodes of one task. Success is a share of all of them; a failed row's has not solved it.
+struct TaskSuccess {
+  std::string task;  ///< the instruction
+  std::int64_t episodes = 0, solved = 0, failed = 0;
+  double success() const {
+    return episodes > 0 ? static_cast<double>(solved) / static_cast<double>(episodes) : 0;
+  }
+};
+
+/// By task, in the order of the instruction table, those without an episode left out.
+inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episodes,
+                                        const ObservationSpec& spec) {
+  std::vector<TaskSuccess> tasks(spec.instructions.size());
+  for (const EvaluatedEpisode& each : episodes) {
+    TaskSuccess& task = tasks.at(static_cast<std::size_t>(each.instruction));
+    ++task.episodes;
+    task.solved += each.success;
+    task.failed += each.failed;
+  }
+  for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].task = spec.instructions[i];
+  std::erase_if(tasks, [](const TaskSuccess& task) { return task.episodes == 0; });
+  return tasks;
+}
+
+/// For report.json: success over all, by task, and, where cases were named, of each.
+inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes,
+                                      const ObservationSpec& spec) {
+  nlohmann::json json{{"episodes", episodes.size()}};
+  for (const TaskSuccess& task : by_task(episodes, spec))
+    json["tasks"].push_back({{"task", task.task},
+                             {"episodes", task.episodes},
+                             {"success", task.success()},
+                             {"failed", task.failed}});
+  for (const EvaluatedEpisode& each : episodes)
+    if (each.start.case_index >= 0)
+      json["cases"].push_back({{"case", each.start.case_index},
+                               {"task", spec.instructions.at(static_cast<std::size_t>(each.instruction))},
+                               {"success", each.success},
+                               {"failed", each.failed}});
+  return json;
+}
+
+}  // namespace dvla
