@@ -7,6 +7,7 @@
 // and nothing would change if the model were written with it. testing::check_algorithm holds it to what the
 // lanes rely on. Then the program trains the same pipeline with three fillings of the slot and prints their
 // curves.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <dvla/algorithm/grpo.hpp>
@@ -18,7 +19,6 @@
 #include <dvla/sharding/unsharded.hpp>
 #include <dvla/testing/algorithm.hpp>
 #include <dvla/testing/linear_model.hpp>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -50,6 +50,7 @@ class LeaveOneOut {
                  static_cast<std::size_t>(shape.chunk)},
         elements_(extents_.chunk * static_cast<std::size_t>(action_dim)),
         mask_(extents_.rows()),
+        present_B_(extents_.episodes),
         return_B_(extents_.episodes) {}
 
   /// One batch. `before_step` is called once, before the weights change: until then they may be read
@@ -64,9 +65,11 @@ class LeaveOneOut {
     dvla::episode_returns(extents_, transition.reward.span(), transition.terminated.span(),
                           transition.truncated.span(), return_B_);
 
-    std::vector<std::int64_t> rows;  // decisions that count, n = t * B + b
+    std::vector<std::int64_t> rows;      // decisions that count, n = t * B + b
+    for (std::size_t b = 0; b < B; ++b)  // absent: its rollout died, or its environment failed
+      present_B_[b] = transition.group[static_cast<std::int64_t>(b)] >= 0;
     for (std::size_t row = 0; row < T * B; ++row)
-      if (mask_[row] != 0) rows.push_back(static_cast<std::int64_t>(row));
+      if (mask_[row] != 0 && present_B_[row % B] != 0) rows.push_back(static_cast<std::int64_t>(row));
     std::vector<float> log_prob(rows.size() * elements_), entropy(log_prob.size()), gradient(log_prob.size());
 
     // Records are time-major [T, B, ...]; a model wants rows, so the first two dimensions become one.
@@ -92,9 +95,11 @@ class LeaveOneOut {
     stats.gradient_norm = weights.step({.learning_rate = knobs_.learning_rate, .weight_decay = 0});
     stats.optimiser_steps = 1;
     stats.rows = static_cast<std::int64_t>(rows.size());
+    stats.episodes = std::count(present_B_.begin(), present_B_.end(), 1);
     for (std::size_t b = 0; b < B; ++b) {
-      stats.success_rate += transition.episode.success[static_cast<std::int64_t>(b)] / static_cast<double>(B);
-      stats.mean_return += return_B_[b] / static_cast<double>(B);
+      const double share = present_B_[b] / std::max(1.0, static_cast<double>(stats.episodes));
+      stats.success_rate += transition.episode.success[static_cast<std::int64_t>(b)] * share;
+      stats.mean_return += return_B_[b] * share;
     }
     return stats;
   }
@@ -102,15 +107,16 @@ class LeaveOneOut {
  private:
   float advantage(std::size_t b) const {
     const auto group = static_cast<std::size_t>(knobs_.group);
-    const auto begin = return_B_.begin() + static_cast<std::ptrdiff_t>(b / group * group);
-    const float others = std::accumulate(begin, begin + knobs_.group, 0.0F) - return_B_[b];
-    return return_B_[b] - others / static_cast<float>(group - 1);
+    float sum = 0, others = 0;
+    for (std::size_t i = b / group * group; i < (b / group + 1) * group; ++i)
+      if (i != b && present_B_[i] != 0) sum += return_B_[i], ++others;
+    return others > 0 ? return_B_[b] - sum / others : 0;
   }
 
   RlooKnobs knobs_;
   dvla::RolloutExtents extents_;
   std::size_t elements_;
-  std::vector<std::uint8_t> mask_;
+  std::vector<std::uint8_t> mask_, present_B_;
   std::vector<float> return_B_;
 };
 

@@ -200,7 +200,13 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("A batch depends on the run's seed and its number only") {
+TEST_CASE(
+    "A batch depends on the run's seed and its number only, not on how many rows a call of the model has") {
+  World few({.seed = 5, .chunk = C, .group = 4, .inference_rows = 3}), every;
+  few.worker.rollout(*few.all, *few.decision, 3);
+  every.worker.rollout(*every.all, *every.decision, 3);
+  CHECK(same(few.all->action, every.all->action));
+  CHECK(same(few.decision->log_prob, every.decision->log_prob));
   World one, two;
   one.worker.rollout(*one.all, *one.decision, 3);
   two.worker.rollout(*two.all, *two.decision, 7);

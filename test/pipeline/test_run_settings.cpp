@@ -151,3 +151,16 @@ TEST_CASE("Adaptive lets nobody in again") {
   CHECK_MESSAGE(why.find("rank 1 (rollout 0) comes again, but Adaptive's ranks change their roles") == 0,
                 why);
 }
+
+TEST_CASE("Threads that nobody chose are the cores that this process may use, shared by ranks and lanes") {
+  const int cores = usable_cores();
+  Config<Pipeline<Sampler<Toy, testing::LinearModel>, Trainer<GRPO>>> lanes;
+  Config<Pipeline<Sampler<Toy, testing::LinearModel>, Trainer<GRPO>, Synchronous>> in_turn;
+  const auto threads = [](const auto& settings) { return settings.config().schedule.sampling_threads; };
+  CHECK(threads(RunSettings(lanes)) == std::max(cores / 2, 1));
+  CHECK(threads(RunSettings(in_turn)) == cores);
+  CHECK(threads(RunSettings(in_turn, 1000)) == 1);
+  in_turn.schedule.sampling_threads = 3;
+  CHECK(threads(RunSettings(in_turn)) == 3);
+  CHECK(RunSettings(in_turn).config().schedule.training_threads == cores);
+}

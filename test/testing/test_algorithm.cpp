@@ -31,7 +31,8 @@ enum class Break {
   drifts,
   state,
   refuses_old,
-  hides_nan
+  hides_nan,
+  absent
 };
 
 struct BrokenKnobs {
@@ -66,7 +67,8 @@ class Broken {
     std::vector<std::int64_t> rows;
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t b = 0; b < B; ++b)
-        if (t == 0 || !transition.ended(t - 1, b)) rows.push_back(t * B + b);
+        if ((t == 0 || !transition.ended(t - 1, b)) && (transition.group[b] >= 0 || how == Break::absent))
+          rows.push_back(t * B + b);
     std::vector<float> log_prob(rows.size() * static_cast<std::size_t>(elements_)), entropy(log_prob.size()),
         slope(log_prob.size());
     model.forward(cut_record(transition.observation, [T = T](auto field) { return field.rows(0, T).flat(); }),
@@ -123,6 +125,7 @@ TEST_CASE("an algorithm that keeps its promises is not accused") { CHECK(said(Br
 TEST_CASE("each broken promise is found and named") {
   check_each_is_found<Break>(
       {
+          {Break::absent, "rows whose group is -1 are absent"},
           {Break::early_step, "before_step must be called before the first change of the weights"},
           {Break::no_call, "before_step must be called exactly once, not 0 times"},
           {Break::two_calls, "before_step must be called exactly once, not 2 times"},

@@ -59,6 +59,8 @@ concept UpdatingAlgorithm = requires(Type& algorithm, Model& model, Weights& wei
 ///   batch: model.forward, d loss / d log-prob, model.backward, weights.step, as often as it likes. The
 ///   records are only read. `batch` counts from 0 and is the version of the weights that are trained;
 ///   afterwards they are version batch + 1, whether or not there was anything to learn.
+/// - Rows whose group is -1 are absent (their rollout died, or their environment failed): nothing else of them
+///   counts.
 /// - `before_step()` is called exactly once, before the first change of the weights, and also by an update
 /// that
 ///   changes nothing: until it returns, the last version may still be being read elsewhere. If it throws, the

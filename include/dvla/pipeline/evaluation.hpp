@@ -82,10 +82,10 @@ inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episod
   return tasks;
 }
 
-/// For report.json: success over all, by task, and, where cases were named, of each.
-inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes,
-                                      const ObservationSpec& spec) {
-  nlohmann::json json{{"episodes", episodes.size()}};
+/// For report.json: how it was played, success by task, and, where cases were named, of each.
+inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes, const ObservationSpec& spec,
+                                      std::int64_t horizon) {
+  nlohmann::json json{{"episodes", episodes.size()}, {"horizon", horizon}, {"decoding", "mode"}};
   for (const TaskSuccess& task : by_task(episodes, spec))
     json["tasks"].push_back({{"task", task.task},
                              {"episodes", task.episodes},

@@ -50,7 +50,8 @@ inline nlohmann::json to_json(const RankReport& rank) {
   return json;
 }
 
-inline nlohmann::json report_json(const ExperimentResult& result, const ObservationSpec& spec) {
+inline nlohmann::json report_json(const ExperimentResult& result, const ObservationSpec& spec,
+                                  std::int64_t horizon) {
   const RunReport& report = result.report;
   nlohmann::json json{
       {"env_steps_per_s", report.env_steps_per_s()},
@@ -80,8 +81,8 @@ inline nlohmann::json report_json(const ExperimentResult& result, const Observat
   };
   json["success_rate"] = or_null(result.success_rate);
   json["success_rate_before"] = or_null(result.success_before);
-  if (!result.before.empty()) json["evaluation_before"] = evaluation_json(result.before, spec);
-  if (!result.after.empty()) json["evaluation"] = evaluation_json(result.after, spec);
+  if (!result.before.empty()) json["evaluation_before"] = evaluation_json(result.before, spec, horizon);
+  if (!result.after.empty()) json["evaluation"] = evaluation_json(result.after, spec, horizon);
   for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
   for (const Look& look : report.looks)
     json["looks"].push_back({{"batch", look.batch},
@@ -495,7 +496,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
-  nlohmann::json json = detail::report_json(result, run->environment().observation_spec());
+  nlohmann::json json =
+      detail::report_json(result, run->environment().observation_spec(), run->environment().horizon());
   json["pipeline"] = P::describe();
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
   for (const auto& pool : run->memory().report())

@@ -87,8 +87,9 @@ struct RolloutOptions {
   std::int64_t pass_steps = 0;  ///< control steps of a pass, rounded up to whole chunks; 0: the horizon
   std::int64_t table = 1;       ///< S
   FailureCosts failure_costs = FailureCosts::group;
-  double failed_share = 0.2;  ///< of a batch's rows here; more, and more than one, end the run
-  double reward_scale = 1;    ///< every reward is multiplied by it
+  double failed_share = 0.2;        ///< of a batch's rows here; more, and more than one, end the run
+  double reward_scale = 1;          ///< every reward is multiplied by it
+  std::int64_t inference_rows = 0;  ///< of one call of the model, at most; 0: all of a stage
 };
 
 template <EnvironmentMachinery Environment, ModelMachinery Model, class Trace>
@@ -189,9 +190,8 @@ class RolloutWorker {
   /// The first chunk of a pass of fresh episodes, sampled: for the self-test. `transition` is layout(1, C).
   void probe(Transition& transition, Decision& decision) {
     begin(transition, Stream::evaluation, 0);
-    newest().act(now(transition), everybody_, Decoding::sample,
-                 stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision,
-                 transition.action.at(0));
+    act(newest(), now(transition), everybody_, Decoding::sample,
+        stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision, transition.action.at(0));
   }
 
   /// Plays these episodes, each once, with the newest installed weights, and returns what came of each. An
@@ -218,9 +218,9 @@ class RolloutWorker {
       });
       for (std::int64_t t = 0; t * C() < environment_.horizon() && !running.empty(); ++t) {
         throw_if_stopped(stop, "the evaluation");
-        newest().act(now(*scratch), running, decoding,
-                     stream_seed(options_.seed, Stream::action, -1 - static_cast<std::int64_t>(played), t),
-                     *decision, scratch->action.at(0));
+        act(newest(), now(*scratch), running, decoding,
+            stream_seed(options_.seed, Stream::action, -1 - static_cast<std::int64_t>(played), t), *decision,
+            scratch->action.at(0));
         step(running, *scratch, now(*scratch));
         std::erase_if(running, [&](std::int64_t row) {
           results[begun + static_cast<std::size_t>(row)].success =
@@ -263,9 +263,8 @@ class RolloutWorker {
     begin(*single, Stream::evaluation, 0);
     on_step(std::int64_t{0});
     for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
-      newest().act(now(*single), everybody_, decoding,
-                   stream_seed(options_.seed, Stream::action, std::int64_t{-1}, t), *decision,
-                   chunk->action.at(0));
+      act(newest(), now(*single), everybody_, decoding,
+          stream_seed(options_.seed, Stream::action, std::int64_t{-1}, t), *decision, chunk->action.at(0));
       for (std::int64_t c = 0; c < C() && t * C() + c < environment_.horizon(); ++c) {
         for (const std::int64_t row : everybody_)
           copy(chunk->action.at(0).at(row).at(c), single->action.at(0).at(row).at(0));
@@ -370,6 +369,14 @@ class RolloutWorker {
   Model& newest() {
     models_.try_swap();
     return *models_.front().model;
+  }
+
+  void act(Model& model, const Observation& observation, std::span<const std::int64_t> rows,
+           Decoding decoding, std::uint64_t seed, Decision& decision, const Field<float>& action) const {
+    const std::size_t most =
+        options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : rows.size();
+    for (; !rows.empty(); rows = rows.subspan(std::min(most, rows.size())))
+      model.act(observation, rows.first(std::min(most, rows.size())), decoding, seed, decision, action);
   }
 
   // ---- The environment's calls, and what fails in them
@@ -531,7 +538,8 @@ class RolloutWorker {
   /// The chunk loop of a pass: stage i steps while stage i + 1 infers.
   template <class Boundaries>
   void play(Pass& pass, Boundaries& boundaries) {
-    auto& [all, decisions, batch, first, oldest] = pass;
+    Transition& all = pass.all;
+    const std::int64_t batch = pass.batch, first = pass.first;
     const std::int64_t N = environment_.size();
     const std::int64_t stages = std::min<std::int64_t>(std::max(options_.stages, 1), N);
     const std::int64_t turns = shape().decisions * stages;
@@ -564,12 +572,12 @@ class RolloutWorker {
         list.rows.push_back(i);
         list.in_stage.push_back(i - row);
       }
-      if (turn == 0 || !list.rows.empty()) oldest = std::min(oldest, frozen.version);
+      if (turn == 0 || !list.rows.empty()) pass.oldest = std::min(pass.oldest, frozen.version);
       if (list.rows.empty()) return;
-      Decision decision = rows_at(decisions, t, first + row, count);
-      frozen.model->act(rows_at(all.observation, t, first + row, count), list.in_stage, Decoding::sample,
-                        stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,
-                        rows_at(all.action, t, first + row, count));
+      Decision decision = rows_at(pass.decisions, t, first + row, count);
+      act(*frozen.model, rows_at(all.observation, t, first + row, count), list.in_stage, Decoding::sample,
+          stream_seed(options_.seed, Stream::action, batch, t, in_whole(first) + row), decision,
+          rows_at(all.action, t, first + row, count));
     };
     auto step_stage = [&](std::int64_t turn) {
       auto span = trace_.span("step", batch);

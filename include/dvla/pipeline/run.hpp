@@ -277,7 +277,7 @@ class Run {
   static constexpr bool adapts = RunSettings<P>::adapts;
 
   Run(const Config<P>& config, std::unique_ptr<LoneCluster> own, Cluster* given, const OnPlan& on_plan) try
-      : settings_(config),
+      : settings_(config, ranks_on_this_machine(given)),
         own_cluster_(std::move(own)),
         cluster_(given ? *given : *own_cluster_),
         job_(std::in_place, cluster_, Placement::roles(settings_.config().placement, cluster_.topology()),
@@ -313,6 +313,11 @@ class Run {
     if (given) Job::refuse(*given, why);
   }
 
+  static int ranks_on_this_machine(const Cluster* job) {
+    if (job == nullptr) return 1;
+    const std::vector<int>& node = job->topology().node;
+    return static_cast<int>(std::ranges::count(node, node[static_cast<std::size_t>(job->rank())]));
+  }
   RunReport train_batches(std::int64_t batches, const TrainCall& call) try {
     if (job_->leads() && !tested_) self_test();
     job_->begin_together(call.stop);

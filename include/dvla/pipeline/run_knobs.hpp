@@ -33,6 +33,7 @@ struct RunKnobs {
   FailureCosts failure_costs = FailureCosts::group;  ///< what an environment's row that fails takes along
   double failed_share = 0.2;     ///< of a batch's rows; more, and more than one, end the run
   double step_deadline_s = 300;  ///< of one call to the environment; one that hangs ends the run
+  int inference_rows = 0;        ///< of one call of the model when sampling, at most; 0 = all of a stage
   double reward_scale = 1;
   bool auto_reset = false;           ///< rows begin another episode at the chunk boundary after an end
   int pass_steps = 0;                ///< control steps of a pass under auto_reset; 0 = the horizon
@@ -67,6 +68,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"failed_share", "of a batch's rows; when more have failed, and more than one, the run ends", 0, 1},
     {"step_deadline_s", "of one call to the environment: one that does not come back ends the run", 0.1,
      86400, "seconds"},
+    {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
     {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
     {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
     {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
@@ -97,6 +99,6 @@ inline void check(const RunKnobs& knobs) {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
                         evaluation_episodes, evaluation_cases, failure_costs, failed_share, step_deadline_s,
-                        reward_scale, auto_reset, pass_steps, episodes_per_row, demonstrations,
-                        demonstration_noise, imitation_target, imitation_steps, resume, trace, record,
-                        animation, quiet, heartbeat_s, collectives, overwrite);
+                        inference_rows, reward_scale, auto_reset, pass_steps, episodes_per_row,
+                        demonstrations, demonstration_noise, imitation_target, imitation_steps, resume, trace,
+                        record, animation, quiet, heartbeat_s, collectives, overwrite);

@@ -11,6 +11,7 @@
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/core/process_limits.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/handoff/waiting.hpp"
 #include "dvla/model/concept.hpp"
@@ -32,9 +33,10 @@ class RunSettings {
   /// Whether shares of the work move while the run goes on.
   static constexpr bool adapts = requires { P::placement::adapts; };
 
-  /// Throws ConfigError where a value is wrong, and where the recording to be repeated is.
-  explicit RunSettings(const Config<P>& config)
-      : config_(checked(config)), replayed_(recording_to_repeat()) {}
+  /// Throws ConfigError where a value is wrong, and where the recording to be repeated is. `ranks_here`: of the
+  /// job, on this machine, which share its cores.
+  explicit RunSettings(const Config<P>& config, int ranks_here = 1)
+      : config_(checked(config, ranks_here)), replayed_(recording_to_repeat()) {}
 
   const Config<P>& config() const { return config_; }
   /// The run that Replay repeats; empty for all other schedules.
@@ -108,7 +110,8 @@ class RunSettings {
   // ---- Rows of one call of the model
   std::int64_t sampling_rows(std::int64_t environments) const {
     const std::int64_t stages = std::max(config_.schedule.sampling_stages, 1);
-    return (environments + stages - 1) / stages;
+    const std::int64_t rows = (environments + stages - 1) / stages, most = config_.run.inference_rows;
+    return most > 0 ? std::min(rows, most) : rows;
   }
   /// `all`: rows of a batch.
   std::int64_t training_rows(std::int64_t all) const {
@@ -163,6 +166,7 @@ class RunSettings {
     options.table = table();
     options.failure_costs = config_.run.failure_costs;
     options.failed_share = config_.run.failed_share;
+    options.inference_rows = config_.run.inference_rows;
     options.reward_scale = config_.run.reward_scale;
     if (job.rolls_out() && !job.alone()) {
       options.first_episode = own_groups(job).first * group();
@@ -181,8 +185,14 @@ class RunSettings {
   }
 
  private:
-  static Config<P> checked(const Config<P>& config) {
+  /// With threads for a lane that has none: as many as it may have to itself.
+  static Config<P> checked(Config<P> config, int ranks_here) {
     validate(config);
+    const int cores = std::max(usable_cores() / ranks_here, 1);
+    const int lanes = requires { P::schedule::in_turn; }
+    ? 1 : 2;
+    for (int* threads : {&config.schedule.sampling_threads, &config.schedule.training_threads})
+      if (*threads == 0) *threads = std::max(cores / lanes, 1);
     return config;
   }
   Recording recording_to_repeat() const {

@@ -10,15 +10,15 @@ namespace dvla {
 struct SwimlaneKnobs {
   int staleness = 1;         ///< K: weights may be this many versions old, at most the schedule's Max
   double deadline_s = 120;   ///< of every wait between lanes
-  int sampling_threads = 1;  ///< cores of the sampling lane
-  int training_threads = 1;  ///< cores of the training lane
+  int sampling_threads = 0;  ///< cores of the sampling lane; 0 = half of those that this process may use
+  int training_threads = 0;  ///< cores of the training lane
   int sampling_stages = 1;   ///< parts of the environments: one part steps while another infers
 };
 
 struct SynchronousKnobs {
   double deadline_s = 120;
-  int sampling_threads = 2;  ///< both phases may use all cores: they never run at once
-  int training_threads = 2;
+  int sampling_threads = 0;  ///< 0 = all that this process may use: the phases never run at once
+  int training_threads = 0;
   int sampling_stages = 1;
 };
 
@@ -35,8 +35,8 @@ inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
     {"staleness", "K: a rollout's weights are at most this many versions old; at most the schedule's Max", 0,
      1024},  // less where schedule or algorithm allow less: see list_knobs
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
-    {"sampling_threads", "cores of the sampling lane", 1, 1024},
-    {"training_threads", "cores of the training lane", 1, 1024},
+    {"sampling_threads", "cores of the sampling lane; 0 = half of what the process may use", 0, 1024},
+    {"training_threads", "cores of the training lane; 0 = half of what the process may use", 0, 1024},
     {"sampling_stages",
      "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });
@@ -44,8 +44,8 @@ inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
 template <>
 inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
-    {"sampling_threads", "cores of the sampling phase", 1, 1024},
-    {"training_threads", "cores of the training phase", 1, 1024},
+    {"sampling_threads", "cores of the sampling phase; 0 = what the process may use", 0, 1024},
+    {"training_threads", "cores of the training phase; 0 = what the process may use", 0, 1024},
     {"sampling_stages",
      "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });

@@ -153,6 +153,7 @@ class AlgorithmProbe {
       still.learning_rate = 0;
       teaches_nothing("learning rate 0", still);
     }
+    leaves_out_the_absent();
     lets_through();
     refuses_nan();
     return violations_;
@@ -245,6 +246,28 @@ class AlgorithmProbe {
     const std::vector<float> start = world.parameters();
     update(algorithm, world, 0, where);
     expect(world.parameters() == start, where + " must leave every bit of the weights");
+  }
+
+  /// One group whose rollout died or whose environment failed: nothing of it counts.
+  void leaves_out_the_absent() {
+    const auto weights_with = [&](float reward, float proprioception) {
+      World world(group_);
+      for (std::int64_t b = group_; b < 2 * group_; ++b) {
+        world.transition->group[b] = -1;
+        world.transition->episode.success[b] = reward != 0;
+        for (std::int64_t t = 0; t < World::T; ++t) {
+          std::ranges::fill(world.transition->reward.at(t).at(b).span(), b % 2 == 0 ? reward : 0.0F);
+          std::ranges::fill(world.transition->observation.proprioception.at(t).at(b).span(), proprioception);
+        }
+      }
+      Machinery algorithm = machinery(world, knobs_);
+      trace::Off off;
+      auto before_step = [] {};
+      algorithm.update(world.model, world.weights, *world.transition, *world.decision, 0, before_step, off);
+      return world.parameters();
+    };
+    expect(weights_with(0, 0) == weights_with(5, 1),
+           "rows whose group is -1 are absent: what stands in them must not change the update");
   }
 
   void lets_through() {

@@ -28,6 +28,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/environment/concept.hpp"
 #include "dvla/environment/mujoco/model.hpp"
 #include "dvla/environment/mujoco/task.hpp"
 #include "dvla/environment/mujoco_knobs.hpp"
