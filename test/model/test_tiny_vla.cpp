@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory_resource>
 #include <string>
@@ -12,6 +13,7 @@
 #include "dvla/model/lora.hpp"
 #include "dvla/model/tiny_vla.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/io/temporary_folder.hpp"
 
 using namespace dvla;
 
@@ -176,6 +178,26 @@ TEST_CASE("merged weights are those of a base that gives the same log-probabilit
   for (std::size_t i = 0; i < expected.size(); ++i)
     CHECK(base.decision->log_prob[static_cast<std::int64_t>(i)] ==
           doctest::Approx(expected[i]).epsilon(1e-4));
+}
+
+TEST_CASE("a frozen base gets public weights, in files with an index or in one") {
+  const dvla_test::TemporaryFolder folder;
+  const TinyVlaModel<TokenHead> base(small(4), state_inputs(), 3);
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  for (const std::uint64_t limit : {io::shard_bytes, std::uint64_t{10000}}) {
+    const auto path = io::write_safetensors(folder / "model.safetensors",
+                                            weights_to_write(base, WeightSet::all), {}, limit);
+    CHECK_EQ(path.extension() == ".json", limit < io::shard_bytes);
+    for (const std::filesystem::path& from : {path, folder.path()}) {
+      knobs.base_checkpoint = from.string();
+      const LoraModel<TinyVlaModel<TokenHead>> adapted(knobs, state_inputs(), 4);
+      std::size_t same = 0;
+      for (const Parameter& each : adapted.parameters())
+        for (const Parameter& other : base.parameters())
+          same += each.name == other.name && std::memcmp(each.data, other.data, each.bytes()) == 0;
+      CHECK_EQ(same, base.parameters().size());
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and number of threads", Head,

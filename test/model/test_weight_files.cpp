@@ -1,6 +1,7 @@
 // dvla-test: asan
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -89,6 +90,35 @@ TEST_CASE("Weights whose last tensor is wrong or missing are one sentence, and c
                              }),
                      "has inf at element 7: it must be finite"));
       CHECK(contains(refusal(dtype, set, [&](auto&, auto& last) { last.dtype = io::Dtype::I32; }),
-                     "is I32; weights are read from"));
+                     "is I32; weights are read from F32, BF16 and F16"));
     }
+}
+
+TEST_CASE("Half precision is read: normal, denormal, the largest, and what is no number is refused") {
+  CHECK(from_f16(0x3C00) == 1.0F);
+  CHECK(from_f16(0xC100) == -2.5F);
+  CHECK(from_f16(0x7BFF) == 65504.0F);
+  CHECK(from_f16(0x8001) == -0x1p-24F);
+  CHECK(from_f16(0x03FF) == 1023 * 0x1p-24F);
+  CHECK(from_f16(0x0400) == 0x1p-14F);
+  CHECK(std::isinf(from_f16(0x7C00)));
+  CHECK(std::isnan(from_f16(0x7E00)));
+  const TemporaryFolder folder;
+  for (const std::uint16_t last : {0x3555, 0xFC00}) {
+    LinearModel model = made(Dtype::f32, 2);
+    const std::string before = bytes_of_all(model);
+    std::vector<io::TensorToWrite> tensors = weights_to_write(model, WeightSet::all);
+    std::vector<std::uint16_t> halves(static_cast<std::size_t>(model.parameters()[3].count()), 0x3555);
+    halves.back() = last;
+    for (io::TensorToWrite& tensor : tensors) {
+      tensor.dtype = io::Dtype::F16;
+      tensor.bytes = std::as_bytes(std::span(halves));
+    }
+    io::write_safetensors(folder / "a", tensors);
+    const std::string said =
+        dvla_test::message_of<Error>([&] { load_weights(model, io::SafetensorsFile(folder / "a")); });
+    CHECK(contains(said, "it must be finite") == (last != 0x3555));
+    if (!said.empty()) CHECK(bytes_of_all(model) == before);
+    if (said.empty()) CHECK(model.units()[3].floats()[0] == 0x1.554p-2F);
+  }
 }

@@ -27,6 +27,14 @@ inline std::uint16_t to_bf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 inline float from_bf16(std::uint16_t value) { return std::bit_cast<float>(std::uint32_t{value} << 16); }
+/// Without arithmetic on denormal floats, which threads that compute take for 0.
+inline float from_f16(std::uint16_t value) {
+  const std::uint32_t exponent = value >> 10 & 31U, fraction = value & 1023U;
+  const float magnitude =
+      exponent == 0 ? static_cast<float>(fraction) * 0x1p-24F
+                    : std::bit_cast<float>((exponent == 31 ? 255U : exponent + 112U) << 23 | fraction << 13);
+  return (value & 0x8000U) != 0 ? -magnitude : magnitude;
+}
 
 /// How the optimiser treats a parameter: factors of the algorithm's learning rate and weight decay.
 struct OptimiserGroup {

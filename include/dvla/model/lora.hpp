@@ -26,8 +26,10 @@ class LoraModel : public Base {
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
       : Base(knobs, with_adapters(knobs, inputs), seed) {
-    if (!knobs.base_checkpoint.empty())
-      load_weights(*this, io::open_checkpoint(knobs.base_checkpoint), WeightSet::frozen, "model.");
+    if (knobs.base_checkpoint.empty()) return;
+    const io::SafetensorsFile file = io::open_weights(knobs.base_checkpoint);
+    const bool own = file.metadata().contains(std::string(io::CheckpointFolder::format_key));
+    load_weights(*this, file, WeightSet::frozen, own ? checkpoint_prefix : "");
   }
 
   LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
@@ -47,9 +49,10 @@ class LoraModel : public Base {
 };
 
 /// Writes the weights that the model's base would have with its adapters added in, under the base's names: a
-/// file that the base itself, and its public loaders, read. `metadata` as in write_safetensors.
+/// file that the base itself, and its public loaders, read; several where it is large. Returns the path as
+/// write_safetensors does.
 template <class Base>
-void export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
+std::filesystem::path export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
   std::vector<io::TensorToWrite> tensors;
   std::vector<std::vector<std::byte>> values;
   values.reserve(model.parameters().size());
@@ -58,7 +61,7 @@ void export_merged(const LoraModel<Base>& model, const std::filesystem::path& pa
     values.emplace_back(bytes, bytes + parameter.bytes());
     tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
   });
-  io::write_safetensors(path, tensors);
+  return io::write_safetensors(path, tensors);
 }
 
 template <class Model, class Pipeline>

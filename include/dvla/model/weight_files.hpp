@@ -20,6 +20,9 @@ namespace dvla {
 /// Which of a model's parameters are meant.
 enum class WeightSet { all, trainable, frozen };
 
+/// Before the names of weights in a run's checkpoints.
+inline constexpr const char* checkpoint_prefix = "model.";
+
 namespace detail {
 inline io::Dtype file_dtype(Dtype dtype) {
   return dtype == Dtype::f32 ? io::Dtype::F32 : dtype == Dtype::bf16 ? io::Dtype::BF16 : io::Dtype::F16;
@@ -45,7 +48,7 @@ void for_each_value(const io::TensorView& view, Visit visit) {
     } else {
       std::uint16_t value = 0;
       std::memcpy(&value, view.bytes.data() + 2 * i, 2);
-      visit(i, from_bf16(value));
+      visit(i, view.dtype == io::Dtype::BF16 ? from_bf16(value) : from_f16(value));
     }
   }
 }
@@ -66,8 +69,8 @@ std::vector<io::TensorToWrite> weights_to_write(const Model& model, WeightSet se
   return all;
 }
 
-/// Reads them by name. A file in float32 or bfloat16 fits a model of either: values are rounded to what the
-/// model computes in. Throws FormatError or ConfigError, one sentence, where a tensor is missing, of another
+/// Reads them by name. A file in float32, bfloat16 or float16 fits a model of any: values are rounded to what
+/// the model computes in. Throws FormatError or ConfigError, one sentence, where a tensor is missing, of another
 /// shape or type, or not finite, and then leaves the model as it was.
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set = WeightSet::all,
@@ -80,9 +83,9 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       if (!std::ranges::equal(view.shape, each.shape))
         throw ConfigError(
             where + " has another shape than this model: use the settings the checkpoint was made with");
-      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16)
+      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
         throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
-                          "; weights are read from F32 and BF16");
+                          "; weights are read from F32, BF16 and F16");
       if (!copies) {
         detail::for_each_value(view, [&](std::size_t i, float value) {
           if (!std::isfinite(value))

@@ -9,7 +9,6 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <span>
@@ -28,7 +27,6 @@ namespace dvla {
 namespace detail {
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, seed
-inline constexpr const char* model_prefix = "model.";         // of the names of weights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
 
@@ -54,21 +52,6 @@ void check_numbers(const io::SafetensorsFile& file, const std::string& name, std
                         std::to_string(numbers[i]) + " at element " + std::to_string(i) + ": it must be " +
                         (least < 0 ? "finite" : "finite and not negative"));
 }
-
-/// Parts of checkpoints before `step` that are no longer there.
-inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {
-  std::error_code code;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, code)) {
-    const std::string name = entry.path().filename().string();
-    long long of = -1;
-    int actor = 0, actors = 0, end = 0;
-    if (std::sscanf(name.c_str(), "step-%lld.actor-%d-of-%d.safetensors%n", &of, &actor, &actors, &end) ==
-            3 &&
-        static_cast<std::size_t>(end) == name.size() && of < step &&
-        !std::filesystem::exists(folder / ("step-" + std::to_string(of) + ".safetensors")))
-      std::filesystem::remove(entry.path(), code);
-  }
-}
 }  // namespace detail
 
 /// Writes step-<next batch>.safetensors, the trainable weights under the model's parameter names, and beside
@@ -78,7 +61,6 @@ inline void prune_shards(const std::filesystem::path& folder, std::int64_t step)
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
-  const std::filesystem::path path = folder.path_of(run.next_batch());
   const std::int64_t whole = trainable_count(run.model().units());
   if constexpr (requires { weights.gather_all(); }) weights.gather_all();
   std::int64_t mine = 0;
@@ -89,19 +71,16 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
     const ShardToWrite shard(weights, whole, computes_in_16_bits(run.model()), part, parts);
     io::Checkpoint file;
     shard.add_to(file);
-    std::filesystem::create_directories(path.parent_path());
-    io::write_safetensors(
-        io::CheckpointFolder::part_path(path, part, parts), file.tensors,
-        {{std::string(io::CheckpointFolder::format_key), std::string(io::CheckpointFolder::format_version)}});
+    folder.save_part(run.next_batch(), part, parts, file.tensors);
   }
   if (parts > 1) {
     std::array<double, 1> written{};  // by all
     weights.sum(written);
   }
-  if (!run.job().leads()) return path;
+  if (!run.job().leads()) return folder.path_of(run.next_batch());
   const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
   io::Checkpoint checkpoint;
-  checkpoint.tensors = weights_to_write(run.model(), WeightSet::trainable, detail::model_prefix);
+  checkpoint.tensors = weights_to_write(run.model(), WeightSet::trainable, checkpoint_prefix);
   checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
@@ -115,16 +94,14 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
       detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
   checkpoint.metadata["config"] = to_json(run.config()).dump();
-  folder.save(run.next_batch(), checkpoint);
-  detail::prune_shards(path.parent_path(), run.next_batch());
-  return path;
+  return folder.save(run.next_batch(), checkpoint);
 }
 
 /// A checkpoint's weights into a model, by name: for evaluation, with a run or without one. Throws as
 /// load_weights does.
 template <class Model>
 void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
-  load_weights(model, file, WeightSet::trainable, detail::model_prefix);
+  load_weights(model, file, WeightSet::trainable, checkpoint_prefix);
   weights_written(model);
 }
 
