@@ -93,6 +93,45 @@ TEST_CASE_TEMPLATE("Adapters are saved alone, and a fresh run goes on from them 
   }
 }
 
+TEST_CASE("A whole checkpoint of adapters brings its base along") {
+  using P = Of<Adapted, dvla::Synchronous>;
+  const TemporaryFolder folder;
+  const dvla::io::CheckpointFolder checkpoints(folder / "checkpoint");
+  auto config = config_of<P>(dvla::Dtype::bf16);
+  config.run.checkpoint_weights = dvla::CheckpointWeights::whole;
+  std::string base, next;
+  const auto frozen = [](const auto& model) {
+    std::string bytes;
+    for (const dvla::Parameter& each : model.parameters())
+      if (!each.trainable) bytes.append(reinterpret_cast<const char*>(each.data), each.bytes());
+    return bytes;
+  };
+  {
+    using Base = Of<Plain, dvla::Synchronous>;
+    auto other = config_of<Base>();
+    other.run.seed = 7;
+    Run<Base> run(other);
+    dvla::io::write_safetensors(folder / "model.safetensors",
+                                dvla::weights_to_write(run.model(), dvla::WeightSet::all));
+  }
+  {
+    auto with_base = config;
+    with_base.model.base_checkpoint = folder.path().string();
+    Run<P> run(with_base);
+    base = frozen(run.model());
+    run.train(2);
+    dvla::save_checkpoint(run, checkpoints);
+    run.train(1);
+    next = trainable(run.model());
+  }
+  Run<P> run(config);
+  CHECK((frozen(run.model()) != base));
+  dvla::load_checkpoint(run, checkpoints.load(2).file);
+  CHECK((frozen(run.model()) == base));
+  run.train(1);
+  CHECK((trainable(run.model()) == next));
+}
+
 TEST_CASE("A worker's copies refer to the frozen tensors of the trainer's model and own what trains") {
   using P = Of<Adapted, dvla::Swimlane<1>>;
   Run<P> run(config_of<P>());

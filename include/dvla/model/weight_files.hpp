@@ -107,4 +107,14 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
   }
 }
 
+/// Whether the model has what load_weights would give it, in the file's own precision, bit for bit.
+template <class Model>
+bool has_weights(const Model& model, const io::SafetensorsFile& file, WeightSet set,
+                 const std::string& prefix = {}) {
+  return std::ranges::all_of(weights_to_write(model, set, prefix), [&](const io::TensorToWrite& mine) {
+    const io::TensorView theirs = file.tensor(mine.name);
+    return theirs.dtype == mine.dtype && std::ranges::equal(theirs.bytes, mine.bytes);
+  });
+}
+
 }  // namespace dvla

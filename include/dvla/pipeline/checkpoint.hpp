@@ -1,8 +1,8 @@
 // A run's state as a checkpoint, and back: the trainable weights, the optimiser's state, counters and
 // versions. Every random draw is seeded by (run seed, stream, indices), so the random state is the seed and
-// the next batch's number. What is frozen is not stored: the configuration in the metadata makes it again.
-// Under the Synchronous schedule a resumed run equals an uninterrupted one bit for bit. Call between updates
-// (Run::train's `after_update`) or while no lane runs.
+// the next batch's number. What is frozen is stored where run.checkpoint_weights is whole; else the
+// configuration in the metadata makes it again. Under the Synchronous schedule a resumed run equals an
+// uninterrupted one bit for bit. Call between updates (Run::train's `after_update`) or while no lane runs.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +27,7 @@ namespace dvla {
 namespace detail {
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, seed
+inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
 
@@ -54,10 +55,10 @@ void check_numbers(const io::SafetensorsFile& file, const std::string& name, std
 }
 }  // namespace detail
 
-/// Writes step-<next batch>.safetensors, the trainable weights under the model's parameter names, and beside
-/// it the optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In
-/// a job every actor calls it, between the same two updates, into the same folder (so the folder is one that
-/// all machines see); parts are written before the file that counts on them. Returns the leader's path.
+/// Writes step-<next batch>.safetensors, the weights under the model's parameter names, and beside it the
+/// optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In a job
+/// every actor calls it, between the same two updates, into the same folder (so the folder is one that all
+/// machines see); parts are written before the file that counts on them. Returns the leader's path.
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
@@ -80,7 +81,11 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   if (!run.job().leads()) return folder.path_of(run.next_batch());
   const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
   io::Checkpoint checkpoint;
-  checkpoint.tensors = weights_to_write(run.model(), WeightSet::trainable, checkpoint_prefix);
+  const CheckpointWeights kind = run.config().run.checkpoint_weights;
+  checkpoint.tensors =
+      weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
+                       checkpoint_prefix);
+  checkpoint.metadata[detail::weights_key] = enum_names<CheckpointWeights>[static_cast<std::size_t>(kind)];
   checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
@@ -97,11 +102,17 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   return folder.save(run.next_batch(), checkpoint);
 }
 
+/// Whether it has the frozen weights too.
+inline bool is_whole(const io::SafetensorsFile& checkpoint) {
+  const auto said = checkpoint.metadata().find(detail::weights_key);
+  return said != checkpoint.metadata().end() && said->second == "whole";
+}
+
 /// A checkpoint's weights into a model, by name: for evaluation, with a run or without one. Throws as
 /// load_weights does.
 template <class Model>
 void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
-  load_weights(model, file, WeightSet::trainable, checkpoint_prefix);
+  load_weights(model, file, is_whole(file) ? WeightSet::all : WeightSet::trainable, checkpoint_prefix);
   weights_written(model);
 }
 
@@ -154,6 +165,13 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   for (const double number : curve)
     if (number > 0x1p53)
       throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
+  // Frozen weights do not travel, and ranks that come later read no checkpoint.
+  if (!run.job().alone() && is_whole(file) &&
+      !has_weights(run.model(), file, WeightSet::frozen, checkpoint_prefix))
+    throw ConfigError(
+        "'" + file.path().string() +
+        "' has other frozen weights than the settings make on every rank of this job; give it as "
+        "model.base_checkpoint too");
   if (run.job().trains()) {
     const std::vector<io::SafetensorsFile> parts = io::CheckpointFolder::open_parts(file);
     load_shards(run.weights(), trainable_count(run.model().units()), parts,

@@ -2,8 +2,10 @@
 // checkpoints. The tenth section of a configuration, beside the nine slots.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
@@ -12,6 +14,12 @@
 
 namespace dvla {
 
+/// Which of a model's weights a checkpoint has: what trains, for the configuration makes the others again, or
+/// all of them.
+enum class CheckpointWeights : std::uint8_t { trainable, whole };
+template <>
+inline constexpr auto enum_names<CheckpointWeights> = std::to_array<std::string_view>({"trainable", "whole"});
+
 struct RunKnobs {
   std::string name = "run";  ///< the run writes into folder/name
   std::string folder = "runs";
@@ -19,6 +27,7 @@ struct RunKnobs {
   int iterations = 150;      ///< batches trained on
   int checkpoint_every = 0;  ///< iterations; 0 = at the end only
   int keep_checkpoints = 2;
+  CheckpointWeights checkpoint_weights = CheckpointWeights::trainable;
   int evaluation_episodes = 256;     ///< before and after training, on fresh seeds; 0 = none
   int demonstrations = 32;           ///< scripted-expert episodes to clone; 0 = no warm start
   double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
@@ -43,6 +52,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"iterations", "batches to train on", 0, 1e9},
     {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
     {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
+    {"checkpoint_weights", "weights in a checkpoint: those that train, or the whole model, frozen ones too"},
     {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
     {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
     {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
@@ -69,6 +79,6 @@ inline void check(const RunKnobs& knobs) {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
-                        evaluation_episodes, demonstrations, demonstration_noise, imitation_target,
-                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
-                        overwrite);
+                        checkpoint_weights, evaluation_episodes, demonstrations, demonstration_noise,
+                        imitation_target, imitation_steps, resume, trace, record, animation, quiet,
+                        heartbeat_s, collectives, overwrite);
