@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,6 +54,7 @@ struct Parameter {
   OptimiserGroup group{};
   std::string alias_of{};     ///< not empty: it is that parameter under another name, and is kept once
   std::byte* data = nullptr;  ///< its elements, row-major
+  bool mapped = false;        ///< they lie in a file that is mapped, and are never written
 
   std::int64_t count() const {
     std::int64_t product = 1;
@@ -61,6 +63,10 @@ struct Parameter {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(count()) * bytes_of(dtype); }
 };
+
+/// Where a frozen parameter's elements lie already, or null: asked while a model is made, for as long as it
+/// lives.
+using FrozenViews = std::function<const std::byte*(const Parameter&)>;
 
 /// `count` elements from `offset` on of the trainable weights, unit after unit as one row.
 struct WeightRange {

@@ -5,9 +5,12 @@
 // dropout, no rank that differs between layers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
@@ -25,12 +28,7 @@ class LoraModel : public Base {
   /// `base_checkpoint` that does not fit.
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
-      : Base(knobs, with_adapters(knobs, inputs), seed) {
-    if (knobs.base_checkpoint.empty()) return;
-    const io::SafetensorsFile file = io::open_weights(knobs.base_checkpoint);
-    const bool own = file.metadata().contains(std::string(io::CheckpointFolder::format_key));
-    load_weights(*this, file, WeightSet::frozen, own ? checkpoint_prefix : "");
-  }
+      : LoraModel(knobs, inputs, seed, base_of(knobs.base_checkpoint)) {}
 
   LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
 
@@ -41,11 +39,29 @@ class LoraModel : public Base {
   }
 
  private:
+  using File = std::unique_ptr<const io::SafetensorsFile>;
+
   template <class Knobs>
-  static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs) {
+  LoraModel(const Knobs& knobs, const ModelInputs& inputs, std::uint64_t seed, File base)
+      : Base(knobs, with_adapters(knobs, inputs, base), seed) {
+    if (base) load_weights(*this, *base, WeightSet::frozen, prefix_in(*base));
+    if (std::ranges::any_of(this->parameters(), &Parameter::mapped)) base_ = std::move(base);
+  }
+  static File base_of(const std::string& checkpoint) {
+    return checkpoint.empty() ? nullptr
+                              : std::make_unique<const io::SafetensorsFile>(io::open_weights(checkpoint));
+  }
+  static const char* prefix_in(const io::SafetensorsFile& file) {
+    return file.metadata().contains(std::string(io::CheckpointFolder::format_key)) ? checkpoint_prefix : "";
+  }
+  template <class Knobs>
+  static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs, const File& base = nullptr) {
     inputs.adapters = {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
+    if (base && inputs.device == Device::cpu) inputs.adapters.base = frozen_views(*base, prefix_in(*base));
     return inputs;
   }
+
+  File base_;  ///< whose mapped tensors the model computes with; null: with none, or with its original's
 };
 
 /// Writes the weights that the model's base would have with its adapters added in, under the base's names: a

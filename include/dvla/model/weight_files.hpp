@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -86,14 +87,19 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
         throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
                           "; weights are read from F32, BF16 and F16");
-      if (!copies) {
+      if (each.mapped &&
+          (view.dtype != detail::file_dtype(each.dtype) ||
+           (view.bytes.data() != each.data && std::memcmp(view.bytes.data(), each.data, each.bytes()) != 0)))
+        throw ConfigError(where +
+                          " is not what this model has mapped from its base: give that file as the base");
+      if (!copies && !each.mapped) {
         detail::for_each_value(view, [&](std::size_t i, float value) {
           if (!std::isfinite(value))
             throw FormatError(where + " has " + std::to_string(value) + " at element " + std::to_string(i) +
                               ": it must be finite");
         });
-        continue;
       }
+      if (!copies || each.mapped) continue;
       auto* to = const_cast<std::byte*>(detail::host_data(each));
       if (view.dtype == detail::file_dtype(each.dtype)) {
         std::copy(view.bytes.begin(), view.bytes.end(), to);
@@ -105,6 +111,20 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       }
     }
   }
+}
+
+/// For a model that can compute with frozen weights where they lie in the mapped file, which must outlive it:
+/// those of the precision that it computes in. Nothing is read, so numbers that are not finite are not found
+/// here; ranks of a machine share the pages. load_weights reads the others, and checks names and shapes of all.
+inline FrozenViews frozen_views(const io::SafetensorsFile& file, const std::string& prefix) {
+  return [&file, prefix](const Parameter& each) -> const std::byte* {
+    if (!file.contains(prefix + each.name)) return nullptr;
+    const io::TensorView view = file.tensor(prefix + each.name);
+    const bool fits = view.dtype == detail::file_dtype(each.dtype) &&
+                      std::ranges::equal(view.shape, each.shape) &&
+                      reinterpret_cast<std::uintptr_t>(view.bytes.data()) % bytes_of(each.dtype) == 0;
+    return fits ? view.bytes.data() : nullptr;
+  };
 }
 
 /// Whether the model has what load_weights would give it, in the file's own precision, bit for bit.
