@@ -3,15 +3,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory_resource>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "dvla/core/process_limits.hpp"
 #include "dvla/model/lora.hpp"
 #include "dvla/model/tiny_vla.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/io/temporary_folder.hpp"
 
 using namespace dvla;
 
@@ -176,6 +181,100 @@ TEST_CASE("merged weights are those of a base that gives the same log-probabilit
   for (std::size_t i = 0; i < expected.size(); ++i)
     CHECK(base.decision->log_prob[static_cast<std::int64_t>(i)] ==
           doctest::Approx(expected[i]).epsilon(1e-4));
+}
+
+TEST_CASE("a frozen base gets public weights, in files with an index or in one") {
+  const dvla_test::TemporaryFolder folder;
+  const TinyVlaModel<TokenHead> base(small(4), state_inputs(), 3);
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  for (const std::uint64_t limit : {io::shard_bytes, std::uint64_t{10000}}) {
+    const auto path = io::write_safetensors(folder / "model.safetensors",
+                                            weights_to_write(base, WeightSet::all), {}, limit);
+    CHECK_EQ(path.extension() == ".json", limit < io::shard_bytes);
+    for (const std::filesystem::path& from : {path, folder.path()}) {
+      knobs.base_checkpoint = from.string();
+      const LoraModel<TinyVlaModel<TokenHead>> adapted(knobs, state_inputs(), 4);
+      std::size_t same = 0;
+      for (const Parameter& each : adapted.parameters())
+        for (const Parameter& other : base.parameters())
+          same += each.name == other.name && std::memcmp(each.data, other.data, each.bytes()) == 0;
+      CHECK_EQ(same, base.parameters().size());
+    }
+  }
+}
+
+namespace {
+
+/// [first, past the last) of all mappings of a file.
+std::vector<std::pair<std::uintptr_t, std::uintptr_t>> mappings(const std::filesystem::path& path) {
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> found;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::uintptr_t first = 0, last = 0;
+    char rights[5] = {};
+    if (!line.ends_with(path.string()) ||
+        std::sscanf(line.c_str(), "%lx-%lx %4s", &first, &last, rights) != 3)
+      continue;
+    CHECK_EQ(std::string(rights), "r--p");
+    found.emplace_back(first, last);
+  }
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("a frozen base is not read before it is used: its tensors are the mapped file's") {
+  const dvla_test::TemporaryFolder folder;
+  const std::filesystem::path path = folder / "model.safetensors";
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  knobs.width = 512;
+  knobs.blocks = 4;
+  std::size_t size = 0;
+  {
+    const TinyVlaModel<TokenHead> base(knobs, state_inputs(), 3);
+    io::write_safetensors(path, weights_to_write(base, WeightSet::all));
+    size = std::filesystem::file_size(path);
+  }
+  REQUIRE(size > (std::size_t{32} << 20));
+  knobs.base_checkpoint = path.string();
+  const std::size_t before = resident_bytes();
+  {
+    LoraModel<TinyVlaModel<TokenHead>> model(knobs, state_inputs(), 4);
+    const LoraModel<TinyVlaModel<TokenHead>> copy(model, share_frozen);
+    CHECK_LT(resident_bytes(), before + size / 4);
+
+    const auto ranges = mappings(path);
+    REQUIRE_EQ(ranges.size(), 1);
+    const io::SafetensorsFile file(path);
+    std::size_t frozen = 0;
+    for (std::size_t i = 0; i < model.parameters().size(); ++i) {
+      const Parameter& each = model.parameters()[i];
+      const auto at = reinterpret_cast<std::uintptr_t>(each.data);
+      CHECK_EQ(each.mapped, !each.trainable);
+      CHECK_EQ(at >= ranges[0].first && at + each.bytes() <= ranges[0].second, !each.trainable);
+      CHECK_EQ(copy.parameters()[i].data == each.data, !each.trainable);
+      if (each.trainable) continue;
+      frozen += each.bytes();
+      CHECK_EQ(std::memcmp(each.data, file.tensor(each.name).bytes.data(), each.bytes()), 0);
+    }
+    CHECK(frozen > size / 10 * 9);
+    CHECK_GT(resident_bytes(), before + size / 2);  // now it was used
+
+    // What the base is stays: the same weights again are none the worse, others are refused.
+    load_weights(model, file, WeightSet::frozen);
+    const TinyVlaModel<TokenHead> other(knobs, state_inputs(), 5);
+    io::write_safetensors(folder / "other", weights_to_write(other, WeightSet::all));
+    const std::string said = dvla_test::message_of<ConfigError>(
+        [&] { load_weights(model, io::SafetensorsFile(folder / "other"), WeightSet::frozen); });
+    CHECK(dvla_test::contains(said, "is not what this model has mapped from its base"));
+  }
+  CHECK(mappings(path).empty());
+
+  // In another precision it is read and rounded, as ever.
+  knobs.dtype = Dtype::bf16;
+  const LoraModel<TinyVlaModel<TokenHead>> rounded(knobs, state_inputs(), 4);
+  for (const Parameter& each : rounded.parameters()) CHECK_FALSE(each.mapped);
+  CHECK(mappings(path).empty());
 }
 
 TEST_CASE_TEMPLATE("at the default size the ratio is 1 for every batch size and number of threads", Head,

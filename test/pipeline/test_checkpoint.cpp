@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -278,4 +279,63 @@ TEST_CASE(
   dvla::load_checkpoint(resumed, file);
   resumed.train();
   CHECK(dvla_test::same_state(whole, resumed));
+}
+
+TEST_CASE("A checkpoint of the whole model has what is frozen too, and a run goes on from either kind") {
+  using dvla::CheckpointWeights;
+  auto config = small_config<InTurn>(6);
+  config.environment.actions = 2;
+  config.model.frozen_units = 1;
+  Run<InTurn> uninterrupted(config);
+  uninterrupted.train();
+  const auto frozen = [](auto& run) {
+    const dvla::Parameter& first = run.model().parameters()[0];
+    return std::span(reinterpret_cast<float*>(first.data), static_cast<std::size_t>(first.count()));
+  };
+  const auto copy = [](auto values) { return std::vector<float>(values.begin(), values.end()); };
+  const std::vector<float> drawn = copy(frozen(uninterrupted));
+  for (const CheckpointWeights kind : {CheckpointWeights::trainable, CheckpointWeights::whole}) {
+    const bool whole = kind == CheckpointWeights::whole;
+    CAPTURE(whole);
+    const TemporaryFolder folder;
+    const dvla::io::CheckpointFolder checkpoints(folder.path());
+    config.run.checkpoint_weights = kind;
+    Run<InTurn> run(config);
+    run.train(4);
+    dvla::save_checkpoint(run, checkpoints);
+    const dvla::io::SafetensorsFile file = checkpoints.load(4).file;
+    CHECK(file.contains("model.weight.0") == whole);
+    CHECK(file.contains("model.weight.1"));
+
+    config.run.checkpoint_weights = whole ? CheckpointWeights::trainable : CheckpointWeights::whole;
+    Run<InTurn> resumed(config), changed(config), evaluated(config);
+    dvla::load_checkpoint(resumed, file);
+    resumed.train();
+    CHECK(dvla_test::same_state(uninterrupted, resumed));
+    std::ranges::fill(frozen(changed), 0.0F);
+    std::ranges::fill(frozen(evaluated), 0.0F);
+    dvla::load_checkpoint(changed, file);
+    CHECK(dvla_test::same_bits(frozen(changed), whole ? drawn : std::vector<float>(drawn.size())));
+    dvla::load_checkpoint_weights(evaluated.model(), file);
+    CHECK(dvla_test::same_bits(frozen(evaluated), frozen(changed)));
+
+    // One that says it is whole, and lacks a frozen tensor.
+    dvla::io::Checkpoint lacking;
+    for (const std::string& name : file.names())
+      if (name != "model.weight.0")
+        lacking.tensors.push_back({name,
+                                   file.tensor(name).dtype,
+                                   {file.tensor(name).shape.begin(), file.tensor(name).shape.end()},
+                                   file.tensor(name).bytes});
+    lacking.metadata = file.metadata();
+    const dvla::io::SafetensorsFile damaged(checkpoints.save(4, lacking));
+    Run<InTurn> fresh(config);
+    const std::string said =
+        dvla_test::message_of<dvla::FormatError>([&] { dvla::load_checkpoint(fresh, damaged); });
+    CHECK(contains(said, "has no tensor 'model.weight.0'") == whole);
+    CHECK(fresh.next_batch() == (whole ? 0 : 4));
+    CHECK(dvla_test::same_bits(frozen(fresh), drawn));
+    CHECK(dvla_test::same_bits(dvla_test::values(fresh.model()),
+                               dvla_test::values(Run<InTurn>(config).model())) == whole);
+  }
 }

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -307,4 +308,38 @@ TEST_CASE("What does not fit is found before anything starts, in one sentence") 
   CHECK(message([](auto& config) { config.algorithm.learning_rate = -1; }).find("learning_rate") !=
         std::string::npos);
   CHECK(message([](auto&) {}).empty());
+}
+
+namespace {
+
+/// Gives the first rows' log-probabilities whichever rows are asked for.
+struct Rowless : dvla::testing::LinearModel {
+  static constexpr std::string_view name = "Rowless";
+  using LinearModel::LinearModel;
+  void forward(const dvla::Observation& observation, const Decision& decision,
+               std::span<const std::int64_t> rows, std::span<float> log_prob, std::span<float> entropy) {
+    ++calls;
+    std::vector<std::int64_t> first(rows.size());
+    std::iota(first.begin(), first.end(), 0);
+    LinearModel::forward(observation, decision, first, log_prob, entropy);
+  }
+  static inline int calls = 0;
+};
+
+}  // namespace
+
+TEST_CASE("train() begins with a self-test that finds a model which ignores its rows") {
+  using P = dvla::Pipeline<dvla::Sampler<dvla::Toy, Rowless>, dvla::Trainer<dvla::GRPO>>;
+  Run<P> run(small_config<P>(1));
+  const auto untrained = dvla_test::values(run.model());
+  std::string said;
+  try {
+    run.train();
+  } catch (const dvla::Error& error) {
+    said = error.what();
+  }
+  CHECK(said.starts_with("ratio self-test: the trainer's and the sampler's probability of row "));
+  CHECK(Rowless::calls == 2);  // in their order rows are right
+  CHECK(run.next_batch() == 0);
+  CHECK(dvla_test::same_bits(dvla_test::values(run.model()), untrained));
 }

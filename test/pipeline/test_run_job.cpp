@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "dvla/pipeline/checkpoint.hpp"
+#include "test/io/temporary_folder.hpp"
 #include "toy_job.hpp"
 
 namespace {
@@ -222,3 +224,25 @@ TEST_CASE("a rollout that is asked to stop alone leaves, and training goes on wi
 }
 
 }  // namespace
+
+TEST_CASE("a job goes on from a whole checkpoint only where its frozen weights are those of the settings") {
+  const TemporaryFolder folder;
+  auto config = config_of<Replicas>(2);
+  config.environment.actions = 2;
+  config.model.frozen_units = 1;
+  config.run.checkpoint_weights = dvla::CheckpointWeights::whole;
+  dvla::Run<Replicas> alone(config);
+  alone.train();
+  const dvla::io::SafetensorsFile file(
+      dvla::save_checkpoint(alone, dvla::io::CheckpointFolder(folder.path())));
+  for (const bool other : {false, true}) {
+    const auto errors = run_ranks(2, [&](int, dvla::Cluster& cluster) {
+      dvla::Run<Replicas> run(config, cluster);
+      if (other) *run.model().parameters()[0].data ^= std::byte{1};
+      dvla::load_checkpoint(run, file);
+      CHECK(run.next_batch() == 2);
+    });
+    for (const std::string& error : errors)
+      CHECK((other ? contains(error, "has other frozen weights than the settings make") : error.empty()));
+  }
+}

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,6 +28,14 @@ inline std::uint16_t to_bf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 inline float from_bf16(std::uint16_t value) { return std::bit_cast<float>(std::uint32_t{value} << 16); }
+/// Without arithmetic on denormal floats, which threads that compute take for 0.
+inline float from_f16(std::uint16_t value) {
+  const std::uint32_t exponent = value >> 10 & 31U, fraction = value & 1023U;
+  const float magnitude =
+      exponent == 0 ? static_cast<float>(fraction) * 0x1p-24F
+                    : std::bit_cast<float>((exponent == 31 ? 255U : exponent + 112U) << 23 | fraction << 13);
+  return (value & 0x8000U) != 0 ? -magnitude : magnitude;
+}
 
 /// How the optimiser treats a parameter: factors of the algorithm's learning rate and weight decay.
 struct OptimiserGroup {
@@ -45,6 +54,7 @@ struct Parameter {
   OptimiserGroup group{};
   std::string alias_of{};     ///< not empty: it is that parameter under another name, and is kept once
   std::byte* data = nullptr;  ///< its elements, row-major
+  bool mapped = false;        ///< they lie in a file that is mapped, and are never written
 
   std::int64_t count() const {
     std::int64_t product = 1;
@@ -53,6 +63,10 @@ struct Parameter {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(count()) * bytes_of(dtype); }
 };
+
+/// Where a frozen parameter's elements lie already, or null: asked while a model is made, for as long as it
+/// lives.
+using FrozenViews = std::function<const std::byte*(const Parameter&)>;
 
 /// `count` elements from `offset` on of the trainable weights, unit after unit as one row.
 struct WeightRange {

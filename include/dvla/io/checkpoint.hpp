@@ -1,10 +1,12 @@
 // Checkpoints: one safetensors file per step (weights and counters as tensors; JSON texts as metadata),
 // written whole or not at all, found again by scanning. It has parts beside it, the optimiser's state, which
-// are written first. What the tensors mean is the caller's. No
-// checksum over the data: fsync before rename keeps torn files from appearing under a checkpoint's name.
+// are written first. A large one is several files and an index (safetensors.hpp). What the tensors mean is
+// the caller's. No checksum over the data: fsync before rename keeps torn files from appearing under a
+// checkpoint's name.
 #pragma once
 
 #include <charconv>
+#include <functional>
 #include <iostream>
 
 #include "dvla/io/safetensors.hpp"
@@ -30,7 +32,7 @@ struct LatestCheckpoint {
   std::vector<std::string> warnings;
 };
 
-/// A folder of step-<n>.safetensors files. One writer at a time; readers may come at any moment.
+/// A folder of step-<n>.safetensors files, or their indexes. One writer at a time; readers may come at any moment.
 class CheckpointFolder {
  public:
   static constexpr std::string_view format_key = "dvla.checkpoint_format";
@@ -38,9 +40,11 @@ class CheckpointFolder {
   /// Of the metadata: how many parts a checkpoint has.
   static constexpr std::string_view parts_key = "shards";
 
-  /// keep_last >= 1: how many checkpoints save() leaves, its own included. Throws ConfigError.
-  explicit CheckpointFolder(std::filesystem::path folder, int keep_last = 3)
-      : folder_(std::move(folder)), keep_last_(keep_last) {
+  /// keep_last >= 1: how many checkpoints save() leaves, its own included. Files of more than `file_bytes` are
+  /// cut. Throws ConfigError.
+  explicit CheckpointFolder(std::filesystem::path folder, int keep_last = 3,
+                            std::uint64_t file_bytes = shard_bytes)
+      : folder_(std::move(folder)), keep_last_(keep_last), file_bytes_(file_bytes) {
     if (keep_last < 1)
       throw ConfigError("keep_last = " + std::to_string(keep_last) + " for the checkpoints in '" +
                         folder_.string() + "': it must be at least 1");
@@ -52,38 +56,37 @@ class CheckpointFolder {
 
   /// Where part `part` of `parts` of the checkpoint at `path` lies.
   static std::filesystem::path part_path(const std::filesystem::path& path, int part, int parts) {
-    return path.parent_path() / (path.stem().string() + ".actor-" + std::to_string(part) + "-of-" +
-                                 std::to_string(parts) + ".safetensors");
+    const std::string name = path.filename().string();
+    return path.parent_path() / (name.substr(0, name.rfind(suffix)) + ".actor-" + std::to_string(part) +
+                                 "-of-" + std::to_string(parts) + std::string(suffix));
+  }
+  /// Writes it, before the checkpoint itself.
+  void save_part(std::int64_t step, int part, int parts, std::span<const TensorToWrite> tensors) const {
+    make_folder();
+    write_safetensors(part_path(path_of(step), part, parts), tensors,
+                      {{std::string(format_key), std::string(format_version)}}, file_bytes_);
   }
 
   /// Writes the checkpoint (the folder is made if need be); returns its path once it is durable. Only then
-  /// deletes: sound older ones beyond keep_last, damaged older ones, and temporary files of killed processes.
+  /// deletes: sound older ones beyond keep_last, damaged older ones, parts of these and of those that never were
+  /// complete, and temporary files of killed processes.
   /// Checkpoints of later steps stay until this run has passed them (see remove_after). Throws Error.
   std::filesystem::path save(std::int64_t step, const Checkpoint& checkpoint) const {
     if (step < 0)
       throw Error("cannot save a checkpoint of step " + std::to_string(step) + ": steps begin at 0");
     std::map<std::string, std::string> metadata = checkpoint.metadata;
     metadata[std::string(format_key)] = format_version;
-    std::error_code code;
-    std::filesystem::create_directories(folder_, code);
-    if (code) detail::throw_errno("create the checkpoint folder", folder_, code.value());
-    write_safetensors(path_of(step), checkpoint.tensors, metadata);
+    make_folder();
+    const std::filesystem::path path =
+        write_safetensors(path_of(step), checkpoint.tensors, metadata, file_bytes_);
     prune(step);
-    return path_of(step);
+    return path;
   }
 
   /// Deletes those of later steps with their parts, for a run that went back on purpose: call it when save()
   /// has returned.
   void remove_after(std::int64_t step) const {
-    for (const std::int64_t later : steps()) {
-      if (later <= step) continue;
-      std::vector<std::filesystem::path> parts;
-      for_each_name([&](const std::string& name) {
-        if (name.starts_with("step-" + std::to_string(later) + ".actor-")) parts.push_back(folder_ / name);
-      });
-      remove(path_of(later));
-      for (const std::filesystem::path& part : parts) remove(part);
-    }
+    remove_steps([&](std::int64_t other) { return other > step; });
   }
 
   /// Opens and checks one, its parts too. Throws FormatError when it is damaged, lacks a part or is no
@@ -126,7 +129,7 @@ class CheckpointFolder {
     for (int part = 0; part < parts; ++part) {
       const std::filesystem::path path = part_path(file.path(), part, parts);
       std::error_code code;
-      if (!std::filesystem::exists(path, code))
+      if (!std::filesystem::exists(detail::weights_at(path), code))
         throw FormatError("'" + file.path().string() + "' lacks its part '" + path.filename().string() + "'");
       out.push_back(open(path));
     }
@@ -150,21 +153,34 @@ class CheckpointFolder {
 
   /// Steps of all files with a checkpoint's name, sound or not, newest first.
   std::vector<std::int64_t> steps() const {
-    std::vector<std::int64_t> out;
+    std::set<std::int64_t, std::greater<>> out;
     for_each_name([&](const std::string& name) {
-      constexpr std::string_view prefix = "step-", suffix = ".safetensors";
-      if (!name.starts_with(prefix) || !name.ends_with(suffix)) return;
-      const char* const end = name.data() + name.size() - suffix.size();
-      std::int64_t step = -1;
-      const auto parsed = std::from_chars(std::min(name.data() + prefix.size(), end), end, step);
-      if (parsed.ec == std::errc() && parsed.ptr == end && step >= 0 && path_of(step).filename() == name)
-        out.push_back(step);
+      if (const auto [step, whole] = place_of(name); whole) out.insert(step);
     });
-    std::sort(out.rbegin(), out.rend());
-    return out;
+    return {out.begin(), out.end()};
   }
 
  private:
+  static constexpr std::string_view suffix = ".safetensors";
+
+  void make_folder() const {
+    std::error_code code;
+    std::filesystem::create_directories(folder_, code);
+    if (code) detail::throw_errno("create the checkpoint folder", folder_, code.value());
+  }
+  /// Of which step a file of that name is, -1 if of none, and whether it is the one that counts on the others.
+  static std::pair<std::int64_t, bool> place_of(std::string_view name) {
+    constexpr std::string_view prefix = "step-";
+    std::int64_t step = -1;
+    if (name.starts_with(prefix)) std::from_chars(name.begin() + prefix.size(), name.end(), step);
+    const std::string stem = std::string(prefix) + std::to_string(step);
+    if (step < 0 || !name.starts_with(stem)) return {-1, false};
+    std::string_view rest = name.substr(stem.size());
+    if (rest.ends_with(index_suffix)) rest.remove_suffix(index_suffix.size());
+    if (rest == suffix) return {step, true};
+    const bool part = rest.ends_with(suffix) && (rest.starts_with('-') || rest.starts_with(".actor-"));
+    return {part ? step : -1, false};
+  }
   template <class Visit>
   void for_each_name(Visit visit) const {
     std::error_code code;
@@ -176,23 +192,33 @@ class CheckpointFolder {
   }
 
   void prune(std::int64_t newest) const {
-    std::vector<std::filesystem::path> doomed;
-    for_each_name([&](const std::string& name) {
-      if (name.starts_with(temporary_prefix)) doomed.push_back(folder_ / name);
-    });
-    int kept = 1;
+    remove_names([&](const std::string& name) { return name.starts_with(temporary_prefix); });
+    std::set<std::int64_t> kept;
     for (const std::int64_t step : steps()) {
-      if (step >= newest) continue;
+      if (step >= newest || std::ssize(kept) + 1 >= keep_last_) continue;
       try {
-        if (kept < keep_last_) {
-          (void)load(step);
-          ++kept;
-          continue;
-        }
+        (void)load(step);
+        kept.insert(step);
       } catch (const FormatError&) {
       }
-      doomed.push_back(path_of(step));
     }
+    remove_steps([&](std::int64_t step) { return step < newest && !kept.contains(step); });
+  }
+  /// All files of such steps, first those that count on the others.
+  template <class Goes>
+  void remove_steps(Goes goes) const {
+    for (const bool first : {true, false})
+      remove_names([&](const std::string& name) {
+        const auto [step, whole] = place_of(name);
+        return step >= 0 && whole == first && goes(step);
+      });
+  }
+  template <class Goes>
+  void remove_names(Goes goes) const {
+    std::vector<std::filesystem::path> doomed;
+    for_each_name([&](const std::string& name) {
+      if (goes(name)) doomed.push_back(folder_ / name);
+    });
     for (const std::filesystem::path& file : doomed) remove(file);
   }
   static void remove(const std::filesystem::path& file) {
@@ -202,6 +228,7 @@ class CheckpointFolder {
 
   std::filesystem::path folder_;
   int keep_last_;
+  std::uint64_t file_bytes_;
 };
 
 /// The checkpoint that `path` means: a file, a folder of checkpoints, or a run's folder, of which the newest
@@ -216,6 +243,17 @@ inline SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
     throw ConfigError("checkpoint '" + path.string() + "': there is no sound checkpoint in '" +
                       folder.string() + "'");
   return std::move(latest.checkpoint->file);
+}
+
+/// Weights of whatever origin: the checkpoint that open_checkpoint means, or files of a public model, as
+/// SafetensorsFile finds them.
+inline SafetensorsFile open_weights(const std::filesystem::path& path) {
+  const std::filesystem::path file = detail::weights_at(path);
+  if (std::filesystem::is_directory(file)) return open_checkpoint(path);
+  SafetensorsFile weights(file);
+  if (weights.metadata().contains(std::string(CheckpointFolder::format_key)))
+    return CheckpointFolder::open(file);
+  return weights;
 }
 
 }  // namespace dvla::io

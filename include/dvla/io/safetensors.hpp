@@ -1,15 +1,18 @@
-// safetensors files: a read-only mapped reader and an atomic writer (Debian has no library for them).
-// The reader checks the whole header (safetensors_header.hpp) before it hands out anything. It does not read
-// shard indexes (model.safetensors.index.json) and does not convert element types.
+// safetensors files: a read-only mapped reader and an atomic writer (Debian has no library for them), of one
+// file or of several with an index (safetensors_index.hpp). The reader checks all headers
+// (safetensors_header.hpp) before it hands out anything. It does not convert element types.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <concepts>
+#include <cstdio>
+#include <deque>
 #include <type_traits>
 
 #include "dvla/io/atomic_file.hpp"
 #include "dvla/io/safetensors_header.hpp"
+#include "dvla/io/safetensors_index.hpp"
 
 namespace dvla::io {
 
@@ -43,34 +46,75 @@ struct TensorView {
   std::size_t elements() const { return bytes.size() / dtype_bytes(dtype); }
 };
 
-/// A file mapped read-only. Reading is thread-safe. Replace such files by rename (write_safetensors does):
-/// whoever shortens a mapped file in place kills its readers with SIGBUS, as with every mapping.
+namespace detail {
+/// The file that a path means: of a folder the weights in it, by the hub's name; of one that is not there its
+/// index, if that is.
+inline std::filesystem::path weights_at(const std::filesystem::path& path) {
+  std::error_code code;
+  if (std::filesystem::is_directory(path, code)) {
+    const std::filesystem::path inside = weights_at(path / "model.safetensors");
+    return std::filesystem::exists(inside, code) ? inside : path;
+  }
+  std::filesystem::path index = path;
+  index += index_suffix;
+  return !std::filesystem::exists(path, code) && std::filesystem::exists(index, code) ? index : path;
+}
+}  // namespace detail
+
+/// A file, or the files of an index, mapped read-only. Reading is thread-safe. Replace such files by rename
+/// (write_safetensors does): whoever shortens a mapped file in place kills its readers with SIGBUS, as with
+/// every mapping.
 class SafetensorsFile {
  public:
-  /// Throws Error when the file cannot be opened, FormatError when it is not a sound safetensors file.
-  explicit SafetensorsFile(std::filesystem::path path) : path_(std::move(path)) {
-    // O_NONBLOCK: a named pipe must be refused, not waited for.
-    const detail::FileDescriptor file = detail::open_file(path_, O_RDONLY | O_NONBLOCK);
-    if (!file.is_open()) detail::throw_errno("open", path_);
-    struct stat status {};
-    if (::fstat(file.get(), &status) != 0) detail::throw_errno("stat", path_);
-    if (!S_ISREG(status.st_mode))
-      throw FormatError("'" + path_.string() + "' is not a sound safetensors file: it is " +
-                        (S_ISDIR(status.st_mode) ? "a folder" : "not a regular file"));
-    mapping_ = Mapping(file.get(), static_cast<std::size_t>(status.st_size), path_);
-    header_ = parse_safetensors(mapping_.bytes(), path_.string());
-    for (std::size_t i = 0; i < header_.tensors.size(); ++i) index_.emplace(header_.tensors[i].name, i);
+  /// `path`: a file, an index, the file that an index stands in for, or a folder with model.safetensors or
+  /// its index. Throws Error when it cannot be opened, FormatError when it is not sound or lacks a file.
+  explicit SafetensorsFile(const std::filesystem::path& path) : path_(detail::weights_at(path)) {
+    if (!path_.native().ends_with(index_suffix)) {
+      add(path_);
+      for (const TensorInfo& tensor : files_[0].header.tensors)
+        index_.emplace(tensor.name, Place{0, &tensor});
+      return;
+    }
+    const Mapping text = map(path_);
+    const auto refuse = [&](const std::string& why) -> void {
+      throw FormatError("'" + path_.string() + "' is not a sound index of safetensors files: " + why);
+    };
+    const std::map<std::string, std::string> file_of = parse_safetensors_index(
+        {reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()}, path_.string());
+    std::set<std::string> files;
+    for (const auto& [tensor, file] : file_of) files.insert(file);
+    for (const std::string& file : files) {
+      std::error_code code;
+      if (!std::filesystem::exists(path_.parent_path() / file, code))
+        refuse("the file " + detail::printable(file) + " is missing");
+      add(path_.parent_path() / file);
+      for (const TensorInfo& tensor : files_.back().header.tensors) {
+        const auto said = file_of.find(tensor.name);
+        if (said == file_of.end()) continue;
+        if (said->second != file)
+          refuse("tensor " + detail::printable(tensor.name) + " lies in the file " + detail::printable(file) +
+                 ", and by the index in " + detail::printable(said->second));
+        index_.emplace(tensor.name, Place{files_.size() - 1, &tensor});
+      }
+    }
+    for (const auto& [tensor, file] : file_of)
+      if (!contains(tensor))
+        refuse("tensor " + detail::printable(tensor) + " is not in the file " + detail::printable(file));
   }
 
+  /// The file, or the index.
   const std::filesystem::path& path() const { return path_; }
   /// In the order of the data.
   std::vector<std::string> names() const {
     std::vector<std::string> out;
-    for (const TensorInfo& tensor : header_.tensors) out.push_back(tensor.name);
+    for (const File& file : files_)
+      for (const TensorInfo& tensor : file.header.tensors)
+        if (contains(tensor.name)) out.push_back(tensor.name);
     return out;
   }
   bool contains(std::string_view name) const { return index_.find(name) != index_.end(); }
-  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+  /// Of several files the first one's.
+  const std::map<std::string, std::string>& metadata() const { return files_.front().header.metadata; }
 
   /// Throws FormatError when there is none of that name.
   TensorView tensor(std::string_view name) const {
@@ -78,9 +122,10 @@ class SafetensorsFile {
     if (found == index_.end())
       throw FormatError("'" + path_.string() + "' has no tensor " + detail::printable(name) + " among its " +
                         std::to_string(index_.size()));
-    const TensorInfo& info = header_.tensors[found->second];
+    const TensorInfo& info = *found->second.info;
+    const File& file = files_[found->second.file];
     return {info.dtype, info.shape,
-            mapping_.bytes().subspan(header_.data_offset + info.begin, info.end - info.begin)};
+            file.mapping.bytes().subspan(file.header.data_offset + info.begin, info.end - info.begin)};
   }
 
   /// The elements, in place. Throws FormatError when the element type differs or the data is not aligned for
@@ -128,10 +173,36 @@ class SafetensorsFile {
     std::size_t size_ = 0;
   };
 
+  struct File {
+    Mapping mapping;
+    SafetensorsHeader header;
+  };
+  struct Place {
+    std::size_t file;
+    const TensorInfo* info;  ///< of that file's header
+  };
+
+  static Mapping map(const std::filesystem::path& path) {
+    // O_NONBLOCK: a named pipe must be refused, not waited for.
+    const detail::FileDescriptor file = detail::open_file(path, O_RDONLY | O_NONBLOCK);
+    if (!file.is_open()) detail::throw_errno("open", path);
+    struct stat status {};
+    if (::fstat(file.get(), &status) != 0) detail::throw_errno("stat", path);
+    if (!S_ISREG(status.st_mode))
+      throw FormatError("'" + path.string() + "' is not a sound safetensors file: it is " +
+                        (S_ISDIR(status.st_mode) ? "a folder without model.safetensors or its index"
+                                                 : "not a regular file"));
+    return Mapping(file.get(), static_cast<std::size_t>(status.st_size), path);
+  }
+  void add(const std::filesystem::path& path) {
+    Mapping mapping = map(path);
+    SafetensorsHeader header = parse_safetensors(mapping.bytes(), path.string());
+    files_.push_back({std::move(mapping), std::move(header)});
+  }
+
   std::filesystem::path path_;
-  Mapping mapping_;
-  SafetensorsHeader header_;
-  std::map<std::string, std::size_t, std::less<>> index_;
+  std::vector<File> files_;
+  std::map<std::string, Place, std::less<>> index_;
 };
 
 /// What goes into a file; `bytes` is row-major and stays the caller's.
@@ -148,52 +219,91 @@ TensorToWrite tensor_to_write(std::string name, std::vector<std::int64_t> shape,
   return {std::move(name), dtype_of<T>(), std::move(shape), std::as_bytes(data)};
 }
 
-/// Writes the file atomically (atomic_file.hpp). Wide element types come first and the header is padded to 8
-/// bytes, so every tensor is aligned. Throws Error on a size that does not fit dtype and shape, a name that
-/// is doubled, reserved or not UTF-8, and on failures of the disk; the old file then stays.
-inline void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors,
-                              const std::map<std::string, std::string>& metadata = {}) {
+/// Bytes of tensors that a file holds before the next one begins: the hub's own limit.
+inline constexpr std::uint64_t shard_bytes = 5'000'000'000;
+
+/// Writes the file atomically (atomic_file.hpp), or, where tensors have more than `limit` bytes, several in
+/// its place, <stem>-00001-of-0000n.safetensors, and their index last; a tensor is never cut. `metadata`
+/// stands in each. Wide element types come first and headers are padded to 8 bytes, so every tensor is
+/// aligned. Returns the file's or the index's path. Throws Error on a size that does not fit dtype and shape,
+/// a name that is doubled, reserved or not UTF-8, and on failures of the disk; what was there then stays.
+inline std::filesystem::path write_safetensors(const std::filesystem::path& path,
+                                               std::span<const TensorToWrite> tensors,
+                                               const std::map<std::string, std::string>& metadata = {},
+                                               std::uint64_t limit = shard_bytes) {
   const auto refuse = [&](const std::string& why) -> void {
     throw Error("cannot write '" + path.string() + "': " + why);
   };
-  std::vector<const TensorToWrite*> order;
-  for (const TensorToWrite& tensor : tensors) order.push_back(&tensor);
-  std::stable_sort(order.begin(), order.end(), [](const TensorToWrite* a, const TensorToWrite* b) {
-    return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);
-  });
-
-  nlohmann::json header = nlohmann::json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::uint64_t offset = 0;
-  for (const TensorToWrite* tensor : order) {
-    const std::string subject = "tensor " + detail::printable(tensor->name) + " ";
-    if (tensor->name == "__metadata__") refuse(subject + "has the one name that is reserved");
-    if (header.contains(tensor->name)) refuse(subject + "is given twice");
-    const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor->dtype, tensor->shape);
+  std::vector<std::vector<const TensorToWrite*>> shards(1);
+  std::set<std::string_view> names;
+  std::uint64_t total = 0, in_shard = 0;
+  for (const TensorToWrite& tensor : tensors) {
+    const std::string subject = "tensor " + detail::printable(tensor.name) + " ";
+    if (tensor.name == "__metadata__") refuse(subject + "has the one name that is reserved");
+    if (!names.insert(tensor.name).second) refuse(subject + "is given twice");
+    const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
     if (!bytes) refuse(subject + "has a negative dimension or a size beyond 64 bits");
-    if (*bytes != tensor->bytes.size())
+    if (*bytes != tensor.bytes.size())
       refuse(subject + "needs " + std::to_string(*bytes) + " bytes by dtype and shape, but " +
-             std::to_string(tensor->bytes.size()) + " are given");
-    header[tensor->name] = {{"dtype", dtype_name(tensor->dtype)},
-                            {"shape", tensor->shape},
-                            {"data_offsets", {offset, offset + *bytes}}};
-    offset += *bytes;
+             std::to_string(tensor.bytes.size()) + " are given");
+    if (in_shard > 0 && in_shard + *bytes > limit) {
+      shards.emplace_back();
+      in_shard = 0;
+    }
+    shards.back().push_back(&tensor);
+    in_shard += *bytes;
+    total += *bytes;
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const nlohmann::json::exception&) {
-    refuse("a tensor's name or a metadata entry is not UTF-8");
-  }
-  text.append((8 - text.size() % 8) % 8, ' ');
-  const std::uint64_t length = text.size();
-  if (length > max_safetensors_header_bytes) refuse("its header would exceed 100 MB");
+  const auto text_of = [&](const nlohmann::json& json, int indent) {
+    try {
+      return json.dump(indent);
+    } catch (const nlohmann::json::exception&) {
+      refuse("a tensor's name or a metadata entry is not UTF-8");
+      return std::string();
+    }
+  };
 
-  AtomicFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(text);
-  for (const TensorToWrite* tensor : order) file.write(tensor->bytes);
-  file.commit();
+  const std::string stem = (path.parent_path() / path.stem()).string();
+  std::filesystem::path index = path;
+  index += index_suffix;
+  std::deque<AtomicFile> files;
+  nlohmann::json file_of = nlohmann::json::object();
+  for (std::vector<const TensorToWrite*>& shard : shards) {
+    std::stable_sort(shard.begin(), shard.end(), [](const TensorToWrite* a, const TensorToWrite* b) {
+      return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);
+    });
+    char number[48];
+    std::snprintf(number, sizeof number, "-%05zu-of-%05zu", files.size() + 1, shards.size());
+    const std::filesystem::path here =
+        shards.size() == 1 ? path : std::filesystem::path(stem + number + path.extension().string());
+    nlohmann::json header = nlohmann::json::object();
+    if (!metadata.empty()) header["__metadata__"] = metadata;
+    std::uint64_t offset = 0;
+    for (const TensorToWrite* tensor : shard) {
+      header[tensor->name] = {{"dtype", dtype_name(tensor->dtype)},
+                              {"shape", tensor->shape},
+                              {"data_offsets", {offset, offset + tensor->bytes.size()}}};
+      offset += tensor->bytes.size();
+      file_of[tensor->name] = here.filename().string();
+    }
+    std::string text = text_of(header, -1);
+    text.append((8 - text.size() % 8) % 8, ' ');
+    const std::uint64_t length = text.size();
+    if (length > max_safetensors_header_bytes) refuse("its header would exceed 100 MB");
+    AtomicFile& file = files.emplace_back(here);
+    file.write(std::as_bytes(std::span(&length, 1)));
+    file.write(text);
+    for (const TensorToWrite* tensor : shard) file.write(tensor->bytes);
+  }
+  const bool sharded = shards.size() > 1;
+  if (sharded) {
+    files.emplace_back(index).write(
+        text_of({{"metadata", {{"total_size", total}}}, {"weight_map", file_of}}, 2) + "\n");
+    ::unlink(index.c_str());  // an older one would name files of both
+  }
+  for (AtomicFile& file : files) file.commit();
+  ::unlink((sharded ? path : index).c_str());  // what was written here in the other form
+  return sharded ? index : path;
 }
 
 }  // namespace dvla::io

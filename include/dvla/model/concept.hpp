@@ -133,6 +133,7 @@ struct Adapters {
   int rank = 0;  ///< 0: none, all parameters train
   double alpha = 16;
   std::string targets{};  ///< ECMAScript regular expression that a layer's whole name matches; empty: all
+  FrozenViews base{};     ///< of the frozen model, where it computes in host memory; empty: nowhere
 };
 
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which

@@ -139,7 +139,8 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
                     {"lora_targets",
                      "regular expression that the whole name of a layer with an adapter matches; empty: all"},
                     {"base_checkpoint",
-                     "run's folder or checkpoint whose weights the frozen base gets; empty: random ones"},
+                     "whose weights the frozen base gets: a run's folder, a checkpoint, or safetensors of "
+                     "the base as the hub has them; empty: random ones"},
                 }));
 
 namespace detail {

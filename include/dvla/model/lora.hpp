@@ -5,9 +5,12 @@
 // dropout, no rank that differs between layers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
@@ -25,10 +28,7 @@ class LoraModel : public Base {
   /// `base_checkpoint` that does not fit.
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
-      : Base(knobs, with_adapters(knobs, inputs), seed) {
-    if (!knobs.base_checkpoint.empty())
-      load_weights(*this, io::open_checkpoint(knobs.base_checkpoint), WeightSet::frozen, "model.");
-  }
+      : LoraModel(knobs, inputs, seed, base_of(knobs.base_checkpoint)) {}
 
   LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
 
@@ -39,17 +39,36 @@ class LoraModel : public Base {
   }
 
  private:
+  using File = std::unique_ptr<const io::SafetensorsFile>;
+
   template <class Knobs>
-  static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs) {
+  LoraModel(const Knobs& knobs, const ModelInputs& inputs, std::uint64_t seed, File base)
+      : Base(knobs, with_adapters(knobs, inputs, base), seed) {
+    if (base) load_weights(*this, *base, WeightSet::frozen, prefix_in(*base));
+    if (std::ranges::any_of(this->parameters(), &Parameter::mapped)) base_ = std::move(base);
+  }
+  static File base_of(const std::string& checkpoint) {
+    return checkpoint.empty() ? nullptr
+                              : std::make_unique<const io::SafetensorsFile>(io::open_weights(checkpoint));
+  }
+  static const char* prefix_in(const io::SafetensorsFile& file) {
+    return file.metadata().contains(std::string(io::CheckpointFolder::format_key)) ? checkpoint_prefix : "";
+  }
+  template <class Knobs>
+  static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs, const File& base = nullptr) {
     inputs.adapters = {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
+    if (base && inputs.device == Device::cpu) inputs.adapters.base = frozen_views(*base, prefix_in(*base));
     return inputs;
   }
+
+  File base_;  ///< whose mapped tensors the model computes with; null: with none, or with its original's
 };
 
 /// Writes the weights that the model's base would have with its adapters added in, under the base's names: a
-/// file that the base itself, and its public loaders, read. `metadata` as in write_safetensors.
+/// file that the base itself, and its public loaders, read; several where it is large. Returns the path as
+/// write_safetensors does.
 template <class Base>
-void export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
+std::filesystem::path export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
   std::vector<io::TensorToWrite> tensors;
   std::vector<std::vector<std::byte>> values;
   values.reserve(model.parameters().size());
@@ -58,7 +77,7 @@ void export_merged(const LoraModel<Base>& model, const std::filesystem::path& pa
     values.emplace_back(bytes, bytes + parameter.bytes());
     tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
   });
-  io::write_safetensors(path, tensors);
+  return io::write_safetensors(path, tensors);
 }
 
 template <class Model, class Pipeline>

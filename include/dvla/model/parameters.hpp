@@ -93,6 +93,7 @@ class Parameters {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const auto [centre, scale] = initial_[i];
       at::Tensor& to = homes_[i];
+      if (parameters_[i].mapped) continue;
       if (scale == 0) {
         to.fill_(centre);
         continue;
@@ -276,6 +277,11 @@ class Parameters {
       }
   }
 
+  /// Whether a frozen parameter's base has it in place, where it then stays.
+  bool map(Parameter& each) {
+    if (adapters_.base) each.data = const_cast<std::byte*>(adapters_.base(each));  // and is not written
+    return each.mapped = each.data != nullptr;
+  }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {
     if (adapters_.rank > 0 && merges_.empty())
@@ -283,8 +289,15 @@ class Parameters {
                         "', which matches no linear layer; they are " + layers_);
     const c10::InferenceMode ordinary(false);
     std::vector<std::int64_t> frozen(blocks_.size()), trainable(blocks_.size());
-    for (const Parameter& each : parameters_)
-      (each.trainable ? trainable : frozen)[each.unit] += each.count();
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      Parameter& each = parameters_[i];
+      if (each.trainable)
+        trainable[each.unit] += each.count();
+      else if (original != nullptr)
+        each = original->parameters_[i];
+      else if (!map(each))
+        frozen[each.unit] += each.count();
+    }
     units_.resize(blocks_.size());
     trainable_in_.resize(blocks_.size());
     gradients_.resize(parameters_.size());
@@ -292,10 +305,7 @@ class Parameters {
     for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
       Block& block = blocks_[unit];
       units_[unit].dtype = dtype_;
-      if (original != nullptr)
-        block.frozen = original->blocks_[unit].frozen;
-      else if (frozen[unit] > 0)
-        block.frozen = at::empty({frozen[unit]}, here());
+      if (frozen[unit] > 0) block.frozen = at::empty({frozen[unit]}, here());
       if (trainable[unit] == 0) continue;
       block.values = at::empty({trainable[unit]}, host());
       block.far_values = device_.apart() ? at::empty({trainable[unit]}, here()) : block.values;
@@ -320,9 +330,11 @@ class Parameters {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       Parameter& each = parameters_[i];
       if (each.trainable) continue;
-      each.data = static_cast<std::byte*>(blocks_[each.unit].frozen.mutable_data_ptr()) +
-                  static_cast<std::size_t>(next[each.unit]) * bytes_of(dtype_);
-      next[each.unit] += each.count();
+      if (each.data == nullptr) {
+        each.data = static_cast<std::byte*>(blocks_[each.unit].frozen.mutable_data_ptr()) +
+                    static_cast<std::size_t>(next[each.unit]) * bytes_of(dtype_);
+        next[each.unit] += each.count();
+      }
       homes_[i] = *members_[i] = view(each.data, each.shape, here());
     }
   }

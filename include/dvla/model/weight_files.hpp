@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -19,6 +20,9 @@ namespace dvla {
 
 /// Which of a model's parameters are meant.
 enum class WeightSet { all, trainable, frozen };
+
+/// Before the names of weights in a run's checkpoints.
+inline constexpr const char* checkpoint_prefix = "model.";
 
 namespace detail {
 inline io::Dtype file_dtype(Dtype dtype) {
@@ -45,7 +49,7 @@ void for_each_value(const io::TensorView& view, Visit visit) {
     } else {
       std::uint16_t value = 0;
       std::memcpy(&value, view.bytes.data() + 2 * i, 2);
-      visit(i, from_bf16(value));
+      visit(i, view.dtype == io::Dtype::BF16 ? from_bf16(value) : from_f16(value));
     }
   }
 }
@@ -66,8 +70,8 @@ std::vector<io::TensorToWrite> weights_to_write(const Model& model, WeightSet se
   return all;
 }
 
-/// Reads them by name. A file in float32 or bfloat16 fits a model of either: values are rounded to what the
-/// model computes in. Throws FormatError or ConfigError, one sentence, where a tensor is missing, of another
+/// Reads them by name. A file in float32, bfloat16 or float16 fits a model of any: values are rounded to what
+/// the model computes in. Throws FormatError or ConfigError, one sentence, where a tensor is missing, of another
 /// shape or type, or not finite, and then leaves the model as it was.
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set = WeightSet::all,
@@ -80,17 +84,22 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       if (!std::ranges::equal(view.shape, each.shape))
         throw ConfigError(
             where + " has another shape than this model: use the settings the checkpoint was made with");
-      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16)
+      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
         throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
-                          "; weights are read from F32 and BF16");
-      if (!copies) {
+                          "; weights are read from F32, BF16 and F16");
+      if (each.mapped &&
+          (view.dtype != detail::file_dtype(each.dtype) ||
+           (view.bytes.data() != each.data && std::memcmp(view.bytes.data(), each.data, each.bytes()) != 0)))
+        throw ConfigError(where +
+                          " is not what this model has mapped from its base: give that file as the base");
+      if (!copies && !each.mapped) {
         detail::for_each_value(view, [&](std::size_t i, float value) {
           if (!std::isfinite(value))
             throw FormatError(where + " has " + std::to_string(value) + " at element " + std::to_string(i) +
                               ": it must be finite");
         });
-        continue;
       }
+      if (!copies || each.mapped) continue;
       auto* to = const_cast<std::byte*>(detail::host_data(each));
       if (view.dtype == detail::file_dtype(each.dtype)) {
         std::copy(view.bytes.begin(), view.bytes.end(), to);
@@ -102,6 +111,30 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       }
     }
   }
+}
+
+/// For a model that can compute with frozen weights where they lie in the mapped file, which must outlive it:
+/// those of the precision that it computes in. Nothing is read, so numbers that are not finite are not found
+/// here; ranks of a machine share the pages. load_weights reads the others, and checks names and shapes of all.
+inline FrozenViews frozen_views(const io::SafetensorsFile& file, const std::string& prefix) {
+  return [&file, prefix](const Parameter& each) -> const std::byte* {
+    if (!file.contains(prefix + each.name)) return nullptr;
+    const io::TensorView view = file.tensor(prefix + each.name);
+    const bool fits = view.dtype == detail::file_dtype(each.dtype) &&
+                      std::ranges::equal(view.shape, each.shape) &&
+                      reinterpret_cast<std::uintptr_t>(view.bytes.data()) % bytes_of(each.dtype) == 0;
+    return fits ? view.bytes.data() : nullptr;
+  };
+}
+
+/// Whether the model has what load_weights would give it, in the file's own precision, bit for bit.
+template <class Model>
+bool has_weights(const Model& model, const io::SafetensorsFile& file, WeightSet set,
+                 const std::string& prefix = {}) {
+  return std::ranges::all_of(weights_to_write(model, set, prefix), [&](const io::TensorToWrite& mine) {
+    const io::TensorView theirs = file.tensor(mine.name);
+    return theirs.dtype == mine.dtype && std::ranges::equal(theirs.bytes, mine.bytes);
+  });
 }
 
 }  // namespace dvla

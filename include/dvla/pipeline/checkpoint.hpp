@@ -1,15 +1,14 @@
 // A run's state as a checkpoint, and back: the trainable weights, the optimiser's state, counters and
 // versions. Every random draw is seeded by (run seed, stream, indices), so the random state is the seed and
-// the next batch's number. What is frozen is not stored: the configuration in the metadata makes it again.
-// Under the Synchronous schedule a resumed run equals an uninterrupted one bit for bit. Call between updates
-// (Run::train's `after_update`) or while no lane runs.
+// the next batch's number. What is frozen is stored where run.checkpoint_weights is whole; else the
+// configuration in the metadata makes it again. Under the Synchronous schedule a resumed run equals an
+// uninterrupted one bit for bit. Call between updates (Run::train's `after_update`) or while no lane runs.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <span>
@@ -28,7 +27,7 @@ namespace dvla {
 namespace detail {
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, seed
-inline constexpr const char* model_prefix = "model.";         // of the names of weights
+inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
 
@@ -54,31 +53,15 @@ void check_numbers(const io::SafetensorsFile& file, const std::string& name, std
                         std::to_string(numbers[i]) + " at element " + std::to_string(i) + ": it must be " +
                         (least < 0 ? "finite" : "finite and not negative"));
 }
-
-/// Parts of checkpoints before `step` that are no longer there.
-inline void prune_shards(const std::filesystem::path& folder, std::int64_t step) {
-  std::error_code code;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, code)) {
-    const std::string name = entry.path().filename().string();
-    long long of = -1;
-    int actor = 0, actors = 0, end = 0;
-    if (std::sscanf(name.c_str(), "step-%lld.actor-%d-of-%d.safetensors%n", &of, &actor, &actors, &end) ==
-            3 &&
-        static_cast<std::size_t>(end) == name.size() && of < step &&
-        !std::filesystem::exists(folder / ("step-" + std::to_string(of) + ".safetensors")))
-      std::filesystem::remove(entry.path(), code);
-  }
-}
 }  // namespace detail
 
-/// Writes step-<next batch>.safetensors, the trainable weights under the model's parameter names, and beside
-/// it the optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In
-/// a job every actor calls it, between the same two updates, into the same folder (so the folder is one that
-/// all machines see); parts are written before the file that counts on them. Returns the leader's path.
+/// Writes step-<next batch>.safetensors, the weights under the model's parameter names, and beside it the
+/// optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In a job
+/// every actor calls it, between the same two updates, into the same folder (so the folder is one that all
+/// machines see); parts are written before the file that counts on them. Returns the leader's path.
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
-  const std::filesystem::path path = folder.path_of(run.next_batch());
   const std::int64_t whole = trainable_count(run.model().units());
   if constexpr (requires { weights.gather_all(); }) weights.gather_all();
   std::int64_t mine = 0;
@@ -89,19 +72,20 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
     const ShardToWrite shard(weights, whole, computes_in_16_bits(run.model()), part, parts);
     io::Checkpoint file;
     shard.add_to(file);
-    std::filesystem::create_directories(path.parent_path());
-    io::write_safetensors(
-        io::CheckpointFolder::part_path(path, part, parts), file.tensors,
-        {{std::string(io::CheckpointFolder::format_key), std::string(io::CheckpointFolder::format_version)}});
+    folder.save_part(run.next_batch(), part, parts, file.tensors);
   }
   if (parts > 1) {
     std::array<double, 1> written{};  // by all
     weights.sum(written);
   }
-  if (!run.job().leads()) return path;
+  if (!run.job().leads()) return folder.path_of(run.next_batch());
   const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
   io::Checkpoint checkpoint;
-  checkpoint.tensors = weights_to_write(run.model(), WeightSet::trainable, detail::model_prefix);
+  const CheckpointWeights kind = run.config().run.checkpoint_weights;
+  checkpoint.tensors =
+      weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
+                       checkpoint_prefix);
+  checkpoint.metadata[detail::weights_key] = enum_names<CheckpointWeights>[static_cast<std::size_t>(kind)];
   checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
@@ -115,16 +99,20 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
       detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
   checkpoint.metadata["config"] = to_json(run.config()).dump();
-  folder.save(run.next_batch(), checkpoint);
-  detail::prune_shards(path.parent_path(), run.next_batch());
-  return path;
+  return folder.save(run.next_batch(), checkpoint);
+}
+
+/// Whether it has the frozen weights too.
+inline bool is_whole(const io::SafetensorsFile& checkpoint) {
+  const auto said = checkpoint.metadata().find(detail::weights_key);
+  return said != checkpoint.metadata().end() && said->second == "whole";
 }
 
 /// A checkpoint's weights into a model, by name: for evaluation, with a run or without one. Throws as
 /// load_weights does.
 template <class Model>
 void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
-  load_weights(model, file, WeightSet::trainable, detail::model_prefix);
+  load_weights(model, file, is_whole(file) ? WeightSet::all : WeightSet::trainable, checkpoint_prefix);
   weights_written(model);
 }
 
@@ -177,6 +165,13 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   for (const double number : curve)
     if (number > 0x1p53)
       throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
+  // Frozen weights do not travel, and ranks that come later read no checkpoint.
+  if (!run.job().alone() && is_whole(file) &&
+      !has_weights(run.model(), file, WeightSet::frozen, checkpoint_prefix))
+    throw ConfigError(
+        "'" + file.path().string() +
+        "' has other frozen weights than the settings make on every rank of this job; give it as "
+        "model.base_checkpoint too");
   if (run.job().trains()) {
     const std::vector<io::SafetensorsFile> parts = io::CheckpointFolder::open_parts(file);
     load_shards(run.weights(), trainable_count(run.model().units()), parts,

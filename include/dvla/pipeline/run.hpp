@@ -414,12 +414,15 @@ class Run {
     plan.add("simulators", MemoryPlace::environment_pool, taken);
     if (on_plan) on_plan(plan, *job_);
     plan.check(usable_memory_bytes() - std::min<std::size_t>(usable_memory_bytes(), resident_bytes()));
+    const bool one_pool = &memory_.environment() == &memory_.model();
     for (const auto& [place, pool] : {std::pair(MemoryPlace::environment_pool, &memory_.environment()),
-                                      std::pair(MemoryPlace::model_pool, &memory_.model())})
-      if (plan.of(place) > pool->report().capacity)
+                                      std::pair(MemoryPlace::model_pool, &memory_.model())}) {
+      const std::size_t needed = one_pool ? plan.total() - plan.of(MemoryPlace::heap) : plan.of(place);
+      if (needed > pool->report().capacity)
         throw ConfigError("the " + pool->report().name + " may have " +
                           MemoryPlan::mebibytes(pool->report().capacity) + ", and the run needs " +
-                          MemoryPlan::mebibytes(plan.of(place)) + " of it; raise " + pool->knob());
+                          MemoryPlan::mebibytes(needed) + " of it; raise " + pool->knob());
+    }
     memory_.environment().prefault(plan.of(MemoryPlace::environment_pool));
     return plan;
   }

@@ -20,6 +20,12 @@ enum class FailureCosts : std::uint8_t { group, row };
 template <>
 inline constexpr auto enum_names<FailureCosts> = std::to_array<std::string_view>({"group", "row"});
 
+/// Which of a model's weights a checkpoint has: what trains, for the configuration makes the others again, or
+/// all of them.
+enum class CheckpointWeights : std::uint8_t { trainable, whole };
+template <>
+inline constexpr auto enum_names<CheckpointWeights> = std::to_array<std::string_view>({"trainable", "whole"});
+
 struct RunKnobs {
   std::string name = "run";  ///< the run writes into folder/name
   std::string folder = "runs";
@@ -27,6 +33,7 @@ struct RunKnobs {
   int iterations = 150;      ///< batches trained on
   int checkpoint_every = 0;  ///< iterations; 0 = at the end only
   int keep_checkpoints = 2;
+  CheckpointWeights checkpoint_weights = CheckpointWeights::trainable;
   int evaluation_episodes = 256;  ///< before and after training, on fresh seeds; 0 = none
   /// Instead of fresh seeds the environment's cases, each once: "all", or numbers and ranges as "0-9, 20".
   std::string evaluation_cases;
@@ -61,6 +68,7 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"iterations", "batches to train on", 0, 1e9},
     {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
     {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
+    {"checkpoint_weights", "weights in a checkpoint: those that train, or the whole model, frozen ones too"},
     {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
     {"evaluation_cases", "the environment's cases to evaluate instead, each once: all, or as 0-9,20"},
     {"failure_costs",
@@ -98,7 +106,8 @@ inline void check(const RunKnobs& knobs) {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
-                        evaluation_episodes, evaluation_cases, failure_costs, failed_share, step_deadline_s,
-                        inference_rows, reward_scale, auto_reset, pass_steps, episodes_per_row,
-                        demonstrations, demonstration_noise, imitation_target, imitation_steps, resume, trace,
-                        record, animation, quiet, heartbeat_s, collectives, overwrite);
+                        checkpoint_weights, evaluation_episodes, evaluation_cases, failure_costs,
+                        failed_share, step_deadline_s, inference_rows, reward_scale, auto_reset, pass_steps,
+                        episodes_per_row, demonstrations, demonstration_noise, imitation_target,
+                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
+                        overwrite);

@@ -36,6 +36,11 @@ void check_config(const Config<Pipeline>& config) {
   Device device = Device::cpu;
   if constexpr (requires { config.memory.device; }) device = config.memory.device;
   check_collectives(config.run.collectives, device);
+  if (config.run.checkpoint_weights == CheckpointWeights::whole && device != Device::cpu)
+    throw ConfigError(
+        "run.checkpoint_weights is whole, but with memory.device cuda frozen weights lie in the GPU's "
+        "memory, "
+        "from which no file is written; choose trainable");
 }
 
 template <class Pipeline>
