@@ -6,7 +6,6 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/json.hpp"

@@ -3,11 +3,9 @@
 // synchronous.hpp, replay.hpp.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"

@@ -14,7 +14,6 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
