@@ -13,9 +13,8 @@ void fill(WeightSlots& slots, int actor, std::int64_t version) {
   slots.ready(actor);
 }
 WeightSlots of(int actors) {
-  std::vector<int> held;
-  for (int actor = 0; actor < actors; ++actor) held.push_back(actor);
-  return {std::vector<std::size_t>(held.size(), 100), held, true, *std::pmr::new_delete_resource()};
+  const dvla::detail::PartLayout part(dvla::WeightPart{{0, 100}});
+  return {std::vector(static_cast<std::size_t>(actors), part), 0, true, *std::pmr::new_delete_resource()};
 }
 }  // namespace
 

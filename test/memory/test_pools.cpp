@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <condition_variable>
+#include <cstdint>
 #include <cstring>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "dvla/memory/dual_pool.hpp"
@@ -83,41 +85,49 @@ TEST_CASE("A second free, a foreign pointer and an inner pointer are found") {
   }
 }
 
-TEST_CASE("The model pool gives the same block to the next request of its class") {
+TEST_CASE("What was freed last is given to the next request that it fits") {
   ModelPool pool(4 * mib);
-  void* block = pool.allocate(100000);
-  pool.deallocate(block, 100000);
-  CHECK(pool.report().cached > 0);
-  CHECK(pool.report().in_use == 0);
-  void* again = pool.allocate(100001);  // same class, other size
-  CHECK(again == block);
-  CHECK(pool.report().cached == 0);
-  pool.deallocate(again, 100001);
+  void* const first = pool.allocate(100000);
+  void* const between = pool.allocate(64);
+  pool.deallocate(first, 100000);
+  CHECK(pool.report().in_use == 64);
+  void* const again = pool.allocate(99999);
+  CHECK(again == first);
+  pool.deallocate(again, 99999);
+  pool.deallocate(between, 64);
 }
 
-TEST_CASE("What the model pool keeps by class is coalesced when a request would not fit") {
+TEST_CASE("Blocks that were freed one by one serve a request for all of them") {
   ModelPool pool(1 * mib);
   std::vector<void*> blocks;
   for (int i = 0; i < 16; ++i) blocks.push_back(pool.allocate(65536));
   for (void* block : blocks) pool.deallocate(block, 65536);
-  CHECK(pool.report().cached == mib);
+  CHECK(pool.report().largest_free == mib);
   void* whole = pool.allocate(mib);
   CHECK(pool.report().in_use == mib);
   pool.deallocate(whole, mib);
 }
 
-TEST_CASE("Every size up to a few hundred granules goes to a class that holds it") {
+TEST_CASE("A block holds what was asked for, and less than a granule more") {
   ModelPool pool(8 * mib);
   for (std::size_t bytes = 0; bytes < 40000; bytes += 61) {
     void* block = pool.allocate(bytes);
     const std::size_t held = pool.report().in_use;
     CHECK(held >= bytes);
-    CHECK(held <= bytes + bytes / 8 + 64);
+    CHECK(held <= bytes + 64);
     pool.deallocate(block, bytes);
-    void* again = pool.allocate(bytes);
-    CHECK(again == block);
-    pool.deallocate(again, bytes);
   }
+}
+
+TEST_CASE("Blocks keep the alignment that was asked for, and their neighbours") {
+  ModelPool pool(8 * mib);
+  std::vector<std::pair<void*, std::size_t>> blocks;
+  for (std::size_t alignment = 64; alignment <= 4 * mib; alignment *= 2) {
+    blocks.emplace_back(pool.allocate(100, alignment), alignment);
+    CHECK(reinterpret_cast<std::uintptr_t>(blocks.back().first) % alignment == 0);
+  }
+  for (const auto& [block, alignment] : blocks) pool.deallocate(block, 100, alignment);
+  CHECK(pool.report().largest_free == 8 * mib);
 }
 
 TEST_CASE("A bound that cannot be is one clear line") {

@@ -419,7 +419,7 @@ TEST_CASE("Options that do not fit the recording are one sentence") {
 namespace {
 
 /// With a right checksum.
-std::string sealed(const Recording& recording) { return dvla::detail::sealed_text(recording); }
+std::string sealed(const Recording& recording) { return dvla::sealed_text(recording); }
 
 }  // namespace
 
@@ -493,10 +493,10 @@ TEST_CASE("A recording that no run can have made is refused, and says why") {
     return read(text.replace(text.find(from), from.size(), to));
   };
   has(with("\"batches\":3", "\"batches\":92233720368547758070"),
-      "its field 'recording.batches' is 9.223372036854776e+19; it must be a whole number in [");
-  has(with("\"boundary\":2,", ""), "its field 'recording.hand_overs[1].boundary' is missing");
+      "its field 'batches' is 9.223372036854776e+19; it must be a whole number in [");
+  has(with("\"boundary\":2,", ""), "its field 'hand_overs[1].boundary' is missing");
   has(with("\"boundary\":2,", "\"boundary\":2,\"bound\":2,"),
-      "its field 'recording.hand_overs[1]' has \"bound\", which is not known");
+      "its field 'hand_overs[1]' has \"bound\", which is not known");
   has(with("\"boundary\":2", "\"boundary\": 2"), "it was damaged or edited: its checksum is of another text");
   has(with("\"boundary\":2", "\"boundary\":1"), "it was damaged or edited: its checksum is of another text");
   has(refusal([] { (void)dvla::parse_recording("{\"pipeline\": {}}\n", "config.json"); }),

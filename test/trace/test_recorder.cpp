@@ -125,7 +125,7 @@ TEST_CASE("the file parses back as Chrome trace events, whatever the names hold"
   recorder.record("train", "lane", 3, 1'000'000'000'123, 1'000'000'500'123);
   recorder.record("say \"hi\"\\", "stage", 4, 1'000'000'001'124, 1'000'000'001'125);
   std::ostringstream out;
-  dvla::trace::write_chrome(out, recorder, "a \"process\"");
+  dvla::trace::write_chrome(out, {dvla::trace::snapshot(recorder, "a \"process\"")});
   const auto json = nlohmann::json::parse(out.str());
   CHECK(json["dropped"] == 0);
   const auto& events = json["traceEvents"];
@@ -147,10 +147,10 @@ TEST_CASE("the file parses back as Chrome trace events, whatever the names hold"
 TEST_CASE("an empty trace is a valid file, and a file that cannot be written is an error") {
   Recorder recorder(4);
   std::ostringstream out;
-  dvla::trace::write_chrome(out, recorder);
+  dvla::trace::write_chrome(out, {dvla::trace::snapshot(recorder, "dvla")});
   CHECK(nlohmann::json::parse(out.str())["traceEvents"].size() == 1);
   CHECK_THROWS_WITH_AS(
-      dvla::trace::write_chrome_file("/nonexistent/trace.json", recorder),
+      dvla::trace::write_chrome_file("/nonexistent/trace.json", {}),
       "trace: cannot write '/nonexistent/trace.json'; check that its folder exists and has room",
       dvla::Error);
 }

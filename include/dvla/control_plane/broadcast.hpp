@@ -1,8 +1,9 @@
 // The control plane between processes: every actor sends its own part of the trainable weights, in the
-// precision that the model computes in, to every rollout, in the background, over channels of the pair. Paper: control plane on the CPU, contiguous host
-// buffers, sharded parameters broadcast in parallel, swapped at a chunk boundary. Torch-free: over LibTorch's
-// Gloo by placement/c10d.hpp, over threads by testing/thread_cluster.hpp. Knows bytes only: packing is the
-// sharding's, and which of the sampler's copies takes the weights is front_back.hpp's business.
+// precision that the model computes in, to every rollout, in the background, over channels of the pair.
+// Paper: control plane on the CPU, contiguous host buffers, sharded parameters broadcast in parallel, swapped
+// at a chunk boundary. Torch-free: over LibTorch's Gloo by placement/c10d.hpp, over threads by
+// testing/thread_cluster.hpp. Knows bytes only: packing is the sharding's, and which of the sampler's copies
+// takes the weights is front_back.hpp's business.
 //
 // Actor: two buffers of its part, packed and sent by turns; one sender thread a rollout. Rollout: two
 // versions of all parts, one receiver thread an actor; a version is visible once all its parts are there and
@@ -25,9 +26,7 @@
 
 #include "dvla/control_plane/descriptors.hpp"
 #include "dvla/control_plane/parts.hpp"
-#include "dvla/control_plane/weight_board.hpp"
-#include "dvla/control_plane/weight_receivers.hpp"
-#include "dvla/control_plane/weight_senders.hpp"
+#include "dvla/control_plane/weight_links.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/handoff/waiting.hpp"
@@ -47,19 +46,18 @@ class BroadcastWeightPlane {
   using End = EndOfWeights;
 
   /// Makes the channels: every rank of `roles` constructs its plane at the same time and with the same
-  /// values. `bytes`: of all trainable weights; `parts`: of each actor; none: equal shares. `incarnation`: the same number for all at the start
-  /// of a job; a rollout that joins later gives its own, and the actors call rejoin. `cluster` and `pool` must outlive this. Throws
-  /// ConfigError for parts that do not cover the weights, DeadlineError for a rank that does not come.
+  /// values. `bytes`: of all trainable weights; `parts`: of each actor; none: equal shares. `incarnation`: the
+  /// same number for all at the start of a job; a rollout that joins later gives its own, and the actors call
+  /// rejoin. `cluster` and `pool` must outlive this. Throws ConfigError for parts that do not cover the
+  /// weights, DeadlineError for a rank that does not come.
   BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const GlooKnobs& knobs,
                        Cluster& cluster, const Roles& roles, int incarnation,
                        std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
       : cluster_(cluster),
         bytes_(bytes),
         streams_(knobs.streams),
-        board_(roles, cluster.rank(), incarnation, deadline, layouts(bytes, std::move(parts), roles, knobs),
-               pool),
-        senders_(board_),
-        receivers_(board_) {
+        links_(roles, cluster.rank(), incarnation, deadline, layouts(bytes, std::move(parts), roles, knobs),
+               pool) {
     try {
       connect();
     } catch (...) {
@@ -76,12 +74,12 @@ class BroadcastWeightPlane {
   /// What an actor packs, in this order; what begin gives has its size.
   const WeightPart& part() const {
     check_actor();
-    return board_.layout(board_.actor).part;
+    return links_.layout(links_.actor).part;
   }
   /// On a rollout the newest version that is whole here, on an actor only the newest published; -1: none.
   std::int64_t latest() const {
-    const std::scoped_lock lock(board_.mutex);
-    return board_.rollout >= 0 ? board_.slots.newest_whole() : board_.published;
+    const std::scoped_lock lock(links_.mutex);
+    return links_.rollout >= 0 ? links_.slots.newest_whole() : links_.published;
   }
 
   /// Distribution lane: where to pack this actor's part of `version`. Waits until no rollout needs what is in
@@ -89,49 +87,49 @@ class BroadcastWeightPlane {
   /// when another actor is lost without which this rank's own sampler cannot go on.
   std::span<std::byte> begin(std::int64_t version) {
     check_actor();
-    std::unique_lock lock(board_.mutex);
-    WeightSlots& slots = board_.slots;
-    if (version <= board_.published) {
+    std::unique_lock lock(links_.mutex);
+    WeightSlots& slots = links_.slots;
+    if (version <= links_.published) {
       throw Error("control plane: version " + std::to_string(version) + " cannot follow version " +
-                  std::to_string(board_.published) + "; versions strictly increase");
+                  std::to_string(links_.published) + "; versions strictly increase");
     }
-    if (board_.finishing)
+    if (links_.finishing)
       throw Error("control plane: version " + std::to_string(version) + " comes after finish(); " +
-                  board_.me + " has said that there are no more");
-    if (board_.packing != none) slots.abandon(board_.actor);
-    board_.packing = none;
-    slots.announce(board_.actor, version);
-    board_.changed.notify_all();
-    const bool answered = board_.changed.wait_until(lock, detail::deadline_after(board_.deadline), [&] {
-      return board_.closed || stuck() || (slots.free(board_.actor) && senders_.behind() < 0);
+                  links_.me + " has said that there are no more");
+    if (links_.packing != none) slots.abandon(links_.actor);
+    links_.packing = none;
+    slots.announce(links_.actor, version);
+    links_.changed.notify_all();
+    const bool answered = links_.changed.wait_until(lock, detail::deadline_after(links_.deadline), [&] {
+      return links_.closed || stuck() || (slots.free(links_.actor) && links_.behind() < 0);
     });
-    if (board_.closed)
+    if (links_.closed)
       throw Error("control plane: closed; version " + std::to_string(version) + " cannot be packed");
     if (!answered || stuck()) explain_packing(version);
-    board_.packing = version;
-    return slots.take(board_.actor, version).bytes;
+    links_.packing = version;
+    return slots.take(links_.actor, version).bytes;
   }
 
   /// Distribution lane: what begin gave is complete, and on its way.
   void publish(std::int64_t version) {
     check_actor();
-    if (version != board_.packing) {
+    if (version != links_.packing) {
       throw Error("control plane: publish(" + std::to_string(version) + ") without begin(" +
                   std::to_string(version) + "); pack a version before it is published");
     }
     {
-      const std::scoped_lock lock(board_.mutex);
-      board_.slots.ready(board_.actor);
-      board_.published = version;
-      board_.packing = none;
-      ++board_.report.published;
+      const std::scoped_lock lock(links_.mutex);
+      links_.slots.ready(links_.actor);
+      links_.published = version;
+      links_.packing = none;
+      ++links_.report.published;
     }
-    board_.changed.notify_all();
+    links_.changed.notify_all();
   }
 
   /// Reception lane: waits until a version >= at_least is whole. Throws as receive does.
   void await(std::int64_t at_least, std::chrono::nanoseconds limit) {
-    std::unique_lock lock(board_.mutex);
+    std::unique_lock lock(links_.mutex);
     await(lock, at_least, limit);
   }
 
@@ -144,24 +142,24 @@ class BroadcastWeightPlane {
       throw Error("control plane: weights are " + std::to_string(bytes_) + " bytes and the destination " +
                   std::to_string(trainable_bytes(destination)) +
                   "; trainer and sampler must have the same model");
-    std::unique_lock lock(board_.mutex);
+    std::unique_lock lock(links_.mutex);
     const std::int64_t version = await(lock, at_least, limit);
-    WeightSlots& slots = board_.slots;
+    WeightSlots& slots = links_.slots;
     slots.read(version, 1);
     lock.unlock();
-    for (int actor = 0; actor < board_.actors; ++actor) {
+    for (int actor = 0; actor < links_.actors; ++actor) {
       std::span<const std::byte> packed_part = packed(actor, version);
-      for (const ByteRange& range : board_.layout(actor).part) {
+      for (const ByteRange& range : links_.layout(actor).part) {
         write_weights(destination, range.offset, packed_part.first(range.bytes));
         packed_part = packed_part.subspan(range.bytes);
       }
     }
     lock.lock();
     slots.read(version, -1);
-    ++board_.report.installed;
-    board_.report.installed_bytes += static_cast<std::int64_t>(bytes_);
+    ++links_.report.installed;
+    links_.report.installed_bytes += static_cast<std::int64_t>(bytes_);
     lock.unlock();
-    board_.changed.notify_all();
+    links_.changed.notify_all();
     return version;
   }
 
@@ -174,62 +172,51 @@ class BroadcastWeightPlane {
   /// Actor: rollout `rollout` is there again, at the other ends of `channels`; it gets the newest version in
   /// full at once. Throws Error unless the incarnation is newer than the one before.
   void rejoin(int rollout, std::vector<std::unique_ptr<Channel>> channels, int incarnation) {
-    senders_.connect(rollout, std::move(channels), incarnation);
+    links_.connect_rollout(rollout, std::move(channels), incarnation);
   }
   /// The same, making the channels, each within `limit` or the plane's deadline.
   void rejoin(int rollout, int incarnation,
               std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
-    senders_.check_newer(rollout, incarnation);
-    rejoin(rollout, channels(rollout, board_.actor, incarnation, limit), incarnation);
+    links_.check_newer(rollout, incarnation);
+    rejoin(rollout, channels(rollout, links_.actor, incarnation, limit), incarnation);
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
   /// more. A rollout may rejoin; an actor does not.
   void lose(int rank) {
-    {
-      const std::scoped_lock lock(board_.mutex);
-      senders_.lose(board_.roles.rollout(rank));
-      receivers_.lose(board_.roles.actor(rank));
-    }
-    board_.changed.notify_all();
+    const std::scoped_lock lock(links_.mutex);
+    links_.lose(rank);
   }
 
   /// A clean end, on every rank, before it goes. An actor publishes no more: what it published is sent, then
   /// the word that it was the last, and the rollouts' answers are waited for. A rollout waits until all
   /// actors have ended. Nobody waits for the lost. Throws DeadlineError naming who was waited for.
   void finish(std::chrono::nanoseconds limit) {
-    std::unique_lock lock(board_.mutex);
-    board_.finishing = true;
-    board_.changed.notify_all();
-    if (board_.changed.wait_until(lock, detail::deadline_after(limit), [&] {
-          return board_.closed || (senders_.live() < 0 && receivers_.live() < 0);
-        }))
-      return;
-    const std::string whom =
-        senders_.live() >= 0 ? board_.rollout_name(senders_.live()) : board_.actor_name(receivers_.live());
-    throw DeadlineError("control plane: " + board_.me + " waited " + detail::seconds_text(limit) + " for " +
-                        whom + " to end the weights; is it stuck?");
+    std::unique_lock lock(links_.mutex);
+    links_.finishing = true;
+    links_.changed.notify_all();
+    if (!links_.changed.wait_until(lock, detail::deadline_after(limit),
+                                   [&] { return links_.closed || links_.somebody().empty(); }))
+      throw DeadlineError("control plane: " + links_.me + " waited " + detail::seconds_text(limit) + " for " +
+                          links_.somebody() + " to end the weights; is it stuck?");
   }
 
   /// At once: wakes everyone who waits; they, and later calls, throw Error. To the peers this rank is lost.
   void close() {
-    {
-      const std::scoped_lock lock(board_.mutex);
-      board_.closed = true;
-      senders_.close();
-      receivers_.close();
-    }
-    board_.changed.notify_all();
+    const std::scoped_lock lock(links_.mutex);
+    links_.close();
+    links_.changed.notify_all();
   }
 
   WeightPlaneReport report() const {
-    const std::scoped_lock lock(board_.mutex);
-    return board_.report;
+    const std::scoped_lock lock(links_.mutex);
+    return links_.report;
   }
 
  private:
+  using WeightLinks = detail::WeightLinks;
   using WeightSlots = detail::WeightSlots;
-  static constexpr std::int64_t none = detail::WeightBoard::none;
+  static constexpr std::int64_t none = WeightLinks::none;
 
   static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
                                                  const Roles& roles, const GlooKnobs& knobs) {
@@ -243,21 +230,21 @@ class BroadcastWeightPlane {
     return all;
   }
   void check_actor() const {
-    if (board_.actor < 0)
-      throw Error("control plane: " + board_.me + " is no actor and has no weights to publish");
+    if (links_.actor < 0)
+      throw Error("control plane: " + links_.me + " is no actor and has no weights to publish");
   }
 
   /// Every rank goes through its pairs in the same order, so nobody waits in a circle.
   void connect() {
-    const Roles& roles = board_.roles;
+    const Roles& roles = links_.roles;
     for (int rollout = 0; rollout < static_cast<int>(roles.rollouts.size()); ++rollout) {
-      for (int actor = 0; actor < board_.actors; ++actor) {
-        const bool takes = rollout == board_.rollout, sends = actor == board_.actor;
+      for (int actor = 0; actor < links_.actors; ++actor) {
+        const bool takes = rollout == links_.rollout, sends = actor == links_.actor;
         if (takes == sends) continue;  // not ours, or both ends are this rank
         if (sends)
-          senders_.connect(rollout, channels(rollout, actor, board_.incarnation), board_.incarnation);
+          links_.connect_rollout(rollout, channels(rollout, actor, links_.incarnation), links_.incarnation);
         else
-          receivers_.connect(actor, channels(rollout, actor, board_.incarnation));
+          links_.connect_actor(actor, channels(rollout, actor, links_.incarnation));
       }
     }
   }
@@ -265,84 +252,82 @@ class BroadcastWeightPlane {
   std::vector<std::unique_ptr<Channel>> channels(
       int rollout, int actor, int incarnation,
       std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
-    const int peer = rollout == board_.rollout ? board_.roles.actors[detail::WeightBoard::place(actor)]
-                                               : board_.roles.rollouts[detail::WeightBoard::place(rollout)];
+    const int peer = rollout == links_.rollout ? links_.roles.actors[WeightLinks::place(actor)]
+                                               : links_.roles.rollouts[WeightLinks::place(rollout)];
     std::vector<std::unique_ptr<Channel>> all;
     const std::size_t count =
-        detail::weight_streams(board_.layout(actor).bytes, static_cast<std::size_t>(streams_));
+        detail::weight_streams(links_.layout(actor).bytes, static_cast<std::size_t>(streams_));
     while (all.size() < count)
       all.push_back(cluster_.channel(channel_name(rollout, actor, incarnation, static_cast<int>(all.size())),
-                                     peer, std::min(limit, board_.deadline)));
+                                     peer, std::min(limit, links_.deadline)));
     return all;
   }
   std::span<const std::byte> packed(int actor, std::int64_t version) {
-    const std::scoped_lock lock(board_.mutex);
-    return board_.slots.find(actor, version)->bytes;
+    const std::scoped_lock lock(links_.mutex);
+    return links_.slots.find(actor, version)->bytes;
   }
 
   // ---- With the board's lock held
   /// The newest whole version, once it is `at_least`.
   std::int64_t await(std::unique_lock<std::mutex>& lock, std::int64_t at_least,
                      std::chrono::nanoseconds limit) {
-    if (board_.rollout < 0)
-      throw Error("control plane: " + board_.me + " is no rollout and receives no weights");
+    if (links_.rollout < 0)
+      throw Error("control plane: " + links_.me + " is no rollout and receives no weights");
     const std::int64_t wanted = at_least < 0 ? 0 : at_least;
-    WeightSlots& slots = board_.slots;
-    board_.changed.wait_until(lock, detail::deadline_after(limit), [&] {
-      return board_.closed || slots.newest_whole() >= wanted ||
-             receivers_.without(detail::WeightPeer::lost, wanted) || ended_before(wanted);
+    WeightSlots& slots = links_.slots;
+    links_.changed.wait_until(lock, detail::deadline_after(limit), [&] {
+      return links_.closed || slots.newest_whole() >= wanted ||
+             links_.without(detail::WeightPeer::lost, wanted) || ended_before(wanted);
     });
-    if (board_.closed)
+    if (links_.closed)
       throw Error("control plane: closed while reception waited for version " + std::to_string(wanted));
     const std::int64_t version = slots.newest_whole();
     if (version < wanted) explain(wanted, limit);
     return version;
   }
   /// Another actor is lost, so the version that this rank's reception holds on to will not be followed.
-  detail::WeightReceivers::Gone stuck() const {
-    if (board_.slots.free(board_.actor)) return {};
-    return receivers_.without(detail::WeightPeer::lost, std::numeric_limits<std::int64_t>::max());
+  WeightLinks::Gone stuck() const {
+    if (links_.slots.free(links_.actor)) return {};
+    return links_.without(detail::WeightPeer::lost, std::numeric_limits<std::int64_t>::max());
   }
   [[noreturn]] void explain_packing(std::int64_t version) const {
-    const std::string who = "control plane: lane 'distribution' of " + board_.me + " waited ";
+    const std::string who = "control plane: lane 'distribution' of " + links_.me + " waited ";
     const std::string what = "to pack version " + std::to_string(version);
     if (const auto gone = stuck())
-      throw PeerError(who + what + " for " + board_.actor_name(gone.actor) + ", which is lost: " + gone.why);
-    const detail::WeightSlot& target = board_.slots.target(board_.actor);
+      throw PeerError(who + what + " for " + links_.actor_name(gone.actor) + ", which is lost: " + gone.why);
+    const detail::WeightSlot& target = links_.slots.target(links_.actor);
     std::string whom = "the lane 'reception' of this rank to leave version " + std::to_string(target.version);
-    if (senders_.behind() >= 0)
-      whom = board_.rollout_name(senders_.behind()) + " to take version " + std::to_string(target.version);
+    if (links_.behind() >= 0)
+      whom = links_.rollout_name(links_.behind()) + " to take version " + std::to_string(target.version);
     else if (target.readers == 0)
-      whom = board_.actor_name(board_.slots.last_actor()) + " to come beyond version " +
-             std::to_string(board_.slots.newest(board_.slots.last_actor()));
-    throw DeadlineError(who + detail::seconds_text(board_.deadline) + " " + what + " for " + whom +
+      whom = links_.actor_name(links_.slots.last_actor()) + " to come beyond version " +
+             std::to_string(links_.slots.newest(links_.slots.last_actor()));
+    throw DeadlineError(who + detail::seconds_text(links_.deadline) + " " + what + " for " + whom +
                         "; is it stuck?");
   }
   bool ended_before(std::int64_t version) const {
-    return receivers_.without(detail::WeightPeer::ended, version) ||
-           (board_.finishing && board_.actor >= 0 && board_.published < version);
+    return links_.without(detail::WeightPeer::ended, version) ||
+           (links_.finishing && links_.actor >= 0 && links_.published < version);
   }
   [[noreturn]] void explain(std::int64_t wanted, std::chrono::nanoseconds limit) const {
-    const std::string who = "control plane: lane 'reception' of " + board_.me + " waited ";
+    const std::string who = "control plane: lane 'reception' of " + links_.me + " waited ";
     const std::string what = "for version " + std::to_string(wanted);
-    if (const auto gone = receivers_.without(detail::WeightPeer::lost, wanted))
-      throw PeerError(who + what + " from lane 'distribution' of " + board_.actor_name(gone.actor) +
+    if (const auto gone = links_.without(detail::WeightPeer::lost, wanted))
+      throw PeerError(who + what + " from lane 'distribution' of " + links_.actor_name(gone.actor) +
                       ", which is lost: " + gone.why);
     if (ended_before(wanted))
       throw EndOfWeights(who + what + ", but the actors have ended; the last whole version is " +
-                         std::to_string(board_.slots.newest_whole()));
-    const int last = board_.slots.last_actor();
+                         std::to_string(links_.slots.newest_whole()));
+    const int last = links_.slots.last_actor();
     throw DeadlineError(who + detail::seconds_text(limit) + " " + what + " from lane 'distribution' of " +
-                        board_.actor_name(last) + "; the newest from there is " +
-                        std::to_string(board_.slots.newest(last)) + "; is the training lane behind?");
+                        links_.actor_name(last) + "; the newest from there is " +
+                        std::to_string(links_.slots.newest(last)) + "; is the training lane behind?");
   }
 
   Cluster& cluster_;
   const std::size_t bytes_;
   const int streams_;
-  detail::WeightBoard board_;
-  detail::WeightSenders senders_;
-  detail::WeightReceivers receivers_;
+  detail::WeightLinks links_;
 };
 
 template <class Pipeline>

@@ -1,8 +1,6 @@
 // What a type needs to fill the control-plane slot. Checked when a pipeline is composed.
 #pragma once
 
-#include <concepts>
-
 #include "dvla/core/machinery.hpp"
 
 namespace dvla {

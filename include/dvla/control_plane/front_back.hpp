@@ -14,7 +14,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <type_traits>
 #include <utility>
 
 #include "dvla/core/error.hpp"

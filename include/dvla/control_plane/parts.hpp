@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/weights.hpp"
 #include "dvla/placement/topology.hpp"
@@ -60,5 +61,18 @@ inline void check_weight_parts(std::size_t bytes, const std::vector<WeightPart>&
   }
   if (next != bytes) refuse("leave out byte " + std::to_string(next));
 }
+
+namespace detail {
+
+/// One actor's part, and what follows from it.
+struct PartLayout {
+  explicit PartLayout(WeightPart of)
+      : part(std::move(of)), bytes(bytes_in(part)), identity(checksum(std::as_bytes(std::span(part)))) {}
+  WeightPart part;
+  std::size_t bytes;
+  std::uint64_t identity;  ///< both ends must agree about it
+};
+
+}  // namespace detail
 
 }  // namespace dvla

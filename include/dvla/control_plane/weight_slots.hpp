@@ -1,31 +1,24 @@
 // WeightSlots: two versions of every actor's part, and the rule by which a version is whole: all actors'
 // parts of it are there. Bounded: a part is overwritten only when a newer version is whole, or when its
 // version can never be (an actor has gone on without it, as after a restart), and when nobody reads it. Not
-// thread-safe: whoever owns it (broadcast.hpp) holds a lock, and waits where `free` says no.
+// thread-safe: whoever owns it (weight_links.hpp) holds a lock, and waits where `free` says no.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory_resource>
-#include <span>
 #include <vector>
+
+#include "dvla/control_plane/parts.hpp"
 
 namespace dvla::detail {
 
-struct alignas(64) CacheLine {
-  std::byte bytes[64];
-};
-
 struct WeightSlot {
   enum class State : std::uint8_t { empty, filling, ready };
-  WeightSlot(std::size_t count, std::pmr::memory_resource& pool)
-      : memory((count + 63) / 64, &pool), bytes(reinterpret_cast<std::byte*>(memory.data()), count) {}
-  WeightSlot(WeightSlot&&) = default;
+  WeightSlot(std::size_t count, std::pmr::memory_resource& pool) : bytes(count, &pool) {}
 
-  std::pmr::vector<CacheLine> memory;
-  std::span<std::byte> bytes;
+  std::pmr::vector<std::byte> bytes;
   std::int64_t version = -1;
   State state = State::empty;
   int readers = 0;
@@ -33,13 +26,13 @@ struct WeightSlot {
 
 class WeightSlots {
  public:
-  /// Room for the parts of the actors in `held`, of bytes[actor] each. `collects`: whole versions are wanted
-  /// here, so all actors' parts are held; otherwise a slot is free as soon as nobody reads it.
-  WeightSlots(const std::vector<std::size_t>& bytes, const std::vector<int>& held, bool collects,
-              std::pmr::memory_resource& pool)
-      : collects_(collects), actors_(bytes.size()) {
-    for (const int actor : held)
-      for (int side = 0; side < 2; ++side) at(actor).slots.emplace_back(bytes[index(actor)], pool);
+  /// Room for the parts of actor `own`, and, where it `collects`, of all others too: whole versions are wanted
+  /// here. Otherwise a slot is free as soon as nobody reads it.
+  WeightSlots(const std::vector<PartLayout>& layouts, int own, bool collects, std::pmr::memory_resource& pool)
+      : collects_(collects), actors_(layouts.size()) {
+    for (int actor = 0; actor < static_cast<int>(actors_.size()); ++actor)
+      for (int side = 0; side < 2 && (collects || actor == own); ++side)
+        at(actor).slots.emplace_back(layouts[index(actor)].bytes, pool);
   }
 
   /// The newest version of which all parts are ready; -1: none.

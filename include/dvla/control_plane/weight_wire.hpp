@@ -1,13 +1,18 @@
-// How one version of a part crosses the channels of a pair: a frame (weight_frame.hpp), the part in pieces,
-// then a checksum, made at both ends while a piece is in the cache (sent with a checksum made before, a GiB
-// takes half as long again). Large parts go over several channels, *streams*, a thread each: while one waits
-// for the peer or makes a checksum, another moves bytes. One version at a time per object.
+// How one version of a part crosses the channels of a pair: a frame, the part in pieces, then a checksum
+// (XXH3-64, 8 bytes), made at both ends while a piece is in the cache (sent with a checksum made before, a GiB
+// takes half as long again). The frame is what a rollout checks before it takes a byte of the weights:
+// damaged, foreign, older or oversized ones are refused with one sentence. Large parts go over several
+// channels, *streams*, a thread each: while one waits for the peer or makes a checksum, another moves bytes.
+// Little endian, as every machine that this runs on.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <future>
 #include <memory>
@@ -17,12 +22,87 @@
 #include <utility>
 #include <vector>
 
-#include "dvla/control_plane/parts.hpp"
-#include "dvla/control_plane/weight_frame.hpp"
 #include "dvla/core/checksum.hpp"
+#include "dvla/core/error.hpp"
 #include "dvla/placement/channel.hpp"
 
-namespace dvla::detail {
+namespace dvla {
+
+enum class FrameKind : std::int32_t { weights, end };
+
+/// The 64 bytes before every set of weights on a channel between an actor and a rollout.
+struct WeightFrame {
+  static constexpr std::uint64_t expected_magic = 0x3357'5741'4c56'4444ULL;  // "DDVLAWW3", little endian
+  std::uint64_t magic = expected_magic;
+  std::int64_t version = -1;  ///< end: the last version that was sent, -1 if none
+  std::int64_t reserved = 0;
+  std::uint64_t bytes = 0;   ///< that follow
+  std::uint64_t layout = 0;  ///< checksum of what the parts are: both ends must cut the weights alike
+  std::int32_t actor = 0, rollout = 0;
+  std::int64_t incarnation = 0;
+  FrameKind kind = FrameKind::weights;
+  std::uint32_t guard = 0;  ///< of the bytes before
+
+  std::array<std::byte, 64> bytes_of() const {
+    static_assert(std::endian::native == std::endian::little);
+    auto all = std::bit_cast<std::array<std::byte, 64>>(*this);
+    const std::uint32_t check = guard_of(all);
+    std::memcpy(all.data() + 60, &check, sizeof check);
+    return all;
+  }
+  static std::uint32_t guard_of(std::span<const std::byte, 64> all) {
+    return static_cast<std::uint32_t>(checksum(all.first(60)));
+  }
+};
+static_assert(sizeof(WeightFrame) == 64);
+
+/// What a rollout knows about the frames of one actor.
+struct WeightFrameTerms {
+  std::string from = "an actor";  ///< for messages: "rank 3 (actor 0)"
+  std::int32_t actor = 0, rollout = 0;
+  std::int64_t incarnation = 0;
+  std::uint64_t layout = 0;
+  std::uint64_t bytes = 0;  ///< of the actor's part
+  std::int64_t last = -1;   ///< the newest version that came from this actor; -1: none
+};
+
+/// Throws Error unless `bytes` is a frame that may follow.
+inline WeightFrame read_frame(std::span<const std::byte, 64> bytes, const WeightFrameTerms& terms) {
+  std::array<std::byte, 64> raw;
+  std::memcpy(raw.data(), bytes.data(), raw.size());
+  const auto frame = std::bit_cast<WeightFrame>(raw);
+  auto refuse = [&](const std::string& why) {
+    throw Error("control plane: a frame of weights from " + terms.from + " " + why);
+  };
+  auto number = [](auto value) { return std::to_string(value); };
+  if (frame.magic != WeightFrame::expected_magic)
+    refuse("does not start as one; both ends must be the same version of dvla");
+  if (frame.guard != WeightFrame::guard_of(raw)) refuse("is damaged: its header does not match its checksum");
+  if (frame.actor != terms.actor || frame.rollout != terms.rollout)
+    refuse("is of actor " + number(frame.actor) + " for rollout " + number(frame.rollout) +
+           ", not of actor " + number(terms.actor) + " for rollout " + number(terms.rollout));
+  if (frame.incarnation != terms.incarnation)
+    refuse("is for incarnation " + number(frame.incarnation) + " of this rollout, which is incarnation " +
+           number(terms.incarnation));
+  if (frame.layout != terms.layout)
+    refuse("cuts the weights into other parts; trainer and sampler must have the same model and knobs");
+  if (frame.kind == FrameKind::end) {
+    if (frame.bytes != 0 || frame.version < terms.last || frame.version < -1)
+      refuse("ends the weights at version " + number(frame.version) + ", but version " + number(terms.last) +
+             " has come");
+    return frame;
+  }
+  if (frame.version < 0 || frame.version <= terms.last)
+    refuse("is version " + number(frame.version) + " after version " + number(terms.last) +
+           "; versions strictly increase");
+  if (frame.kind != FrameKind::weights)
+    refuse("is of kind " + number(static_cast<std::int32_t>(frame.kind)) + ", which is none");
+  if (frame.bytes != terms.bytes)
+    refuse("announces " + number(frame.bytes) + " bytes instead of " + number(terms.bytes));
+  return frame;
+}
+
+namespace detail {
 
 /// Streams that this many bytes are worth, of `most`: a thread more pays from some MiB on.
 inline std::size_t weight_streams(std::size_t bytes, std::size_t most) {
@@ -32,7 +112,7 @@ inline std::size_t weight_streams(std::size_t bytes, std::size_t most) {
 /// on meanwhile, else what a core's own cache holds.
 inline std::size_t weight_piece(std::size_t streams) { return std::size_t{streams == 1 ? 4U : 1U} << 20; }
 
-/// Sends or receives a part.
+/// Sends or receives a part; one at a time per object.
 class WeightWire {
  public:
   /// One channel or more, the same number at both ends; `limit`: of each piece.
@@ -47,26 +127,23 @@ class WeightWire {
     for (const auto& channel : streams_) channel->close();
   }
 
-  /// Returns the checksum of what went.
-  std::uint64_t send(std::span<const std::byte> part) {
-    return carry(part, [&](Channel& channel, std::span<const std::byte> piece, Checksum& sum) {
-      sum.update(piece);
-      channel.send(piece, limit_);
-    });
+  void send(std::span<const std::byte> part) {
+    const std::uint64_t sum =
+        carry(part, [&](Channel& channel, std::span<const std::byte> piece, Checksum& all) {
+          all.update(piece);
+          channel.send(piece, limit_);
+        });
+    channel().send(std::as_bytes(std::span(&sum, 1)), limit_);
   }
-  /// The same for what came.
-  std::uint64_t receive(std::span<std::byte> part) {
-    return carry(part, [&](Channel& channel, std::span<std::byte> piece, Checksum& sum) {
+  /// False: what came does not match its checksum.
+  bool receive(std::span<std::byte> part) {
+    const std::uint64_t sum = carry(part, [&](Channel& channel, std::span<std::byte> piece, Checksum& all) {
       channel.receive(piece, limit_);
-      sum.update(piece);
+      all.update(piece);
     });
-  }
-
-  void send_sum(std::uint64_t sum) { channel().send(std::as_bytes(std::span(&sum, 1)), limit_); }
-  std::uint64_t receive_sum() {
-    std::uint64_t sum = 0;
-    channel().receive(std::as_writable_bytes(std::span(&sum, 1)), limit_);
-    return sum;
+    std::uint64_t theirs = 0;
+    channel().receive(std::as_writable_bytes(std::span(&theirs, 1)), limit_);
+    return sum == theirs;
   }
 
  private:
@@ -107,13 +184,5 @@ class WeightWire {
   std::vector<std::unique_ptr<Channel>> streams_;
 };
 
-/// One actor's part, and what follows from it.
-struct PartLayout {
-  explicit PartLayout(WeightPart of)
-      : part(std::move(of)), bytes(bytes_in(part)), identity(checksum(std::as_bytes(std::span(part)))) {}
-  WeightPart part;
-  std::size_t bytes;
-  std::uint64_t identity;  ///< both ends must agree about it
-};
-
-}  // namespace dvla::detail
+}  // namespace detail
+}  // namespace dvla

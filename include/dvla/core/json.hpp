@@ -14,12 +14,14 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 
@@ -157,6 +159,24 @@ Value parse_json(std::string_view text, const std::string& name) {
   } catch (const FormatError& error) {
     throw FormatError(name + ": " + error.what());
   }
+}
+
+/// The line of an object whose last field is a checksum of the text without it.
+template <class Value>
+std::string sealed_text(const Value& value) {
+  const std::string text = json_text(value);
+  const std::uint64_t sum = checksum(std::as_bytes(std::span<const char>(text)));
+  return text.substr(0, text.size() - 1) + ",\"checksum\":" + std::to_string(sum) + "}\n";
+}
+/// What sealed_text wrote. Throws as parse_json does, for the smallest change too.
+template <class Value>
+Value parse_sealed(std::string_view text, const std::string& name) {
+  const std::size_t seal = text.rfind(",\"checksum\":");
+  Value value = parse_json<Value>(
+      seal == text.npos ? std::string(text) : std::string(text.substr(0, seal)) + "}", name);
+  if (sealed_text(value) != text)
+    throw FormatError(name + ": it was damaged or edited: its checksum is of another text");
+  return value;
 }
 
 }  // namespace dvla

@@ -10,18 +10,17 @@
 #pragma once
 
 #include <algorithm>
+#include <boost/hana.hpp>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/core/json.hpp"
 #include "dvla/placement/cluster.hpp"
 
 namespace dvla {
@@ -57,6 +56,13 @@ struct RoutingPlan {
     return total;
   }
 };
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::Route, rollout, actor, first_group, groups, first_episode, bytes, local);
+BOOST_HANA_ADAPT_STRUCT(dvla::RoutingPlan, rollouts, actors, group_episodes, routes);
+
+namespace dvla {
 
 namespace detail {
 
@@ -228,50 +234,13 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   return plan;
 }
 
-namespace detail {
-
-/// Numbers as a value of the job's store: their bytes, and their checksum's.
-inline std::string pack(std::vector<std::int64_t> numbers) {
-  numbers.push_back(static_cast<std::int64_t>(checksum(std::as_bytes(std::span(numbers)))));
-  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(std::int64_t)};
-}
-/// What `pack` made of `what`. Throws FormatError for anything else.
-inline std::vector<std::int64_t> unpack(std::string_view bytes, const std::string& what) {
-  std::vector<std::int64_t> numbers(bytes.size() / sizeof(std::int64_t));
-  if (!numbers.empty()) std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(std::int64_t));
-  const std::int64_t sum = numbers.empty() ? 0 : numbers.back();
-  if (!numbers.empty()) numbers.pop_back();
-  if (bytes.size() % sizeof(std::int64_t) != 0 || bytes.empty() ||
-      sum != static_cast<std::int64_t>(checksum(std::as_bytes(std::span(numbers)))))
-    throw FormatError(what + ": its checksum is wrong; it was cut, or the ranks' programs differ");
-  return numbers;
-}
-
-inline constexpr std::int64_t plan_format = 2;
-inline constexpr std::size_t plan_numbers = 4, route_numbers = 7;
-
-}  // namespace detail
-
 /// For the job's store, and for the ranks to compare.
-inline std::string serialise(const RoutingPlan& plan) {
-  std::vector<std::int64_t> numbers{detail::plan_format, plan.rollouts, plan.actors, plan.group_episodes};
-  for (const Route& route : plan.routes)
-    numbers.insert(numbers.end(), {route.rollout, route.actor, route.first_group, route.groups,
-                                   route.first_episode, route.bytes, route.local});
-  return detail::pack(std::move(numbers));
-}
+inline std::string serialise(const RoutingPlan& plan) { return sealed_text(plan); }
 
 /// The plan that `serialise` wrote. Throws FormatError for any other bytes, ConfigError for a plan that is
 /// not whole; never anything else.
-inline RoutingPlan parse_routes(std::string_view bytes) {
-  const auto numbers = detail::unpack(bytes, "routing plan");
-  if (numbers.size() % detail::route_numbers != detail::plan_numbers || numbers[0] != detail::plan_format)
-    throw FormatError("routing plan: it is of another format; the ranks' programs differ");
-  const auto small = [&](std::size_t i) { return static_cast<int>(numbers[i]); };
-  RoutingPlan plan{small(1), small(2), numbers[3], {}};
-  for (std::size_t i = detail::plan_numbers; i < numbers.size(); i += detail::route_numbers)
-    plan.routes.push_back({small(i), small(i + 1), numbers[i + 2], numbers[i + 3], numbers[i + 4],
-                           numbers[i + 5], numbers[i + 6] != 0});
+inline RoutingPlan parse_routes(std::string_view text) {
+  RoutingPlan plan = parse_sealed<RoutingPlan>(text, "routing plan of the leader, whose program differs");
   check_routes(plan);
   return plan;
 }
@@ -300,12 +269,12 @@ inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
                                    std::chrono::nanoseconds limit, const std::string& name = "routes") {
   const int rollout = roles.rollout(cluster.rank());
   auto key = [&](int index) { return name + "/bytes/" + std::to_string(index); };
-  if (rollout >= 0) cluster.put(key(rollout), detail::pack(own_bytes));
+  if (rollout >= 0) cluster.put(key(rollout), json_text(own_bytes));
   if (cluster.rank() == roles.leader() && !cluster.has(name + "/plan")) {
     std::vector<std::vector<std::int64_t>> bytes;
     for (int r = 0; r < static_cast<int>(roles.rollouts.size()); ++r)
-      bytes.push_back(
-          detail::unpack(cluster.get(key(r), limit), "group sizes of rollout " + std::to_string(r)));
+      bytes.push_back(parse_json<std::vector<std::int64_t>>(cluster.get(key(r), limit),
+                                                            "group sizes of rollout " + std::to_string(r)));
     std::string answer;
     try {
       answer = serialise(plan_routes(bytes, group_episodes, static_cast<int>(roles.actors.size()),

@@ -1,8 +1,7 @@
 // The model computation pool on the host: tensors that come and go in the same sizes every step. Paper: the
-// dual pools' model side. Freed blocks wait by size class (eight to a power of two), so a step finds the
-// pages of the step before; when a request does not fit, all that waits is coalesced first. Pages come on
-// first use. torch_allocator.hpp makes torch use it. Not for observations: those are born in the environment
-// pool.
+// dual pools' model side. What was freed last is given out first, so a step finds the pages of the step
+// before. Pages come on first use. torch_allocator.hpp makes torch use it. Not for observations: those are
+// born in the environment pool.
 #pragma once
 
 #include "dvla/memory/host_pool.hpp"
@@ -12,7 +11,7 @@ namespace dvla {
 class ModelPool : public HostPool {
  public:
   explicit ModelPool(std::size_t bytes)
-      : HostPool({.name = "model pool", .bytes = bytes, .knob = "--model-pool-mib", .size_classes = true}) {}
+      : HostPool({.name = "model pool", .bytes = bytes, .knob = "--model-pool-mib"}) {}
 };
 
 }  // namespace dvla

@@ -3,8 +3,7 @@
 // form. Process-wide, as torch's allocator is: one at a time. Includes c10 only. Not for CUDA, and not for
 // memory that does not ask torch's CPU allocator (MKL-DNN's own scratch, std::vector).
 //
-// Tensors may outlive it, and the pool: every block knows its pool's core, which lasts until its last block
-// is back. torch keeps a pointer to the allocator in each storage, for resizes, so the object that torch sees
+// Tensors may outlive it, and the pool: every block keeps its pool's core. torch keeps a pointer to the allocator in each storage, for resizes, so the object that torch sees
 // is never destroyed: without a TorchAllocator it passes requests on to the allocator that torch had before.
 #pragma once
 
@@ -13,7 +12,9 @@
 
 #include <atomic>
 #include <cstddef>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "dvla/core/error.hpp"
 #include "dvla/memory/host_pool.hpp"
@@ -35,15 +36,13 @@ class TorchPoolBridge final : public c10::Allocator {
     if (c10::GetCPUAllocator() != this) {
       throw Error(
           "TorchAllocator: another CPU allocator was installed in torch and keeps its place; install that "
-          "one "
-          "before the first TorchAllocator, or do without it");
+          "one before the first TorchAllocator, or do without it");
     }
     PoolCore* none = nullptr;
     if (!core_.compare_exchange_strong(none, &core)) {
       throw Error(
           "TorchAllocator: torch's CPU tensors already come from another pool; there is one such allocator "
-          "in a "
-          "process, so end the other one first");
+          "in a process, so end the other one first");
     }
   }
   void leave() { core_.store(nullptr); }
@@ -60,9 +59,9 @@ class TorchPoolBridge final : public c10::Allocator {
  private:
   /// Stands on a line of its own before every block: who gets it back.
   struct alignas(64) Origin {
-    PoolCore* core;  ///< nullptr: `before`
-    void* context;   ///< of the allocator before
-    c10::DeleterFnPtr release;
+    std::shared_ptr<PoolCore> core;  ///< null: of the allocator before
+    void* context = nullptr;         ///< of that one, as is the next
+    c10::DeleterFnPtr release = nullptr;
   };
   static_assert(sizeof(Origin) == 64);
 
@@ -71,25 +70,26 @@ class TorchPoolBridge final : public c10::Allocator {
   void* raw(std::size_t bytes) {
     if (bytes == 0) return nullptr;
     const std::size_t all = bytes + sizeof(Origin);
-    Origin origin{};
+    Origin origin;
     void* start = nullptr;
     if (PoolCore* core = core_.load()) {
       start = core->allocate(all, 64);
-      origin.core = core;
+      origin.core = core->shared_from_this();
     } else {
       c10::DataPtr block = before_->allocate(all);
       start = block.get();
       origin.release = block.get_deleter();
       origin.context = block.release_context();
     }
-    new (start) Origin(origin);
+    new (start) Origin(std::move(origin));
     return static_cast<std::byte*>(start) + sizeof(Origin);
   }
   static void release(void* data) {
     if (data == nullptr) return;
     auto* origin = reinterpret_cast<Origin*>(static_cast<std::byte*>(data) - sizeof(Origin));
     if (origin->core == nullptr) return origin->release(origin->context);
-    if (PoolCore* core = origin->core; core->deallocate(origin)) delete core;
+    const std::shared_ptr<PoolCore> core = std::move(origin->core);  // may be the last to know it
+    core->deallocate(origin);
   }
 
   c10::Allocator* before_;
@@ -104,7 +104,7 @@ class TorchPoolBridge final : public c10::Allocator {
 class TorchAllocator {
  public:
   /// Throws Error if another TorchAllocator lives.
-  explicit TorchAllocator(HostPool& pool) { detail::TorchPoolBridge::instance().use(*pool.core()); }
+  explicit TorchAllocator(HostPool& pool) { detail::TorchPoolBridge::instance().use(pool.core()); }
   ~TorchAllocator() { detail::TorchPoolBridge::instance().leave(); }
   TorchAllocator(const TorchAllocator&) = delete;
   TorchAllocator& operator=(const TorchAllocator&) = delete;

@@ -512,10 +512,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (config.run.trace) {
     std::vector<trace::process> job;
     for (const RankReport& rank : result.report.ranks) job.push_back(rank.trace);
-    if (job.empty())
-      trace::write_chrome_file(folder.trace.string(), run->trace(), config.run.name);
-    else
-      trace::write_chrome_file(folder.trace.string(), job);
+    if (job.empty()) job.push_back(trace::snapshot(run->trace(), config.run.name));
+    trace::write_chrome_file(folder.trace.string(), job);
   }
   detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
   film(folder.after_gif);

@@ -558,7 +558,7 @@ class Run {
     parts_->part(next_batch(), stages.sampled_until(), leaves);
     RankReport own = total({before_, parts_->figures(store)});
     own.rank = job_->rank();
-    own.trace = trace::snapshot(trace_, job_->name());
+    own.trace = trace::snapshot(trace_, job_->name(), std::size_t{1} << 16);
     time_lanes(own);
     if (!job_->leads()) {
       unless_gone([&] { hand_in(own, *job_); });

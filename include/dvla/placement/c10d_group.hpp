@@ -82,29 +82,20 @@ class C10dGroup final : public JobGroup {
     check_parts(all.size(), part.size());
     const std::span<std::byte> mine = part_of(all, rank());
     if (!part.empty() && mine.data() != part.data()) std::memmove(mine.data(), part.data(), part.size());
-    call("all_gather", [&](Links::Transfers& transfers) {
-      for_each_other([&](int peer) { links_->receive(transfers, peer, part_of(all, peer), 8); });
-      for_each_other([&](int peer) { links_->send(transfers, peer, mine, 8); });
-    });
+    exchange(
+        "all_gather", 8, [&](int peer) { return part_of(all, peer); }, [&](int) { return mine; });
   }
   void reduce_scatter(std::span<const float> all, std::span<float> part) override {
     check_parts(all.size(), part.size());
     const std::span<float> theirs = scratch<float>(all.size());
-    call("reduce_scatter", [&](Links::Transfers& transfers) {
-      for_each_other([&](int peer) {
-        links_->receive(transfers, peer, std::as_writable_bytes(part_of(theirs, peer)), 9);
-      });
-      for_each_other([&](int peer) { links_->send(transfers, peer, std::as_bytes(part_of(all, peer)), 9); });
-    });
+    exchange(
+        "reduce_scatter", 9, [&](int peer) { return part_of(theirs, peer); },
+        [&](int peer) { return part_of(all, peer); });
     combine(part_of(all, rank()), theirs, part, std::plus<float>());
   }
   void barrier() override {
-    std::byte mine{};
-    const std::span<std::byte> theirs = scratch<std::byte>(static_cast<std::size_t>(size()));
-    call("barrier", [&](Links::Transfers& transfers) {
-      for_each_other([&](int peer) { links_->receive(transfers, peer, part_of(theirs, peer), 10); });
-      for_each_other([&](int peer) { links_->send(transfers, peer, std::span(&mine, 1), 10); });
-    });
+    std::int64_t none = 0;
+    fold("barrier", 10, std::span(&none, 1), std::plus<std::int64_t>());
   }
   void close() noexcept override { links_->close("this rank closed it"); }
 
@@ -140,6 +131,16 @@ class C10dGroup final : public JobGroup {
     }
   }
 
+  /// `into(peer)` from each other member, `from(peer)` to it.
+  template <class Into, class From>
+  void exchange(const char* what, int kind, Into into, From from) {
+    call(what, [&](Links::Transfers& transfers) {
+      for_each_other(
+          [&](int peer) { links_->receive(transfers, peer, std::as_writable_bytes(into(peer)), kind); });
+      for_each_other([&](int peer) { links_->send(transfers, peer, std::as_bytes(from(peer)), kind); });
+    });
+  }
+
   /// out = mine and the others' in the order of ranks; `theirs` has a part per member, this one's unused.
   /// `out` may be `mine`.
   template <class Type, class Operation>
@@ -163,12 +164,8 @@ class C10dGroup final : public JobGroup {
     const auto members = static_cast<std::size_t>(size());
     if (values.size_bytes() < small) {
       const std::span<Type> theirs = scratch<Type>(values.size() * members);
-      call(what, [&](Links::Transfers& transfers) {
-        for_each_other([&](int peer) {
-          links_->receive(transfers, peer, std::as_writable_bytes(part_of(theirs, peer)), kind);
-        });
-        for_each_other([&](int peer) { links_->send(transfers, peer, std::as_bytes(values), kind); });
-      });
+      exchange(
+          what, kind, [&](int peer) { return part_of(theirs, peer); }, [&](int) { return values; });
       return combine(std::span<const Type>(values), theirs, values, operation);
     }
     const auto share = [&](int member) {
@@ -177,18 +174,10 @@ class C10dGroup final : public JobGroup {
     };
     const std::span<Type> mine = share(rank());
     const std::span<Type> theirs = scratch<Type>(mine.size() * members);
-    call(what, [&](Links::Transfers& transfers) {
-      for_each_other([&](int peer) {
-        links_->receive(transfers, peer, std::as_writable_bytes(part_of(theirs, peer)), kind);
-      });
-      for_each_other([&](int peer) { links_->send(transfers, peer, std::as_bytes(share(peer)), kind); });
-    });
+    exchange(
+        what, kind, [&](int peer) { return part_of(theirs, peer); }, share);
     combine(std::span<const Type>(mine), theirs, mine, operation);
-    call(what, [&](Links::Transfers& transfers) {
-      for_each_other(
-          [&](int peer) { links_->receive(transfers, peer, std::as_writable_bytes(share(peer)), kind + 1); });
-      for_each_other([&](int peer) { links_->send(transfers, peer, std::as_bytes(mine), kind + 1); });
-    });
+    exchange(what, kind + 1, share, [&](int) { return mine; });
   }
 
   std::unique_ptr<Links> links_;

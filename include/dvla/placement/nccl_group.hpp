@@ -96,60 +96,36 @@ class NcclGroup final : public JobGroup {
     check_root(root);
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    call<std::byte>(
-        "broadcast", bytes.size(), 1,
-        [&](std::size_t first, std::size_t count) {
-          if (place_ == root) put(bytes.subspan(first, count), 0);
-          up(whole_, count);
-          std::vector<at::Tensor> tensors{whole_.narrow(0, 0, signed_size(count))};
-          follow(nccl_->broadcast(tensors, options));
-          down(whole_, count);
-        },
-        [&](std::size_t first, std::size_t count) { take(bytes.subspan(first, count), 0); });
+    call<std::byte>("broadcast", bytes, bytes, [&](std::size_t count) {
+      std::vector<at::Tensor> tensors{as(in_, at::kByte, count)};
+      follow(nccl_->broadcast(tensors, options));
+      return in_;
+    });
   }
   void sum(std::span<float> values) override { add_up(values, at::kFloat); }
   void sum(std::span<double> values) override { add_up(values, at::kDouble); }
   void max(std::span<std::int64_t> values) override {
     c10d::AllreduceOptions options;
     options.reduceOp = c10d::ReduceOp::MAX;
-    call<std::int64_t>(
-        "max", values.size(), 1,
-        [&](std::size_t first, std::size_t count) {
-          put(values.subspan(first, count), 0);
-          up(whole_, count * sizeof(std::int64_t));
-          std::vector<at::Tensor> tensors{as(whole_, at::kLong, count)};
-          follow(nccl_->allreduce(tensors, options));
-          down(whole_, count * sizeof(std::int64_t));
-        },
-        [&](std::size_t first, std::size_t count) { take(values.subspan(first, count), 0); });
+    call<std::int64_t>("max", values, values, [&](std::size_t count) {
+      std::vector<at::Tensor> tensors{as(in_, at::kLong, count)};
+      follow(nccl_->allreduce(tensors, options));
+      return in_;
+    });
   }
   void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
     check_parts(all.size(), part.size());
-    call<std::byte>(
-        "all_gather", part.size(), members_.size(),
-        [&](std::size_t first, std::size_t count) {
-          put(part.subspan(first, count), 0);
-          up(part_, count);
-          gather(*nccl_, as(whole_, at::kByte, count * members_.size()), as(part_, at::kByte, count));
-          down(whole_, count * members_.size());
-        },
-        [&](std::size_t first, std::size_t count) {
-          for (std::size_t i = 0; i < members_.size(); ++i)
-            take(all.subspan(i * part.size() + first, count), i * count);
-        });
+    call<std::byte>("all_gather", part, all, [&](std::size_t count) {
+      gather(*nccl_, as(out_, at::kByte, count * members_.size()), as(in_, at::kByte, count));
+      return out_;
+    });
   }
   void reduce_scatter(std::span<const float> all, std::span<float> part) override {
     check_parts(all.size(), part.size());
-    call<float>(
-        "reduce_scatter", part.size(), members_.size(),
-        [&](std::size_t first, std::size_t count) {
-          for (std::size_t i = 0; i < members_.size(); ++i)
-            put(all.subspan(i * part.size() + first, count), i * count);
-          up(whole_, count * members_.size() * sizeof(float));
-          scatter(*nccl_, as(part_, at::kFloat, count), as(whole_, at::kFloat, count * members_.size()));
-          down(part_, count * sizeof(float));
-        },
-        [&](std::size_t first, std::size_t count) { take(part.subspan(first, count), 0); });
+    call<float>("reduce_scatter", all, part, [&](std::size_t count) {
+      scatter(*nccl_, as(out_, at::kFloat, count), as(in_, at::kFloat, count * members_.size()));
+      return out_;
+    });
   }
   void barrier() override {
     double none = 0;
@@ -203,26 +179,17 @@ class NcclGroup final : public JobGroup {
     }
   }
 
-  // ---- Staging; `at` counts values from the stage's beginning.
-  template <class Type>
-  void put(std::span<const Type> values, std::size_t at) {
-    if (!values.empty())
-      std::memcpy(pinned_.data_ptr<std::uint8_t>() + at * sizeof(Type), values.data(), values.size_bytes());
+  // ---- Staging
+  /// What a piece [first, first + count) of each of `parts` parts is, in the caller's values and in the stage.
+  template <class Type, class Visit>
+  void for_each_part(std::span<Type> values, std::size_t parts, std::size_t first, std::size_t count,
+                     Visit visit) const {
+    const std::size_t part = values.size() / parts, bytes = count * sizeof(Type);
+    for (std::size_t i = 0; i < parts; ++i)
+      visit(values.data() + i * part + first, pinned_.data_ptr<std::uint8_t>() + i * bytes, bytes);
   }
-  template <class Type>
-  void put(std::span<Type> values, std::size_t at) {
-    put(std::span<const Type>(values), at);
-  }
-  template <class Type>
-  void take(std::span<Type> values, std::size_t at) const {
-    if (!values.empty())
-      std::memcpy(values.data(), pinned_.data_ptr<std::uint8_t>() + at * sizeof(Type), values.size_bytes());
-  }
-  void up(at::Tensor& gpu, std::size_t bytes) {
-    gpu.narrow(0, 0, signed_size(bytes)).copy_(pinned_.narrow(0, 0, signed_size(bytes)), true);
-  }
-  void down(const at::Tensor& gpu, std::size_t bytes) {
-    pinned_.narrow(0, 0, signed_size(bytes)).copy_(gpu.narrow(0, 0, signed_size(bytes)), true);
+  static void copy(const at::Tensor& to, const at::Tensor& from, std::size_t bytes) {
+    to.narrow(0, 0, signed_size(bytes)).copy_(from.narrow(0, 0, signed_size(bytes)), true);
   }
   static at::Tensor as(const at::Tensor& gpu, at::ScalarType type, std::size_t count) {
     return gpu.narrow(0, 0, signed_size(count * c10::elementSize(type))).view(type);
@@ -232,8 +199,8 @@ class NcclGroup final : public JobGroup {
     if (pinned_.defined() && pinned_.numel() >= signed_size(bytes)) return;
     const auto here = at::TensorOptions(at::kByte).device(cuda_device());
     pinned_ = at::empty({signed_size(bytes)}, at::TensorOptions(at::kByte).pinned_memory(true));
-    whole_ = at::empty({signed_size(bytes)}, here);
-    part_ = at::empty({signed_size(bytes)}, here);
+    in_ = at::empty({signed_size(bytes)}, here);
+    out_ = at::empty({signed_size(bytes)}, here);
   }
 
   // ---- One collective each; what the lane puts on its stream afterwards waits for it, this thread does not.
@@ -259,38 +226,43 @@ class NcclGroup final : public JobGroup {
   template <class Type>
   void add_up(std::span<Type> values, at::ScalarType type, const char* what = "sum") {
     const std::size_t members = members_.size();
-    call<Type>(
-        what, values.size(), 1,
-        [&](std::size_t first, std::size_t count) {
-          const std::size_t share = (count + members - 1) / members;  // what is beyond count is never read
-          put(values.subspan(first, count), 0);
-          up(whole_, count * sizeof(Type));
-          scatter(*nccl_, as(part_, type, share), as(whole_, type, share * members));
-          gather(*nccl_, as(whole_, type, share * members), as(part_, type, share));
-          down(whole_, count * sizeof(Type));
-        },
-        [&](std::size_t first, std::size_t count) { take(values.subspan(first, count), 0); });
+    call<Type>(what, values, values, [&, type](std::size_t count) {
+      const std::size_t share = (count + members - 1) / members;  // what is beyond count is never read
+      scatter(*nccl_, as(out_, type, share), as(in_, type, share * members));
+      gather(*nccl_, as(in_, type, share * members), as(out_, type, share));
+      return in_;
+    });
   }
 
-  /// In pieces that fit the stages: `issue` puts one on the lane's stream, `finished` takes what came back.
-  template <class Type, class Issue, class Finished>
-  void call(const char* what, std::size_t values, std::size_t parts, Issue issue, Finished finished) {
+  /// In pieces that fit the stages: from `in`, which has a part or one a member, to `out`, which has so too.
+  /// `collective(values of a part)` puts one on the lane's stream, from in_ on, and returns what comes back.
+  template <class Type, class Collective>
+  void call(const char* what, std::span<const Type> in, std::span<Type> out, Collective collective) {
     const auto until = deadline_after(limit_);
+    const std::size_t part = std::min(in.size(), out.size());
+    const std::size_t ins = part > 0 ? in.size() / part : 1, outs = part > 0 ? out.size() / part : 1;
+    const std::size_t parts = std::max(ins, outs);
     const std::size_t most = std::max<std::size_t>(stage_bytes / (parts * sizeof(Type)), 1);
     check_open(what);
     try {
       const c10::StreamGuard guard(lane_stream());
-      for (std::size_t first = 0; first < values; first += most) {
-        const std::size_t count = std::min(most, values - first);
+      for (std::size_t first = 0; first < part; first += most) {
+        const std::size_t count = std::min(most, part - first);
         reserve((std::max<std::size_t>(count * parts, 512) + members_.size()) * sizeof(Type));
         {
           const std::scoped_lock lock(issuing_);  // never on what is aborted: torch would connect it anew
           check_open(what);
-          issue(first, count);
+          for_each_part(in, ins, first, count, [](const Type* ours, std::uint8_t* stage, std::size_t bytes) {
+            std::memcpy(stage, ours, bytes);
+          });
+          copy(in_, pinned_, count * ins * sizeof(Type));
+          copy(pinned_, collective(count), count * outs * sizeof(Type));
           mark_.record(lane_stream());
         }
         wait(what, until);
-        finished(first, count);
+        for_each_part(out, outs, first, count, [](Type* ours, const std::uint8_t* stage, std::size_t bytes) {
+          std::memcpy(ours, stage, bytes);
+        });
       }
     } catch (const Error&) {
       finish("the others", "a call failed");
@@ -344,9 +316,9 @@ class NcclGroup final : public JobGroup {
 
   Nccl nccl_;
   std::mutex issuing_, mutex_;
-  std::string whom_, why_;            ///< why it is finished; empty: open
-  std::vector<Channel*> channels_;    ///< to the others; beats_ has them
-  at::Tensor pinned_, whole_, part_;  ///< bytes
+  std::string whom_, why_;          ///< why it is finished; empty: open
+  std::vector<Channel*> channels_;  ///< to the others; beats_ has them
+  at::Tensor pinned_, in_, out_;    ///< bytes
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
   c10::Event mark_{c10::DeviceType::CUDA};
   Heartbeat beats_;  ///< ends first

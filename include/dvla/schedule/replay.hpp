@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <exception>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -23,17 +22,11 @@ namespace dvla {
 /// first options.batches batches of *options.replay. observe() is called in line, after receive().
 class ReplayRunner {
  public:
-  template <LaneStages Stages>
-  static run_result run(Stages& stages, const run_options& options) {
-    trace::Off off;
-    return run(stages, options, off);
-  }
-
   /// Throws ConfigError (options; a recording of another length, begin or staleness), LaneError with the
   /// original nested (a stage threw, or other weights decide than did then). Waits for nobody, so
   /// options.deadline has nothing to limit.
-  template <LaneStages Stages, class Recorder>
-  static run_result run(Stages& stages, const run_options& options, Recorder& recorder) {
+  template <LaneStages Stages, class Recorder = trace::Off>
+  static run_result run(Stages& stages, const run_options& options, Recorder& recorder = trace::off) {
     static_assert(BoundaryStages<Stages>,
                   "dvla: Replay needs stages with sample(token, boundaries), to pause them at chunk "
                   "boundaries (handoff/stages.hpp)");
@@ -142,7 +135,7 @@ class ReplayRunner {
 
     void sample(Token& token) {
       try {
-        work.sample(token, "sampling", [&] {
+        work.sample(token, [&] {
           boundaries pauses(*this, token.batch);
           stages.sample(token, pauses);
           pauses.end();
@@ -166,8 +159,7 @@ class ReplayRunner {
         for (; installed < version; ++installed) {
           Token& token = live[static_cast<std::size_t>(installed) % live.size()];
           detail::enter_lane(stages, lane_kind::training);
-          if (!work.arrive(token)) throw Error("stage 'arrive' ends the batches before the recording does");
-          work.train(token);
+          if (!work.train(token)) throw Error("stage 'arrive' ends the batches before the recording does");
           detail::enter_lane(stages, lane_kind::distribution);
           work.distribute(token);
           detail::enter_lane(stages, lane_kind::reception);

@@ -3,11 +3,9 @@
 // synchronous.hpp, replay.hpp.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -96,8 +94,9 @@ class checked_stages {
     lags_.assign(static_cast<std::size_t>(staleness_) + 1, 0);
   }
 
-  void sample(Token& token, const std::string& lane = "sampling") {
-    sample(token, lane, [&] {
+  // What a lane does with each of its tokens. False: no batch follows this one, which has not come either.
+  bool sample(Token& token) {
+    sample(token, [&] {
       if constexpr (BoundaryStages<Stages>) {
         if (record_) {
           recording_boundaries boundaries(*record_, token.batch);
@@ -108,66 +107,57 @@ class checked_stages {
       }
       stages_.sample(token);
     });
+    return true;
   }
   /// `work` calls the stage.
   template <class Work>
-  void sample(Token& token, const std::string& lane, Work&& work) {
-    call(
-        lane, "sample", token, std::forward<Work>(work),
-        [&] {
-          if (token.version > token.batch || token.version < token.batch - staleness_)
-            throw Error("stage 'sample' reports weight version " + std::to_string(token.version) +
-                        "; report the oldest version that it used, which is " +
-                        std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
-        },
-        category_);
+  void sample(Token& token, Work work) {
+    call("sampling", "sample", category_, token, work, [&] {
+      if (!in_bounds(token))
+        throw Error("stage 'sample' reports weight version " + std::to_string(token.version) +
+                    "; report the oldest version that it used, which is " +
+                    std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
+    });
   }
-
-  /// Before train(): where batches come from elsewhere too, waits for them. False: no more will come.
-  bool arrive(Token& token, const std::string& lane = "training") {
+  /// Where batches come from elsewhere too, waits for this one first.
+  bool train(Token& token) {
     bool more = true;
     if constexpr (ArrivingStages<Stages>)
       call(
-          lane, "arrive", token, [&] { more = stages_.arrive(token); },
+          "training", "arrive", "wait", token, [&] { more = stages_.arrive(token); },
           [&] {
-            if (more && (token.version > token.batch || token.version < token.batch - staleness_))
+            if (more && !in_bounds(token))
               throw Error("stage 'arrive' reports weight version " + std::to_string(token.version) +
                           " for batch " + std::to_string(token.batch) + "; the oldest allowed is " +
                           std::to_string(token.batch - staleness_) +
                           ": a rollout started before the weights that it had to wait for were installed");
-          },
-          "wait");
-    return more;
-  }
-
-  void train(Token& token, const std::string& lane = "training") {
+          });
+    if (!more) return false;
     const std::int64_t lag = token.batch - token.version;  // in 0..K: sample() saw to that
     call(
-        lane, "train", token, [&] { stages_.train(token); },
+        "training", "train", category_, token, [&] { stages_.train(token); },
         [&] {
           if (token.version != token.batch + 1)
             throw Error("stage 'train' reports weight version " + std::to_string(token.version) +
                         "; set token.version = token.batch + 1, which is " + std::to_string(token.batch + 1));
-        },
-        category_);
+        });
     ++lags_[static_cast<std::size_t>(lag)];
+    return true;
   }
-
-  void distribute(Token& token, const std::string& lane = "distribution") {
-    call(
-        lane, "distribute", token, [&] { stages_.distribute(token); }, [] {}, category_);
+  bool distribute(Token& token) {
+    call("distribution", "distribute", category_, token, [&] { stages_.distribute(token); });
+    return true;
   }
-  void receive(Token& token, const std::string& lane = "reception") {
+  bool receive(Token& token) {
     if constexpr (AwaitingStages<Stages>)
-      call(
-          lane, "await", token, [&] { stages_.await(token); }, [] {}, "wait");
-    call(
-        lane, "receive", token, [&] { stages_.receive(token); }, [] {}, category_);
+      call("reception", "await", "wait", token, [&] { stages_.await(token); });
+    call("reception", "receive", category_, token, [&] { stages_.receive(token); });
+    return true;
   }
-  void observe(const Token& token, const std::string& lane = "observer") {
+  void observe(const Token& token) {
     if constexpr (ObservingStages<Stages>) {
       auto span = recorder_.span("observe", token.batch, "observer");
-      run_stage(lane, token.batch, [&] { stages_.observe(token); });
+      run_stage("observer", token.batch, [&] { stages_.observe(token); });
     }
   }
 
@@ -184,9 +174,12 @@ class checked_stages {
   }
 
  private:
+  bool in_bounds(const Token& token) const {
+    return token.version <= token.batch && token.version >= token.batch - staleness_;
+  }
   template <class Work, class Check>
-  void call(const std::string& lane, const char* name, const Token& token, Work&& work, Check&& check,
-            const char* category) {
+  void call(const char* lane, const char* name, const char* category, const Token& token, Work work,
+            Check check) {
     run_stage(lane, token.batch, [&] {
       const Token before = token;
       {
@@ -198,6 +191,10 @@ class checked_stages {
                     "' changed the token's batch or buffer; change its version only");
       check();
     });
+  }
+  template <class Work>
+  void call(const char* lane, const char* name, const char* category, const Token& token, Work work) {
+    call(lane, name, category, token, work, [] {});
   }
 
   Stages& stages_;

@@ -12,7 +12,8 @@
 #pragma once
 
 #include <atomic>
-#include <string>
+#include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
@@ -31,19 +32,13 @@ class SwimlaneRunner {
   /// Finished batches that may wait for a slow observe(); then reception waits for it.
   static constexpr int observer_backlog = 64;
 
-  template <LaneStages Stages>
-  static run_result run(Stages& stages, const run_options& options) {
-    trace::Off off;
-    return run(stages, options, off);
-  }
-
   /// Blocks until all batches are through, or, after a stop request, all that have started. Starts a
   /// thread for each lane of its share (four, or two; one more if the stages observe what is trained) and
-  /// joins them. Throws ConfigError (options), DeadlineError (one
-  /// lane waited too long for another: says which, and who is still at work), LaneError with the original
-  /// nested (a stage threw). By then all lanes are joined.
-  template <LaneStages Stages, class Recorder>
-  static run_result run(Stages& stages, const run_options& options, Recorder& recorder) {
+  /// joins them. Throws ConfigError (options), DeadlineError (one lane waited too long for another: says
+  /// which, and who is still at work), LaneError with the original nested (a stage threw). By then all lanes
+  /// are joined.
+  template <LaneStages Stages, class Recorder = trace::Off>
+  static run_result run(Stages& stages, const run_options& options, Recorder& recorder = trace::off) {
     detail::check_options(options, Max);
     return swim<Stages, Recorder>(stages, options, recorder).run();
   }
@@ -59,23 +54,24 @@ class SwimlaneRunner {
       lane_kind kind;
       const char* name;
       const char* waits_for;
-      bool (swim::*stage)(Token&);
+      bool (detail::checked_stages<Stages, Recorder>::*stage)(Token&);
     };
 
     run_result run() {
       const auto live = static_cast<std::size_t>(options.staleness) + 1;
       const bool rolls_out = options.share != lane_share::actor,
                  trains = options.share != lane_share::rollout;
+      using stage = detail::checked_stages<Stages, Recorder>;
       // In the order in which a batch passes them: the first takes a permit, the last gives it back.
       std::vector<place> places;
-      if (rolls_out) places.push_back({lane_kind::sampling, "sampling", "", &swim::sample});
+      if (rolls_out) places.push_back({lane_kind::sampling, "sampling", "", &stage::sample});
       if (trains) {
-        places.push_back({lane_kind::training, "training", "a batch", &swim::train});
-        places.push_back({lane_kind::distribution, "distribution", "trained weights", &swim::distribute});
+        places.push_back({lane_kind::training, "training", "a batch", &stage::train});
+        places.push_back({lane_kind::distribution, "distribution", "trained weights", &stage::distribute});
       }
       if (rolls_out)
         places.push_back({lane_kind::reception, "reception", trains ? "published weights" : "a sampled batch",
-                          &swim::receive});
+                          &stage::receive});
       std::vector<lane*> row;
       for (const place& each : places) row.push_back(&lanes.add(each.name, row.empty() ? 0 : live));
       lanes.on_failure([this] {
@@ -116,23 +112,26 @@ class SwimlaneRunner {
         lane* const next = last ? observer : row[i + 1];
         lanes.start(*row[i], [this, here = places[i], from = i == 0 ? nullptr : row[i - 1], next,
                               pass_on](lane& self) {
-          if (from)
-            consume(self, here.kind, *from, here.waits_for, [&](Token& token) {
-              const bool goes_on = (this->*here.stage)(token);
-              if (goes_on)
-                pass_on(self, token);
-              else
-                admission.cancel();  // no batch after this one: nobody will give permits back
-              return goes_on;
-            });
-          else
-            produce(self, here, [&](Token& token) { pass_on(self, token); });
+          const auto token_of = [&](std::int64_t batch) {
+            return from ? await(self, *from, here.waits_for, batch) : admit(self, batch);
+          };
+          serve(self, here.kind, token_of, [&](Token& token) {
+            const bool goes_on = (work.*here.stage)(token);
+            if (goes_on)
+              pass_on(self, token);
+            else
+              admission.cancel();  // no batch after this one: nobody will give permits back
+            return goes_on;
+          });
           if (next) next->inbox().close();
         });
       }
       if (observer)
         lanes.start(*observer, [&](lane& self) {
-          consume(self, lane_kind::observer, *row.back(), "a finished batch", [&](Token& token) {
+          const auto token_of = [&](std::int64_t batch) {
+            return await(self, *row.back(), "a finished batch", batch);
+          };
+          serve(self, lane_kind::observer, token_of, [&](Token& token) {
             work.observe(token);
             room.release();
             return true;
@@ -142,31 +141,29 @@ class SwimlaneRunner {
       return work.result(finished, options);
     }
 
-    bool sample(Token& token) {
-      work.sample(token);
-      return true;
-    }
-    bool train(Token& token) {
-      if (!work.arrive(token)) return false;
-      work.train(token);
-      return true;
-    }
-    bool distribute(Token& token) {
-      work.distribute(token);
-      return true;
-    }
-    bool receive(Token& token) {
-      work.receive(token);
-      return true;
-    }
-
     bool stop_requested() const { return options.stop && options.stop->stop_requested(); }
 
-    bool admit(lane& self, std::int64_t batch) {
-      if (admission.try_acquire()) return true;
-      auto span = recorder.span("wait for weights", batch, "wait");
+    /// A batch's token, once it may start. None: no further batch starts.
+    std::optional<Token> admit(lane& self, std::int64_t batch) {
+      if (batch == options.first_batch + options.batches || stop_requested()) return {};
+      if (!admission.try_acquire()) {
+        auto span = recorder.span("wait for weights", batch, "wait");
+        if (!lanes.naming_the_busy([&] {
+              return admission.acquire(options.deadline,
+                                       {self.name(), "installed weights", "reception", batch});
+            }))
+          return {};
+      }
+      if (stop_requested()) return {};
+      return Token{batch, installed.load(std::memory_order_acquire),
+                   static_cast<std::int32_t>(batch % admission.permits())};
+    }
+    /// The same from the lane before this one.
+    std::optional<Token> await(lane& self, lane& from, const char* what, std::int64_t batch) {
+      if (auto token = self.inbox().try_pop()) return token;
+      auto span = recorder.span("wait", batch, "wait");
       return lanes.naming_the_busy([&] {
-        return admission.acquire(options.deadline, {self.name(), "installed weights", "reception", batch});
+        return self.inbox().pop(options.deadline, {self.name(), what, from.name(), batch});
       });
     }
 
@@ -178,39 +175,17 @@ class SwimlaneRunner {
       });
     }
 
-    template <class Send>
-    void produce(lane& self, const place& here, Send send) {
-      auto row = recorder.enter(self.name().c_str());
-      detail::enter_lane(stages, here.kind);
-      for (std::int64_t batch = options.first_batch; batch < options.first_batch + options.batches; ++batch) {
-        if (stop_requested() || !admit(self, batch) || stop_requested()) return;
-        self.busy_with(batch);
-        Token token{batch, installed.load(std::memory_order_acquire),
-                    static_cast<std::int32_t>(batch % admission.permits())};
-        const bool goes_on = (this->*here.stage)(token);
-        self.idle();
-        if (!goes_on) return;
-        send(token);
-      }
-    }
-
-    template <class Each>
-    void consume(lane& self, lane_kind kind, lane& from, const char* what, Each each) {
+    template <class TokenOf, class Each>
+    void serve(lane& self, lane_kind kind, TokenOf token_of, Each each) {
       auto row = recorder.enter(self.name().c_str());
       detail::enter_lane(stages, kind);
-      for (std::int64_t batch = options.first_batch;; ++batch) {
-        auto token = self.inbox().try_pop();
-        if (!token) {
-          auto span = recorder.span("wait", batch, "wait");
-          token = lanes.naming_the_busy([&] {
-            return self.inbox().pop(options.deadline, {self.name(), what, from.name(), batch});
-          });
-        }
+      bool goes_on = true;
+      for (std::int64_t batch = options.first_batch; goes_on; ++batch) {
+        std::optional<Token> token = token_of(batch);
         if (!token) return;
         self.busy_with(batch);
-        const bool goes_on = each(*token);
+        goes_on = each(*token);
         self.idle();
-        if (!goes_on) return;
       }
     }
 

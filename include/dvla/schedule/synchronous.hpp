@@ -12,16 +12,10 @@ namespace dvla {
 /// "synchronous"). Staleness is always 0. observe() is called in line, after receive().
 class SynchronousRunner {
  public:
-  template <LaneStages Stages>
-  static run_result run(Stages& stages, const run_options& options) {
-    trace::Off off;
-    return run(stages, options, off);
-  }
-
   /// Throws ConfigError (options), LaneError with the original nested (a stage threw). Waits for nobody, so
   /// options.deadline has nothing to limit.
-  template <LaneStages Stages, class Recorder>
-  static run_result run(Stages& stages, const run_options& options, Recorder& recorder) {
+  template <LaneStages Stages, class Recorder = trace::Off>
+  static run_result run(Stages& stages, const run_options& options, Recorder& recorder = trace::off) {
     detail::check_options(options, 0);
     detail::checked_stages<Stages, Recorder> work(stages, recorder, options);
     auto row = recorder.enter("synchronous");
@@ -34,8 +28,7 @@ class SynchronousRunner {
       Token token{batch, batch, 0};
       if (rolls_out) work.sample(token);
       if (trains) {
-        if (!work.arrive(token)) break;
-        work.train(token);
+        if (!work.train(token)) break;
         work.distribute(token);
       }
       if (rolls_out) work.receive(token);

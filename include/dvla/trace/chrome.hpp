@@ -3,12 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <ostream>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -17,39 +16,10 @@
 
 namespace dvla::trace {
 
-namespace detail {
-/// A JSON string. Bytes outside ASCII become U+FFFD, so that the file is valid whatever a name holds.
-inline std::string quoted(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (byte < 0x20 || byte == 0x7f) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(byte));
-      out += code;
-    } else {
-      out += byte < 0x80 ? std::string(1, c) : "\\ufffd";
-    }
-  }
-  return out + '"';
-}
-
-/// Microseconds with three decimals, which is what the format wants, without a rounding double.
-inline std::string microseconds(std::int64_t ns) {
-  ns = std::max<std::int64_t>(0, ns);
-  char text[40];
-  std::snprintf(text, sizeof text, "%lld.%03d", static_cast<long long>(ns / 1000),
-                static_cast<int>(ns % 1000));
-  return text;
-}
-}  // namespace detail
-
 /// A block of rows a process, a row a thread. Time 0 is the first span's begin. "dropped" at the top level
-/// says how many spans are missing.
+/// says how many spans are missing. Names may hold anything: bytes that are no UTF-8 become U+FFFD.
 inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
+  using nlohmann::json;
   std::int64_t origin = std::numeric_limits<std::int64_t>::max(), dropped = 0;
   for (const process& each : job) {
     dropped += each.dropped;
@@ -57,35 +27,35 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
   }
   out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << dropped << ",\"traceEvents\":[";
   const char* comma = "\n";
+  const auto write = [&](const json& event) {
+    out << comma << event.dump(-1, ' ', true, json::error_handler_t::replace);
+    comma = ",\n";
+  };
+  const auto microseconds = [](std::int64_t ns) {
+    return static_cast<double>(std::max<std::int64_t>(0, ns)) / 1e3;
+  };
   for (std::size_t place = 0; place < job.size(); ++place) {
     const process& each = job[place];
-    const std::string prefix = "\"pid\":" + std::to_string(place + 1);
-    const auto meta = [&](const char* what, const std::string& more, const std::string& argument) {
-      out << comma << R"({"ph":"M","name":")" << what << "\"," << prefix << more << ",\"args\":{" << argument
-          << "}}";
-      comma = ",\n";
+    const auto meta = [&](const char* what, std::size_t row, const json& arguments) {
+      write({{"ph", "M"}, {"name", what}, {"pid", place + 1}, {"tid", row}, {"args", arguments}});
     };
-    meta("process_name", "", "\"name\":" + detail::quoted(each.name));
-    if (job.size() > 1) meta("process_sort_index", "", "\"sort_index\":" + std::to_string(place));
+    meta("process_name", 0, {{"name", each.name}});
+    if (job.size() > 1) meta("process_sort_index", 0, {{"sort_index", place}});
     for (std::size_t row = 0; row < each.rows.size(); ++row) {
-      const std::string thread = ",\"tid\":" + std::to_string(row);
-      meta("thread_name", thread, "\"name\":" + detail::quoted(each.rows[row]));
-      meta("thread_sort_index", thread, "\"sort_index\":" + std::to_string(row));
+      meta("thread_name", row, {{"name", each.rows[row]}});
+      meta("thread_sort_index", row, {{"sort_index", row}});
     }
     for (const auto& span : each.spans)
-      out << ",\n{\"ph\":\"X\",\"name\":" << detail::quoted(span.name)
-          << ",\"cat\":" << detail::quoted(span.category)
-          << ",\"ts\":" << detail::microseconds(span.begin_ns - origin)
-          << ",\"dur\":" << detail::microseconds(span.end_ns - span.begin_ns) << ',' << prefix
-          << ",\"tid\":" << span.row << ",\"args\":{\"batch\":" << span.batch << "}}";
+      write({{"ph", "X"},
+             {"name", span.name},
+             {"cat", span.category},
+             {"ts", microseconds(span.begin_ns - origin)},
+             {"dur", microseconds(span.end_ns - span.begin_ns)},
+             {"pid", place + 1},
+             {"tid", span.row},
+             {"args", {{"batch", span.batch}}}});
   }
   out << "\n]}\n";
-}
-
-/// Of one process, all that its recorder has.
-template <class AnyRecorder>
-void write_chrome(std::ostream& out, const AnyRecorder& recorder, std::string_view name = "dvla") {
-  write_chrome(out, {snapshot(recorder, std::string(name), std::numeric_limits<std::size_t>::max())});
 }
 
 /// The same into a file. Throws Error if it cannot be written.
@@ -94,10 +64,6 @@ inline void write_chrome_file(const std::string& path, const std::vector<process
   write_chrome(file, job);
   file.close();
   if (!file) throw Error("trace: cannot write '" + path + "'; check that its folder exists and has room");
-}
-template <class AnyRecorder>
-void write_chrome_file(const std::string& path, const AnyRecorder& recorder, std::string_view name = "dvla") {
-  write_chrome_file(path, {snapshot(recorder, std::string(name), std::numeric_limits<std::size_t>::max())});
 }
 
 }  // namespace dvla::trace

@@ -22,5 +22,6 @@ struct Off {
   std::int64_t dropped() const noexcept { return 0; }
   void clear() noexcept {}
 };
+inline Off off;
 
 }  // namespace dvla::trace

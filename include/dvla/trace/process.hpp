@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,7 +33,8 @@ struct process {
 
 /// The newest `most` spans of a recorder; those before them count as dropped.
 template <class AnyRecorder>
-process snapshot(const AnyRecorder& recorder, std::string name, std::size_t most = std::size_t{1} << 16) {
+process snapshot(const AnyRecorder& recorder, std::string name,
+                 std::size_t most = std::numeric_limits<std::size_t>::max()) {
   process taken{std::move(name), recorder.rows(), recorder.spans(), recorder.dropped(), {}};
   if (taken.spans.size() > most) {
     const auto older = static_cast<std::ptrdiff_t>(taken.spans.size() - most);

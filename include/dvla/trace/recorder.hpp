@@ -22,6 +22,11 @@ namespace dvla::trace {
 /// any thread, also while others write. It must outlive its scopes.
 class Recorder {
   struct ring;
+  struct pinned {
+    pinned() = default;
+    pinned(const pinned&) = delete;
+    pinned& operator=(const pinned&) = delete;
+  };
 
  public:
   static constexpr bool enabled = true;
@@ -38,37 +43,18 @@ class Recorder {
 
   /// This thread writes to the row `name` for as long as it lives; one thread at a time per row. A row whose
   /// thread is gone is continued, so lanes that are started anew keep their rows.
-  class row_scope {
-   public:
-    row_scope(const row_scope&) = delete;
-    row_scope& operator=(const row_scope&) = delete;
-    ~row_scope() { recorder_.leave(ring_, outer_); }
-
-   private:
-    friend class Recorder;
-    row_scope(Recorder& recorder, ring* ring, struct ring* outer)
-        : recorder_(recorder), ring_(ring), outer_(outer) {}
-    Recorder& recorder_;
-    ring* ring_;
-    ring* outer_;
+  struct row_scope : pinned {
+    ~row_scope() { recorder.leave(mine, outer); }
+    Recorder& recorder;
+    ring *mine, *outer;
   };
 
   /// A span from here to the end of the scope.
-  class span_scope {
-   public:
-    span_scope(const span_scope&) = delete;
-    span_scope& operator=(const span_scope&) = delete;
-    ~span_scope() { recorder_.record(name_, category_, batch_, begin_ns_, now_ns()); }
-
-   private:
-    friend class Recorder;
-    span_scope(Recorder& recorder, const char* name, std::int64_t batch, const char* category)
-        : recorder_(recorder), name_(name), category_(category), batch_(batch), begin_ns_(now_ns()) {}
-    Recorder& recorder_;
-    const char* name_;
-    const char* category_;
-    std::int64_t batch_;
-    std::int64_t begin_ns_;
+  struct span_scope : pinned {
+    ~span_scope() { recorder.record(name, category, batch, begin_ns, now_ns()); }
+    Recorder& recorder;
+    const char *name, *category;
+    std::int64_t batch, begin_ns;
   };
 
   [[nodiscard]] row_scope enter(const char* name) {
@@ -81,11 +67,11 @@ class Recorder {
     if (!mine) mine = add(name);
     if (mine) mine->owner = std::this_thread::get_id();
     cache_ = {id_, mine};
-    return {*this, mine, outer};
+    return {{}, *this, mine, outer};
   }
 
   [[nodiscard]] span_scope span(const char* name, std::int64_t batch, const char* category = "stage") {
-    return {*this, name, batch, category};
+    return {{}, *this, name, category, batch, now_ns()};
   }
 
   /// A span that was timed elsewhere.
