@@ -56,7 +56,7 @@ TEST_CASE("A trajectory is one contiguous block in the environment pool, every f
       CHECK(pool.contains(start));
       ++fields;
     });
-    CHECK(fields == 13);
+    CHECK(fields == 16);
   }
 }
 
