@@ -91,7 +91,7 @@ struct Buffers {
   std::vector<std::uint8_t> ends, cuts;
   std::vector<Start> starts;
   std::vector<std::int64_t> indices;
-  RowFailures failures{64};
+  RowFailures failures{256};
   Field<float> action, reward;
   Field<std::uint8_t> terminated, truncated;
 };

@@ -170,7 +170,9 @@ TEST_CASE(
   using P = dvla::Pipeline<dvla::Sampler<SpyToy, SpyModel>, dvla::Trainer<dvla::GRPO>>;
   constexpr int batches = 4;
   constexpr std::size_t T = 2;
-  dvla::Run<P> run(tiny_config<P>(batches));
+  auto config = tiny_config<P>(batches);
+  config.environment.environments = 64;  // some of them go on to the end of every pass
+  dvla::Run<P> run(config);
   run.self_test();  // which train() would begin with
   written = acted = trained = {};
   run.train();

@@ -29,6 +29,7 @@ class RowFailures {
     std::string& place = why_[static_cast<std::size_t>(row)];
     if (place.empty()) place = why.empty() ? "it gave no reason" : std::move(why);
   }
+  std::int64_t size() const { return std::ssize(why_); }
   bool has(std::int64_t row) const { return !why(row).empty(); }
   const std::string& why(std::int64_t row) const { return why_[static_cast<std::size_t>(row)]; }
   void clear() {
@@ -49,8 +50,11 @@ class RowFailures {
 /// One call's rows: indices into the batch, ascending, each once. All of it must outlive this.
 class Rows {
  public:
+  /// Throws Error where `failures` has no place for one of them.
   Rows(std::span<const std::int64_t> rows, Arena& arena, RowFailures& failures)
-      : rows_(rows), arena_(arena), failures_(failures) {}
+      : rows_(rows), arena_(arena), failures_(failures) {
+    if (!rows.empty()) check("Rows", failures.size());
+  }
 
   std::int64_t count() const { return std::ssize(rows_); }
   std::int64_t operator[](std::int64_t i) const { return rows_[static_cast<std::size_t>(i)]; }

@@ -254,7 +254,7 @@ class AlgorithmProbe {
       World world(group_);
       for (std::int64_t b = group_; b < 2 * group_; ++b) {
         world.transition->group[b] = -1;
-        world.transition->episode.success[b] = reward != 0;
+        world.transition->episode.success[b] = reward != 0 && b % 2 == 0;
         for (std::int64_t t = 0; t < World::T; ++t) {
           std::ranges::fill(world.transition->reward.at(t).at(b).span(), b % 2 == 0 ? reward : 0.0F);
           std::ranges::fill(world.transition->observation.proprioception.at(t).at(b).span(), proprioception);
