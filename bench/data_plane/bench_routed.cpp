@@ -66,7 +66,7 @@ struct Ratio {
     const std::int64_t one = dvla::group_bytes(layout(group), group, group);
     return dvla::plan_routes(std::vector(static_cast<std::size_t>(rollouts),
                                          std::vector(static_cast<std::size_t>(groups / rollouts), one)),
-                             group, actors);
+                             group, roles());
   }
   std::int64_t episodes() const { return groups * group; }
   std::int64_t bytes() const {

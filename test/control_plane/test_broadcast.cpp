@@ -252,8 +252,8 @@ TEST_CASE("Large parts go over several streams") {
   const std::int64_t floats = 7 << 20;  // 28 MiB: 3 streams each of 2 actors
   // Every other block of the weights is the other actor's.
   std::vector<WeightPart> parts(2);
-  for (std::size_t first = 0, turn = 0; first < static_cast<std::size_t>(floats); first += 100000, ++turn)
-    parts[turn % 2].push_back(
+  for (std::size_t first = 0, block = 0; first < static_cast<std::size_t>(floats); first += 100000, ++block)
+    parts[block % 2].push_back(
         {first, std::min<std::size_t>(100000, static_cast<std::size_t>(floats) - first)});
   Job job(3, Roles{{0}, {1, 2}}, floats, {}, in_bytes(parts));
   Floats got;

@@ -12,29 +12,21 @@
 using namespace std::chrono_literals;
 using dvla::FrameKind;
 using dvla::WeightFrame;
-using dvla::WeightFrameTerms;
 using Bytes = std::array<std::byte, 64>;
 
 namespace {
 
-WeightFrameTerms terms() {
-  WeightFrameTerms all;
-  all.from = "rank 1 (actor 0)";
-  all.layout = 77;
-  all.bytes = 4000;
-  all.last = 5;
-  return all;
-}
-WeightFrame good() {
+/// Of version 6, after 5.
+WeightFrame good(std::int64_t version = 6) {
   WeightFrame frame;
-  frame.version = 6;
+  frame.version = version;
   frame.bytes = 4000;
   frame.layout = 77;
   return frame;
 }
-std::string refusal(const Bytes& bytes, const WeightFrameTerms& known = terms()) {
+std::string refusal(const Bytes& bytes) {
   try {
-    dvla::read_frame(bytes, known);
+    dvla::read_frame(bytes, good(5), "rank 1 (actor 0)");
   } catch (const dvla::Error& error) {
     return error.what();
   }

@@ -120,8 +120,7 @@ struct Job {
     const std::int64_t one = dvla::group_bytes(layout(shape, shape.group), shape.group, shape.group);
     const std::vector<std::vector<std::int64_t>> bytes(
         roles.rollouts.size(), std::vector<std::int64_t>(static_cast<std::size_t>(groups_per_rollout), one));
-    return dvla::plan_routes(bytes, shape.group, static_cast<int>(roles.actors.size()),
-                             dvla::actors_at_rollouts(roles));
+    return dvla::plan_routes(bytes, shape.group, roles);
   }
   std::unique_ptr<Plane> plane(dvla::Cluster& cluster, dvla::EnvironmentPool& pool,
                                std::int64_t incarnation = 0, std::int64_t first_batch = 0) const {

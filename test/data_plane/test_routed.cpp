@@ -103,8 +103,6 @@ TEST_CASE("A slow trainer holds the rollouts back: memory stays what it was, not
     const auto buffers = static_cast<std::size_t>(staleness + 1);
     CHECK(ledgers[0].pool_high_water <= buffers * record_bytes(share) + part);
     CHECK(ledgers[2].pool_high_water <= buffers * record_bytes(batch) + 2 * part);
-    CHECK(ledgers[0].report.back_pressure_s > 0);
-    CHECK(ledgers[2].report.back_pressure_s == 0);
   }
 }
 

@@ -20,7 +20,7 @@ const Job job{.roles = {{0}, {1}}, .deadline = 5s};
 struct Speaker {
   std::shared_ptr<dvla::Channel> channel;
   std::uint64_t fingerprint = 0;
-  DataMessage heard;
+  DataMessage last_answer;
 
   DataMessage message(MessageKind kind, std::int64_t batch) const {
     DataMessage message;
@@ -40,8 +40,8 @@ struct Speaker {
   DataMessage answer() {
     MessageBytes bytes;
     channel->receive(bytes, 5s);
-    REQUIRE(read_message(bytes, heard));
-    return heard;
+    REQUIRE(read_message(bytes, last_answer));
+    return last_answer;
   }
   DataMessage ask(const DataMessage& message) { return ask(write_message(message)); }
   DataMessage ask(const MessageBytes& bytes) {
@@ -55,7 +55,7 @@ struct Speaker {
   }
   void greet() {
     CHECK(ask(message(MessageKind::hello, 0)).kind == MessageKind::offer);
-    CHECK(heard.batch == 0);
+    CHECK(last_answer.batch == 0);
     CHECK(ask(message(MessageKind::start, 0)).kind == MessageKind::accepted);
   }
   /// The chunks of a right part, `spoil`ed before they are sent. The answer to them.
@@ -219,7 +219,7 @@ TEST_CASE("Two programs with different layouts do not start: both ranks say so")
   CHECK(pool.report().live == 0);
 }
 
-TEST_CASE("Bytes at random instead of messages: all refused, nothing crashes, the rollout is still heard") {
+TEST_CASE("Bytes at random instead of messages: all refused, nothing crashes, the rollout is still served") {
   const Ledger ledger = against_actor(
       [](Speaker& speaker) {
         speaker.greet();
@@ -230,7 +230,7 @@ TEST_CASE("Bytes at random instead of messages: all refused, nothing crashes, th
             for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
           bytes[random() % bytes.size()] ^= static_cast<std::byte>(1 + random() % 255);
           CHECK(speaker.ask(bytes).kind == MessageKind::refused);
-          CHECK(speaker.heard.refusal == Refusal::malformed);
+          CHECK(speaker.last_answer.refusal == Refusal::malformed);
         }
         CHECK(speaker.send_batch(0, false).kind == MessageKind::accepted);
         CHECK(speaker.ask(speaker.message(MessageKind::goodbye, 0)).kind == MessageKind::accepted);

@@ -18,12 +18,12 @@ TEST_CASE("each batch passes all stages before the next one starts, in one threa
   WatchedStages stages(0, 0, 20);
   dvla::run_options how;
   how.batches = 20;
-  int turn = 0;
+  int calls = 0;
   bool in_turn = true;
-  stages.on_call = [&](int lane, std::int64_t batch) { in_turn = in_turn && turn++ == batch * 5 + lane; };
+  stages.on_call = [&](int lane, std::int64_t batch) { in_turn = in_turn && calls++ == batch * 5 + lane; };
   SynchronousRunner::run(stages, how);
   CHECK(in_turn);
-  CHECK(turn == 100);
+  CHECK(calls == 100);
   CHECK(stages.entered == 0x100000);  // once, as `every`
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
 #include <string_view>
 
 #include "dvla/core/in_process.hpp"
@@ -12,7 +11,8 @@
 
 namespace dvla {
 
-/// One copy from the trainer's model into the samplers', swapped at a chunk boundary. Spelt ControlPlane<InProcess>.
+/// One copy from the trainer's model into the samplers', swapped at a chunk boundary. Spelt
+/// ControlPlane<InProcess>.
 struct InProcessWeights {
   using slot = control_plane_slot;
   using knobs = NoKnobs;

@@ -177,7 +177,7 @@ class WeightLinks {
     const int incarnation;  ///< of the rollout
     const std::chrono::nanoseconds limit;
     WeightWire wire;
-    std::int64_t last = none, sending = none;  ///< versions that have gone there, and that is on its way
+    std::int64_t last = none, sending = none;  ///< versions that went or came, and that is on its way
     WeightPeer state = WeightPeer::live;
     std::string why;         ///< it is lost
     bool dismissed = false;  ///< known to be lost, or a newer incarnation takes its place
@@ -226,6 +226,18 @@ class WeightLinks {
     });
   }
 
+  WeightFrame frame_of(const Link& link, std::int64_t version, FrameKind kind = FrameKind::weights) const {
+    WeightFrame frame;
+    frame.actor = link.sends ? actor : link.peer;
+    frame.rollout = link.sends ? link.peer : rollout;
+    frame.incarnation = link.incarnation;
+    frame.version = version;
+    frame.kind = kind;
+    frame.layout = layout(frame.actor).identity;
+    frame.bytes = kind == FrameKind::end ? 0 : layout(frame.actor).bytes;
+    return frame;
+  }
+
   // ---- An actor's side
 
   void serve(Link& link) {
@@ -233,7 +245,7 @@ class WeightLinks {
       const Leave leave{*this, *slot};
       send_version(link, *slot);
     }
-    link.wire.channel().send(frame(link, FrameKind::end, link.last, 0).bytes_of(), link.limit);
+    link.wire.channel().send(frame_of(link, link.last, FrameKind::end).bytes_of(), link.limit);
     std::array<std::byte, 8> goodbye{};  // without it, closing might overtake what was sent
     link.wire.channel().receive(goodbye, deadline);
   }
@@ -260,20 +272,8 @@ class WeightLinks {
     if (slot) ++slot->readers;
     return slot;
   }
-  WeightFrame frame(const Link& link, FrameKind kind, std::int64_t version, std::size_t bytes) const {
-    WeightFrame frame;
-    frame.version = version;
-    frame.bytes = bytes;
-    frame.layout = layout(actor).identity;
-    frame.actor = actor;
-    frame.rollout = link.peer;
-    frame.incarnation = link.incarnation;
-    frame.kind = kind;
-    return frame;
-  }
   void send_version(Link& link, const WeightSlot& slot) {
-    const WeightFrame head = frame(link, FrameKind::weights, slot.version, slot.bytes.size());
-    link.wire.channel().send(head.bytes_of(), link.limit);
+    link.wire.channel().send(frame_of(link, slot.version).bytes_of(), link.limit);
     link.wire.send(slot.bytes);
     const std::scoped_lock lock(mutex);
     link.last = slot.version;
@@ -285,15 +285,13 @@ class WeightLinks {
   // ---- A rollout's side
 
   void listen(Link& link) {
-    const PartLayout& its = layout(link.peer);
-    WeightFrameTerms terms{actor_name(link.peer), link.peer, rollout, incarnation, its.identity, its.bytes};
     std::array<std::byte, 64> head;
     for (;;) {
       link.wire.channel().receive(head, idle);
-      const WeightFrame frame = read_frame(head, terms);
+      const WeightFrame frame = read_frame(head, frame_of(link, link.last), actor_name(link.peer));
       if (frame.kind == FrameKind::end) break;
       take_version(link, frame);
-      terms.last = frame.version;
+      link.last = frame.version;
     }
     link.wire.channel().send(std::array<std::byte, 8>{}, deadline);
   }

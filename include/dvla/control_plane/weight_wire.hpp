@@ -56,49 +56,41 @@ struct WeightFrame {
 };
 static_assert(sizeof(WeightFrame) == 64);
 
-/// What a rollout knows about the frames of one actor.
-struct WeightFrameTerms {
-  std::string from = "an actor";  ///< for messages: "rank 3 (actor 0)"
-  std::int32_t actor = 0, rollout = 0;
-  std::int64_t incarnation = 0;
-  std::uint64_t layout = 0;
-  std::uint64_t bytes = 0;  ///< of the actor's part
-  std::int64_t last = -1;   ///< the newest version that came from this actor; -1: none
-};
-
-/// Throws Error unless `bytes` is a frame that may follow.
-inline WeightFrame read_frame(std::span<const std::byte, 64> bytes, const WeightFrameTerms& terms) {
+/// Throws Error unless `bytes` is a frame of weights such as `expected`, whose version is the last one that
+/// came, or of their end. `from`: "rank 3 (actor 0)".
+inline WeightFrame read_frame(std::span<const std::byte, 64> bytes, const WeightFrame& expected,
+                              const std::string& from) {
   std::array<std::byte, 64> raw;
   std::memcpy(raw.data(), bytes.data(), raw.size());
   const auto frame = std::bit_cast<WeightFrame>(raw);
   auto refuse = [&](const std::string& why) {
-    throw Error("control plane: a frame of weights from " + terms.from + " " + why);
+    throw Error("control plane: a frame of weights from " + from + " " + why);
   };
   auto number = [](auto value) { return std::to_string(value); };
   if (frame.magic != WeightFrame::expected_magic)
     refuse("does not start as one; both ends must be the same version of dvla");
   if (frame.guard != WeightFrame::guard_of(raw)) refuse("is damaged: its header does not match its checksum");
-  if (frame.actor != terms.actor || frame.rollout != terms.rollout)
+  if (frame.actor != expected.actor || frame.rollout != expected.rollout)
     refuse("is of actor " + number(frame.actor) + " for rollout " + number(frame.rollout) +
-           ", not of actor " + number(terms.actor) + " for rollout " + number(terms.rollout));
-  if (frame.incarnation != terms.incarnation)
+           ", not of actor " + number(expected.actor) + " for rollout " + number(expected.rollout));
+  if (frame.incarnation != expected.incarnation)
     refuse("is for incarnation " + number(frame.incarnation) + " of this rollout, which is incarnation " +
-           number(terms.incarnation));
-  if (frame.layout != terms.layout)
+           number(expected.incarnation));
+  if (frame.layout != expected.layout)
     refuse("cuts the weights into other parts; trainer and sampler must have the same model and knobs");
   if (frame.kind == FrameKind::end) {
-    if (frame.bytes != 0 || frame.version < terms.last || frame.version < -1)
-      refuse("ends the weights at version " + number(frame.version) + ", but version " + number(terms.last) +
-             " has come");
+    if (frame.bytes != 0 || frame.version < expected.version || frame.version < -1)
+      refuse("ends the weights at version " + number(frame.version) + ", but version " +
+             number(expected.version) + " has come");
     return frame;
   }
-  if (frame.version < 0 || frame.version <= terms.last)
-    refuse("is version " + number(frame.version) + " after version " + number(terms.last) +
+  if (frame.version < 0 || frame.version <= expected.version)
+    refuse("is version " + number(frame.version) + " after version " + number(expected.version) +
            "; versions strictly increase");
   if (frame.kind != FrameKind::weights)
     refuse("is of kind " + number(static_cast<std::int32_t>(frame.kind)) + ", which is none");
-  if (frame.bytes != terms.bytes)
-    refuse("announces " + number(frame.bytes) + " bytes instead of " + number(terms.bytes));
+  if (frame.bytes != expected.bytes)
+    refuse("announces " + number(frame.bytes) + " bytes instead of " + number(expected.bytes));
   return frame;
 }
 

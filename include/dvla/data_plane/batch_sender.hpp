@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <memory_resource>
 #include <mutex>
 #include <span>
 #include <string>
@@ -77,11 +76,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
     throw_if_broken();
     if (buffer.filling && buffer.part.batch != token.batch) refuse_as(token, buffer, "cannot be filled with");
     if (in_use(buffer)) {
-      const auto start = std::chrono::steady_clock::now();
       const bool free = wait_until(lock, deadline_after(options_.deadline),
                                    [&] { return !in_use(buffer) || !why_broken().empty(); });
-      report_.back_pressure_s +=
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       throw_if_broken();
       if (!free)
         ran_out(options_.deadline, "for a buffer for batch ", token.batch, ": batch ", buffer.part.batch,
@@ -153,7 +149,6 @@ class BatchSender : public Endpoint<ReceivingActor> {
     report.unacknowledged = report_.sent - report_.acknowledged - report_.dropped;
     report.dropped += report_.dropped;
     report.bytes_sent = report_.bytes_sent;
-    report.back_pressure_s = report_.back_pressure_s;
   }
 
  private:

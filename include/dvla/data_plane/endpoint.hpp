@@ -58,7 +58,6 @@ struct RoutedReport : DataPlaneReport {
   std::int64_t received = 0;        ///< by this actor, from its own rank too
   std::int64_t lost = 0;            ///< columns of trained batches whose rollout was gone
   std::int64_t bytes_sent = 0, bytes_received = 0;
-  double back_pressure_s = 0;  ///< that produce waited for a buffer
   std::array<std::int64_t, static_cast<std::size_t>(Refusal::count_)> refused{};  ///< messages, by reason
   std::vector<SenderReport> senders;                                              ///< of this actor
 };

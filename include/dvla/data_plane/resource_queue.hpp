@@ -17,7 +17,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <memory_resource>
 #include <mutex>
 #include <span>
 #include <string>

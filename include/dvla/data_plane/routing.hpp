@@ -16,7 +16,6 @@
 #include <numeric>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -113,17 +112,11 @@ inline void check_routes(const RoutingPlan& plan) {
             "actor " + std::to_string(actor) + " gets no group");
 }
 
-/// The machine of each rollout and of each actor; empty: all are on one.
-struct RouteNodes {
-  std::vector<int> rollouts, actors;
-};
-
-/// `bytes[r][g]`: size of group g of rollout r, at least 1. `same_rank[r]`: the actor that is one rank with
-/// rollout r, or -1; empty means none. Throws ConfigError for sizes below 1, and where there are fewer groups
-/// than actors.
+/// `bytes[r][g]`: size of group g of rollout r, at least 1. Ranks that `topology` does not have are on machine
+/// 0. Throws ConfigError for sizes below 1, and where there are fewer groups than actors.
 inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& bytes,
-                               std::int64_t group_episodes, int actors,
-                               const std::vector<int>& same_rank = {}, const RouteNodes& nodes = {}) {
+                               std::int64_t group_episodes, const Roles& roles,
+                               const Topology& topology = {}) {
   struct Piece {
     std::int64_t bytes;
     int actor = -1;
@@ -131,26 +124,24 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   const auto require = [](bool holds, const std::string& what) {
     if (!holds) throw ConfigError("routing: " + what);
   };
-  const std::size_t R = bytes.size();
-  require(actors >= 1 && R >= 1 && group_episodes >= 1,
-          std::to_string(R) + " rollouts, " + std::to_string(actors) + " actors, groups of " +
+  const std::size_t R = bytes.size(), A = roles.actors.size();
+  require(A >= 1 && R >= 1 && group_episodes >= 1,
+          std::to_string(R) + " rollouts, " + std::to_string(A) + " actors, groups of " +
               std::to_string(group_episodes) + " episodes; 1 of each is needed at least");
-  const auto A = static_cast<std::size_t>(actors);
-  require(same_rank.empty() || same_rank.size() == R, "same_rank has " + std::to_string(same_rank.size()) +
-                                                          " entries for " + std::to_string(R) + " rollouts");
-  for (const int actor : same_rank) require(actor < actors, "same_rank names actor " + std::to_string(actor));
+  require(R == roles.rollouts.size(), "sizes are of " + std::to_string(R) + " rollouts, the job has " +
+                                          std::to_string(roles.rollouts.size()));
+  const auto node = [&](int rank) {
+    return rank < topology.world() ? topology.node[static_cast<std::size_t>(rank)] : 0;
+  };
   // Positions in the order of machines: what is near in it is near in the job.
-  const auto by_node = [&](std::size_t count, const std::vector<int>& node, const char* whose) {
-    require(node.empty() || node.size() == count,
-            std::to_string(node.size()) + " machines are named for " + std::to_string(count) + " " + whose);
-    std::vector<std::size_t> order(count);
+  const auto by_node = [&](const std::vector<int>& ranks) {
+    std::vector<std::size_t> order(ranks.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return !node.empty() && node[a] < node[b]; });
+                     [&](std::size_t a, std::size_t b) { return node(ranks[a]) < node(ranks[b]); });
     return order;
   };
-  const auto rollout_order = by_node(R, nodes.rollouts, "rollouts");
-  const auto actor_order = by_node(A, nodes.actors, "actors");
+  const auto rollout_order = by_node(roles.rollouts), actor_order = by_node(roles.actors);
   std::vector<std::vector<Piece>> groups(R);
   std::size_t left = 0;  // groups that have no actor yet
   std::int64_t total = 0;
@@ -163,16 +154,15 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
       total += size;
       ++left;
     }
-  require(left >= A, std::to_string(left) + " groups a batch for " + std::to_string(actors) +
+  require(left >= A, std::to_string(left) + " groups a batch for " + std::to_string(A) +
                          " actors; each needs one: raise environments or lower the number of actors");
 
   // At home: the same rank, or the partner where rollouts and actors stand in pairs on each machine.
-  const bool some_are_both =
-      std::any_of(same_rank.begin(), same_rank.end(), [](int actor) { return actor >= 0; });
-  std::vector<int> home = some_are_both ? same_rank : std::vector<int>(R, -1);
-  const auto node = [](const std::vector<int>& of, std::size_t i) { return of.empty() ? 0 : of[i]; };
+  std::vector<int> home;  // of each rollout: an actor, or -1
+  for (const int rank : roles.rollouts) home.push_back(roles.actor(rank));
+  const bool some_are_both = std::any_of(home.begin(), home.end(), [](int actor) { return actor >= 0; });
   for (std::size_t i = 0; i < A && R == A && !some_are_both; ++i)
-    if (node(nodes.rollouts, rollout_order[i]) == node(nodes.actors, actor_order[i]))
+    if (node(roles.rollouts[rollout_order[i]]) == node(roles.actors[actor_order[i]]))
       home[rollout_order[i]] = static_cast<int>(actor_order[i]);
   std::vector<std::int64_t> load(A, 0);
   std::size_t without = A;  // actors that have no group yet
@@ -184,7 +174,7 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
   };
   // A rollout's first groups stay at home up to the mean (the group that crosses it stays if half of it
   // fits), as long as enough are left for those that have none.
-  const std::int64_t mean = total / actors;
+  const std::int64_t mean = total / static_cast<std::int64_t>(A);
   for (std::size_t rollout = 0; rollout < R; ++rollout) {
     if (home[rollout] < 0) continue;
     const auto actor = static_cast<std::size_t>(home[rollout]);
@@ -215,7 +205,7 @@ inline RoutingPlan plan_routes(const std::vector<std::vector<std::int64_t>>& byt
       given += size;
     }
   }
-  RoutingPlan plan{static_cast<int>(R), actors, group_episodes, {}};
+  RoutingPlan plan{static_cast<int>(R), static_cast<int>(A), group_episodes, {}};
   std::vector<std::int64_t> column(A, 0);
   for (std::size_t rollout = 0; rollout < R; ++rollout)
     for (std::size_t i = 0; i < groups[rollout].size(); ++i) {
@@ -245,22 +235,6 @@ inline RoutingPlan parse_routes(std::string_view text) {
   return plan;
 }
 
-/// For each rollout, the actor that is one rank with it, or -1.
-inline std::vector<int> actors_at_rollouts(const Roles& roles) {
-  std::vector<int> same;
-  for (const int rank : roles.rollouts) same.push_back(roles.actor(rank));
-  return same;
-}
-
-inline RouteNodes nodes_of(const Roles& roles, const Topology& topology) {
-  RouteNodes nodes;
-  for (const int rank : roles.rollouts)
-    nodes.rollouts.push_back(topology.node.at(static_cast<std::size_t>(rank)));
-  for (const int rank : roles.actors)
-    nodes.actors.push_back(topology.node.at(static_cast<std::size_t>(rank)));
-  return nodes;
-}
-
 /// Every rank calls it: rollouts give the sizes of their groups (others: nothing), the leader plans from all
 /// of them, everybody gets the same plan, through the job's store under `name`. A rank that comes later (a
 /// restarted rollout) gets the plan that there is. Throws DeadlineError, and what plan_routes throws.
@@ -277,8 +251,7 @@ inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
                                                             "group sizes of rollout " + std::to_string(r)));
     std::string answer;
     try {
-      answer = serialise(plan_routes(bytes, group_episodes, static_cast<int>(roles.actors.size()),
-                                     actors_at_rollouts(roles), nodes_of(roles, cluster.topology())));
+      answer = serialise(plan_routes(bytes, group_episodes, roles, cluster.topology()));
     } catch (const Error& error) {
       cluster.put(name + "/plan", std::string("refused ") + error.what());  // so that nobody waits in vain
       throw;

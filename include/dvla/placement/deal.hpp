@@ -37,7 +37,6 @@ inline std::vector<int> spread(int count, const Topology& topology) {
     throw ConfigError(std::to_string(count) + " of the job's " + std::to_string(topology.world()) +
                       " ranks are to train, but only " + std::to_string(world) +
                       " can: the others join as rollouts (DVLA_STORE)");
-  const int home = topology.node.front();
   std::vector<std::vector<int>> ranks;  // of each machine
   for (int rank = 0; rank < topology.world(); ++rank) {
     if (topology.has_joined(rank)) continue;
@@ -45,31 +44,17 @@ inline std::vector<int> spread(int count, const Topology& topology) {
     if (ranks.size() <= node) ranks.resize(node + 1);
     ranks[node].push_back(rank);
   }
-  struct Machine {
-    std::size_t node;
-    std::int64_t share, remainder;
+  std::vector<std::size_t> dealt(ranks.size(), 0);
+  const auto missing = [&](std::size_t node) {  // times `world`
+    return count * std::ssize(ranks[node]) - world * static_cast<std::int64_t>(dealt[node]);
   };
-  std::vector<Machine> machines;
-  std::int64_t left = count;
-  for (std::size_t node = 0; node < ranks.size(); ++node) {
-    const std::int64_t quota = count * static_cast<std::int64_t>(ranks[node].size());
-    machines.push_back({node, quota / world, quota % world});
-    left -= quota / world;
-  }
-  std::stable_sort(machines.begin(), machines.end(), [&](const Machine& a, const Machine& b) {
-    const auto first = [&](const Machine& machine) {  // rank 0's machine does not go empty
-      return machine.share == 0 && machine.node == static_cast<std::size_t>(home);
-    };
-    return first(a) != first(b) ? first(a) : a.remainder > b.remainder;
-  });
   std::vector<int> chosen;
-  for (Machine& machine : machines) {
-    if (left > 0 && machine.remainder > 0) {
-      ++machine.share;
-      --left;
-    }
-    const auto& here = ranks[machine.node];
-    chosen.insert(chosen.end(), here.begin(), here.begin() + static_cast<std::ptrdiff_t>(machine.share));
+  for (int left = count; left > 0; --left) {
+    auto neediest = static_cast<std::size_t>(topology.node.front());  // at first: it does not go empty
+    for (std::size_t node = 0; node < ranks.size() && left < count; ++node)
+      if (missing(node) > missing(neediest) || (missing(node) == missing(neediest) && node < neediest))
+        neediest = node;
+    chosen.push_back(ranks[neediest][dealt[neediest]++]);
   }
   std::sort(chosen.begin(), chosen.end());
   return chosen;

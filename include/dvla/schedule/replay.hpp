@@ -32,7 +32,7 @@ class ReplayRunner {
                   "boundaries (handoff/stages.hpp)");
     detail::check_options(options, 1024, true);
     check(options);
-    if constexpr (BoundaryStages<Stages>) return again<Stages, Recorder>(stages, options, recorder).run();
+    if constexpr (BoundaryStages<Stages>) return again<Stages, Recorder>{stages, options, recorder}.run();
     return {};
   }
 
@@ -60,14 +60,17 @@ class ReplayRunner {
 
   template <class Stages, class Recorder>
   struct again {
-    again(Stages& with, const run_options& how, Recorder& into)
-        : stages(with),
-          options(how),
-          recording(*how.replay),
-          recorder(into),
-          work(with, into, how, "replay"),
-          installed(how.first_batch),
-          live(static_cast<std::size_t>(how.staleness) + 1) {}
+    Stages& stages;
+    const run_options& options;
+    Recorder& recorder;
+    const Recording& recording = *options.replay;
+    detail::checked_stages<Stages, Recorder> work{stages, recorder, options, "replay"};
+    std::int64_t installed = options.first_batch;
+    std::vector<Token> live =
+        std::vector<Token>(static_cast<std::size_t>(options.staleness) + 1);  // a slot a trajectory buffer
+    std::size_t next = 0;                                                     // hand-over
+    std::int64_t deciding = -1;                                               // version
+    std::exception_ptr inside{};
 
     /// Pauses a rollout, and checks what decides in it.
     struct boundaries {
@@ -172,17 +175,6 @@ class ReplayRunner {
         throw;
       }
     }
-
-    Stages& stages;
-    const run_options& options;
-    const Recording& recording;
-    Recorder& recorder;
-    detail::checked_stages<Stages, Recorder> work;
-    std::int64_t installed;
-    std::vector<Token> live;     // a slot a trajectory buffer
-    std::size_t next = 0;        // hand-over
-    std::int64_t deciding = -1;  // version
-    std::exception_ptr inside;
   };
 };
 
