@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "dvla/core/bf16_instructions.hpp"
+#include "dvla/core/passive_waits.hpp"
 #include "dvla/handoff/signals.hpp"
 #include "dvla/io/animation.hpp"
 #include "dvla/io/plot.hpp"
@@ -607,9 +608,11 @@ ExperimentResult run_experiment(const Config<P>& config) {
 }
 
 /// For main(): parses the command line over `defaults`, runs, and turns errors into one line. The exit code
-/// is 1 for an error; 0 else, so for a run that was stopped by request, too.
+/// is 1 for an error; 0 else, so for a run that was stopped by request, too. The program is started again first,
+/// so that OpenMP's threads wait without spinning (core/passive_waits.hpp).
 template <class P>
 int experiment_main(int argc, char** argv, const Config<P>& defaults = {}) {
+  wait_passively(argv);
   try {
     const auto config = parse_command_line<P>(argc, argv, defaults);
     if (!config) return 0;                                     // --help and --print-config have answered

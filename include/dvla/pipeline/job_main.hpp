@@ -12,6 +12,7 @@
 #include <sstream>
 #include <string>
 
+#include "dvla/core/passive_waits.hpp"
 #include "dvla/pipeline/experiment.hpp"
 #include "dvla/placement/c10d.hpp"
 #include "dvla/placement/launch.hpp"
@@ -108,7 +109,7 @@ bool take_part(const Launch& launch, Config<P> config) {
 }
 }  // namespace detail
 
-/// As experiment_main, on every rank of the job that the environment tells of. The exit code is 1 on every
+/// As experiment_main, with its second start, on every rank of the job that the environment tells of. The exit code is 1 on every
 /// rank where one refuses or fails. `--help` answers on rank 0 only. Where torchrun starts the job again
 /// after a failure (--max-restarts), it goes on from its own newest complete checkpoint, whatever `resume`
 /// says; a job that had not opened the run's folder before begins as it did, so what was refused stays
@@ -119,6 +120,7 @@ bool take_part(const Launch& launch, Config<P> config) {
 /// One that comes when training has ended says so, with exit code 0.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
+  wait_passively(const_cast<char**>(argv));
   std::string who;
   try {
     const Launch launch = Launch::from_environment();
