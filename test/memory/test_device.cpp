@@ -58,6 +58,13 @@ TEST_CASE("so does one with CUDA on a machine without a GPU, and one whose model
   CHECK(complaint_of<Unable>(Device::cuda) ==
         "memory.device is cuda, but the model LinearModel computes on the CPU only; choose another model, or "
         "cpu");
+  Config<Able> whole;
+  whole.memory.device = Device::cuda;
+  whole.run.checkpoint_weights = CheckpointWeights::whole;
+  CHECK(
+      complaint([&] { validate(whole); }) ==
+      "run.checkpoint_weights is whole, but with memory.device cuda frozen weights lie in the GPU's memory, "
+      "from which no file is written; choose trainable");
   form.why = "no CUDA-capable device is detected";
   CHECK(complaint_of<Able>(Device::cuda) ==
         "memory.device is cuda, but no GPU can be used here: no CUDA-capable device is detected; choose cpu");
