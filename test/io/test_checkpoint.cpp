@@ -174,3 +174,22 @@ TEST_CASE("saving a step again replaces it") {
   CHECK(checkpoints.latest().checkpoint->file.span<float>("model.w")[0] == 9.0F);
   CHECK(old.checkpoint->file.span<float>("model.w")[0] == 1.0F);  // a mapped reader keeps what it had
 }
+
+TEST_CASE("a copy under a name of its own is nobody's part, and stays") {
+  TemporaryFolder folder;
+  State state;
+  const CheckpointFolder checkpoints(folder / "checkpoint", 1);
+  checkpoints.save(1, state.checkpoint());
+  const std::vector<std::string> own{"step-1-best.safetensors", "step-1.actor-best.safetensors",
+                                     "step-1-00001-of-00002-kept.safetensors", "step-1-of-2.safetensors"};
+  const std::vector<std::string> parts{"step-1-00001-of-00002.safetensors", "step-1.actor-0-of-2.safetensors",
+                                       "step-1.actor-1-of-2-00001-of-00003.safetensors",
+                                       "step-1.actor-1-of-2.safetensors.index.json"};
+  for (const auto* names : {&own, &parts})
+    for (const std::string& name : *names)
+      std::filesystem::copy_file(folder / "checkpoint/step-1.safetensors", folder / ("checkpoint/" + name));
+  checkpoints.save(2, state.checkpoint());
+  for (const std::string& name : own) CHECK(std::filesystem::exists(folder / ("checkpoint/" + name)));
+  for (const std::string& name : parts) CHECK_FALSE(std::filesystem::exists(folder / ("checkpoint/" + name)));
+  CHECK_FALSE(std::filesystem::exists(folder / "checkpoint/step-1.safetensors"));
+}

@@ -15,6 +15,7 @@
 
 #include "dvla/environment/toy.hpp"
 #include "dvla/memory/dual_pool.hpp"
+#include "dvla/pipeline/evaluation.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/testing/linear_model.hpp"
 #include "dvla/trace/off.hpp"
@@ -53,6 +54,7 @@ class Script {
     std::int64_t made = 0;
     rows_stepped += rows.count();
     if (throws) throw dvla::Error("the simulator is gone");
+    if (throws_a_number) throw 7;
     rows.for_each([&](std::int64_t i, std::int64_t) {
       Row& state = row_[static_cast<std::size_t>(i)];
       for (std::int64_t c = 0; c < chunk; ++c) {
@@ -67,6 +69,8 @@ class Script {
       const float nan = std::numeric_limits<float>::quiet_NaN();
       if (const auto fault = faults.find(i); fault != faults.end() && state.steps >= 3) {
         if (fault->second == "throws") throw dvla::Error("its arm fell off");
+        if (fault->second == "large") outcome.reward[i * chunk] = 3e38F;
+        if (fault->second == "instruction") outcome.next.instruction[i] = 1;
         if (fault->second == "reward") outcome.reward[i * chunk] = nan;
         if (fault->second == "proprioception") outcome.next.proprioception.at(i)[0] = nan;
       }
@@ -81,7 +85,7 @@ class Script {
   std::int64_t rows_stepped = 0;
   std::set<std::int64_t> fails_at_reset;
   std::map<std::int64_t, std::string> faults;  ///< of rows, from their third step on
-  bool throws = false;
+  bool throws = false, throws_a_number = false;
 
  private:
   struct Row {
@@ -323,18 +327,26 @@ TEST_CASE("A row that fails costs its group, or itself, and one sentence; the ot
   using Costs = dvla::FailureCosts;
   for (const Costs costs : {Costs::group, Costs::row})
     for (const int stages : {1, 2})
-      for (const std::string fault : {"throws", "reward", "proprioception", "reset"}) {
+      for (const std::string fault :
+           {"throws", "reward", "large", "proprioception", "instruction", "reset"}) {
         CAPTURE(fault);
-        const dvla::RolloutOptions options{
-            .seed = 5, .chunk = C, .group = 4, .stages = stages, .failure_costs = costs};
+        const dvla::RolloutOptions options{.seed = 5,
+                                           .chunk = C,
+                                           .group = 4,
+                                           .stages = stages,
+                                           .failure_costs = costs,
+                                           .reward_scale = fault == "large" ? 10 : 1.0};
         World sound(options), world(options);
         sound.worker.rollout(*sound.all, *sound.decision, 0);
         if (fault == "reset")
           world.environment.fails_at_reset = {5};
         else
           world.environment.faults = {{5, fault}};
+        std::memset(world.all.block().data(), 0x77, world.all.block().size());  // stale bytes
         CHECK(world.worker.rollout(*world.all, *world.decision, 0) == 0);
         REQUIRE(world.said.size() == 1);
+        for (const std::int32_t instruction : world.all->observation.instruction.span())
+          CHECK(instruction == 0);
         CHECK(world.said[0].find("environment 5 failed in batch 0, decision " +
                                  std::string(fault == "reset" ? "0" : "1") + ": ") == 0);
         CHECK(world.said[0].find(costs == Costs::group ? "its group is left out" : "it is left out") !=
@@ -379,6 +391,38 @@ TEST_CASE("More failures than a stated share end the run; one row alone never do
   gone.environment.throws = true;  // out of the call: that is all its rows
   CHECK_THROWS_WITH(gone.worker.rollout(*gone.all, *gone.decision, 0),
                     doctest::Contains("8 of the 8 rows of batch 0 failed"));
+  World odd;
+  odd.environment.throws_a_number = true;
+  CHECK_THROWS_AS(odd.worker.rollout(*odd.all, *odd.decision, 0), dvla::RowsFailed);
+}
+
+TEST_CASE("A row that fails in an evaluation, a self-test or a picture is told of, and the others go on") {
+  World world;
+  world.environment.fails_at_reset = {3};
+  const auto results = world.worker.evaluate(std::vector<dvla::Start>(2 * N), dvla::Decoding::mode);
+  for (std::int64_t k = 0; k < 2 * N; ++k) {
+    CHECK(results[static_cast<std::size_t>(k)].failed == (k % N == 3));
+    CHECK(results[static_cast<std::size_t>(k)].instruction == (k % N == 3 ? -1 : 0));
+  }
+  const auto tasks = dvla::by_task(results, world.environment.observation_spec());
+  REQUIRE(tasks.size() == 2);
+  CHECK(tasks[0].episodes == 14);
+  CHECK(tasks[1].task == dvla::unknown_task);
+  CHECK(tasks[1].failed == 2);
+
+  world.said.clear();
+  dvla::OwnedRecord<dvla::Transition> first(world.worker.layout(1, C), world.heap);
+  dvla::OwnedRecord<dvla::testing::LinearDecision> made(world.front->decision_layout({N}), world.heap);
+  CHECK(world.worker.probe(*first, *made) == std::vector<std::int64_t>{0, 1, 2, 4, 5, 6, 7});
+  CHECK(world.said == std::vector<std::string>{"environment 3 failed: row 3 does not begin"});
+  world.environment.faults = {{5, "proprioception"}};
+  std::int64_t shown = 0;
+  world.worker.watch(dvla::Decoding::sample, [&](std::int64_t step) { CHECK(step == shown++); });
+  CHECK(shown == horizon + 1);
+  CHECK(world.said.size() == 3);
+  world.environment.fails_at_reset = {0, 1, 2, 3, 4, 5, 6, 7};
+  CHECK_THROWS_WITH_AS(world.worker.probe(*first, *made),
+                       "no environment can be reset; the first: row 0 does not begin", dvla::Error);
 }
 
 TEST_CASE(

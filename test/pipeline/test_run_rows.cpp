@@ -22,11 +22,12 @@ using dvla_test::TemporaryFolder;
 namespace fs = std::filesystem;
 
 /// What row 11 does in the given batch (the number of a reset of all rows).
-enum class Trick { none, throws, is_nan, hangs };
+enum class Trick { none, throws, is_nan, hangs, is_gone };
 struct Tricks {
   Trick trick = Trick::none;
   std::int64_t from = 0, to = std::numeric_limits<std::int64_t>::max();
 } tricks;
+std::vector<int> said_categories;
 
 struct TrickyToy {
   using slot = dvla::environment_slot;
@@ -35,6 +36,7 @@ struct TrickyToy {
 };
 struct TrickyEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
+  dvla::ActionSpec action_spec() const { return {1, said_categories}; }
   void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     if (rows.count() == size()) ++resets;
     ToyEnvironment::reset(rows, starts, next);
@@ -42,6 +44,7 @@ struct TrickyEnvironment : dvla::ToyEnvironment {
   std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     const std::int64_t made = ToyEnvironment::step(rows, action, outcome);
     const bool now = resets >= tricks.from && resets < tricks.to;
+    if (now && tricks.trick == Trick::is_gone) throw std::runtime_error("the simulator is gone");
     rows.for_each([&](std::int64_t row, std::int64_t) {
       if (row != 11 || !now) return;
       if (tricks.trick == Trick::throws) throw std::runtime_error("the cube fell off the table");
@@ -219,6 +222,7 @@ TEST_CASE("An evaluation by cases plays each once and reports success by task; a
            {"a", "'a' is no number and no range"},
            {"1,", "'' is no number"},
            {"-4", "'-4' is no number"},
+           {"1 2", "two numbers have only a space between them"},
            {"99999999999999999999", "is no number"}}) {
     CAPTURE(text);
     config.run.evaluation_cases = text;
@@ -262,6 +266,12 @@ TEST_CASE("the program that hangs" * doctest::skip(std::getenv("DVLA_TEST_HANG")
     tricks = {Trick::hangs, 12};
     return config;
   };
+  if (std::string(std::getenv("DVLA_TEST_SCHEDULE")) == "before training") {
+    auto config = run(dvla_test::small_config<InTurn>(1000));
+    config.run.evaluation_episodes = 32;
+    tricks.from = 0;
+    dvla::run_experiment<InTurn>(config);
+  }
   if (std::string(std::getenv("DVLA_TEST_SCHEDULE")) == "swimlane")
     dvla::run_experiment<Tricky<>>(run(dvla_test::small_config<Tricky<>>(1000)));
   else
@@ -270,7 +280,7 @@ TEST_CASE("the program that hangs" * doctest::skip(std::getenv("DVLA_TEST_HANG")
 }
 
 TEST_CASE("A step that hangs ends the process within its deadline, names the row and leaves a checkpoint") {
-  for (const std::string schedule : {"swimlane", "in turn"}) {
+  for (const std::string schedule : {"swimlane", "in turn", "before training"}) {
     CAPTURE(schedule);
     const TemporaryFolder folder;
     const std::string log = (folder / "log").string();
@@ -284,8 +294,12 @@ TEST_CASE("A step that hangs ends the process within its deadline, names the row
     CHECK(WEXITSTATUS(status) == 1);
     const std::string text = dvla_test::read_text(log);
     CAPTURE(text);
-    CHECK(contains(text,
-                   "error: environment 11 did not come back from a step or reset within 0.5 s, in batch "));
+    CHECK(contains(text, "error: environment 11 did not come back from a step or reset within 0.5 s"));
+    if (schedule == "before training") {  // nothing is kept
+      CHECK(!fs::exists(folder / "hangs"));
+      continue;
+    }
+    CHECK(contains(text, " within 0.5 s, in batch "));
     CHECK(contains(text, "; saved '"));
     const auto newest = dvla::io::CheckpointFolder(folder / "hangs" / "checkpoint").latest();
     REQUIRE(newest.checkpoint);
@@ -295,4 +309,32 @@ TEST_CASE("A step that hangs ends the process within its deadline, names the row
     dvla::Run<InTurn> run(config);
     dvla::load_checkpoint_weights(run.model(), dvla::io::open_checkpoint((folder / "hangs").string()));
   }
+}
+
+TEST_CASE("Where too many rows fail, what was trained is saved before the error ends the run") {
+  const TemporaryFolder folder;
+  auto config = dvla_test::small_config<Tricky<>>(1000);
+  config.environment.environments = 32;
+  config.run.folder = folder.path().string();
+  config.run.name = "fails";
+  config.run.quiet = true;
+  config.run.evaluation_episodes = 0;
+  tricks = {Trick::is_gone, 12};
+  CHECK_THROWS_WITH(dvla::run_experiment<Tricky<>>(config), doctest::Contains("the simulator is gone"));
+  tricks = {};
+  const auto newest = dvla::io::CheckpointFolder(folder / "fails" / "checkpoint").latest();
+  REQUIRE(newest.checkpoint);
+  CHECK(newest.checkpoint->step >= 8);
+}
+
+TEST_CASE("An environment that says the impossible of itself is refused in one sentence") {
+  for (const auto& [categories, why] : std::vector<std::pair<std::vector<int>, std::string>>{
+           {{3, 3}, "an action has 1 dimensions, and categories for 2"},
+           {{1}, "a dimension of its actions has 1 category or fewer; 0 is for a continuous one"}}) {
+    said_categories = categories;
+    const std::string said = "the environment TrickyToy says of itself that " + why;
+    CHECK_THROWS_WITH_AS(dvla::Run<InTurn>{dvla_test::small_config<InTurn>(1)}, said.c_str(),
+                         dvla::ConfigError);
+  }
+  said_categories.clear();
 }

@@ -62,8 +62,8 @@ struct EpisodeTable {
                                   ///< a pass: then it is Transition::observation at decision + 1
 };
 
-/// What the environment side records. The model's own Decision stands beside it. Entries of decisions that a
-/// row did not make, because its episodes were over, are 0.
+/// What the environment side records. The model's own Decision stands beside it. Of decisions that a row did not
+/// make, because its episodes were over, the flags go on and `version` is filled in; all else is 0.
 struct Transition {
   Observation observation;  ///< [T+1, B, ...]; what decision t saw; the last is what the final action led to
   Field<float> action;      ///< [T, B, C, A] in [-1, 1], as executed

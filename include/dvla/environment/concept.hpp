@@ -6,11 +6,15 @@
 // Legend: N rows of the batch, C control steps a chunk, A action dimensions.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "dvla/core/arena.hpp"
+#include "dvla/core/error.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/environment/rows.hpp"
 
@@ -56,6 +60,30 @@ concept EnvironmentMachinery = requires(Type& environment, const Type& view, Row
   { environment.step(rows, action, outcome) } -> std::convertible_to<std::int64_t>;
   { view.succeeded(row) } -> std::convertible_to<bool>;
 };
+
+/// Throws ConfigError where what it says of itself cannot be: records are laid out and models made by it.
+template <EnvironmentMachinery Type>
+void check_specs(const Type& environment, std::string_view name) {
+  const ObservationSpec& shows = environment.observation_spec();
+  const ActionSpec takes = environment.action_spec();
+  const auto refuse = [&](bool wrong, const std::string& why) {
+    if (wrong) throw ConfigError("the environment " + std::string(name) + " says of itself that " + why);
+  };
+  refuse(environment.size() < 1, "it has no rows");
+  refuse(environment.horizon() < 1, "its horizon is no control step");
+  refuse(shows.cameras.size() > max_cameras, "it has " + std::to_string(shows.cameras.size()) +
+                                                 " cameras; there may be " + std::to_string(max_cameras));
+  for (const CameraSpec& camera : shows.cameras)
+    refuse(camera.height < 1 || camera.width < 1, "its camera '" + camera.name + "' has no pixels");
+  refuse(shows.proprioception < 0, "its proprioception has fewer than 0 numbers");
+  refuse(shows.instructions.empty(), "it has no instruction; one sentence is the least");
+  refuse(takes.dimensions < 1, "an action has no dimension");
+  refuse(!takes.categories.empty() && std::ssize(takes.categories) != takes.dimensions,
+         "an action has " + std::to_string(takes.dimensions) + " dimensions, and categories for " +
+             std::to_string(takes.categories.size()));
+  refuse(std::ranges::any_of(takes.categories, [](int n) { return n < 0 || n == 1; }),
+         "a dimension of its actions has 1 category or fewer; 0 is for a continuous one");
+}
 
 /// An environment that enumerates what it is evaluated on: `cases()` initial states, [0, cases()), each a
 /// task with a state of its own. Which task it is, its instruction says.

@@ -178,8 +178,21 @@ class CheckpointFolder {
     std::string_view rest = name.substr(stem.size());
     if (rest.ends_with(index_suffix)) rest.remove_suffix(index_suffix.size());
     if (rest == suffix) return {step, true};
-    const bool part = rest.ends_with(suffix) && (rest.starts_with('-') || rest.starts_with(".actor-"));
-    return {part ? step : -1, false};
+    if (!rest.ends_with(suffix)) return {-1, false};  // nobody else's file, of which this folder takes none
+    rest.remove_suffix(suffix.size());
+    const auto numbers = [&rest](std::string_view before) {  // <before>i-of-n
+      if (!rest.starts_with(before)) return false;
+      rest.remove_prefix(before.size());
+      for (const std::string_view after : {"-of-", ""}) {
+        const std::size_t digits = std::min(rest.find_first_not_of("0123456789"), rest.size());
+        if (digits == 0 || !rest.substr(digits).starts_with(after)) return false;
+        rest.remove_prefix(digits + after.size());
+      }
+      return true;
+    };
+    const bool actor = rest.starts_with(".actor-");
+    const bool part = (!actor || numbers(".actor-")) && ((actor && rest.empty()) || numbers("-"));
+    return {part && rest.empty() ? step : -1, false};
   }
   template <class Visit>
   void for_each_name(Visit visit) const {

@@ -226,7 +226,8 @@ inline constexpr std::uint64_t shard_bytes = 5'000'000'000;
 /// its place, <stem>-00001-of-0000n.safetensors, and their index last; a tensor is never cut. `metadata`
 /// stands in each. Wide element types come first and headers are padded to 8 bytes, so every tensor is
 /// aligned. Returns the file's or the index's path. Throws Error on a size that does not fit dtype and shape,
-/// a name that is doubled, reserved or not UTF-8, and on failures of the disk; what was there then stays.
+/// a name that is doubled, reserved or not UTF-8, and on failures of the disk; what was there then stays (but
+/// an index that a new one was to replace, and files that were replaced by then).
 inline std::filesystem::path write_safetensors(const std::filesystem::path& path,
                                                std::span<const TensorToWrite> tensors,
                                                const std::map<std::string, std::string>& metadata = {},

@@ -22,15 +22,25 @@ namespace dvla {
 /// is not in [0, cases).
 inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t cases) {
   const auto refuse = [&](const std::string& why) {
+    if (cases < 1)
+      throw ConfigError("run.evaluation_cases is '" + std::string(text) +
+                        "', but the environment has no cases; leave it empty");
     throw ConfigError("run.evaluation_cases is '" + std::string(text) + "': " + why +
                       "; give all, or numbers and ranges from 0 to " + std::to_string(cases - 1) +
                       " as 0-9,20");
   };
   std::vector<std::int64_t> list;
+  if (cases < 1) refuse("");
   std::vector<bool> named(static_cast<std::size_t>(cases));
-  std::string plain;
-  for (const char each : text)
-    if (each != ' ') plain += each;
+  std::string plain;  // without spaces beside a comma, a dash or an end
+  const auto digit = [](char each) { return each >= '0' && each <= '9'; };
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const std::size_t next = std::min(text.find_first_not_of(' ', i), text.size());
+    if (next > i && next < text.size() && !plain.empty() && digit(plain.back()) && digit(text[next]))
+      refuse("two numbers have only a space between them");
+    if (next < text.size()) plain += text[next];
+    i = next;
+  }
   if (plain == "all") plain = "0-" + std::to_string(cases - 1);
   for (std::size_t begin = 0; begin <= plain.size();) {
     const std::size_t end = std::min(plain.find(',', begin), plain.size());
@@ -67,17 +77,26 @@ struct TaskSuccess {
   }
 };
 
-/// By task, in the order of the instruction table, those without an episode left out.
+/// Where an episode could not begin and did not say of which task it is.
+inline constexpr const char* unknown_task = "(not known: it could not be reset)";
+inline std::string task_of(const EvaluatedEpisode& episode, const ObservationSpec& spec) {
+  return episode.instruction < 0 ? unknown_task
+                                 : spec.instructions.at(static_cast<std::size_t>(episode.instruction));
+}
+
+/// By task, in the order of the instruction table, those without an episode left out; last, if there are any,
+/// episodes of unknown_task.
 inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episodes,
                                         const ObservationSpec& spec) {
-  std::vector<TaskSuccess> tasks(spec.instructions.size());
+  std::vector<TaskSuccess> tasks(spec.instructions.size() + 1);
   for (const EvaluatedEpisode& each : episodes) {
-    TaskSuccess& task = tasks.at(static_cast<std::size_t>(each.instruction));
+    TaskSuccess& task =
+        each.instruction < 0 ? tasks.back() : tasks.at(static_cast<std::size_t>(each.instruction));
+    task.task = task_of(each, spec);
     ++task.episodes;
     task.solved += each.success;
     task.failed += each.failed;
   }
-  for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].task = spec.instructions[i];
   std::erase_if(tasks, [](const TaskSuccess& task) { return task.episodes == 0; });
   return tasks;
 }
@@ -94,7 +113,7 @@ inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes
   for (const EvaluatedEpisode& each : episodes)
     if (each.start.case_index >= 0)
       json["cases"].push_back({{"case", each.start.case_index},
-                               {"task", spec.instructions.at(static_cast<std::size_t>(each.instruction))},
+                               {"task", task_of(each, spec)},
                                {"success", each.success},
                                {"failed", each.failed}});
   return json;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -168,6 +169,17 @@ inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
   };
   throw ConfigError(knob + " is " + text(first) + " on rank 0 and " + text(config) + " on rank " +
                     std::to_string(cluster.rank()) + "; start all ranks with the same settings");
+}
+
+/// Whether a run has ended because of its environment: its weights are then what the last update made them.
+inline bool too_many_rows_failed(const std::exception& why) {
+  try {
+    std::rethrow_if_nested(why);
+  } catch (const RowsFailed&) {
+    return true;
+  } catch (...) {
+  }
+  return false;
 }
 
 /// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
@@ -356,7 +368,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   struct Unkept {
     const io::RunFolder& folder;
     bool kept;
-    ~Unkept() {
+    ~Unkept() { remove(); }
+    void remove() const {
       std::error_code not_empty;  // then it stays
       if (kept) return;
       for (const auto& path :
@@ -374,8 +387,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       std::cerr << "error: " + what + "\n";
       std::_Exit(1);
     });
-    if (!run->job().trains())  // an actor's would be told by the leader too
-      run->on_notice([](const std::string& what) { std::cerr << "warning: " + what + "\n"; });
+    // Of other ranks an actor would tell what the leader tells; of its own environment's rows nobody else does.
+    const std::string own = run->job().trains() ? "rank " + std::to_string(cluster.rank()) + " " : "";
+    run->on_notice([own](const std::string& what) {
+      if (what.starts_with(own)) std::cerr << "warning: " + what + "\n";
+    });
     result.report = run->train(
         {},
         [&](std::int64_t batch) {
@@ -385,6 +401,12 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     if (result.report.batches > 0) save_part();
     return result;
   }
+  run->on_hang([&](const std::string& what) {  // before training
+    unkept.remove();
+    std::cerr << "error: " + what + "\n";
+    std::_Exit(1);
+  });
+  run->on_notice([](const std::string& what) { std::cerr << "warning: " + what + "\n"; });
   say(P::describe());
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
@@ -457,8 +479,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   run->on_hang([&](const std::string& what) {
     std::string end;
     try {
-      if (run->job().alone() && run->next_batch() > 0) {
-        const bool still = run->while_still([&] { end = "; saved '" + save().string() + "'"; });
+      if (run->job().alone()) {
+        const bool still = run->while_still([&] {
+          if (run->next_batch() > 0) end = "; saved '" + save().string() + "'";
+        });
         if (!still) end = "; training did not come to rest, so nothing was saved";
       }
     } catch (const std::exception& error) {
@@ -468,15 +492,22 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::_Exit(1);  // past the thread that hangs
   });
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
-  result.report = run->train(
-      [&](const Iteration& iteration) {
-        detail::log_scalars(events, iteration, earlier_steps);
-        progress->show(iteration, run->trace());
-      },
-      [&](std::int64_t batch) {
-        if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
-      },
-      &stop);
+  const std::int64_t earlier_batches = run->next_batch();
+  try {
+    result.report = run->train(
+        [&](const Iteration& iteration) {
+          detail::log_scalars(events, iteration, earlier_steps);
+          progress->show(iteration, run->trace());
+        },
+        [&](std::int64_t batch) {
+          if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
+        },
+        &stop);
+  } catch (const std::exception& why) {
+    if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
+      progress->say("saved '" + save().string() + "'");
+    throw;
+  }
   progress->finish();
   if (continues && result.report.batches == 0) {
     say("stopped by request before a batch was trained; the run is as it was");

@@ -65,8 +65,15 @@ struct RolloutCounts {
 /// An episode of an evaluation.
 struct EvaluatedEpisode {
   Start start;
-  std::int32_t instruction = 0;          ///< its task, of ObservationSpec::instructions
+  std::int32_t instruction = 0;          ///< its task, of ObservationSpec::instructions; -1: it did not begin
   bool success = false, failed = false;  ///< a row that failed has not solved it
+};
+
+/// More rows of a batch failed than run.failed_share allows: the trainer's weights are as its last update left
+/// them.
+class RowsFailed : public Error {
+ public:
+  using Error::Error;
 };
 
 struct RolloutOptions {
@@ -148,7 +155,7 @@ class RolloutWorker {
 
   /// Fills both records with batch number `batch`. Returns the oldest weight version that decided in it.
   /// `boundaries` is told of each chunk boundary, as BoundaryStages says; weights may be installed inside its
-  /// before(). Throws Error where more rows failed than options allow.
+  /// before(). Throws RowsFailed where more rows failed than options allow.
   template <class Boundaries = no_boundaries>
   std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch,
                        Boundaries&& boundaries = {}) {
@@ -181,17 +188,19 @@ class RolloutWorker {
     batch_.store(-1, std::memory_order_relaxed);
     counts_.failed_rows += failed;
     if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B))
-      throw Error(std::to_string(failed) + " of the " + std::to_string(B) + " rows of batch " +
-                  std::to_string(batch) +
-                  " failed, more than run.failed_share allows; the first: " + first_failure);
+      throw RowsFailed(std::to_string(failed) + " of the " + std::to_string(B) + " rows of batch " +
+                       std::to_string(batch) +
+                       " failed, more than run.failed_share allows; the first: " + first_failure);
     return oldest;
   }
 
   /// The first chunk of a pass of fresh episodes, sampled: for the self-test. `transition` is layout(1, C).
-  void probe(Transition& transition, Decision& decision) {
-    begin(transition, Stream::evaluation, 0);
-    act(newest(), now(transition), everybody_, Decoding::sample,
+  /// Returns the rows that have one: those that did not fail.
+  std::vector<std::int64_t> probe(Transition& transition, Decision& decision) {
+    const std::vector<std::int64_t> running = begin(transition, Stream::evaluation);
+    act(newest(), now(transition), running, Decoding::sample,
         stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision, transition.action.at(0));
+    return running;
   }
 
   /// Plays these episodes, each once, with the newest installed weights, and returns what came of each. An
@@ -207,11 +216,14 @@ class RolloutWorker {
       std::vector<std::int64_t> running(everybody_.begin(),
                                         everybody_.begin() + static_cast<std::ptrdiff_t>(count));
       failures_.clear();
+      std::ranges::fill(now(*scratch).instruction.span(), -1);
       reset(running, episodes.subspan(played, count), now(*scratch));
       const std::size_t begun = results.size();
-      for (std::size_t i = 0; i < count; ++i)
-        results.push_back({.start = episodes[played + i],
-                           .instruction = now(*scratch).instruction[static_cast<std::int64_t>(i)]});
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::int32_t instruction = now(*scratch).instruction[static_cast<std::int64_t>(i)];
+        results.push_back(
+            {.start = episodes[played + i], .instruction = is_task(instruction) ? instruction : -1});
+      }
       std::erase_if(running, [&](std::int64_t row) {
         return failures_.has(row) ||
                (results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row));
@@ -254,21 +266,23 @@ class RolloutWorker {
   }
 
   /// Plays one pass of fresh episodes and calls `on_step(control step)` at the start and after every control
-  /// step: for pictures. The environment's rows can be rendered inside the call, and it may throw.
+  /// step: for pictures. The environment's rows can be rendered inside the call, and it may throw. A row that
+  /// fails stays as it is.
   template <class OnStep>
   void watch(Decoding decoding, OnStep on_step) {
     OwnedRecord<Transition> chunk(layout(1, C()), heap());
     OwnedRecord<Transition> single(layout(1, 1), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
-    begin(*single, Stream::evaluation, 0);
+    std::vector<std::int64_t> running = begin(*single, Stream::evaluation);
     on_step(std::int64_t{0});
     for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
-      act(newest(), now(*single), everybody_, decoding,
+      act(newest(), now(*single), running, decoding,
           stream_seed(options_.seed, Stream::action, std::int64_t{-1}, t), *decision, chunk->action.at(0));
       for (std::int64_t c = 0; c < C() && t * C() + c < environment_.horizon(); ++c) {
-        for (const std::int64_t row : everybody_)
+        for (const std::int64_t row : running)
           copy(chunk->action.at(0).at(row).at(c), single->action.at(0).at(row).at(0));
-        step(everybody_, *single, now(*single));
+        step(running, *single, now(*single));
+        leave_failed(running);
         on_step(t * C() + c + 1);
       }
     }
@@ -388,11 +402,21 @@ class RolloutWorker {
       call(of);
     } catch (const std::exception& error) {
       for (const std::int64_t row : rows) failures_.add(row, error.what());
+    } catch (...) {
+      for (const std::int64_t row : rows)
+        failures_.add(row, "an exception that is not derived from std::exception");
     }
-    if (next.proprioception.absent()) return;
-    for (const std::int64_t row : rows)
-      if (!finite(next.proprioception.at(row).span()))
+    for (const std::int64_t row : rows) {
+      if (failures_.has(row)) continue;
+      if (!next.proprioception.absent() && !finite(next.proprioception.at(row).span()))
         failures_.add(row, "a number of its proprioception is not finite");
+      else if (!is_task(next.instruction[row]))
+        failures_.add(row, "its instruction is " + std::to_string(next.instruction[row]) + " of " +
+                               std::to_string(environment_.observation_spec().instructions.size()));
+    }
+  }
+  bool is_task(std::int32_t instruction) const {
+    return instruction >= 0 && instruction < std::ssize(environment_.observation_spec().instructions);
   }
   static bool finite(std::span<const float> values) {
     return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
@@ -411,9 +435,9 @@ class RolloutWorker {
             [&](Rows& of) { made = environment_.step(of, rows_at(all.action, t, first, N), outcome); });
     for (const std::int64_t row : rows) {
       const std::span<float> reward = outcome.reward.at(row).span();
-      if (!failures_.has(row) && !finite(reward)) failures_.add(row, "its reward is not finite");
       if (options_.reward_scale != 1)
         for (float& value : reward) value *= static_cast<float>(options_.reward_scale);
+      if (!failures_.has(row) && !finite(reward)) failures_.add(row, "its reward is not finite");
     }
     return made;
   }
@@ -429,29 +453,38 @@ class RolloutWorker {
                 ? "; its group is left out, and it is made anew"
                 : "; it is left out, and made anew");
   }
-  /// Takes a failed row, or its group, out of the batch, and leaves nothing of it that is not a number.
+  /// Takes a failed row, or its group, out of the batch, and leaves nothing of what it may have half written.
   void drop(Transition& all, std::int64_t first, std::int64_t row) const {
     const std::int64_t member = row % options_.group;
     for (std::int64_t i = row - member; i < row - member + options_.group; ++i)
       if (i == row || options_.failure_costs == FailureCosts::group) all.group[first + i] = -1;
     for (const auto& flags : {all.terminated, all.truncated})
       for (std::int64_t t = 0; t < flags.extents()[0]; ++t) clear(flags.at(t).at(first + row));
-    for (const auto& field : {all.observation.proprioception, all.reward})
-      for (std::int64_t t = 0; !field.absent() && t < field.extents()[0]; ++t)
-        clear(field.at(t).at(first + row));
-    if (const Field<float>& final_numbers = all.episode.final_observation.proprioception;
-        !final_numbers.absent())
-      for (std::int64_t s = 0; s < options_.table; ++s) clear(final_numbers.at(s).at(first + row));
+    for (std::int64_t t = 0; t < all.reward.extents()[0]; ++t) clear(all.reward.at(t).at(first + row));
+    for (const Observation& shown : {all.observation, all.episode.final_observation})
+      for_each_field(shown, [&](const char*, const auto& field) {
+        for (std::int64_t i = 0; i < field.extents()[0]; ++i) clear(field.at(i).rows(first + row, 1));
+      });
   }
 
-  void begin(const Transition& scratch, Stream stream, std::int64_t first) {
+  /// The rows in which fresh episodes have begun; throws Error where there is none.
+  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream) {
     starts_.clear();
-    for (const std::int64_t row : everybody_) starts_.push_back(fresh(stream, first + row));
+    for (const std::int64_t row : everybody_) starts_.push_back(fresh(stream, row));
     failures_.clear();
     reset(everybody_, starts_, now(scratch));
-    for (const std::int64_t row : everybody_)
-      if (failures_.has(row))
-        throw Error("environment " + std::to_string(row) + " cannot be reset: " + failures_.why(row));
+    std::vector<std::int64_t> running = everybody_;
+    leave_failed(running);
+    if (running.empty()) throw Error("no environment can be reset; the first: " + failures_.why(0));
+    return running;
+  }
+  /// Takes those that failed out of `running`, and tells of them: outside of batches, where nothing counts.
+  void leave_failed(std::vector<std::int64_t>& running) const {
+    std::erase_if(running, [&](std::int64_t row) {
+      if (failures_.has(row) && on_failure_)
+        on_failure_("environment " + std::to_string(row) + " failed: " + failures_.why(row));
+      return failures_.has(row);
+    });
   }
 
   // ---- Episodes of a pass

@@ -148,9 +148,7 @@ class Run {
                                        *std::pmr::new_delete_resource());
     OwnedRecord<Decision> decision(model_.decision_layout({environment_->size()}),
                                    *std::pmr::new_delete_resource());
-    worker().probe(*transition, *decision);
-    std::vector<std::int64_t> rows(static_cast<std::size_t>(environment_->size()));
-    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    std::vector<std::int64_t> rows = worker().probe(*transition, *decision);
     const auto observation = cut_record(transition->observation, [](auto field) { return field.at(0); });
     const RatioError found = check_ratio(model_, observation, *decision, rows);
     std::reverse(rows.begin(), rows.end());
@@ -371,6 +369,7 @@ class Run {
   /// What this rank will take in its roles, found good and told, and the environment pool's pages in place. Of
   /// a model that plans nothing (ModelPlan) only what is no model's.
   MemoryPlan plan_memory(const OnPlan& on_plan) {
+    check_specs(*environment_, P::environment::name);
     MemoryPlan plan;
     const std::int64_t environments = environment_->size();
     const std::int64_t here = environments * settings_.rollout_epochs();

@@ -134,7 +134,7 @@ class BasicLinearModel {
       for (std::int64_t e = 0; e < elements_; ++e) {
         fill_log_probs(e, feature_F_, log_prob_K_);
         std::int64_t bin = std::max_element(log_prob_K_.begin(), log_prob_K_.end()) - log_prob_K_.begin();
-        if (decoding == Decoding::sample) bin = draw(random.uniform01<float>());
+        if (decoding == Decoding::sample) bin = draw(e, random.uniform01<float>());
         decision.bin[row * elements_ + e] = static_cast<std::int32_t>(bin);
         decision.log_prob[row * elements_ + e] = log_prob_K_[static_cast<std::size_t>(bin)];
         action[row * elements_ + e] = action_of(e, bin);
@@ -308,13 +308,14 @@ class BasicLinearModel {
     }
     return sum;
   }
-  /// The bin where the cumulated probability passes `u` in [0, 1).
-  std::int64_t draw(float u) const {
-    for (std::int64_t k = 0; k < bins_ - 1; ++k) {
+  /// The bin of element e where the cumulated probability passes `u` in [0, 1).
+  std::int64_t draw(std::int64_t e, float u) const {
+    const std::int64_t last = (categories(e) > 0 ? categories(e) : bins_) - 1;  // rounding may lead past it
+    for (std::int64_t k = 0; k < last; ++k) {
       u -= std::exp(log_prob_K_[static_cast<std::size_t>(k)]);
       if (u < 0) return k;
     }
-    return bins_ - 1;
+    return last;
   }
   void fill_features(const Observation& observation, std::int64_t row, std::span<float> feature) const {
     const std::int32_t instruction = observation.instruction[row];
