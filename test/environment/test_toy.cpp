@@ -16,7 +16,7 @@ struct Fixture {
   explicit Fixture(dvla::ToyKnobs knobs = {.environments = 8})
       : environment(knobs, pool),
         observation(dvla::observation_layout(environment.observation_spec(), {knobs.environments}), pool),
-        failures(knobs.environments) {
+        failures(knobs.environments + 1) {
     for (std::int64_t i = 0; i < knobs.environments; ++i) {
       indices.push_back(i);
       starts.push_back({static_cast<std::uint64_t>(i)});

@@ -304,6 +304,21 @@ TEST_CASE("Demonstrations record what the expert did, step by step, and its nois
   for (const float value : noisy.all->action.span()) CHECK((value >= -1 && value <= 1));
 }
 
+TEST_CASE("A demonstration that fails is left out, and the others are as they would be") {
+  World world, sound;
+  world.environment.faults = {{3, "throws"}, {5, "reward"}};
+  CHECK(world.worker.demonstrate(*world.all, N, 0, 0.1) == 2);  // rows 1 and 7 of 1, 3, 5 and 7
+  sound.worker.demonstrate(*sound.all, N, 0, 0.1);
+  REQUIRE(world.said.size() == 2);
+  CHECK(world.said[0].find("environment 3 failed in the expert's demonstration: its arm fell off") == 0);
+  for (std::int64_t row = 0; row < N; ++row) {
+    CHECK(world.all->group[row] == (row == 3 || row == 5 ? -1 : 0));
+    if (world.all->group[row] == 0)
+      for (std::int64_t t = 0; t < T; ++t)
+        CHECK(same(world.all->action.at(t).at(row), sound.all->action.at(t).at(row)));
+  }
+}
+
 TEST_CASE("watch calls once at the start and once after every control step") {
   World world;
   std::vector<std::int64_t> calls;

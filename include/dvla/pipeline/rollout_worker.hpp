@@ -290,9 +290,9 @@ class RolloutWorker {
 
   /// One pass of the scripted expert over all environments, pass number `pass`, with Gaussian noise of
   /// standard deviation `noise` on every executed action that is continuous. `all` has T decisions of N
-  /// episodes; how they ended says which rows count. Returns how many of the first `episodes` rows the noisy
-  /// expert solved. Throws Stopped at the next decision once `stop`, which may be null, asks, and Error where a
-  /// row fails.
+  /// episodes; how they ended says which decisions count, and group -1 that nothing of a row does, which failed.
+  /// Returns how many of the first `episodes` rows the noisy expert solved. Throws Stopped at the next decision
+  /// once `stop`, which may be null, asks.
   std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass, double noise,
                            const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     OwnedRecord<Transition> single(layout(1, 1), heap());
@@ -303,10 +303,12 @@ class RolloutWorker {
     for (std::int64_t row = 0; row < N; ++row)
       starts_.push_back(fresh(Stream::demonstration, pass * N + row));
     reset(everybody_, starts_, rows_at(all.observation, 0, 0, N));
+    std::vector<std::int64_t> sound = everybody_;
+    std::erase_if(sound, [&](std::int64_t row) { return failures_.has(row); });
     for (std::int64_t t = 0; t < all.action.extents()[0]; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
-        for (std::int64_t row = 0; row < N; ++row) {
+        for (const std::int64_t row : sound) {
           const Field<float> action = single->action.at(0).at(row).at(0);
           environment_.expert(row, action.span());
           SplitMix64 random(stream_seed(options_.seed, Stream::noise, pass, row, t * C() + c));
@@ -315,11 +317,9 @@ class RolloutWorker {
               action[a] = std::clamp(action[a] + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
           copy(action, all.action.at(t).at(row).at(c));
         }
-        step(everybody_, *single, rows_at(all.observation, t + 1, 0, N));
-        for (std::int64_t row = 0; row < N; ++row) {
-          if (failures_.has(row))
-            throw Error("environment " + std::to_string(row) +
-                        " failed in the expert's demonstration: " + failures_.why(row));
+        step(sound, *single, rows_at(all.observation, t + 1, 0, N));
+        std::erase_if(sound, [&](std::int64_t row) { return failures_.has(row); });
+        for (const std::int64_t row : sound) {
           all.reward.at(t).at(row)[c] = single->reward[row];
           all.terminated.at(t).at(row)[c] = single->terminated[row];
           all.truncated.at(t).at(row)[c] = single->truncated[row];
@@ -327,7 +327,14 @@ class RolloutWorker {
       }
     }
     std::int64_t solved = 0;
-    for (std::int64_t row = 0; row < episodes; ++row) solved += environment_.succeeded(row) ? 1 : 0;
+    for (std::int64_t row = 0; row < N; ++row) {
+      const bool failed = failures_.has(row);
+      all.group[row] = failed ? -1 : 0;
+      solved += row < episodes && !failed && environment_.succeeded(row) ? 1 : 0;
+      if (failed && on_failure_)
+        on_failure_("environment " + std::to_string(row) +
+                    " failed in the expert's demonstration: " + failures_.why(row) + "; it is left out");
+    }
     return solved;
   }
 

@@ -64,10 +64,11 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise, stop));
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t b = 0; b < count; ++b)
-        if (t == 0 || !all.ended(t - 1, b)) rows.emplace_back(pass, t * N + b);
+        if (all.group[b] >= 0 && (t == 0 || !all.ended(t - 1, b))) rows.emplace_back(pass, t * N + b);
   }
   result.expert_success /= static_cast<double>(options.demonstrations);
   result.rows = static_cast<std::int64_t>(rows.size());
+  if (rows.empty()) throw Error("the warm start has nothing to clone: every environment failed under the expert");
 
   AdamWKnobs optimiser;
   optimiser.learning_rate = options.learning_rate;
