@@ -19,7 +19,8 @@ std::string policy() {
 
 int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "--expect") == 0) {  // the program that is tested
-    dvla::wait_passively(argv);
+    const char* fewer[] = {argv[0], nullptr};  // as of a program that has taken its own arguments out
+    dvla::wait_passively(fewer);
     return policy() == argv[2] ? 0 : 1;
   }
   return doctest::Context(argc, argv).run();

@@ -120,7 +120,7 @@ bool take_part(const Launch& launch, Config<P> config) {
 /// One that comes when training has ended says so, with exit code 0.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
-  wait_passively(const_cast<char**>(argv));
+  wait_passively(argv);
   std::string who;
   try {
     const Launch launch = Launch::from_environment();

@@ -68,7 +68,8 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
   }
   result.expert_success /= static_cast<double>(options.demonstrations);
   result.rows = static_cast<std::int64_t>(rows.size());
-  if (rows.empty()) throw Error("the warm start has nothing to clone: every environment failed under the expert");
+  if (rows.empty())
+    throw Error("the warm start has nothing to clone: every environment failed under the expert");
 
   AdamWKnobs optimiser;
   optimiser.learning_rate = options.learning_rate;
