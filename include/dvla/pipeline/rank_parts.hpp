@@ -188,7 +188,7 @@ class RankParts {
 
   // ---- Weights
   /// Held while they change, so that another thread can find them standing still.
-  std::timed_mutex& changing() { return changing_; }
+  std::mutex& changing() { return changing_; }
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
   /// rank does not train; from the model alone where nobody changes it while the worker is at work: where the
   /// lanes take turns, and on a leader that only evaluates.
@@ -518,7 +518,7 @@ class RankParts {
   Trace& trace_;
   const Notices& notices_;
   const Notices& on_hang_;
-  std::timed_mutex changing_;
+  std::mutex changing_;
   RoutingPlan plan_;                            ///< of a routed data plane
   ActorGroups groups_;                          ///< an actor's
   std::unique_ptr<Weights> weights_;            ///< an actor's

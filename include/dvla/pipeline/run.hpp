@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -19,6 +20,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,7 @@
 #include "dvla/core/streams.hpp"
 #include "dvla/data_plane/in_process.hpp"
 #include "dvla/handoff/stop.hpp"
+#include "dvla/handoff/waiting.hpp"
 #include "dvla/model/self_test.hpp"
 #include "dvla/pipeline/adaptation.hpp"
 #include "dvla/pipeline/buildable.hpp"
@@ -237,7 +240,12 @@ class Run {
   /// schedule.deadline_s.
   template <class Work>
   bool while_still(Work work) {
-    const std::unique_lock still(parts().changing(), settings_.deadline());
+    const auto until = detail::deadline_after(settings_.deadline());
+    std::unique_lock still(parts().changing(), std::try_to_lock);
+    while (!still && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      (void)still.try_lock();
+    }
     if (still) work();
     return still.owns_lock();
   }
