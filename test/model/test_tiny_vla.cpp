@@ -103,6 +103,26 @@ TEST_CASE_TEMPLATE("TinyVLA keeps what a model promises, from state and from ima
   }
 }
 
+TEST_CASE("a dimension of categories is served by tokens, refused by flow matching, and wants as many bins") {
+  TinyVlaModel<TokenHead>::use_threads(1);
+  ModelInputs inputs = state_inputs();
+  inputs.action.categories.assign(static_cast<std::size_t>(inputs.action.dimensions), 0);
+  inputs.action.categories.back() = 5;
+  const auto make = [&](std::uint64_t seed) {
+    return TinyVlaModel<TokenHead>(small(static_cast<int>(inputs.chunk)), inputs, seed);
+  };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  CHECK_THROWS_WITH_AS(
+      TinyVlaModel<FlowHead>(small<FlowHead>(static_cast<int>(inputs.chunk)), inputs, 1),
+      "TinyVLA: FlowHead makes continuous actions, and the environment has a dimension of categories; choose "
+      "TokenHead",
+      dvla::ConfigError);
+  inputs.action.categories.back() = 9;
+  CHECK_THROWS_WITH_AS(
+      make(1), "model.bins is 8, and an action's dimension is one of 9 categories; raise it to 9 or more",
+      dvla::ConfigError);
+}
+
 TEST_CASE_TEMPLATE("so it does in bfloat16, and with adapters on a frozen base, of either precision", Head,
                    TokenHead, FlowHead) {
   TinyVlaModel<Head>::use_threads(1);
