@@ -443,7 +443,7 @@ TEST_CASE("A row that fails in an evaluation, a self-test or a picture is told o
 TEST_CASE(
     "Rows that go on with another episode are reset at chunk boundaries, and their ends stand in the table") {
   constexpr std::int64_t S = 3, pass = 10, decisions = pass / C;
-  World world({.seed = 5, .chunk = C, .group = 4, .auto_reset = true, .pass_steps = pass, .table = S});
+  World world({.seed = 5, .chunk = C, .group = 4, .pass_steps = pass, .table = S});
   const auto shape = world.worker.shape();
   CHECK(shape.decisions == decisions);
   CHECK(shape.table == S);
@@ -492,8 +492,7 @@ TEST_CASE(
     }
   }
   CHECK(seeds.size() >= 4);
-  World same_again(
-      {.seed = 5, .chunk = C, .group = 4, .stages = 2, .auto_reset = true, .pass_steps = pass, .table = S});
+  World same_again({.seed = 5, .chunk = C, .group = 4, .stages = 2, .pass_steps = pass, .table = S});
   dvla::OwnedRecord<dvla::Transition> again(
       dvla::transition_layout(world.environment.observation_spec(), world.environment.action_spec(), shape),
       world.heap);

@@ -35,6 +35,10 @@ struct ObservationSpec {
 struct ActionSpec {
   int dimensions = 0;             ///< A
   std::vector<int> categories{};  ///< [A] n, or 0 for a continuous dimension; empty: all are continuous
+  /// n of that dimension, 0 for a continuous one.
+  int categories_of(std::int64_t dimension) const {
+    return categories.empty() ? 0 : categories[static_cast<std::size_t>(dimension)];
+  }
   bool continuous() const {
     return std::all_of(categories.begin(), categories.end(), [](int n) { return n == 0; });
   }

@@ -88,11 +88,9 @@ struct RolloutOptions {
   std::int64_t first_episode = 0, all_episodes = 0;
   std::chrono::nanoseconds deadline =
       std::chrono::minutes(2);  ///< of waiting for weights that are being installed
-  /// Rows are reset at the chunk boundary after an episode's end, while they have had fewer than `table`
-  /// episodes in this pass. Else a row has one episode, and a pass the horizon's length.
-  bool auto_reset = false;
   std::int64_t pass_steps = 0;  ///< control steps of a pass, rounded up to whole chunks; 0: the horizon
-  std::int64_t table = 1;       ///< S
+  /// S: a row is reset at the chunk boundary after an episode's end while it has had fewer in this pass.
+  std::int64_t table = 1;
   FailureCosts failure_costs = FailureCosts::group;
   double failed_share = 0.2;        ///< of a batch's rows here; more, and more than one, end the run
   double reward_scale = 1;          ///< every reward is multiplied by it
@@ -197,7 +195,7 @@ class RolloutWorker {
   /// The first chunk of a pass of fresh episodes, sampled: for the self-test. `transition` is layout(1, C).
   /// Returns the rows that have one: those that did not fail.
   std::vector<std::int64_t> probe(Transition& transition, Decision& decision) {
-    const std::vector<std::int64_t> running = begin(transition, Stream::evaluation);
+    const std::vector<std::int64_t> running = some(begin(transition, Stream::evaluation));
     act(newest(), now(transition), running, Decoding::sample,
         stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision, transition.action.at(0));
     return running;
@@ -224,9 +222,9 @@ class RolloutWorker {
         results.push_back(
             {.start = episodes[played + i], .instruction = is_task(instruction) ? instruction : -1});
       }
+      leave_failed(running, " in an evaluation");
       std::erase_if(running, [&](std::int64_t row) {
-        return failures_.has(row) ||
-               (results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row));
+        return results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row);
       });
       for (std::int64_t t = 0; t * C() < environment_.horizon() && !running.empty(); ++t) {
         throw_if_stopped(stop, "the evaluation");
@@ -234,19 +232,14 @@ class RolloutWorker {
             stream_seed(options_.seed, Stream::action, -1 - static_cast<std::int64_t>(played), t), *decision,
             scratch->action.at(0));
         step(running, *scratch, now(*scratch));
+        leave_failed(running, " in an evaluation");
         std::erase_if(running, [&](std::int64_t row) {
-          results[begun + static_cast<std::size_t>(row)].success =
-              !failures_.has(row) && environment_.succeeded(row);
-          return failures_.has(row) || scratch->ended(0, row);
+          results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row);
+          return scratch->ended(0, row);
         });
       }
-      for (std::size_t i = 0; i < count; ++i) {
-        const auto row = static_cast<std::int64_t>(i);
-        results[begun + i].failed = failures_.has(row);
-        if (failures_.has(row) && on_failure_)
-          on_failure_("environment " + std::to_string(row) +
-                      " failed in an evaluation: " + failures_.why(row));
-      }
+      for (std::size_t i = 0; i < count; ++i)
+        results[begun + i].failed = failures_.has(static_cast<std::int64_t>(i));
       played += count;
     }
     return results;
@@ -254,12 +247,15 @@ class RolloutWorker {
   /// Success over `episodes` fresh ones of `stream`; the k-th is always the same.
   double evaluate(std::int64_t episodes, Decoding decoding, Stream stream = Stream::evaluation,
                   std::int64_t first = 0, const stop_flag* stop = nullptr) {
-    std::vector<Start> starts;
-    for (std::int64_t k = 0; k < episodes; ++k) starts.push_back(fresh(stream, first + k));
-    return success_of(evaluate(starts, decoding, stop));
+    return success_of(evaluate(fresh(stream, first, episodes), decoding, stop));
   }
   /// Episode number k of a stream of fresh ones.
   Start fresh(Stream stream, std::int64_t k) const { return {.seed = stream_seed(options_.seed, stream, k)}; }
+  std::vector<Start> fresh(Stream stream, std::int64_t first, std::int64_t count) const {
+    std::vector<Start> starts;
+    for (std::int64_t k = 0; k < count; ++k) starts.push_back(fresh(stream, first + k));
+    return starts;
+  }
   static double success_of(std::span<const EvaluatedEpisode> episodes) {
     const auto solved = std::ranges::count_if(episodes, [](const auto& each) { return each.success; });
     return static_cast<double>(solved) / static_cast<double>(std::max<std::size_t>(episodes.size(), 1));
@@ -273,7 +269,7 @@ class RolloutWorker {
     OwnedRecord<Transition> chunk(layout(1, C()), heap());
     OwnedRecord<Transition> single(layout(1, 1), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
-    std::vector<std::int64_t> running = begin(*single, Stream::evaluation);
+    std::vector<std::int64_t> running = some(begin(*single, Stream::evaluation));
     on_step(std::int64_t{0});
     for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
       act(newest(), now(*single), running, decoding,
@@ -298,13 +294,8 @@ class RolloutWorker {
     OwnedRecord<Transition> single(layout(1, 1), heap());
     const std::int64_t N = environment_.size();
     const ActionSpec spec = environment_.action_spec();
-    failures_.clear();
-    starts_.clear();
-    for (std::int64_t row = 0; row < N; ++row)
-      starts_.push_back(fresh(Stream::demonstration, pass * N + row));
-    reset(everybody_, starts_, rows_at(all.observation, 0, 0, N));
-    std::vector<std::int64_t> sound = everybody_;
-    std::erase_if(sound, [&](std::int64_t row) { return failures_.has(row); });
+    const char* const here = " in the expert's demonstration";
+    std::vector<std::int64_t> sound = begin(all, Stream::demonstration, pass * N, here);
     for (std::int64_t t = 0; t < all.action.extents()[0]; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
@@ -313,12 +304,12 @@ class RolloutWorker {
           environment_.expert(row, action.span());
           SplitMix64 random(stream_seed(options_.seed, Stream::noise, pass, row, t * C() + c));
           for (std::int64_t a = 0; a < action.count(); ++a)
-            if (spec.categories.empty() || spec.categories[static_cast<std::size_t>(a)] == 0)
+            if (spec.categories_of(a) == 0)
               action[a] = std::clamp(action[a] + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
           copy(action, all.action.at(t).at(row).at(c));
         }
         step(sound, *single, rows_at(all.observation, t + 1, 0, N));
-        std::erase_if(sound, [&](std::int64_t row) { return failures_.has(row); });
+        leave_failed(sound, here);
         for (const std::int64_t row : sound) {
           all.reward.at(t).at(row)[c] = single->reward[row];
           all.terminated.at(t).at(row)[c] = single->terminated[row];
@@ -328,12 +319,8 @@ class RolloutWorker {
     }
     std::int64_t solved = 0;
     for (std::int64_t row = 0; row < N; ++row) {
-      const bool failed = failures_.has(row);
-      all.group[row] = failed ? -1 : 0;
-      solved += row < episodes && !failed && environment_.succeeded(row) ? 1 : 0;
-      if (failed && on_failure_)
-        on_failure_("environment " + std::to_string(row) +
-                    " failed in the expert's demonstration: " + failures_.why(row) + "; it is left out");
+      all.group[row] = failures_.has(row) ? -1 : 0;
+      solved += row < episodes && !failures_.has(row) && environment_.succeeded(row) ? 1 : 0;
     }
     return solved;
   }
@@ -474,22 +461,24 @@ class RolloutWorker {
       });
   }
 
-  /// The rows in which fresh episodes have begun; throws Error where there is none.
-  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream) {
-    starts_.clear();
-    for (const std::int64_t row : everybody_) starts_.push_back(fresh(stream, row));
+  /// The rows in which fresh episodes, from number `first` on, have begun.
+  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream, std::int64_t first = 0,
+                                  const char* where = "") {
     failures_.clear();
-    reset(everybody_, starts_, now(scratch));
+    reset(everybody_, fresh(stream, first, environment_.size()), now(scratch));
     std::vector<std::int64_t> running = everybody_;
-    leave_failed(running);
+    leave_failed(running, where);
+    return running;
+  }
+  std::vector<std::int64_t> some(std::vector<std::int64_t> running) const {
     if (running.empty()) throw Error("no environment can be reset; the first: " + failures_.why(0));
     return running;
   }
   /// Takes those that failed out of `running`, and tells of them: outside of batches, where nothing counts.
-  void leave_failed(std::vector<std::int64_t>& running) const {
+  void leave_failed(std::vector<std::int64_t>& running, const char* where = "") const {
     std::erase_if(running, [&](std::int64_t row) {
       if (failures_.has(row) && on_failure_)
-        on_failure_("environment " + std::to_string(row) + " failed: " + failures_.why(row));
+        on_failure_("environment " + std::to_string(row) + " failed" + where + ": " + failures_.why(row));
       return failures_.has(row);
     });
   }
@@ -540,7 +529,7 @@ class RolloutWorker {
           static_cast<std::uint8_t>(terminated[c] != 0 ? EpisodeEnd::terminated : EpisodeEnd::truncated);
       table.success.at(s)[b] = environment_.succeeded(row) ? 1 : 0;
       copy_observation(pass.all.observation, t + 1, b, table.final_observation, s);
-      if (options_.auto_reset && !last && state.episodes < options_.table)
+      if (!last && state.episodes < options_.table)
         again.push_back(row);
       else
         state.over = true;

@@ -176,9 +176,7 @@ class Run {
   }
   /// Of seeds that training never draws; the k-th is the same however many there are.
   std::vector<Start> fresh_episodes(std::int64_t count) {
-    std::vector<Start> starts;
-    for (std::int64_t k = 0; k < count; ++k) starts.push_back(worker().fresh(Stream::evaluation, k));
-    return starts;
+    return worker().fresh(Stream::evaluation, 0, count);
   }
   /// What run.evaluation_cases names, or else run.evaluation_episodes fresh ones.
   std::vector<Start> evaluation_episodes() {

@@ -161,7 +161,6 @@ class RunSettings {
     options.threads = threads;
     options.stages = config_.schedule.sampling_stages;
     options.deadline = deadline();
-    options.auto_reset = config_.run.auto_reset;
     options.pass_steps = pass_steps();
     options.table = table();
     options.failure_costs = config_.run.failure_costs;

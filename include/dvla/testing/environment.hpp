@@ -221,8 +221,7 @@ class EnvironmentProbe {
 
   void draw(SplitMix64 random, const Field<float>& action) const {  // [C, A]
     for (std::int64_t i = 0; i < action.count(); ++i) {
-      const auto a = static_cast<std::size_t>(i % actions_);
-      const int n = spec_.categories.empty() ? 0 : spec_.categories[a];
+      const int n = spec_.categories_of(i % actions_);
       action[i] = n == 0 ? random.uniform(-1.0f, 1.0f)
                          : static_cast<float>(random.below(static_cast<std::uint64_t>(n)));
     }
@@ -428,7 +427,7 @@ class EnvironmentProbe {
       environment_.expert(0, again.field.span());
       if (action.overrun()) fault("expert() wrote outside of the action");
       for (std::int64_t i = 0; i < actions_; ++i) {
-        const int n = spec_.categories.empty() ? 0 : spec_.categories[static_cast<std::size_t>(i)];
+        const int n = spec_.categories_of(i);
         const float value = action.field[i];
         if (n == 0 ? !(std::abs(value) <= 1) : !(value >= 0 && value < static_cast<float>(n)))
           return fault("the expert's action is not within its bounds, or was not written" + at(0, step));

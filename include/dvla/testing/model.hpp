@@ -292,8 +292,7 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
   again.act(twin, Decoding::sample, 6);
   expect(batch.action_storage != again.action_storage, "act with another seed gives the same actions");
   for (std::size_t i = 0; i < batch.action_storage.size(); ++i) {
-    const auto& all = inputs.action.categories;
-    const int n = all.empty() ? 0 : all[i % all.size()];
+    const int n = inputs.action.categories_of(static_cast<std::int64_t>(i) % inputs.action.dimensions);
     const float a = batch.action_storage[i];
     expect(n == 0 ? a >= -1 && a <= 1 : a >= 0 && a < static_cast<float>(n) && a == std::floor(a),
            n == 0 ? "act gives actions outside [-1, 1]"
