@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -64,5 +65,18 @@ class LaneError : public Error {
   std::string lane_;
   std::int64_t step_;
 };
+
+namespace detail {
+/// Of whatever was thrown.
+inline std::string error_text(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& known) {
+    return known.what();
+  } catch (...) {
+    return "an exception that is not a std::exception";
+  }
+}
+}  // namespace detail
 
 }  // namespace dvla

@@ -72,10 +72,8 @@ class Rows {
         at_work.store(true, std::memory_order_relaxed);
         try {
           body((*this)[i], i);
-        } catch (const std::exception& error) {
-          failures_.add((*this)[i], error.what());
         } catch (...) {
-          failures_.add((*this)[i], "an exception that is not derived from std::exception");
+          failures_.add((*this)[i], detail::error_text(std::current_exception()));
         }
         at_work.store(false, std::memory_order_relaxed);
       }

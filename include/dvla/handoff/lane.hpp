@@ -24,16 +24,6 @@
 namespace dvla {
 
 namespace detail {
-inline std::string error_text(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& known) {
-    return known.what();
-  } catch (...) {
-    return "an exception that is not a std::exception";
-  }
-}
-
 /// Runs one stage of one batch. What it throws leaves as a LaneError with the original nested in it.
 template <class Work>
 void run_stage(const std::string& lane, std::int64_t batch, Work&& work) {

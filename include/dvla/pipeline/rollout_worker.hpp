@@ -394,11 +394,9 @@ class RolloutWorker {
     const StepWatch::Call watched(step_watch_ ? &*step_watch_ : nullptr);
     try {
       call(of);
-    } catch (const std::exception& error) {
-      for (const std::int64_t row : rows) failures_.add(row, error.what());
     } catch (...) {
-      for (const std::int64_t row : rows)
-        failures_.add(row, "an exception that is not derived from std::exception");
+      const std::string why = detail::error_text(std::current_exception());
+      for (const std::int64_t row : rows) failures_.add(row, why);
     }
     for (const std::int64_t row : rows) {
       if (failures_.has(row)) continue;
