@@ -120,20 +120,11 @@ class EnvironmentProbe {
   }
 
   bool statics() {
-    const ObservationSpec& spec = environment_.observation_spec();
     if (environment_.size() < 2) fault("size() is below 2; give the suite a batch of at least two rows");
-    if (environment_.horizon() < 1) fault("horizon() is below 1");
-    if (actions_ < 1) fault("action_spec().dimensions is below 1");
-    if (!spec_.categories.empty() && std::ssize(spec_.categories) != actions_)
-      fault("action_spec().categories has not one number for each dimension");
-    for (const int n : spec_.categories)
-      if (n < 0 || n == 1) fault("an action dimension has 1 category or fewer; 0 says that it is continuous");
-    if (spec.instructions.empty())
-      fault("observation_spec().instructions is empty; one sentence is the least");
-    if (spec.cameras.size() > max_cameras) fault("observation_spec() has more than max_cameras cameras");
-    if (spec.proprioception < 0) fault("observation_spec().proprioception is negative");
-    for (const CameraSpec& camera : spec.cameras) {
-      if (camera.height < 1 || camera.width < 1) fault("camera '" + camera.name + "' has no pixels");
+    try {
+      check_specs(environment_, "that is checked");
+    } catch (const ConfigError& error) {
+      fault(error.what());
     }
     return wrong_.empty();
   }

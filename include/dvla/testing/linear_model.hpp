@@ -300,13 +300,9 @@ class BasicLinearModel {
     return std::isfinite(place) ? std::lround(place) : 0;
   }
   float value_of(std::span<const float> feature) const {
-    float sum = 0;
-    for (std::size_t f = 0; f < feature.size(); ++f) {
-      const std::byte* const weight = values_.back() + f * bytes_of(dtype_);
-      sum += feature[f] * (dtype_ == Dtype::f32 ? *reinterpret_cast<const float*>(weight)
-                                                : from_bf16(*reinterpret_cast<const std::uint16_t*>(weight)));
-    }
-    return sum;
+    float value = 0;
+    fill_logits(values_.back(), feature, {&value, 1});
+    return value;
   }
   /// The bin of element e where the cumulated probability passes `u` in [0, 1).
   std::int64_t draw(std::int64_t e, float u) const {
@@ -333,12 +329,7 @@ class BasicLinearModel {
     feature.back() = 1;
   }
   void fill_log_probs(std::int64_t e, std::span<const float> feature, std::span<float> log_prob) const {
-    const std::byte* const values = values_[static_cast<std::size_t>(e)];
-    if (dtype_ == Dtype::f32)
-      fill_logits(reinterpret_cast<const float*>(values), feature, log_prob,
-                  [](float value) { return value; });
-    else
-      fill_logits(reinterpret_cast<const std::uint16_t*>(values), feature, log_prob, from_bf16);
+    fill_logits(values_[static_cast<std::size_t>(e)], feature, log_prob);
     if (const int n = categories(e); n > 0)  // exp of it is 0
       std::fill(log_prob.begin() + n, log_prob.end(), -1e9F);
     const float largest = *std::max_element(log_prob.begin(), log_prob.end());
@@ -346,6 +337,13 @@ class BasicLinearModel {
     for (const float logit : log_prob) sum += std::exp(logit - largest);
     const float log_sum = largest + std::log(sum);
     for (float& logit : log_prob) logit -= log_sum;
+  }
+  /// The products of weights [logits, F], in the model's precision, and features.
+  void fill_logits(const std::byte* values, std::span<const float> feature, std::span<float> logits) const {
+    if (dtype_ == Dtype::f32)
+      fill_logits(reinterpret_cast<const float*>(values), feature, logits, [](float value) { return value; });
+    else
+      fill_logits(reinterpret_cast<const std::uint16_t*>(values), feature, logits, from_bf16);
   }
   template <class Value, class Read>
   static void fill_logits(const Value* weight, std::span<const float> feature, std::span<float> logits,
