@@ -121,8 +121,8 @@ class GaussianPolicy {
                             {0, 0.1 * scale(chosen.hidden)}, /*bias=*/true);
   }
 
-  /// [n, C, A] of those rows. Telling of units lets FSDP gather them in time.
-  at::Tensor mean(const dvla::Observation& observation, std::span<const std::int64_t> rows) const {
+  /// [n, C, A] of those rows. Telling of units lets FSDP gather them in time, and release them.
+  at::Tensor mean(const dvla::Observation& observation, std::span<const std::int64_t> rows) {
     weights_.before(0);
     const at::Tensor state = dvla::tensor_of(observation.proprioception, rows);
     const at::Tensor which = dvla::tensor_of(observation.instruction, rows).to(at::kLong);
@@ -134,8 +134,11 @@ class GaussianPolicy {
       all.push_back(at::conv2d(pixels.to(at::kFloat) / 255, camera_, {}, 4).relu().flatten(1));
     }
     const at::Tensor hidden = in_(at::cat(all, 1)).relu();
+    weights_.after(0, {hidden});
     weights_.before(1);
-    return out_(hidden).view({-1, inputs_.chunk, inputs_.action.dimensions});
+    const at::Tensor centre = out_(hidden).view({-1, inputs_.chunk, inputs_.action.dimensions});
+    weights_.after(1, {centre});
+    return centre;
   }
   at::Tensor log_prob_of(const at::Tensor& sample, const at::Tensor& centre) const {
     const double deviation = knobs_.deviation;

@@ -1,7 +1,8 @@
 // dvla-bench: torch c10d smoke=1,1,8
 // Full sharding between processes over loopback, by LibTorch's Gloo, TinyVLA (0.6 M parameters, all of them
-// in float32, all in bfloat16, or only adapters of rank 8), one thread a rank: the bytes that a rank sends in
-// an optimiser step of two micro-batches, as the kernel counts them at its TCP sockets, against the formula;
+// in float32, all in bfloat16, or only adapters of rank 8, on frozen units that are whole or sharded), one thread
+// a rank, units released after each use, after the backward pass or never: the bytes that a rank sends in an
+// optimiser step of two micro-batches, as the kernel counts them at its TCP sockets, against the formula;
 // the time of a step against Unsharded, interleaved; and the share of the collectives' time that lies beside
 // computation: inside a forward and backward pass that is not waiting for them at that moment.
 //   bench_fsdp [rounds = 9] [steps = 10] [rows = 128, over all actors]
@@ -76,10 +77,13 @@ struct Model final : dvla::TinyVlaModel<dvla::TokenHead>, dvla::UnitHooks {
     hooks_ = hooks;
     Base::hook_units(hooks ? this : nullptr);
   }
-  void before_unit(std::size_t unit) override {
+  void before_unit(std::size_t unit, dvla::Direction direction) override {
     const std::int64_t begin = dvla::trace::now_ns();
-    hooks_->before_unit(unit);
+    hooks_->before_unit(unit, direction);
     waits.push_back({begin, dvla::trace::now_ns()});
+  }
+  void after_unit(std::size_t unit, dvla::Direction direction) override {
+    hooks_->after_unit(unit, direction);
   }
   void gradient_ready(std::size_t unit) override { hooks_->gradient_ready(unit); }
   void pass(const dvla::Observation& observation, dvla::Field<float> action,
@@ -95,7 +99,7 @@ struct Model final : dvla::TinyVlaModel<dvla::TokenHead>, dvla::UnitHooks {
 };
 
 struct Command {
-  enum What : std::int64_t { unsharded, sharded, bf16, lora } what;
+  enum What : std::int64_t { unsharded, sharded, kept, never, bf16, lora, frozen } what;
   std::int64_t steps;
 };
 struct Answer {
@@ -112,8 +116,10 @@ class Learner {
 template <class Weights>
 class LearnerWith final : public Learner {
  public:
-  LearnerWith(const std::string& name, dvla::Cluster& cluster, std::int64_t rows, const Kind& kind)
-      : rows_(rows), model_(kind), weights_(model_, pool_, {}, [&](const std::string& purpose) {
+  template <class Knobs = dvla::NoKnobs>
+  LearnerWith(const std::string& name, dvla::Cluster& cluster, std::int64_t rows, const Kind& kind,
+              const Knobs& sharding = {})
+      : rows_(rows), model_(kind), weights_(model_, pool_, sharding, [&](const std::string& purpose) {
           std::vector<int> members;
           for (int rank = 0; rank < cluster.world(); ++rank) members.push_back(rank);
           return cluster.group(name + "/" + purpose, members, 60s);
@@ -129,7 +135,10 @@ class LearnerWith final : public Learner {
     const std::int64_t sent = bytes_sent(), begin = dvla::trace::now_ns();
     const dvla::ShardTraffic before = weights_.traffic();
     for (std::int64_t i = 0; i < steps; ++i) step();
-    weights_.gather_all();
+    if constexpr (is_sharded) {
+      if (weights_.bytes_a_forward() == 0)
+        weights_.gather_all();  // whole after each step: a part of the step
+    }
     Answer answer;
     const auto a_step = [&](std::int64_t count) {
       return static_cast<double>(count) / static_cast<double>(steps);
@@ -137,7 +146,7 @@ class LearnerWith final : public Learner {
     answer.counted = a_step(weights_.traffic().total() - before.total());
     answer.bytes_a_step = a_step(bytes_sent() - sent);
     if constexpr (is_sharded) {
-      answer.formula = static_cast<double>(weights_.layout().bytes_a_step());
+      answer.formula = static_cast<double>(weights_.bytes_a_step(2));
       answer.beside = beside(begin);
     }
     return answer;
@@ -149,7 +158,7 @@ class LearnerWith final : public Learner {
     weights_.zero_gradients();
     for (const int micro : {0, 1}) {
       const auto [first, count] = dvla::share_of(std::ssize(mine_), 2, micro);
-      weights_.begin_micro_batch(micro == 1);
+      weights_.begin_pass({.last = micro == 1});
       model_.pass(*observation_, action_,
                   std::span<const std::int64_t>(mine_).subspan(static_cast<std::size_t>(first),
                                                                static_cast<std::size_t>(count)),
@@ -187,17 +196,29 @@ struct Rank {
   Rank(const dvla::Launch& launch, std::int64_t rows) : cluster(launch, 60s) {
     Model::use_threads(1);
     learners.push_back(std::make_unique<Whole>("whole", cluster, rows, Kind{}));
-    learners.push_back(std::make_unique<Sharded>("sharded", cluster, rows, Kind{}));
-    learners.push_back(std::make_unique<Sharded>("bf16", cluster, rows, Kind{dvla::Dtype::bf16}));
-    learners.push_back(
-        std::make_unique<Sharded>("lora", cluster, rows, Kind{dvla::Dtype::f32, {.rank = 8, .alpha = 16}}));
+    using enum dvla::UnitRelease;
+    const auto add = [&](const std::string& name, const Kind& kind, const dvla::FsdpKnobs& sharding) {
+      learners.push_back(std::make_unique<Sharded>(name, cluster, rows, kind, sharding));
+    };
+    const Kind adapters{dvla::Dtype::f32, {.rank = 8, .alpha = 16}};
+    add("sharded", {}, {});
+    add("kept", {}, {after_backward});
+    add("never", {}, {never});
+    add("bf16", {dvla::Dtype::bf16}, {});
+    add("lora", adapters, {});
+    add("frozen", adapters, {.shard_frozen = true});
   }
   dvla::C10dCluster cluster;
   std::vector<std::unique_ptr<Learner>> learners;  ///< by Command::What
 };
 
 const char* name_of(Command::What what) {
-  return what == Command::bf16 ? "bf16" : what == Command::lora ? "LoRA" : "";
+  return what == Command::kept     ? "after_backward"
+         : what == Command::never  ? "never"
+         : what == Command::bf16   ? "bf16"
+         : what == Command::lora   ? "LoRA"
+         : what == Command::frozen ? "LoRA, frozen too"
+                                   : "after_use";
 }
 
 void compare(int actors, int rounds, int steps, std::int64_t rows) {
@@ -210,9 +231,9 @@ void compare(int actors, int rounds, int steps, std::int64_t rows) {
   std::printf(
       "bytes that each of %d actors sends in a step: at its sockets, by the formula, ratio; by traffic()\n",
       actors);
-  for (const auto what : {sharded, bf16, lora})
+  for (const auto what : {sharded, kept, never, bf16, lora, frozen})
     for (const Answer& answer : ranks.ask({what, 4}))
-      std::printf("  FSDP %-5s %26.0f %12.0f   %s %12.0f\n", name_of(what), answer.bytes_a_step,
+      std::printf("  FSDP %-16s %15.0f %12.0f   %s %12.0f\n", name_of(what), answer.bytes_a_step,
                   answer.formula,
                   answer.formula > 0 ? std::to_string(answer.bytes_a_step / answer.formula).c_str() : "-",
                   answer.counted);
@@ -225,10 +246,13 @@ void compare(int actors, int rounds, int steps, std::int64_t rows) {
       return seconds / steps;
     };
   };
-  bench::compare(
-      "step of " + std::to_string(rows) + " rows, " + std::to_string(actors) + " actors",
-      {{"Unsharded", time_of(unsharded)}, {"FSDP", time_of(sharded)}, {"FSDP bf16", time_of(bf16)}}, rounds,
-      1e3, "ms");
+  bench::compare("step of " + std::to_string(rows) + " rows, " + std::to_string(actors) + " actors",
+                 {{"Unsharded", time_of(unsharded)},
+                  {"FSDP after_use", time_of(sharded)},
+                  {"FSDP after_backward", time_of(kept)},
+                  {"FSDP never", time_of(never)},
+                  {"FSDP bf16", time_of(bf16)}},
+                 rounds, 1e3, "ms");
   shares.erase(shares.begin());  // of the round that does not count
   if (actors > 1)
     std::printf("  share of FSDP's collectives beside computation: %.2f [%.2f, %.2f]\n",

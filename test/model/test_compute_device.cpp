@@ -135,7 +135,8 @@ DOCTEST_TEST_CASE("hooks are told of all units before weights are copied, and af
         std::ranges::fill(unit.floats(), 0.0f);
       }
     }
-    void before_unit(std::size_t unit) override {
+    void after_unit(std::size_t, dvla::Direction) override {}
+    void before_unit(std::size_t unit, dvla::Direction) override {
       before.push_back(unit);
       std::ranges::copy(gathered[unit], model.units()[unit].floats().begin());  // they arrive only now
     }

@@ -54,8 +54,33 @@ TEST_CASE("A rank that only samples plans no gradients, masters or moments") {
 }
 
 TEST_CASE("Actors that share masters and moments plan those of their share of elements, rounded up") {
-  // Values and gradients of all 1000, masters and moments of 334.
-  CHECK(planned({parameter({1000}, Dtype::bf16)}, 0, true, 3) == (2 + 4) * 1000 + (4 + 8) * 334);
+  // Values and gradients of all 1000; masters, moments and the gradient over all actors of 334.
+  CHECK(planned({parameter({1000}, Dtype::bf16)}, 0, true, 3) == (2 + 4) * 1000 + (4 + 8 + 4) * 334);
+}
+
+TEST_CASE("Actors that release units plan a share of the model, and two of the largest units whole") {
+  std::vector<Parameter> all(10, parameter({600}, Dtype::f32));
+  for (std::size_t unit = 0; unit < all.size(); ++unit) all[unit].unit = unit;
+  all[9] = parameter({300}, Dtype::f32, false);
+  all[9].unit = 3;
+  const auto plan = [&](dvla::WeightsPlan weights) {
+    MemoryPlan made;
+    weights.parameters = all;
+    weights.trains = true;
+    dvla::plan_weights(made, weights);
+    return made;
+  };
+  // Frozen whole, values a share, two units gathered; two gradients and a share; moments.
+  const MemoryPlan three = plan({.parameters = {}, .actors = 3, .units_at_once = 2});
+  CHECK(three.total() == 1200 + 4 * 1800 + 2 * 2400 + 2 * 2400 + 4 * 1800 + 8 * 1800);
+  CHECK(three.addresses() == 1200 + 2 * 4 * 5400 - three.total() % (1200 + 2 * 4 * 5400));
+  // With frozen units sharded, the largest is the one that is half frozen.
+  CHECK(plan({.parameters = {}, .actors = 3, .units_at_once = 2, .shard_frozen = true}).total() ==
+        400 + 4 * 1800 + (2400 + 1200 + 2400) + 2 * 2400 + 4 * 1800 + 8 * 1800);
+  // Many actors: the whole, which is there while the model is made, is more than a share ever is.
+  const MemoryPlan many = plan({.parameters = {}, .actors = 900, .units_at_once = 2});
+  CHECK(many.total() == 1200 + 4 * 5400);
+  CHECK(plan({.parameters = {}, .actors = 1, .units_at_once = 2}).addresses() == 0);
 }
 
 TEST_CASE("A parameter under a second name is planned once") {

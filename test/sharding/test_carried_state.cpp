@@ -64,7 +64,7 @@ std::vector<float> move(const Batch& batch, const LinearKnobs& knobs, int world,
       const auto model = batch.model(knobs);
       std::unique_ptr<Weights> weights;
       if (dvla::Roles::place(from, rank) >= 0) {
-        weights = std::make_unique<Weights>(*model, heap, dvla::NoKnobs{}, among(from, "old/"));
+        weights = std::unique_ptr<Weights>(new Weights(*model, heap, {}, among(from, "old/")));
         steps(*weights, *model, 3);
         weights->gather_all();
       }

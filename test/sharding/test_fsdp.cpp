@@ -17,8 +17,16 @@ using namespace actors_test;
 using Sharded = dvla::ShardedWeights<LinearModel>;
 using Whole = dvla::UnshardedWeights<LinearModel>;
 using dvla::Dtype;
+using dvla::FsdpKnobs;
+using dvla::UnitRelease;
 using dvla::testing::LinearKnobs;
 std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
+
+const std::vector<FsdpKnobs> modes{{.release = UnitRelease::after_use},
+                                   {.release = UnitRelease::after_backward},
+                                   {.release = UnitRelease::never},
+                                   {.release = UnitRelease::after_use, .shard_frozen = true},
+                                   {.release = UnitRelease::after_backward, .shard_frozen = true}};
 
 /// Passes everything on and counts what a ring of members would send.
 struct CountingGroup final : dvla::Group {
@@ -59,6 +67,12 @@ std::vector<std::byte> frozen_bytes(const LinearModel& model) {
     if (!each.trainable) all.insert(all.end(), each.data, each.data + each.bytes());
   return all;
 }
+std::vector<std::pair<int, FsdpKnobs>> in_each_mode(std::initializer_list<int> all) {
+  std::vector<std::pair<int, FsdpKnobs>> pairs;
+  for (const int actors : all)
+    for (const FsdpKnobs& mode : modes) pairs.emplace_back(actors, mode);
+  return pairs;
+}
 double apart(const std::vector<double>& one, const std::vector<double>& other) {
   double largest = 0;
   for (std::size_t i = 0; i < one.size(); ++i) largest = std::max(largest, std::abs(one[i] - other[i]));
@@ -68,6 +82,10 @@ double apart(const std::vector<double>& one, const std::vector<double>& other) {
 template <class Weights>
 std::unique_ptr<Weights> make(LinearModel& model, const dvla::GroupSource& groups) {
   return std::unique_ptr<Weights>(new Weights(model, heap, {}, groups));
+}
+std::unique_ptr<Sharded> make_sharded(const FsdpKnobs& mode, LinearModel& model,
+                                      const dvla::GroupSource& groups) {
+  return std::make_unique<Sharded>(model, heap, mode, groups);
 }
 
 /// Imitation of fixed actions: rows dealt to the actors in turn, `micros` micro-batches a step, an actor's
@@ -84,7 +102,7 @@ std::vector<double> imitate(Batch& batch, Model& model, Weights& weights, int st
     weights.zero_gradients();
     std::array loss{0.0};
     for (int micro = 0; micro < micros; ++micro) {
-      weights.begin_micro_batch(micro + 1 == micros);
+      weights.begin_pass({.last = micro + 1 == micros});
       const auto [first, count] = dvla::share_of(std::ssize(mine), micros, micro);
       if (count == 0) continue;
       const double share = static_cast<double>(count) / 60;
@@ -112,12 +130,12 @@ TEST_CASE("50 steps at 1, 2, 3 and 4 actors: loss and weights of one actor with 
     Whole whole(*one, heap);
     const std::vector<double> expected = imitate(batch, *one, whole, 50, 2);
     CHECK(expected.back() < 0.95 * expected.front());
-    for (const int actors : {1, 2, 3, 4}) {
+    for (const auto& [actors, mode] : in_each_mode({1, 2, 3, 4})) {
       CAPTURE(actors);
       std::atomic<std::int64_t> stepped{0};
-      run_actors(actors, [&](int actor, const dvla::GroupSource& groups) {
+      run_actors(actors, [&, actors = actors, mode = mode](int actor, const dvla::GroupSource& groups) {
         const auto model = batch.model(knobs);
-        const auto weights = make<Sharded>(*model, groups);
+        const auto weights = make_sharded(mode, *model, groups);
         const std::vector<double> losses = imitate(batch, *model, *weights, 50, 2);
         weights->gather_all();
         for (std::size_t step = 0; step < losses.size(); ++step)
@@ -151,11 +169,11 @@ TEST_CASE("bfloat16: several actors are as close to float32 as one process in bf
     const double of_losses = apart(imitate(batch, *one, rounded, 50, 2), exact);
     const double of_values = largest_difference(values_of(*one), values_of(*reference));
     CHECK(of_losses > 0);
-    for (const int actors : {1, 2, 3, 4})
-      run_actors(actors, [&](int, const dvla::GroupSource& groups) {
+    for (const auto& [actors, mode] : in_each_mode({1, 2, 3, 4}))
+      run_actors(actors, [&, mode = mode](int, const dvla::GroupSource& groups) {
         const auto model = batch.model(knobs);
         const std::vector<std::byte> frozen = frozen_bytes(*model);
-        const auto weights = make<Sharded>(*model, groups);
+        const auto weights = make_sharded(mode, *model, groups);
         const std::vector<double> losses = imitate(batch, *model, *weights, 50, 2);
         weights->gather_all();
         CHECK(apart(losses, exact) <= 1.5 * of_losses);
@@ -177,13 +195,14 @@ TEST_CASE("Actors whose micro-batches are mostly empty learn the same") {
   const auto one = batch.model();
   Whole whole(*one, heap);
   const std::vector<double> expected = imitate(batch, *one, whole, 10, 1);
-  run_actors(2, [&](int, const dvla::GroupSource& groups) {  // more micro-batches than rows
-    const auto model = batch.model();
-    const auto weights = make<Sharded>(*model, groups);
-    const std::vector<double> losses = imitate(batch, *model, *weights, 10, 40);
-    for (std::size_t step = 0; step < losses.size(); ++step)
-      CHECK(std::abs(losses[step] - expected[step]) < 1e-5);
-  });
+  for (const FsdpKnobs& mode : modes)
+    run_actors(2, [&](int, const dvla::GroupSource& groups) {  // more micro-batches than rows
+      const auto model = batch.model();
+      const auto weights = make_sharded(mode, *model, groups);
+      const std::vector<double> losses = imitate(batch, *model, *weights, 10, 40);
+      for (std::size_t step = 0; step < losses.size(); ++step)
+        CHECK(std::abs(losses[step] - expected[step]) < 1e-5);
+    });
 }
 
 TEST_CASE("GRPO on shards is GRPO on the whole, however the groups are dealt") {
@@ -217,30 +236,105 @@ TEST_CASE("GRPO on shards is GRPO on the whole, however the groups are dealt") {
     }
 }
 
-TEST_CASE("Bytes sent are those of the formula, whatever the accumulation: what trains, once each way") {
+TEST_CASE("Bytes sent are those of the formula: what trains, and what is frozen where it is sharded") {
   Batch batch;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
     for (const LinearKnobs& knobs : variants(dtype))
-      for (const int actors : {1, 2, 3, 4})
+      for (const auto& [actors, mode] : in_each_mode({1, 2, 3, 4}))
         for (const int micros : {1, 4})
-          run_actors(actors, [&](int, const dvla::GroupSource& groups) {
+          run_actors(actors, [&, actors = actors, mode = mode](int, const dvla::GroupSource& groups) {
             std::int64_t counted = 0;
             const auto model = batch.model(knobs);
-            Sharded weights(*model, heap, {}, [&](const std::string& purpose) {
+            Sharded weights(*model, heap, mode, [&](const std::string& purpose) {
               std::shared_ptr<dvla::Group> inner = groups(purpose);
               if (purpose == "shards") inner = std::make_shared<CountingGroup>(std::move(inner), counted);
               return inner;
             });
             imitate(batch, *model, weights, 5, micros);
             const std::int64_t sent = weights.traffic().total();
-            std::int64_t padded = 0;  // the formula by hand
-            for (const dvla::Parameter& each : model->parameters())
-              if (each.trainable) padded += (each.count() + actors - 1) / actors;
-            const std::int64_t formula = (actors - 1) * padded * ((dtype == Dtype::bf16 ? 2 : 4) + 4);
-            CHECK(weights.layout().bytes_a_step() == formula);
-            CHECK(sent == 5 * formula);
+            // The formula by hand: every parameter is a unit.
+            const int element = dtype == Dtype::bf16 ? 2 : 4;
+            std::int64_t gathered = 0, gathered_last = 0, reduced = 0;
+            for (const dvla::Parameter& each : model->parameters()) {
+              const std::int64_t part = (each.count() + actors - 1) / actors;
+              if (each.trainable) reduced += part * 4;
+              const std::int64_t frozen = (each.count() * element + actors - 1) / actors;
+              if (each.trainable) gathered_last = part * element;
+              gathered += each.trainable ? part * element : mode.shard_frozen ? frozen : 0;
+            }
+            const std::int64_t a_step = mode.release == UnitRelease::never ? gathered + reduced
+                                        : mode.release == UnitRelease::after_backward
+                                            ? micros * (gathered + reduced)
+                                            : micros * (2 * gathered - gathered_last + reduced);
+            CAPTURE(actors);
+            CAPTURE(micros);
+            CAPTURE(knobs.frozen_units);
+            CAPTURE(mode.shard_frozen);
+            CAPTURE(static_cast<int>(mode.release));
+            CHECK(weights.bytes_a_step(micros) == (actors - 1) * a_step);
+            CHECK(sent == 5 * (actors - 1) * a_step);
             CHECK(counted == sent);
           });
+}
+
+TEST_CASE("Between uses an actor has its part only: nothing else of the model's values is there") {
+  Batch batch;
+  for (const FsdpKnobs& mode : modes)
+    run_actors(3, [&](int actor, const dvla::GroupSource& groups) {
+      const auto model = batch.model({.bins = 12, .chunk = 2, .frozen_units = 1});
+      const std::vector<std::byte> frozen = frozen_bytes(*model);
+      const auto weights = make_sharded(mode, *model, groups);
+      imitate(batch, *model, *weights, 2, 2);
+      const bool released = mode.release != UnitRelease::never;
+      for (std::size_t unit = 0; unit < model->units().size(); ++unit) {
+        const auto own = weights->layout().within(unit, actor);
+        const std::span<float> values = model->units()[unit].floats();
+        const std::span<float> gradients = model->units()[unit].gradients;
+        for (std::int64_t i = 0; i < std::ssize(values); ++i) {
+          const bool mine = i >= own.offset && i < own.offset + own.count;
+          if (released) REQUIRE((values[static_cast<std::size_t>(i)] != 0) == mine);
+          if (released) REQUIRE(gradients[static_cast<std::size_t>(i)] == 0);
+        }
+      }
+      CHECK((frozen_bytes(*model) == frozen) == !mode.shard_frozen);
+      const std::vector<std::int64_t> rows{0, 1};
+      const dvla::Observation observation =
+          cut_record((*batch.transition).observation, [](auto field) { return field.rows(0, 4).flat(); });
+      std::vector<float> log_prob(2 * 4), entropy(2 * 4);
+      const auto decisions = dvla::cut_record(*batch.decision, [](auto field) { return field.flat(); });
+      if (released)
+        CHECK_THROWS_WITH_AS(model->forward(observation, decisions, rows, log_prob, entropy),
+                             doctest::Contains("outside of the passes"), dvla::Error);
+      weights->gather_all();
+      weights->gather_all();
+      model->forward(observation, decisions, rows, log_prob, entropy);
+      CHECK(frozen_bytes(*model) == frozen);
+      weights->begin_pass({.backward = false});  // everybody's; this actor's is empty, or not
+      if (actor > 0) model->forward(observation, decisions, rows, log_prob, entropy);
+      const auto again = log_prob;
+      weights->gather_all();
+      model->forward(observation, decisions, rows, log_prob, entropy);
+      if (actor > 0) CHECK(again == log_prob);
+    });
+}
+
+TEST_CASE("Knobs that do not fit, and a pass that was announced once and made twice, are one sentence") {
+  Batch batch;
+  const auto alone = batch.model();
+  CHECK_THROWS_WITH_AS(Sharded(*alone, heap, {.release = UnitRelease::never, .shard_frozen = true}),
+                       doctest::Contains("sharding.shard_frozen"), dvla::ConfigError);
+  run_actors(2, [&](int, const dvla::GroupSource& groups) {
+    const auto model = batch.model();
+    const auto weights = make_sharded({}, *model, groups);
+    const dvla::Observation observation =
+        cut_record((*batch.transition).observation, [](auto field) { return field.rows(0, 4).flat(); });
+    const std::vector<std::int64_t> rows{0, 1};
+    weights->zero_gradients();
+    weights->begin_pass({});
+    model->imitate(observation, (*batch.transition).action.flat(), rows, 1);
+    CHECK_THROWS_WITH_AS(model->imitate(observation, (*batch.transition).action.flat(), rows, 1),
+                         doctest::Contains("twice in one announced pass"), dvla::Error);
+  });
 }
 
 TEST_CASE("bfloat16: the model computes with, and packs, rounded values; masters keep what rounding loses") {
@@ -354,7 +448,7 @@ TEST_CASE("A backward pass after the last one is an error") {
       cut_record((*batch.transition).observation, [](auto field) { return field.rows(0, 4).flat(); });
   const std::vector<std::int64_t> rows{0, 1};
   weights.zero_gradients();
-  weights.begin_micro_batch(true);
+  weights.begin_pass({});
   model->imitate(observation, (*batch.transition).action.flat(), rows, 1);
   model->imitate(observation, (*batch.transition).action.flat(), rows, 1);
   CHECK_THROWS_WITH_AS(weights.step({}), doctest::Contains("announced as the last"), dvla::Error);
@@ -403,7 +497,9 @@ TEST_CASE("A layout cuts each unit for all actors; one without trainable element
   CHECK(layout.range(2, 2) == dvla::WeightRange{7, 1});
   CHECK(layout.range(3, 1) == dvla::WeightRange{10, 2});
   CHECK(layout.packed(1) == dvla::WeightPart{{16, 12}, {36, 4}});
-  CHECK(layout.bytes_a_step() == 2 * ((1 + 3) * 8 + 2 * 6));
+  CHECK(layout.gather_bytes(2) == 2 * 3 * 4);
+  CHECK(layout.gather_bytes(3) == 2 * 2 * 2);
+  CHECK(layout.reduce_bytes(3) == 2 * 2 * 4);
 }
 
 TEST_CASE("Collectives are spans of a row of their own, and the backward pass goes on beside them") {
@@ -421,8 +517,8 @@ TEST_CASE("Collectives are spans of a row of their own, and the backward pass go
       reductions += std::string(span.name) == "reduce_scatter";
     }
     const int units = static_cast<int>(weights->layout().units());
-    CHECK(gathers == 3 * units);
-    CHECK(reductions == 3 * units);
+    CHECK(gathers == 3 * 2 * (2 * units - 1) + units);  // gather_all's at the end
+    CHECK(reductions == 3 * 2 * units);
     CHECK(trace.rows() == std::vector<std::string>{"sharding"});
   });
 }

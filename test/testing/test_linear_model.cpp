@@ -151,6 +151,28 @@ struct Forgetful : dvla::testing::LinearValueModel {
     for (float& each : value) each += 0.5F;
   }
 };
+/// Says nothing of its units; says that it uses them in another order.
+struct Mute : LinearModel {
+  using LinearModel::LinearModel;
+  void hook_units(dvla::UnitHooks*) {}
+};
+struct Backwards : LinearModel {
+  using LinearModel::LinearModel;
+  struct Turned final : dvla::UnitHooks {
+    void before_unit(std::size_t unit, dvla::Direction direction) override {
+      hooks->before_unit(last - unit, direction);
+    }
+    void after_unit(std::size_t, dvla::Direction) override {}
+    void gradient_ready(std::size_t unit) override { hooks->gradient_ready(unit); }
+    dvla::UnitHooks* hooks = nullptr;
+    std::size_t last = 0;
+  } turned;
+  void hook_units(dvla::UnitHooks* hooks) {
+    turned.hooks = hooks;
+    turned.last = units().size() - 1;
+    LinearModel::hook_units(hooks == nullptr ? nullptr : &turned);
+  }
+};
 /// An act that writes rows that it was not asked for.
 struct Eager : LinearModel {
   using LinearModel::LinearModel;
@@ -162,7 +184,8 @@ struct Eager : LinearModel {
 };
 }  // namespace
 
-TEST_CASE("check_model finds values that are not the value head's, and rows that were not asked for") {
+TEST_CASE(
+    "check_model finds values that are not the value head's, rows that were not asked for, wrong hooks") {
   dvla::ModelInputs inputs;
   inputs.observation = {.cameras = {}, .proprioception = 3, .instructions = {"go left", "go right"}};
   inputs.action.dimensions = 2;
@@ -174,6 +197,11 @@ TEST_CASE("check_model finds values that are not the value head's, and rows that
       all += each + "\n";
     return all;
   };
+  CHECK(faults_of(std::type_identity<Mute>{}).find("before_unit was not called for unit 0") !=
+        std::string::npos);
+  const std::string backwards = faults_of(std::type_identity<Backwards>{});
+  CHECK(backwards.find("in ascending order forwards") != std::string::npos);
+  CHECK(backwards.find("without an after_unit before it") != std::string::npos);
   CHECK(faults_of(std::type_identity<Deaf>{}).find("no gradient of the values") != std::string::npos);
   const std::string forgetful = faults_of(std::type_identity<Forgetful>{});
   CHECK(forgetful.find("other values than act stored") != std::string::npos);

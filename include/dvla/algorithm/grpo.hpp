@@ -112,13 +112,10 @@ class GrpoTrainer {
 
     std::span<const float> proximal;
     if constexpr (Correction::needs_proximal) {
-      if (on_policy(transition.version.span(), batch)) {
-        proximal = behaviour;  // the trainer's own weights acted
-      } else {
-        auto span = trace.span("proximal", batch);
-        recompute(model, observation, decisions);
-        proximal = proximal_;
-      }
+      const bool own = on_policy(transition.version.span(), batch);  // the trainer's own weights acted
+      proximal = own ? behaviour : std::span<const float>(proximal_);
+      auto span = trace.span("proximal", batch);
+      recompute(model, weights, observation, decisions, !own);
     }
 
     AdamWKnobs optimiser = optimiser_;
@@ -133,7 +130,7 @@ class GrpoTrainer {
       for (std::size_t mini = 0; mini < batches_.size(); ++mini) {
         weights.zero_gradients();
         for (std::int64_t part = 0; part < micros_[mini]; ++part) {
-          weights.begin_micro_batch(part + 1 == micros_[mini]);
+          weights.begin_pass({.last = part + 1 == micros_[mini]});
           if (static_cast<std::size_t>(part) >= batches_.micros(mini)) continue;
           auto span = trace.span("micro_batch", batch);
           stats.loss +=
@@ -255,18 +252,28 @@ class GrpoTrainer {
     stats.mean_return /= episodes;
   }
 
-  /// Log-probabilities of every valid row under the trainer's weights before the first step on this batch.
-  void recompute(Model& model, const Observation& observation, const Decision& decisions) {
-    batches_.draw(mask_, shape_.per_row(), seed_);
+  /// Log-probabilities of every valid row under the trainer's weights before the first step on this batch,
+  /// where they are `wanted`; in as many passes as the actor with the most has, and none where nobody has any.
+  void recompute(Model& model, Weights& weights, const Observation& observation, const Decision& decisions,
+                 bool wanted) {
+    std::array<std::int64_t, 1> passes{};
+    if (wanted) {
+      batches_.draw(mask_, shape_.per_row(), seed_);
+      batches_.cut(1);
+      passes[0] = static_cast<std::int64_t>(batches_.micros(0));
+    }
+    const std::int64_t mine = passes[0];
+    weights.max(passes);
     const std::size_t tokens = shape_.tokens();
-    for (std::size_t mini = 0; mini < batches_.size(); ++mini)
-      for (std::size_t part = 0; part < batches_.micros(mini); ++part) {
-        const Rows rows = batches_.micro(mini, part);
-        forward(model, observation, decisions, rows);
-        for (std::size_t i = 0; i < rows.size(); ++i)
-          std::copy_n(current_.begin() + static_cast<std::ptrdiff_t>(i * tokens), tokens,
-                      proximal_.begin() + static_cast<std::ptrdiff_t>(rows[i] * tokens));
-      }
+    for (std::int64_t part = 0; part < passes[0]; ++part) {
+      weights.begin_pass({.backward = false});
+      if (part >= mine) continue;
+      const Rows rows = batches_.micro(0, static_cast<std::size_t>(part));
+      forward(model, observation, decisions, rows);
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        std::copy_n(current_.begin() + static_cast<std::ptrdiff_t>(i * tokens), tokens,
+                    proximal_.begin() + static_cast<std::ptrdiff_t>(rows[i] * tokens));
+    }
   }
 
   void forward(Model& model, const Observation& observation, const Decision& decisions, Rows rows) {

@@ -29,11 +29,16 @@ enum class Decoding { sample, mode };
 struct ShareFrozen {};
 inline constexpr ShareFrozen share_frozen{};
 
+/// Which way a call goes through a model's units.
+enum class Direction : std::uint8_t { forward, backward };
+
 /// Is told which unit a model works at, in the thread that calls the model.
 class UnitHooks {
  public:
   /// Its parameters are read from now on; may wait, may throw.
-  virtual void before_unit(std::size_t unit) = 0;
+  virtual void before_unit(std::size_t unit, Direction direction) = 0;
+  /// They are not read any more, until before_unit names it again.
+  virtual void after_unit(std::size_t unit, Direction direction) = 0;
   /// This backward pass adds nothing more to its gradients.
   virtual void gradient_ready(std::size_t unit) = 0;
 
@@ -62,9 +67,11 @@ class UnitHooks {
 /// - constructor `(original, share_frozen)`: another model that computes the same: it refers to the same
 ///   frozen parameters, for which the original must outlive it, owns its trainable ones, and holds no
 ///   gradients.
-/// - `hook_units(hooks)`: until the next such call, `hooks` is told before a unit's parameters are read (by
-///   any call, as often as the model likes), and once a unit and backward pass (or imitate) that its gradient
-///   is complete. nullptr, as at the beginning: nobody is.
+/// - `hook_units(hooks)`: until the next such call, `hooks` is told before a unit's parameters are read, and
+///   that they are not any more; and once a unit and backward pass (or imitate) that its gradient is complete.
+///   A forward or imitate uses each unit once, in ascending order, its backward pass in descending order, and
+///   a unit's gradient is complete before the unit two below it is used; `act` may use them in any order, as
+///   often as it likes. nullptr, as at the beginning: nobody is told.
 /// - One thread at a time per model object; different objects are independent, copies included.
 template <class Type>
 concept ModelMachinery = Record<typename Type::Decision> &&

@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <regex>
 #include <string>
@@ -28,6 +29,7 @@
 #include <vector>
 
 #include "dvla/core/random.hpp"
+#include "dvla/memory/pages.hpp"
 #include "dvla/model/compute_device.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/model/linear.hpp"
@@ -120,13 +122,14 @@ class Parameters {
     for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
       Block& block = blocks_[unit];
       const auto count = static_cast<std::int64_t>(units_[unit].count());
-      block.gradients = holds ? at::zeros({count}, device_.host()) : at::Tensor();
+      block.gradients = holds ? at::empty({count}, device_.host()) : at::Tensor();
       block.far_gradients = !holds            ? at::Tensor()
                             : device_.apart() ? at::zeros({count}, device_.here())
                                               : block.gradients;
       units_[unit].gradients =
           holds ? std::span(block.gradients.mutable_data_ptr<float>(), static_cast<std::size_t>(count))
                 : std::span<float>();
+      detail::drop_pages(std::as_writable_bytes(units_[unit].gradients));  // 0, in place once it is written
     }
     each_trainable([&](std::size_t i, std::int64_t offset) {
       at::Tensor& member = *members_[i];
@@ -153,7 +156,7 @@ class Parameters {
   void written() {
     if (!device_.apart()) return;
     if (hooks_ != nullptr)
-      for (std::size_t unit = 0; unit < units_.size(); ++unit) hooks_->before_unit(unit);
+      for (std::size_t unit = 0; unit < units_.size(); ++unit) hooks_->before_unit(unit, Direction::forward);
     for (Block& block : blocks_)
       if (block.values.defined()) block.far_values.copy_(block.values, /*non_blocking=*/true);
     device_.set(uploaded_);
@@ -162,9 +165,18 @@ class Parameters {
   void call_begins() {
     if (device_.apart()) uploaded_.block();
   }
-  /// The network is about to use the unit.
+  /// The network is about to use the unit, forwards.
   void before(std::size_t unit) const {
-    if (hooks_ != nullptr && !device_.apart()) hooks_->before_unit(unit);
+    if (hooks_ != nullptr && !device_.apart()) hooks_->before_unit(unit, Direction::forward);
+  }
+  /// The network has used it in a forward pass. `results`: all that later units compute with, none of them a
+  /// parameter or a view of one; undefined ones are passed over.
+  void after(std::size_t unit, std::initializer_list<at::Tensor> results) {
+    if (hooks_ == nullptr || device_.apart()) return;
+    hooks_->after_unit(unit, Direction::forward);
+    for (const at::Tensor& each : results)
+      if (each.defined() && each.requires_grad())
+        each.register_hook([this, unit](const at::Tensor&) { turn_back_to(unit); });
   }
   /// A backward pass begins. Throws Error where no gradients are held.
   void backward_begins() {
@@ -172,12 +184,14 @@ class Parameters {
       throw Error(
           "the model holds no gradients; call hold_gradients(true) on the model that is to be trained");
     waiting_ = trainable_in_;
+    backward_at_ = none;
     for (Block& block : blocks_)
       if (device_.apart() && block.gradients.defined())
         block.far_gradients.copy_(block.gradients, /*non_blocking=*/true);
   }
   /// A backward pass is over: what it did not reach, it adds nothing to.
   void backward_done() {
+    turn_back_to(none);
     if (device_.apart()) {
       for (Block& block : blocks_)
         if (block.gradients.defined()) block.gradients.copy_(block.far_gradients, /*non_blocking=*/true);
@@ -238,6 +252,14 @@ class Parameters {
     std::size_t index;
   };
 
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  /// A backward pass goes on with `unit`, or ends: it has done with the one above.
+  void turn_back_to(std::size_t unit) {
+    if (unit == backward_at_) return;
+    if (hooks_ != nullptr && backward_at_ != none) hooks_->after_unit(backward_at_, Direction::backward);
+    backward_at_ = unit;
+    if (hooks_ != nullptr && unit != none) hooks_->before_unit(unit, Direction::backward);
+  }
   std::regex target() const {
     try {
       return std::regex(adapters_.targets);
@@ -367,6 +389,7 @@ class Parameters {
   std::vector<Merge> merges_;
   std::string layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
+  std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
   bool holds_ = false;
   detail::StreamMark uploaded_, downloaded_;
 };

@@ -31,6 +31,7 @@
 #include <numbers>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/random.hpp"
@@ -90,28 +91,12 @@ class TinyVlaNetwork {
   /// `rows` empty: all n rows of `observation` in order, read in place (n a multiple of 8, 16 or more;
   /// otherwise proprioception is copied). Otherwise those rows, gathered.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const Observation& given = checked(observation);
     parameters_.before(0);
-    const at::Tensor choice = instruction_choice(given, rows);
-    at::Tensor x = observation_tokens(given, rows);
-    at::Tensor language = at::embedding(word_embedding_, words_) + word_position_;
+    PrefixState state = embed_prefix(observation, rows);
     Prefix prefix;
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      const Block& block = blocks_[i];
-      const bool last = i + 1 == blocks_.size();
       parameters_.before(i + 1);
-      const at::Tensor language_in = normalised(language, block.attention_norm);
-      const at::Tensor language_kv = block.key_value(language_in);  // [I, L, 2k]
-      const at::Tensor own_kv =
-          choice.mm(language_kv.flatten(1)).view({choice.size(0), language_kv.size(1), 2 * head_width_});
-      if (!last) language = after_attention(language, attend(language_in, language_kv, block), block);
-      if (!x.defined()) {
-        prefix.push_back(own_kv);
-        continue;
-      }
-      const at::Tensor in = normalised(x, block.attention_norm);
-      prefix.push_back(at::cat({own_kv, block.key_value(in)}, 1));
-      if (!last) x = after_attention(x, attend(in, prefix.back(), block), block);
+      prefix.push_back(prefix_block(i, state));
     }
     return prefix;
   }
@@ -119,25 +104,33 @@ class TinyVlaNetwork {
   /// Outputs [n, Q * outputs]. `noise` is [n * Q * noise_inputs] and `times` [n], or both are empty.
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
                      std::span<const float> times) const {
-    const std::int64_t rows = padded(n);
     parameters_.before(0);
-    at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
-    if (shape_.noise_inputs > 0) {
-      at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, device_.host());
-      std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
-      x = x + noise_(device_.upload(noise_in).to(precision())) + time_(time_features(times)).unsqueeze(1);
-    }
+    at::Tensor x = embed_queries(n, noise, times);
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      const Block& block = blocks_[i];
       parameters_.before(i + 1);
-      const at::Tensor in = normalised(x, block.attention_norm);
-      const at::Tensor kv = block.key_value(in).expand({rows, -1, -1});
-      const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
-      x = after_attention(x.expand({rows, -1, -1}), mixed, block);
+      x = query_block(i, x, prefix[i]);
     }
     parameters_.before(blocks_.size() + 1);
-    // What becomes log-probabilities is float32 whatever the rest is.
-    return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
+    return output(x, n);
+  }
+
+  /// Both at once, for a backward pass: each unit is used once.
+  at::Tensor forward(const Observation& observation, std::span<const std::int64_t> rows,
+                     std::span<const float> noise, std::span<const float> times) {
+    parameters_.before(0);
+    PrefixState state = embed_prefix(observation, rows);
+    at::Tensor x = embed_queries(std::ssize(rows), noise, times).clone();  // it may be a parameter itself
+    parameters_.after(0, {x, state.language, state.x});
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      parameters_.before(i + 1);
+      const at::Tensor kv = prefix_block(i, state);
+      x = query_block(i, x, kv);
+      parameters_.after(i + 1, {x, state.language, state.x});
+    }
+    parameters_.before(blocks_.size() + 1);
+    x = output(x, std::ssize(rows));
+    parameters_.after(blocks_.size() + 1, {x});
+    return x;
   }
 
   /// Activations at the peak of an inference of so many rows: the prefix of all blocks, and what one block
@@ -181,6 +174,12 @@ class TinyVlaNetwork {
   struct Block {
     Norm attention_norm, mlp_norm;
     Linear query, key_value, attention_out, mlp_in, mlp_out;
+  };
+
+  /// What goes from block to block of the prefix: language [I, L, d], the observation's tokens [n, P, d] or
+  /// nothing, and which row has which instruction.
+  struct PrefixState {
+    at::Tensor choice, language, x;
   };
 
   static void check(const TinyVlaKnobs& knobs, const ModelInputs& inputs) {
@@ -258,6 +257,51 @@ class TinyVlaNetwork {
     all.begin_unit();
     norm("output.norm", output_norm_);
     all.declare_linear("output", shape_.outputs, d, output_, matrix(d, 0.1), /*bias=*/true);
+  }
+
+  PrefixState embed_prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const Observation& given = checked(observation);
+    const at::Tensor choice = instruction_choice(given, rows);
+    at::Tensor x = observation_tokens(given, rows);
+    return {choice, at::embedding(word_embedding_, words_) + word_position_, x};
+  }
+  /// Keys and values of block i, for the queries; `state` becomes what the next block sees of the prefix.
+  at::Tensor prefix_block(std::size_t i, PrefixState& state) const {
+    const Block& block = blocks_[i];
+    const PrefixState in = std::exchange(state, {state.choice, {}, {}});
+    const bool last = i + 1 == blocks_.size();
+    const at::Tensor language = normalised(in.language, block.attention_norm);
+    const at::Tensor language_kv = block.key_value(language);  // [I, L, 2k]
+    at::Tensor kv =
+        in.choice.mm(language_kv.flatten(1)).view({in.choice.size(0), language_kv.size(1), 2 * head_width_});
+    if (!last) state.language = after_attention(in.language, attend(language, language_kv, block), block);
+    if (!in.x.defined()) return kv;
+    const at::Tensor x = normalised(in.x, block.attention_norm);
+    kv = at::cat({kv, block.key_value(x)}, 1);
+    if (!last) state.x = after_attention(in.x, attend(x, kv, block), block);
+    return kv;
+  }
+  /// The queries as they enter the first block, [1, Q, d]: the same for every row until the first attention;
+  /// with noise [n, Q, d].
+  at::Tensor embed_queries(std::int64_t n, std::span<const float> noise, std::span<const float> times) const {
+    if (shape_.noise_inputs == 0) return query_embedding_;
+    at::Tensor noise_in = at::zeros({padded(n), shape_.queries, shape_.noise_inputs}, device_.host());
+    std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
+    return query_embedding_ + noise_(device_.upload(noise_in).to(precision())) +
+           time_(time_features(times)).unsqueeze(1);
+  }
+  /// The queries after block i, which see the prefix's keys and values `prefix_kv` and one another.
+  at::Tensor query_block(std::size_t i, const at::Tensor& x, const at::Tensor& prefix_kv) const {
+    const Block& block = blocks_[i];
+    const std::int64_t rows = prefix_kv.size(0);
+    const at::Tensor in = normalised(x, block.attention_norm);
+    const at::Tensor kv = block.key_value(in).expand({rows, -1, -1});
+    const at::Tensor mixed = attend(in, at::cat({prefix_kv, kv}, 1), block);
+    return after_attention(x.expand({rows, -1, -1}), mixed, block);
+  }
+  at::Tensor output(const at::Tensor& x, std::int64_t n) const {
+    // What becomes log-probabilities is float32 whatever the rest is.
+    return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
   }
 
   at::Tensor normalised(const at::Tensor& x, const Norm& norm) const {

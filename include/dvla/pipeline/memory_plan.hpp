@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
+#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
@@ -35,7 +37,11 @@ class MemoryPlan {
     if (bytes > 0) items_.push_back({std::move(kind), place, bytes});
   }
 
+  /// Addresses of the model pool that are taken and have no memory most of the time.
+  void add_addresses(std::size_t bytes) { addresses_ += bytes; }
+
   const std::vector<MemoryItem>& items() const { return items_; }
+  std::size_t addresses() const { return addresses_; }
   std::size_t total() const {
     return sum([](const MemoryItem&) { return true; });
   }
@@ -91,6 +97,7 @@ class MemoryPlan {
   }
 
   std::vector<MemoryItem> items_;
+  std::size_t addresses_ = 0;
 };
 
 /// What of a model's weights and of their training lies in the model pool.
@@ -99,29 +106,55 @@ struct WeightsPlan {
   int copies = 0;       ///< beside the model itself, of what is trainable
   bool trains = false;  ///< gradients, masters and moments are held
   int actors = 1;       ///< that share masters and moments; 1: each has all
+  /// Whether units are released between uses (sharding/fsdp.hpp): only these many of the largest, and this
+  /// actor's part of all, then have values; and two of the largest gradients. 0: all of them have, always.
+  std::size_t units_at_once = 0;
+  bool shard_frozen = false;
 };
 
 inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
   std::size_t frozen = 0, trainable = 0, elements = 0, in_16_bits = 0;
+  std::vector<std::size_t> values, gradients;  // by unit, of what is released
   for (const Parameter& each : weights.parameters) {
     if (!each.alias_of.empty()) continue;
     (each.trainable ? trainable : frozen) += each.bytes();
+    values.resize(std::max(values.size(), each.unit + 1));
+    gradients.resize(values.size());
+    if (each.trainable || weights.shard_frozen) values[each.unit] += each.bytes();
     if (!each.trainable) continue;
     elements += static_cast<std::size_t>(each.count());
+    gradients[each.unit] += 4 * static_cast<std::size_t>(each.count());
     if (each.dtype != Dtype::f32) in_16_bits += static_cast<std::size_t>(each.count());
   }
   const MemoryPlace pool = MemoryPlace::model_pool;
-  plan.add("frozen weights", pool, frozen);
-  plan.add("trainable weights", pool, trainable);
-  plan.add("copies of them to sample from", pool, static_cast<std::size_t>(weights.copies) * trainable);
-  if (!weights.trains) return;
-  const auto share = [&](std::size_t all) {
-    const auto actors = static_cast<std::size_t>(weights.actors);
-    return (all + actors - 1) / actors;
+  const auto actors = static_cast<std::size_t>(weights.actors);
+  const auto share = [&](std::size_t all) { return (all + actors - 1) / actors; };
+  const auto largest = [](std::vector<std::size_t> units, std::size_t count) {
+    std::sort(units.begin(), units.end(), std::greater<>());
+    units.resize(std::min(units.size(), count));
+    return std::accumulate(units.begin(), units.end(), std::size_t{0});
   };
-  plan.add("gradients", pool, 4 * elements);
-  plan.add("masters", pool, 4 * share(in_16_bits));  // in float32 they are the model's own values
-  plan.add("moments", pool, 8 * share(elements));
+  const bool releases = weights.trains && actors > 1 && weights.units_at_once > 0;
+  const std::size_t before = plan.of(pool);
+  plan.add("frozen weights", pool, releases && weights.shard_frozen ? share(frozen) : frozen);
+  plan.add("trainable weights", pool, releases ? share(trainable) : trainable);
+  const std::size_t all = std::accumulate(values.begin(), values.end(), std::size_t{0});
+  if (releases)
+    plan.add("units that are gathered", pool,
+             std::min(largest(values, weights.units_at_once), all - share(all)));
+  if (weights.trains) {
+    const std::size_t at_once = releases ? std::min(largest(gradients, 2), 4 * elements) : 4 * elements;
+    plan.add("gradients", pool, at_once + (actors > 1 ? 4 * share(elements) : 0));
+    plan.add("masters", pool, 4 * share(in_16_bits));  // in float32 they are the model's own values
+    plan.add("moments", pool, 8 * share(elements));
+  }
+  if (releases) {
+    const std::size_t steady = plan.of(pool) - before, whole = frozen + trainable + 4 * elements;
+    if (frozen + trainable > steady)
+      plan.add("the model, whole while it is made", pool, frozen + trainable - steady);
+    plan.add_addresses(whole - std::min(whole, steady));
+  }
+  plan.add("copies of them to sample from", pool, static_cast<std::size_t>(weights.copies) * trainable);
 }
 
 }  // namespace dvla

@@ -161,8 +161,11 @@ class RankParts {
   // ---- Over the actors, in their training lanes
   template <class BeforeStep>
   UpdateStats update(const Trajectory<Decision>& trajectory, std::int64_t batch, BeforeStep& before_step) {
-    return algorithm_->update(model_, *weights_, trajectory.transition, trajectory.decision, batch,
-                              before_step, trace_);
+    const UpdateStats stats = algorithm_->update(model_, *weights_, trajectory.transition,
+                                                 trajectory.decision, batch, before_step, trace_);
+    if constexpr (in_turn)  // the trainer's own model samples next
+      if (job_.roles().overlap()) gather();
+    return stats;
   }
   void largest(std::span<std::int64_t> values) {
     if constexpr (shared_weights) weights_->max(values);

@@ -365,7 +365,10 @@ class Run {
     }
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
     if (adaptation_) report.looks = adaptation_->looks();
-    if (!job_->alone()) end_together(*stages, report);
+    if (!job_->alone()) {
+      parts_->gather();  // by all actors: the leader may evaluate and save when the others have left
+      end_together(*stages, report);
+    }
     return report;
   } catch (const std::exception& error) {
     if (parts_) parts_->name_the_cause(error);
@@ -387,10 +390,15 @@ class Run {
     if constexpr (PlanningModel<Model, decltype(config().model)>)
       model = Model::plan(config().model, inputs, settings_.sampling_rows(environments),
                           settings_.training_rows(trained * shape.decisions));
-    plan_weights(plan, {.parameters = model.parameters,
+    WeightsPlan weights{.parameters = model.parameters,
                         .copies = Parts::copies_of_the_model(*job_),
                         .trains = job_->trains(),
-                        .actors = detail::spans_processes<typename P::sharding> ? job_->actors() : 1});
+                        .actors = detail::spans_processes<typename P::sharding> ? job_->actors() : 1};
+    if constexpr (requires { Weights::units_at_once(config().sharding); }) {
+      weights.units_at_once = Weights::units_at_once(config().sharding);
+      weights.shard_frozen = config().sharding.shard_frozen;
+    }
+    plan_weights(plan, weights);
     if (job_->rolls_out() || job_->leads())
       plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
     if (job_->trains()) plan.add("activations of training", MemoryPlace::model_pool, model.training_bytes);
@@ -422,7 +430,8 @@ class Run {
     const bool one_pool = &memory_.environment() == &memory_.model();
     for (const auto& [place, pool] : {std::pair(MemoryPlace::environment_pool, &memory_.environment()),
                                       std::pair(MemoryPlace::model_pool, &memory_.model())}) {
-      const std::size_t needed = one_pool ? plan.total() - plan.of(MemoryPlace::heap) : plan.of(place);
+      const std::size_t needed = (one_pool ? plan.total() - plan.of(MemoryPlace::heap) : plan.of(place)) +
+                                 (one_pool || place == MemoryPlace::model_pool ? plan.addresses() : 0);
       if (needed > pool->report().capacity)
         throw ConfigError("the " + pool->report().name + " may have " +
                           MemoryPlan::mebibytes(pool->report().capacity) + ", and the run needs " +

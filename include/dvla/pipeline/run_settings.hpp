@@ -60,6 +60,15 @@ class RunSettings {
             job.name() +
             " comes again, but Adaptive's ranks change their roles: the others go on without it");
     }
+    if constexpr (requires { config_.sharding.shard_frozen; }) {
+      if (config_.sharding.shard_frozen &&
+          (adapts || (job.roles().overlap() && !requires { P::schedule::in_turn; })))
+        throw ConfigError(
+            "sharding.shard_frozen is true, but ranks that train also sample, at the same time or later, and "
+            "need the frozen weights whole; place rollouts and actors apart, choose the schedule "
+            "Synchronous, "
+            "or leave it false");
+    }
   }
   // ---- Seeds and limits
   std::uint64_t seed() const { return static_cast<std::uint64_t>(config_.run.seed); }

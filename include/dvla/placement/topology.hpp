@@ -36,6 +36,10 @@ struct Roles {
   int rollout(int rank) const { return place(rollouts, rank); }
   int actor(int rank) const { return place(actors, rank); }
   int leader() const { return actors.front(); }
+  /// Whether any rank is both.
+  bool overlap() const {
+    return std::any_of(actors.begin(), actors.end(), [this](int rank) { return rollout(rank) >= 0; });
+  }
   bool operator==(const Roles&) const = default;
 };
 

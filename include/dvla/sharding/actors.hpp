@@ -1,5 +1,5 @@
 // What weights that several actors share tell an algorithm beside ShardingMachinery (sharding/concept.hpp):
-// how many actors there are, figures over all of them, and which micro-batch is an optimiser step's last.
+// how many actors there are, figures over all of them, and the passes that all make together.
 // Torch-free.
 #pragma once
 
@@ -26,19 +26,25 @@ struct ShardTraffic {
   std::int64_t total() const { return gathered + reduced; }
 };
 
+/// A pass of the model's forward or imitate, with the backward pass that follows it or without.
+struct Pass {
+  bool backward = true;
+  bool last = true;  ///< the optimiser step's last one with a backward pass
+};
+
 /// The answers of weights that know no other actor; derive from it. Weights of several actors have the same
 /// members:
 /// - `actor()` in [0, actors()); the trainer checks `actors()` against its batch sizes.
 /// - `sum(values)`, `max(values)` over the actors: collectives, called on each with the same sizes.
-/// - `begin_micro_batch(last)` before each micro-batch of an optimiser step, also before one that is empty
-///   here: gradients may travel from the last one on, and in no other. It is a hint; step() sends what was
-///   not sent.
+/// - `begin_pass(pass)` before each pass of the model, the same on every actor: as many as the actor with the
+///   most needs, also where it is empty here and the model is not called. Values may be gathered and gradients
+///   travel from then on, until the next pass, sum, max or step. Without several actors it may be left out.
 struct LoneActor {
   static constexpr int actor() { return 0; }
   static constexpr int actors() { return 1; }
   static void sum(std::span<double>) {}
   static void max(std::span<std::int64_t>) {}
-  static void begin_micro_batch(bool) {}
+  static void begin_pass(const Pass&) {}
 };
 
 }  // namespace dvla

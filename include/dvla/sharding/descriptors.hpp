@@ -2,6 +2,8 @@
 // actor GPUs train under FSDP.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <string_view>
 
 #include "dvla/core/knobs.hpp"
@@ -22,10 +24,23 @@ struct Unsharded {
   };
 };
 
-/// Fully sharded data parallelism: masters and moments of what trains exist once over all trainers.
+/// When a unit's gathered values go back, to be gathered again for the next use: after each use; after the
+/// backward pass; never, as long as they are those of the last optimiser step.
+enum class UnitRelease : std::uint8_t { after_use, after_backward, never };
+template <>
+inline constexpr auto enum_names<UnitRelease> = std::to_array<std::string_view>({"after_use",
+                                                                                 "after_backward", "never"});
+
+struct FsdpKnobs {
+  UnitRelease release = UnitRelease::after_use;
+  bool shard_frozen = false;
+};
+
+/// Fully sharded data parallelism: masters and moments of what trains exist once over all trainers; between
+/// uses, so do values and gradients.
 struct FSDP {
   using slot = sharding_slot;
-  using knobs = NoKnobs;
+  using knobs = FsdpKnobs;
   static constexpr std::string_view name = "FSDP";
   static constexpr bool spans_processes = true;
   template <bool Never>
@@ -37,3 +52,10 @@ struct FSDP {
 };
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::FsdpKnobs, release, shard_frozen);
+template <>
+inline constexpr auto dvla::knob_docs<dvla::FsdpKnobs> = std::to_array<dvla::KnobDoc>({
+    {"release", "when the gathered values of a unit are given back: after_use, after_backward or never"},
+    {"shard_frozen", "keep a part of each frozen unit on each actor; else every actor has them whole"},
+});

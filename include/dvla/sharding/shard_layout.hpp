@@ -45,6 +45,11 @@ class ShardLayout {
       if (padded(unit)) largest = std::max(largest, part(unit) * static_cast<std::size_t>(actors_));
     return largest;
   }
+  std::size_t largest_part() const {
+    std::size_t largest = 0;
+    for (const Unit& unit : units_) largest = std::max(largest, unit.part);
+    return largest;
+  }
   /// An actor's part of a unit, without padding: [offset, offset + count) of the unit; the count may be 0.
   WeightRange within(std::size_t unit, int actor) const {
     const Unit& here = units_[unit];
@@ -68,12 +73,13 @@ class ShardLayout {
     }
     return all;
   }
-  /// Bytes that one actor sends in an optimiser step, and as many it receives: (actors - 1) parts of each
-  /// unit, once as values in the precision that the model computes in and once as float32 gradients.
-  std::int64_t bytes_a_step() const {
-    std::size_t bytes = 0;
-    for (const Unit& unit : units_) bytes += unit.part * (unit.element + sizeof(float));
-    return (actors_ - 1) * static_cast<std::int64_t>(bytes);
+  /// Bytes that one actor sends, and as many it receives, when a unit's values are gathered, in the precision
+  /// that the model computes in, and when its float32 gradient is reduced and scattered.
+  std::int64_t gather_bytes(std::size_t unit) const {
+    return (actors_ - 1) * static_cast<std::int64_t>(units_[unit].part * units_[unit].element);
+  }
+  std::int64_t reduce_bytes(std::size_t unit) const {
+    return (actors_ - 1) * static_cast<std::int64_t>(units_[unit].part * sizeof(float));
   }
 
  private:

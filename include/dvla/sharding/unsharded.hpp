@@ -59,7 +59,7 @@ class UnshardedWeights {
   int actors() const { return group_->size(); }
   void sum(std::span<double> values) { group_->sum(values); }
   void max(std::span<std::int64_t> values) { group_->max(values); }
-  void begin_micro_batch(bool) {}
+  void begin_pass(const Pass&) {}
 
   /// Bytes that this actor has sent to the others: a sum sends a part of the gradient to each, and the sums
   /// back.

@@ -178,6 +178,7 @@ class BasicLinearModel {
     forward(observation, decision, rows, log_prob, entropy);
     before_unit(elements_);
     for (std::size_t i = 0; i < rows.size(); ++i) value[i] = value_of(features_of(i));
+    after_unit(elements_);
   }
 
   void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy,
@@ -282,8 +283,11 @@ class BasicLinearModel {
   void before_units() const {
     for (std::int64_t e = 0; hooks_ != nullptr && e < elements_ + (Values ? 1 : 0); ++e) before_unit(e);
   }
-  void before_unit(std::int64_t e) const {
-    if (hooks_ != nullptr) hooks_->before_unit(static_cast<std::size_t>(e));
+  void before_unit(std::int64_t e, Direction direction = Direction::forward) const {
+    if (hooks_ != nullptr) hooks_->before_unit(static_cast<std::size_t>(e), direction);
+  }
+  void after_unit(std::int64_t e, Direction direction = Direction::forward) const {
+    if (hooks_ != nullptr) hooks_->after_unit(static_cast<std::size_t>(e), direction);
   }
   /// Categories of the dimension of element e; 0: it is continuous.
   int categories(std::int64_t e) const {
@@ -363,16 +367,20 @@ class BasicLinearModel {
       for (std::size_t i = 0; i < rows.size(); ++i)
         fill_log_probs(e, features_of(i),
                        logs_of(i * static_cast<std::size_t>(elements_) + static_cast<std::size_t>(e)));
+      after_unit(e);
     }
   }
-  /// Visits the indices of [n, E], the last unit first, and says when a unit's gradient is complete.
+  /// Visits the indices of [n, E], the last unit first, and says when a unit's gradient is complete. (These
+  /// gradients do not depend on the weights; a model whose do says so in the same places.)
   template <class Visit>
   void for_each_backwards(std::size_t count, Visit visit) const {
     const auto elements = static_cast<std::size_t>(elements_);
-    if (Values && hooks_ != nullptr) hooks_->gradient_ready(elements);
-    for (std::size_t e = elements; e-- > 0;) {
-      for (std::size_t i = e; i < count; i += elements) visit(i);
+    for (std::size_t e = elements + (Values ? 1 : 0); e-- > 0;) {
+      const auto unit = static_cast<std::int64_t>(e);
+      before_unit(unit, Direction::backward);
+      for (std::size_t i = e; e < elements && i < count; i += elements) visit(i);
       if (hooks_ != nullptr && trains(e)) hooks_->gradient_ready(e);
+      after_unit(unit, Direction::backward);
     }
   }
   std::span<float> features_of(std::size_t row) {

@@ -37,6 +37,52 @@ inline void fill_observation(Observation& observation, const ObservationSpec& sp
 
 namespace detail {
 
+/// What a model says of its units in a forward pass and its backward pass.
+struct UnitLog final : UnitHooks {
+  void before_unit(std::size_t unit, Direction direction) override {
+    if (open) wrong("before_unit came for unit " + std::to_string(unit) + " without an after_unit before it");
+    if (!visited.empty()) {
+      const auto [earlier, way] = visited.back();
+      if (way == direction && (direction == Direction::forward ? unit <= earlier : unit >= earlier))
+        wrong("units are not used once each, in ascending order forwards and descending order backwards");
+      if (way == Direction::backward && direction == Direction::forward)
+        wrong("a forward use of a unit is told of after a backward one");
+    }
+    visited.emplace_back(unit, direction);
+    open = true;
+  }
+  void after_unit(std::size_t unit, Direction direction) override {
+    if (!open || visited.back() != std::pair(unit, direction))
+      wrong("after_unit came for a unit that before_unit did not name last");
+    open = false;
+  }
+  void gradient_ready(std::size_t unit) override { ready.push_back(unit); }
+
+  /// `at_once`: the model computes elsewhere and may tell of all units when its weights were written.
+  std::vector<std::string> faults(const std::vector<WeightUnit>& units, bool at_once) {
+    for (std::size_t unit = 0; unit < units.size(); ++unit) {
+      if (units[unit].count() == 0) continue;
+      const auto is = [&](const auto& each) { return each.first == unit; };
+      if (std::ranges::none_of(visited, is) && !(at_once && visited.empty()))
+        wrong("before_unit was not called for unit " + std::to_string(unit) + ", which trains");
+      if (std::ranges::count(ready, unit) != 1)
+        wrong("gradient_ready was not called once for unit " + std::to_string(unit) + " in a backward pass");
+    }
+    if (open) wrong("after_unit is missing for the unit that was used last");
+    return found;
+  }
+
+  std::vector<std::pair<std::size_t, Direction>> visited;
+  std::vector<std::size_t> ready;
+  std::vector<std::string> found;
+  bool open = false;
+
+ private:
+  void wrong(const std::string& what) {
+    if (std::ranges::find(found, what) == found.end()) found.push_back(what);
+  }
+};
+
 template <ModelMachinery Model>
 struct ModelBatch {
   using Decision = typename Model::Decision;
@@ -402,6 +448,16 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
   expect(detail::distance(doubled, full) <= (half ? 2e-2 : 1e-4) * detail::norm(full),
          "imitate's gradient is not proportional to its scale");
   expect(same(weights, detail::weights_of(model)), "imitate changes the weights");
+
+  // Whoever hooks the units hears of each in time.
+  {
+    detail::UnitLog log;
+    model.hook_units(&log);
+    batch.accumulate(model, batch.order);
+    model.hook_units(nullptr);
+    for (const std::string& fault : log.faults(model.units(), ModelElsewhere<Model>)) faults.push_back(fault);
+    detail::zero_gradients(model);
+  }
 
   // A copy computes the same, from frozen parameters that are the same ones and trainable ones of its own.
   {
