@@ -1,6 +1,8 @@
 // dvla-test: tsan
 // ShardedWeights on threads, with LinearModel: equal to one actor, bytes, bfloat16, packing, errors.
 #include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <mutex>
@@ -315,6 +317,43 @@ TEST_CASE("Between uses an actor has its part only: nothing else of the model's 
       weights->gather_all();
       model->forward(observation, decisions, rows, log_prob, entropy);
       if (actor > 0) CHECK(again == log_prob);
+    });
+}
+
+/// Share of the pages that lie wholly in `bytes` and are in memory.
+double resident(std::span<const std::byte> bytes) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  std::vector<unsigned char> there((end - begin) / page);
+  REQUIRE(there.size() > 40);
+  REQUIRE(::mincore(reinterpret_cast<void*>(begin), end - begin, there.data()) == 0);
+  double count = 0;
+  for (const unsigned char each : there) count += each & 1U;
+  return count / static_cast<double>(there.size());
+}
+
+TEST_CASE("What is released is memory: of values an actor's part stays, of gradients nothing") {
+  Batch batch;
+  for (const FsdpKnobs& mode : modes)
+    run_actors(4, [&](int, const dvla::GroupSource& groups) {
+      const auto model = batch.model({.bins = 1024, .chunk = 2});
+      const auto weights = make_sharded(mode, *model, groups);
+      const std::span<const dvla::WeightUnit> units = model->units();
+      const auto all = [&](auto part) {
+        const auto first = std::as_bytes(part(units.front())), last = std::as_bytes(part(units.back()));
+        return std::span(first.data(), last.data() + last.size());
+      };
+      imitate(batch, *model, *weights, 1, 1);
+      const double values = resident(all([](const auto& unit) { return unit.floats(); }));
+      const double gradients = resident(all([](const auto& unit) { return unit.gradients; }));
+      if (mode.release == UnitRelease::never) {
+        CHECK(values == 1);
+        CHECK(gradients == 1);
+      } else {
+        CHECK(values < 0.25 + 0.2);  // pages that a unit's parts share
+        CHECK(gradients < 0.1);
+      }
     });
 }
 
