@@ -170,6 +170,7 @@ class ShardedWeights final : private UnitHooks {
   /// Afterwards all of the model's values are what the trainer computes with, until the next pass is announced.
   /// All actors call it; it communicates nothing where no pass and no step came since the last time.
   void gather_all() {
+    if (alone_) return;  // from any thread: all of it is here, always
     end_pass();
     if (!whole_) gather();
     for (const std::int64_t count : gathered_at_) jobs_.wait(count);
@@ -287,7 +288,7 @@ class ShardedWeights final : private UnitHooks {
     while (last > 0 && !travels(last - 1)) --last;
     return last - 1;
   }
-  /// An actor's part of a frozen stretch, in bytes without padding, and with it.
+  /// An actor's part of a frozen stretch, in bytes, padding included.
   std::size_t frozen_part(std::size_t bytes) const {
     const auto count = static_cast<std::size_t>(actors());
     return (bytes + count - 1) / count;
