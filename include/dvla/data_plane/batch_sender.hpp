@@ -12,7 +12,6 @@
 #include <mutex>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,8 +22,8 @@
 namespace dvla::detail {
 
 /// An actor, as a rollout sees it.
-struct ReceivingActor : Peer {
-  using Peer::Peer;
+struct ReceivingActor : RoutedPeer {
+  using RoutedPeer::RoutedPeer;
   std::int64_t done = 0;  ///< hand-overs of which it has taken or refused all its parts
 };
 
@@ -64,7 +63,12 @@ class BatchSender : public Endpoint<ReceivingActor> {
     first_batch_ = tell_all(MessageKind::hello, MessageKind::offer);
     tell_all(MessageKind::start, MessageKind::accepted);
     last_ = first_batch_ - 1;
-    for (ReceivingActor& actor : peers_) actor.thread = std::thread([this, &actor] { serve(actor); });
+    for (ReceivingActor& actor : peers_)
+      Endpoint::start(
+          actor, [this, &actor] { serve(actor); },
+          [this, &actor](const std::string& why) {
+            if (!said_goodbye_) actor.why_gone = why;  // whoever has all may leave before the goodbye
+          });
   }
   /// The first batch that the actors expect of this incarnation.
   std::int64_t first_batch() const { return first_batch_; }
@@ -207,24 +211,15 @@ class BatchSender : public Endpoint<ReceivingActor> {
   // ---- The conversation with an actor, in its thread (see wire.hpp)
 
   void serve(ReceivingActor& actor) {
-    std::string why;
-    try {
-      while (Buffer* buffer = next_for(actor)) {
-        for (std::size_t i = 0; i < routes_.size(); ++i)
-          if (peer_of_[i] == &actor) hand_over(actor, *buffer, i);
-        const std::scoped_lock lock(mutex_);
-        ++actor.done;
-        changed_.notify_all();
-      }
-      if (!actor.local)  // throws at once where this end was closed
-        ask(actor, {.kind = MessageKind::goodbye, .batch = last_}, MessageKind::accepted, options_.deadline);
-    } catch (const std::exception& error) {
-      why = error.what();
+    while (Buffer* buffer = next_for(actor)) {
+      for (std::size_t i = 0; i < routes_.size(); ++i)
+        if (peer_of_[i] == &actor) hand_over(actor, *buffer, i);
+      const std::scoped_lock lock(mutex_);
+      ++actor.done;
+      changed_.notify_all();
     }
-    const std::scoped_lock lock(mutex_);
-    actor.ended = true;
-    if (!said_goodbye_) actor.why_gone = why;  // whoever has all may leave before the goodbye
-    changed_.notify_all();
+    if (!actor.local)  // throws at once where this end was closed
+      ask(actor, {.kind = MessageKind::goodbye, .batch = last_}, MessageKind::accepted, options_.deadline);
   }
   /// The next buffer for this actor, which does not change until the actor is done with it. Null: there will
   /// be none.

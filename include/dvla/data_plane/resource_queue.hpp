@@ -39,10 +39,9 @@ struct BatchArrival {
 namespace detail {
 
 /// A rollout, as its actor sees it: which batches it owes.
-struct SendingRollout : Peer {
-  using Peer::Peer;
+struct SendingRollout : RoutedPeer {
+  using RoutedPeer::RoutedPeer;
   static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
-  std::int64_t incarnation = 0;    ///< that joined last
   std::int64_t buffers = 0;        ///< of its own
   std::int64_t expected_from = 0;  ///< first batch to wait for; `never`: it is lost
   std::int64_t last = never;       ///< batch, by its goodbye
@@ -174,33 +173,21 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// Lets a rollout's first incarnation in, or its next one, whose channel `meet` makes. The two then agree
   /// in the background on the batch from which on it is expected. One at a time.
   void join(int index, std::int64_t incarnation, const std::function<std::unique_ptr<Channel>()>& meet) {
-    const std::scoped_lock one(joining_);
     SendingRollout& rollout = reached(index);
-    if (rollout.channel && incarnation <= rollout.incarnation)
-      throw Error(concat("data plane: ", rollout.name, " comes with incarnation ", incarnation,
-                         ", but incarnation ", rollout.incarnation,
-                         " was here already; a restarted rollout takes the next number"));
-    auto channel = meet();
-    if (rollout.thread.joinable()) {
-      lose(index, concat("incarnation ", incarnation, " takes its place"));
-      rollout.thread.join();
-    }
-    const std::scoped_lock lock(mutex_);
-    throw_if_closed();
-    rollout.why_gone.clear();
-    rollout.ended = false;
-    rollout.channel = std::move(channel);
-    rollout.incarnation = incarnation;
-    rollout.thread = std::thread([this, &rollout] { serve(rollout); });
+    connect_peer(rollout, incarnation, meet, [&] {
+      start(
+          rollout, [this, &rollout] { serve(rollout); },
+          [&rollout](const std::string& why) {
+            if (why.empty()) return;
+            if (rollout.why_gone.empty()) rollout.why_gone = why;
+            rollout.stop_expecting();
+          });
+    });
   }
   /// Ends a rollout's channel: its thread then counts it as lost.
   void lose(int index, const std::string& why) {
     const std::scoped_lock lock(mutex_);
-    SendingRollout& rollout = reached(index);
-    if (rollout.ended || !rollout.channel) return;
-    if (rollout.why_gone.empty()) rollout.why_gone = why;
-    rollout.channel->close();
-    changed_.notify_all();
+    Endpoint::lose(reached(index), why);
   }
   /// Whether any rollout that sends here is there.
   bool anybody() const {
@@ -377,22 +364,9 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   // ---- The conversation with a rollout, in its thread (see wire.hpp)
 
   void serve(SendingRollout& rollout) {
-    std::string why;
-    try {
-      greet(rollout);
-      while (take_message(rollout)) {
-      }
-    } catch (const std::exception& error) {
-      why = error.what();
+    greet(rollout);
+    while (take_message(rollout)) {
     }
-    const std::scoped_lock lock(mutex_);
-    if (!why.empty()) {
-      rollout.channel->close();
-      if (rollout.why_gone.empty()) rollout.why_gone = why;
-      rollout.stop_expecting();
-    }
-    rollout.ended = true;
-    changed_.notify_all();
   }
 
   /// hello -> offer, start -> accepted. One that comes back joins behind the batch that the others are at:
@@ -508,7 +482,6 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   std::int64_t next_;    // first batch that was neither consumed nor dropped
   std::int64_t newest_;  // of which a part was announced
   std::vector<Slot> slots_;
-  std::mutex joining_;
 };
 
 }  // namespace detail

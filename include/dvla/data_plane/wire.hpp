@@ -8,7 +8,7 @@
 //   part -> go, chunks -> accepted                     one route's share of one batch
 //   part -> refused | part -> go, chunks -> refused    with a reason; the part is dropped
 //   goodbye -> accepted                                the last batch that will come
-// A chunk is at most `chunk_bytes` of the part and 8 bytes more, their checksum: proved before any byte of it
+// A chunk is at most 4 MiB of the part and 8 bytes more, their checksum: proved before any byte of it
 // is put into a batch. Both ends are little-endian (x86-64, AArch64).
 #pragma once
 
@@ -218,9 +218,6 @@ void fingerprint_layout(const Type& record, Checksum& sum) {
   });
 }
 
-/// Of a message's payload. Large enough that the rendezvous of a message costs little, small enough to be
-/// still in a cache when it is scattered.
-inline constexpr std::size_t chunk_bytes = std::size_t{4} << 20;
 inline constexpr std::size_t seal_bytes = sizeof(std::uint64_t);
 
 /// Writes the checksum behind `payload` bytes of `chunk`.
