@@ -257,7 +257,7 @@ TEST_CASE("What an actor drops is counted, whether it was being trained on, had 
   CHECK(sent.unacknowledged == 0);
   CHECK(taken.dropped == 2 * episodes);
   CHECK(taken.trained == episodes);
-  CHECK(taken.refused[static_cast<std::size_t>(dvla::Refusal::old_batch)] == 1);
+  CHECK(taken.refused[static_cast<std::size_t>(dvla::Refusal::outdated)] == 1);
   CHECK(contains(said_by([&] { pair.rollout->produce({.batch = 9}); }), "it has said goodbye"));
 }
 

@@ -54,8 +54,7 @@ class BroadcastWeightPlane : detail::WeightLinks {
   BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const NoKnobs&, Cluster& cluster,
                        const Roles& roles, int incarnation, std::chrono::nanoseconds deadline,
                        std::pmr::memory_resource& pool)
-      : WeightLinks(roles, cluster.rank(), incarnation, deadline, layouts(bytes, std::move(parts), roles),
-                    pool),
+      : WeightLinks(roles, cluster.rank(), deadline, layouts(bytes, std::move(parts), roles), pool),
         cluster_(cluster),
         bytes_(bytes) {
     try {
@@ -98,7 +97,7 @@ class BroadcastWeightPlane : detail::WeightLinks {
     slots_.announce(actor_, version);
     changed_.notify_all();
     const bool answered = wait_until(lock, detail::deadline_after(deadline_),
-                                     [&] { return stuck() || (slots_.free(actor_) && !behind()); });
+                                     [&] { return stuck() || (slots_.free(actor_) && !lagging_rollout()); });
     if (closed_) throw Error(detail::concat("control plane: closed; version ", version, " cannot be packed"));
     if (!answered || stuck()) explain_packing(version);
     packing_ = version;
@@ -157,10 +156,10 @@ class BroadcastWeightPlane : detail::WeightLinks {
   static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {
     return detail::concat("weights/", rollout, "/", actor, "/", incarnation);
   }
-  /// Actor: rollout `rollout` is there again, at the other end of the channel that `meet` makes; it gets the
+  /// Actor: rollout `rollout` is there again, at the other end of the channel that `connect` makes; it gets the
   /// newest version at once. Throws Error unless the incarnation is newer than the one before.
-  void rejoin(int rollout, int incarnation, const std::function<std::unique_ptr<Channel>()>& meet) {
-    join(rollout_peer(rollout), incarnation, meet);
+  void rejoin(int rollout, int incarnation, const std::function<std::unique_ptr<Channel>()>& connect) {
+    join(rollout_peer(rollout), incarnation, connect);
   }
   /// The same, making the channel within `limit` or the plane's deadline.
   void rejoin(int rollout, int incarnation,
@@ -184,8 +183,8 @@ class BroadcastWeightPlane : detail::WeightLinks {
     std::unique_lock lock(mutex_);
     finishing_ = true;
     changed_.notify_all();
-    if (!wait_until(lock, detail::deadline_after(limit), [&] { return !somebody(); }))
-      ran_out(limit, "for ", somebody()->name, " to end the weights; is it stuck?");
+    if (!wait_until(lock, detail::deadline_after(limit), [&] { return !live_peer(); }))
+      ran_out(limit, "for ", live_peer()->name, " to end the weights; is it stuck?");
   }
 
   /// At once: wakes everyone who waits; they, and later calls, throw Error. To the peers this rank is lost.
@@ -228,7 +227,7 @@ class BroadcastWeightPlane : detail::WeightLinks {
     if (rollout_ < 0) throw Error("control plane: " + name_ + " is no rollout and receives no weights");
     const std::int64_t wanted = at_least < 0 ? 0 : at_least;
     wait_until(lock, detail::deadline_after(limit), [&] {
-      return slots_.newest_whole() >= wanted || without(true, wanted) || ended_before(wanted);
+      return slots_.newest_whole() >= wanted || unavailable_actor(true, wanted) || ended_before(wanted);
     });
     if (closed_)
       throw Error(detail::concat("control plane: closed while reception waited for version ", wanted));
@@ -238,7 +237,7 @@ class BroadcastWeightPlane : detail::WeightLinks {
   }
   /// Another actor is lost, so the version that this rank's reception holds on to will not be followed.
   const detail::WeightPeer* stuck() const {
-    return slots_.free(actor_) ? nullptr : without(true, std::numeric_limits<std::int64_t>::max());
+    return slots_.free(actor_) ? nullptr : unavailable_actor(true, std::numeric_limits<std::int64_t>::max());
   }
   [[noreturn]] void explain_packing(std::int64_t version) const {
     const std::string who = "control plane: lane 'distribution' of " + name_ + " waited ";
@@ -248,19 +247,19 @@ class BroadcastWeightPlane : detail::WeightLinks {
     const detail::WeightSlot& target = slots_.target(actor_);
     const int last = slots_.last_actor();
     const std::string whom =
-        behind() ? detail::concat(behind()->name, " to take version ", target.version)
+        lagging_rollout() ? detail::concat(lagging_rollout()->name, " to take version ", target.version)
         : target.readers == 0
             ? detail::concat(actor_name(last), " to come beyond version ", slots_.newest(last))
             : detail::concat("the lane 'reception' of this rank to leave version ", target.version);
     throw DeadlineError(who + detail::seconds_text(deadline_) + " " + what + whom + "; is it stuck?");
   }
   bool ended_before(std::int64_t version) const {
-    return without(false, version) || (finishing_ && actor_ >= 0 && published_ < version);
+    return unavailable_actor(false, version) || (finishing_ && actor_ >= 0 && published_ < version);
   }
   [[noreturn]] void explain(std::int64_t wanted, std::chrono::nanoseconds limit) const {
     const std::string who = "control plane: lane 'reception' of " + name_ + " waited ";
     const std::string what = detail::concat("for version ", wanted);
-    if (const auto* gone = without(true, wanted))
+    if (const auto* gone = unavailable_actor(true, wanted))
       throw PeerError(who + what + " from lane 'distribution' of " + gone->name +
                       ", which is lost: " + gone->why_gone);
     if (ended_before(wanted))

@@ -1,12 +1,11 @@
 // The threads of a broadcast plane, what they share under one lock, and their conversations. An actor has one
 // a rollout, which sends every version of its part: a rollout that is lost, or takes nothing for half the
 // deadline, is left out and counted, and the others go on. A rollout has one an actor, which checks every
-// frame, fills that actor's slot and proves it by its checksum: it waits before it overwrites what is still
+// message, fills that actor's slot and proves it by its checksum: it waits before it overwrites what is still
 // needed, so an actor that is ahead of the others is held back, never stored; what is wrong ends that actor
 // here, and receive says why.
 #pragma once
 
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -18,8 +17,8 @@
 #include <vector>
 
 #include "dvla/control_plane/parts.hpp"
-#include "dvla/control_plane/weight_frame.hpp"
 #include "dvla/control_plane/weight_slots.hpp"
+#include "dvla/control_plane/weight_wire.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/handoff/waiting.hpp"
 #include "dvla/placement/peers.hpp"
@@ -27,7 +26,7 @@
 
 namespace dvla {
 
-/// Of this rank, since the start. Bytes are those of weights, without the 64 of each frame.
+/// Of this rank, since the start. Bytes are those of weights, without messages and checksums.
 struct WeightPlaneReport {
   std::int64_t published = 0, versions_sent = 0;  ///< summed over peers, as the next two
   std::int64_t bytes_sent = 0, bytes_received = 0;
@@ -52,14 +51,13 @@ struct WeightPeer : Peer {
 
 class WeightLinks : public Peers<WeightPeer> {
  protected:
-  WeightLinks(const Roles& roles, int rank, int incarnation, std::chrono::nanoseconds deadline,
+  WeightLinks(const Roles& roles, int rank, std::chrono::nanoseconds deadline,
               std::vector<PartLayout> layouts, std::pmr::memory_resource& pool)
       : Peers("control plane", rank_name(roles, rank)),
         roles_(roles),
         actor_(roles.actor(rank)),
         rollout_(roles.rollout(rank)),
         actors_(static_cast<int>(roles.actors.size())),
-        incarnation_(incarnation),
         deadline_(deadline),
         layouts_(std::move(layouts)),
         slots_(layouts_, actor_, rollout_ >= 0, pool) {
@@ -81,12 +79,12 @@ class WeightLinks : public Peers<WeightPeer> {
   std::string actor_name(int actor) const { return rank_name(roles_, roles_.actors[place(actor)]); }
   std::string rollout_name(int rollout) const { return rank_name(roles_, roles_.rollouts[place(rollout)]); }
 
-  /// Lets a peer in, by a channel that `meet` makes: what comes from an actor is listened to from now on, a
+  /// Lets a peer in, by a channel that `connect` makes: what comes from an actor is listened to from now on, a
   /// rollout is served. Throws Error for a rollout whose incarnation is not newer than the one before.
-  template <class Meet>
-  void join(WeightPeer& peer, int incarnation, Meet meet) {
+  template <class Connect>
+  void join(WeightPeer& peer, int incarnation, Connect connect) {
     const bool again = peer.channel != nullptr;
-    connect_peer(peer, incarnation, meet, [&] {
+    connect_peer(peer, incarnation, connect, [&] {
       if (again) ++report_.rejoined;
       peer.last = peer.sending = no_version;
       start(
@@ -103,7 +101,7 @@ class WeightLinks : public Peers<WeightPeer> {
 
   // ---- With the lock held
   /// A rollout that still needs what lies where this actor packs next, or null.
-  const WeightPeer* behind() const {
+  const WeightPeer* lagging_rollout() const {
     const WeightSlot& target = slots_.target(actor_);
     if (target.state != WeightSlot::State::ready) return nullptr;
     for (const WeightPeer& peer : peers_) {
@@ -114,7 +112,7 @@ class WeightLinks : public Peers<WeightPeer> {
     return nullptr;
   }
   /// An actor that is lost, or has ended, and sent nothing that can make `version` or a later one whole.
-  const WeightPeer* without(bool lost, std::int64_t version) const {
+  const WeightPeer* unavailable_actor(bool lost, std::int64_t version) const {
     for (const WeightPeer& peer : peers_)
       if (!peer.takes && (lost ? peer.lost() : peer.ended && !peer.lost()) &&
           !slots_.has_sent(peer.index, version))
@@ -122,7 +120,7 @@ class WeightLinks : public Peers<WeightPeer> {
     return nullptr;
   }
   /// Somebody who is served or listened to, or null.
-  const WeightPeer* somebody() const {
+  const WeightPeer* live_peer() const {
     for (const WeightPeer& peer : peers_)
       if (peer.live()) return &peer;
     return nullptr;
@@ -130,7 +128,6 @@ class WeightLinks : public Peers<WeightPeer> {
 
   const Roles roles_;
   const int actor_, rollout_, actors_;  // this rank's place among them, -1: not one of them; how many
-  const int incarnation_;
   const std::chrono::nanoseconds deadline_;
   const std::vector<PartLayout> layouts_;  // by actor
   // What the lock guards:
@@ -144,17 +141,19 @@ class WeightLinks : public Peers<WeightPeer> {
   /// peer that dies or stops closes the channel.
   static constexpr std::chrono::hours idle{1000};
 
-  WeightFrame frame_of(const WeightPeer& peer, std::int64_t version,
-                       FrameKind kind = FrameKind::weights) const {
-    WeightFrame frame;
-    frame.actor = peer.takes ? actor_ : peer.index;
-    frame.rollout = peer.takes ? peer.index : rollout_;
-    frame.incarnation = peer.incarnation;
-    frame.version = version;
-    frame.kind = kind;
-    frame.layout = layout(frame.actor).identity;
-    frame.bytes = kind == FrameKind::end ? 0 : layout(frame.actor).bytes;
-    return frame;
+  PlaneMessage message(const WeightPeer& peer, MessageKind kind, std::int64_t version) const {
+    PlaneMessage message;
+    message.kind = kind;
+    message.actor = peer.takes ? actor_ : peer.index;
+    message.rollout = peer.takes ? peer.index : rollout_;
+    message.incarnation = peer.incarnation;
+    message.batch = version;
+    message.bytes = static_cast<std::int64_t>(layout(message.actor).bytes);
+    message.fingerprint = layout(message.actor).identity;
+    return message;
+  }
+  void say(const WeightPeer& peer, MessageKind kind, std::int64_t version, std::chrono::nanoseconds limit) {
+    peer.channel->send(write_message(message(peer, kind, version)), limit);
   }
 
   // ---- An actor's side: a rollout that takes nothing for half the deadline is lost
@@ -167,7 +166,7 @@ class WeightLinks : public Peers<WeightPeer> {
       changed_.notify_all();
     };
     while (const auto slot = std::unique_ptr<WeightSlot, decltype(leave)>(next(peer), leave)) {
-      peer.channel->send(frame_of(peer, slot->version).bytes_of(), limit);
+      say(peer, MessageKind::part, slot->version, limit);
       send_part(*peer.channel, slot->bytes, limit);
       const std::scoped_lock lock(mutex_);
       peer.last = slot->version;
@@ -175,9 +174,9 @@ class WeightLinks : public Peers<WeightPeer> {
       ++report_.versions_sent;
       report_.bytes_sent += static_cast<std::int64_t>(slot->bytes.size());
     }
-    peer.channel->send(frame_of(peer, peer.last, FrameKind::end).bytes_of(), limit);
-    std::array<std::byte, 8> goodbye{};  // without it, closing might overtake what was sent
-    peer.channel->receive(goodbye, deadline_);
+    say(peer, MessageKind::goodbye, peer.last, limit);
+    MessageBytes accepted;  // without it, closing might overtake what was sent
+    peer.channel->receive(accepted, deadline_);
   }
   /// Waits for what the rollout gets next, which is then being read. Null: there is no more. One that is new
   /// here begins with the newest version; after that it gets every one.
@@ -197,21 +196,28 @@ class WeightLinks : public Peers<WeightPeer> {
   // ---- A rollout's side
 
   void listen(WeightPeer& peer) {
-    std::array<std::byte, 64> head;
     for (;;) {
-      peer.channel->receive(head, idle);
-      const WeightFrame frame = read_frame(head, frame_of(peer, peer.last), peer.name);
-      if (frame.kind == FrameKind::end) break;
-      take_version(peer, frame);
-      peer.last = frame.version;
+      MessageBytes bytes;
+      peer.channel->receive(bytes, idle);
+      PlaneMessage next;
+      const Refusal why = read_message(bytes, next)
+                              ? check_weights(next, message(peer, MessageKind::part, peer.last))
+                              : Refusal::malformed;
+      if (why != Refusal::none)
+        throw Error(concat("control plane: a message from ", peer.name, " after version ", peer.last,
+                           " was refused: ", refusal_name(why),
+                           "; trainer and sampler must have the same program, model and settings"));
+      if (next.kind == MessageKind::goodbye) break;
+      take_version(peer, next.batch);
+      peer.last = next.batch;
     }
-    peer.channel->send(std::array<std::byte, 8>{}, deadline_);
+    say(peer, MessageKind::accepted, peer.last, deadline_);
   }
-  void take_version(WeightPeer& peer, const WeightFrame& frame) {
-    WeightSlot& slot = claim(peer, frame.version);
+  void take_version(WeightPeer& peer, std::int64_t version) {
+    WeightSlot& slot = claim(peer, version);
     try {
       if (!receive_part(*peer.channel, slot.bytes, deadline_))
-        throw Error(concat("control plane: version ", frame.version, " from ", peer.name,
+        throw Error(concat("control plane: version ", version, " from ", peer.name,
                            " does not match its checksum: it is torn or damaged; nobody may write to "
                            "published weights"));
     } catch (...) {
@@ -221,7 +227,7 @@ class WeightLinks : public Peers<WeightPeer> {
     }
     const std::scoped_lock lock(mutex_);
     slots_.ready(peer.index);
-    report_.bytes_received += static_cast<std::int64_t>(frame.bytes);
+    report_.bytes_received += static_cast<std::int64_t>(slot.bytes.size());
     changed_.notify_all();
   }
   WeightSlot& claim(const WeightPeer& from, std::int64_t version) {

@@ -49,7 +49,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
       std::int64_t latest = first_batch_;
       for (ReceivingActor& actor : peers_) {
         if (actor.local) continue;
-        const DataMessage said =
+        const PlaneMessage said =
             ask(actor, {.kind = question, .batch = first_batch_, .bytes = options_.buffers}, answer,
                 options_.deadline);
         if (said.kind == MessageKind::refused)
@@ -159,7 +159,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
   struct Buffer {
     bool filling = false;
     std::int64_t number = -1;  ///< of its last hand-over, from 0
-    DataMessage part;          ///< what is the same in all parts of it
+    PlaneMessage part;         ///< what is the same in all parts of it
     std::byte* block = nullptr;
   };
 
@@ -230,7 +230,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return handed_over_[static_cast<std::size_t>(actor.done) % handed_over_.size()];
   }
   void hand_over(ReceivingActor& actor, Buffer& buffer, std::size_t route) {
-    DataMessage part = addressed(buffer.part, actor);
+    PlaneMessage part = addressed(buffer.part, actor);
     part.first_group = routes_[route].first_group;
     part.groups = routes_[route].groups;
     part.bytes = bytes(route);
@@ -242,9 +242,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
     (taken ? report_.acknowledged : report_.dropped) += episodes(route);
   }
   /// False: it was refused.
-  bool send_part(ReceivingActor& actor, const DataMessage& part, const std::byte* block,
+  bool send_part(ReceivingActor& actor, const PlaneMessage& part, const std::byte* block,
                  const Strips& strips) {
-    const auto accepts = [&](const DataMessage& answer) {
+    const auto accepts = [&](const PlaneMessage& answer) {
       if ((answer.batch != part.batch || answer.first_group != part.first_group) &&
           !(answer.kind == MessageKind::refused && answer.refusal == Refusal::malformed))
         throw Error(concat("data plane: ", actor.name, " answered for batch ", answer.batch, " where batch ",
@@ -269,20 +269,20 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return accepts(answer(actor, MessageKind::accepted, options_.deadline));
   }
 
-  DataMessage addressed(DataMessage message, const ReceivingActor& actor) const {
+  PlaneMessage addressed(PlaneMessage message, const ReceivingActor& actor) const {
     message.rollout = index_;
     message.actor = actor.index;
     message.incarnation = options_.incarnation;
     message.fingerprint = fingerprint_;
     return message;
   }
-  DataMessage ask(ReceivingActor& actor, const DataMessage& question, MessageKind expected,
-                  std::chrono::nanoseconds limit) {
+  PlaneMessage ask(ReceivingActor& actor, const PlaneMessage& question, MessageKind expected,
+                   std::chrono::nanoseconds limit) {
     actor.channel->send(write_message(addressed(question, actor)), limit);
     return answer(actor, expected, limit);
   }
-  DataMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
-    DataMessage answer;
+  PlaneMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
+    PlaneMessage answer;
     if (!receive(actor, limit, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
       refuse("got an answer from ", actor.name, " that is none; the ranks' programs differ");
     return answer;

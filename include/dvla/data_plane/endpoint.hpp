@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
-#include <memory>
 #include <memory_resource>
 #include <span>
 #include <string>
@@ -147,7 +146,7 @@ class Endpoint : public Peers<PeerType> {
       const std::int64_t first = sends ? route.first_group * group_episodes_ : route.first_episode;
       routes_.push_back(route);
       strips_.push_back(column_strips(layout, columns, first, route.groups * group_episodes_));
-      staging = std::max(staging, strips_bytes(strips_.back()));
+      staging = std::max(staging, bytes_in(strips_.back()));
     }
     staging = staging <= piece_bytes ? staging + seal_bytes : 2 * (piece_bytes + seal_bytes);
     const std::vector<int>& ranks = sends ? job.roles.actors : job.roles.rollouts;
@@ -174,12 +173,10 @@ class Endpoint : public Peers<PeerType> {
   std::byte* memory_of(std::size_t buffer) { return memory_.data() + buffer * buffer_bytes_; }
   std::int64_t episodes(std::size_t route) const { return routes_[route].groups * group_episodes_; }
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
-  std::int64_t bytes(std::size_t route) const {
-    return static_cast<std::int64_t>(strips_bytes(strips_[route]));
-  }
+  std::int64_t bytes(std::size_t route) const { return static_cast<std::int64_t>(bytes_in(strips_[route])); }
 
   /// False: these bytes were no message; `message` is then empty.
-  static bool receive(Peer& peer, std::chrono::nanoseconds limit, DataMessage& message) {
+  static bool receive(Peer& peer, std::chrono::nanoseconds limit, PlaneMessage& message) {
     MessageBytes bytes;
     peer.channel->receive(bytes, limit);
     if (read_message(bytes, message)) return true;

@@ -82,16 +82,16 @@ class Peers {
       if (peer.thread.joinable()) peer.thread.join();
   }
 
-  /// Lets a peer's first incarnation in, or its next one, whose channel `meet` makes. `begin` starts its
+  /// Lets a peer's first incarnation in, or its next one, whose channel `connect` makes. `begin` starts its
   /// thread; the lock is held, and the thread of the incarnation before has ended. One at a time.
-  template <class Meet, class Begin>
-  void connect_peer(PeerType& peer, std::int64_t incarnation, Meet meet, Begin begin) {
+  template <class Connect, class Begin>
+  void connect_peer(PeerType& peer, std::int64_t incarnation, Connect connect, Begin begin) {
     const std::scoped_lock one(joining_);
     if (peer.channel && incarnation <= peer.incarnation)
       throw Error(concat(plane_, ": ", peer.name, " comes with incarnation ", incarnation,
                          ", but incarnation ", peer.incarnation,
                          " was here already; a restarted rollout takes the next number"));
-    std::unique_ptr<Channel> channel = meet();
+    std::unique_ptr<Channel> channel = connect();
     if (peer.thread.joinable()) {
       {
         const std::scoped_lock lock(mutex_);
