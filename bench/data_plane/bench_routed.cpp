@@ -97,7 +97,7 @@ class Rank {
       const auto place = static_cast<std::size_t>(sends ? route.actor : route.rollout);
       const int peer = sends ? roles.actors[place] : roles.rollouts[place];
       pairs_.push_back({cluster_.channel("alone", peer, limit), static_cast<std::size_t>(route.bytes),
-                        std::vector<std::byte>(dvla::detail::chunk_bytes, std::byte{1})});
+                        std::vector<std::byte>(dvla::detail::piece_bytes, std::byte{1})});
     }
     dvla::RoutedLayouts<Decision> layouts;
     if (rollout_ >= 0)

@@ -145,7 +145,7 @@ TEST_CASE("A job of one process needs no channel") {
 TEST_CASE("Rollouts with more than one chunk a part, and shares of unequal width") {
   Job job{.roles = {{0, 1, 2}, {3, 4}}, .shape = {.decisions = 7, .pixels = 200, .group = 2}};
   job.groups_per_rollout = 5;
-  CHECK(job.plan().routes[0].bytes > static_cast<std::int64_t>(dvla::detail::chunk_bytes));
+  CHECK(job.plan().routes[0].bytes > static_cast<std::int64_t>(dvla::detail::piece_bytes));
   const auto plan = job.plan();
   std::size_t bytes = 0;
   for (int actor = 0; actor < 2; ++actor)
@@ -257,7 +257,7 @@ TEST_CASE("What an actor drops is counted, whether it was being trained on, had 
   CHECK(sent.unacknowledged == 0);
   CHECK(taken.dropped == 2 * episodes);
   CHECK(taken.trained == episodes);
-  CHECK(taken.refused[static_cast<std::size_t>(dvla::Refusal::old_batch)] == 1);
+  CHECK(taken.refused[static_cast<std::size_t>(dvla::Refusal::outdated)] == 1);
   CHECK(contains(said_by([&] { pair.rollout->produce({.batch = 9}); }), "it has said goodbye"));
 }
 

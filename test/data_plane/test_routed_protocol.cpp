@@ -20,36 +20,36 @@ const Job job{.roles = {{0}, {1}}, .deadline = 5s};
 struct Speaker {
   std::shared_ptr<dvla::Channel> channel;
   std::uint64_t fingerprint = 0;
-  DataMessage last_answer;
+  PlaneMessage last_answer;
 
-  DataMessage message(MessageKind kind, std::int64_t batch) const {
-    DataMessage message;
+  PlaneMessage message(MessageKind kind, std::int64_t batch) const {
+    PlaneMessage message;
     message.kind = kind;
     message.batch = batch;
     message.fingerprint = fingerprint;
     message.bytes = 2;
     return message;
   }
-  DataMessage part(std::int64_t batch) const {
-    DataMessage part = message(MessageKind::part, batch);
+  PlaneMessage part(std::int64_t batch) const {
+    PlaneMessage part = message(MessageKind::part, batch);
     part.groups = job.groups_per_rollout;
     part.bytes = job.plan().routes[0].bytes;
     part.oldest_version = batch + 100;
     return part;
   }
-  DataMessage answer() {
+  PlaneMessage answer() {
     MessageBytes bytes;
     channel->receive(bytes, 5s);
     REQUIRE(read_message(bytes, last_answer));
     return last_answer;
   }
-  DataMessage ask(const DataMessage& message) { return ask(write_message(message)); }
-  DataMessage ask(const MessageBytes& bytes) {
+  PlaneMessage ask(const PlaneMessage& message) { return ask(write_message(message)); }
+  PlaneMessage ask(const MessageBytes& bytes) {
     channel->send(bytes, 5s);
     return answer();
   }
-  void must_refuse(const DataMessage& message, Refusal why) {
-    const DataMessage said = ask(message);
+  void must_refuse(const PlaneMessage& message, Refusal why) {
+    const PlaneMessage said = ask(message);
     CHECK(said.kind == MessageKind::refused);
     CHECK(dvla::refusal_name(said.refusal) == dvla::refusal_name(why));
   }
@@ -59,14 +59,14 @@ struct Speaker {
     CHECK(ask(message(MessageKind::start, 0)).kind == MessageKind::accepted);
   }
   /// The chunks of a right part, `spoil`ed before they are sent. The answer to them.
-  DataMessage send_batch(std::int64_t batch, bool spoil) {
+  PlaneMessage send_batch(std::int64_t batch, bool spoil) {
     CHECK(ask(part(batch)).kind == MessageKind::go);
     dvla::OwnedRecord<Trajectory> record(layout(job.shape, job.episodes_per_rollout()),
                                          *std::pmr::new_delete_resource());
     for (std::int64_t i = 0; i < job.episodes_per_rollout(); ++i)
       write_episode(*record, i, id_of(batch, i), static_cast<std::int32_t>(i / job.shape.group), batch + 100);
     const Strips strips = column_strips(*record, job.episodes_per_rollout(), 0, job.episodes_per_rollout());
-    std::vector<std::byte> chunk(strips_bytes(strips) + seal_bytes);
+    std::vector<std::byte> chunk(bytes_in(strips) + seal_bytes);
     StripCursor from(strips);
     gather(record.block().data(), from, std::span(chunk).first(chunk.size() - seal_bytes));
     seal_chunk(chunk, chunk.size() - seal_bytes);
@@ -122,20 +122,20 @@ TEST_CASE("Messages that cannot be right are refused with their reason, and the 
         speaker.greet();
         CHECK(speaker.send_batch(0, false).kind == MessageKind::accepted);
         auto wrong = [&](std::int64_t batch, Refusal why, auto change) {
-          DataMessage part = speaker.part(batch);
+          PlaneMessage part = speaker.part(batch);
           change(part);
           speaker.must_refuse(part, why);
         };
-        wrong(0, Refusal::duplicate, [](DataMessage&) {});
-        wrong(1, Refusal::foreign, [](DataMessage& part) { part.rollout = 1; });
-        wrong(1, Refusal::foreign, [](DataMessage& part) { part.actor = 1; });
-        wrong(1, Refusal::foreign, [](DataMessage& part) { part.first_group = 1; });
-        wrong(1, Refusal::foreign, [](DataMessage& part) { part.groups = 1; });
-        wrong(1, Refusal::incarnation, [](DataMessage& part) { part.incarnation = 3; });
-        wrong(1, Refusal::layout, [](DataMessage& part) { part.bytes += 1; });
-        wrong(1, Refusal::early, [](DataMessage& part) { part.batch = std::int64_t{1} << 62; });
-        wrong(1, Refusal::malformed, [](DataMessage& part) { part.kind = MessageKind::hello; });
-        wrong(1, Refusal::malformed, [](DataMessage& part) { part.kind = MessageKind::accepted; });
+        wrong(0, Refusal::duplicate, [](PlaneMessage&) {});
+        wrong(1, Refusal::foreign, [](PlaneMessage& part) { part.rollout = 1; });
+        wrong(1, Refusal::foreign, [](PlaneMessage& part) { part.actor = 1; });
+        wrong(1, Refusal::foreign, [](PlaneMessage& part) { part.first_group = 1; });
+        wrong(1, Refusal::foreign, [](PlaneMessage& part) { part.groups = 1; });
+        wrong(1, Refusal::incarnation, [](PlaneMessage& part) { part.incarnation = 3; });
+        wrong(1, Refusal::layout, [](PlaneMessage& part) { part.bytes += 1; });
+        wrong(1, Refusal::early, [](PlaneMessage& part) { part.batch = std::int64_t{1} << 62; });
+        wrong(1, Refusal::malformed, [](PlaneMessage& part) { part.kind = MessageKind::hello; });
+        wrong(1, Refusal::malformed, [](PlaneMessage& part) { part.kind = MessageKind::accepted; });
         MessageBytes noise{};
         CHECK(speaker.ask(noise).kind == MessageKind::refused);
         noise.fill(std::byte{0xff});
@@ -143,8 +143,8 @@ TEST_CASE("Messages that cannot be right are refused with their reason, and the 
         tried.set_value();
         for (std::int64_t batch = 1; batch < 5; ++batch)
           CHECK(speaker.send_batch(batch, false).kind == MessageKind::accepted);
-        wrong(-1, Refusal::old_batch, [](DataMessage&) {});
-        wrong(0, Refusal::old_batch, [](DataMessage&) {});
+        wrong(-1, Refusal::outdated, [](PlaneMessage&) {});
+        wrong(0, Refusal::outdated, [](PlaneMessage&) {});
         CHECK(speaker.ask(speaker.message(MessageKind::goodbye, 4)).kind == MessageKind::accepted);
       },
       [&](Plane& plane, Ledger& training) {
@@ -159,7 +159,7 @@ TEST_CASE("Messages that cannot be right are refused with their reason, and the 
   CHECK(refused(ledger, Refusal::layout) == 1);
   CHECK(refused(ledger, Refusal::early) == 1);
   CHECK(refused(ledger, Refusal::malformed) == 4);
-  CHECK(refused(ledger, Refusal::old_batch) == 2);
+  CHECK(refused(ledger, Refusal::outdated) == 2);
 }
 
 TEST_CASE("A damaged part is not put into the batch: its columns are lost, and the next part is in step") {
@@ -182,7 +182,7 @@ TEST_CASE("A greeting that does not fit is refused with its reason, and the roll
   const auto with = [](Refusal why, auto change) {
     const Ledger ledger = against_actor(
         [&](Speaker& speaker) {
-          DataMessage hello = speaker.message(MessageKind::hello, 0);
+          PlaneMessage hello = speaker.message(MessageKind::hello, 0);
           change(hello);
           speaker.must_refuse(hello, why);
         },
@@ -194,12 +194,12 @@ TEST_CASE("A greeting that does not fit is refused with its reason, and the roll
     CHECK(ledger.report.senders[0].why ==
           "rank 0 (rollout 0) was refused: " + std::string(dvla::refusal_name(why)));
   };
-  with(Refusal::layout, [](DataMessage& hello) { ++hello.fingerprint; });
-  with(Refusal::foreign, [](DataMessage& hello) { hello.rollout = 2; });
-  with(Refusal::foreign, [](DataMessage& hello) { hello.actor = 2; });
-  with(Refusal::incarnation, [](DataMessage& hello) { hello.incarnation = 1; });
-  with(Refusal::malformed, [](DataMessage& hello) { hello.kind = MessageKind::part; });
-  with(Refusal::malformed, [](DataMessage& hello) { hello.batch = -1; });
+  with(Refusal::layout, [](PlaneMessage& hello) { ++hello.fingerprint; });
+  with(Refusal::foreign, [](PlaneMessage& hello) { hello.rollout = 2; });
+  with(Refusal::foreign, [](PlaneMessage& hello) { hello.actor = 2; });
+  with(Refusal::incarnation, [](PlaneMessage& hello) { hello.incarnation = 1; });
+  with(Refusal::malformed, [](PlaneMessage& hello) { hello.kind = MessageKind::part; });
+  with(Refusal::malformed, [](PlaneMessage& hello) { hello.batch = -1; });
 }
 
 TEST_CASE("Two programs with different layouts do not start: both ranks say so") {

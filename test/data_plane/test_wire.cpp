@@ -10,9 +10,9 @@ using namespace routed_job;
 using dvla::Refusal;
 
 namespace {
-DataMessage a_message(dvla::SplitMix64& random) {
+PlaneMessage a_message(dvla::SplitMix64& random) {
   auto number = [&] { return static_cast<std::int64_t>(random() >> (1 + random() % 63)); };
-  DataMessage message;
+  PlaneMessage message;
   message.kind = static_cast<MessageKind>(1 + random() % 8);
   message.rollout = static_cast<std::int32_t>(random() % 1000);
   message.actor = static_cast<std::int32_t>(random() % 1000);
@@ -33,9 +33,9 @@ DataMessage a_message(dvla::SplitMix64& random) {
 TEST_CASE("A message that was written is read back; any single damage is seen") {
   dvla::SplitMix64 random(1);
   for (int round = 0; round < 2000; ++round) {
-    const DataMessage message = a_message(random);
+    const PlaneMessage message = a_message(random);
     MessageBytes bytes = write_message(message);
-    DataMessage read;
+    PlaneMessage read;
     REQUIRE(read_message(bytes, read));
     CHECK(write_message(read) == bytes);
     CHECK(read.kind == message.kind);
@@ -49,7 +49,7 @@ TEST_CASE("A message that was written is read back; any single damage is seen") 
 
 TEST_CASE("Random bytes, and forged messages with a right checksum, are never read as what they are not") {
   dvla::SplitMix64 random(2);
-  DataMessage read;
+  PlaneMessage read;
   for (int round = 0; round < 20000; ++round) {
     MessageBytes bytes;
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
@@ -77,8 +77,8 @@ TEST_CASE("Columns of a record go out and come back in any number of steps, into
   for (std::int64_t i = 0; i < 6; ++i)
     write_episode(*from, i, id_of(5, i), static_cast<std::int32_t>(i / 2), 7);
   const Strips source = column_strips(*from, 6, 2, 4), sink = column_strips(*to, 10, 4, 4);
-  const std::size_t size = strips_bytes(source);
-  CHECK(size == strips_bytes(sink));
+  const std::size_t size = bytes_in(source);
+  CHECK(size == bytes_in(sink));
   CHECK(static_cast<std::int64_t>(size) == dvla::group_bytes(*from, 6, 4));
   const auto before = std::vector<std::byte>(to.block().begin(), to.block().end());
 

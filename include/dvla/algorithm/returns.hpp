@@ -35,7 +35,8 @@ inline void loss_mask(const RolloutExtents& extents, RewardLevel level,
         mask[row] = running;
         std::uint8_t ended = 0;
         for (std::size_t c = 0; c < chunk; ++c)
-          ended |= terminated_TBC[row * chunk + c] | truncated_TBC[row * chunk + c];
+          ended = static_cast<std::uint8_t>(ended | terminated_TBC[row * chunk + c] |
+                                            truncated_TBC[row * chunk + c]);
         running = running && ended == 0;
       } else {
         for (std::size_t c = 0; c < chunk; ++c) {

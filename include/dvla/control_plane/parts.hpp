@@ -21,12 +21,6 @@ namespace dvla {
 /// What one actor sends, packed in this order.
 using WeightPart = std::vector<ByteRange>;
 
-inline std::size_t bytes_in(std::span<const ByteRange> ranges) {
-  std::size_t bytes = 0;
-  for (const ByteRange& range : ranges) bytes += range.bytes;
-  return bytes;
-}
-
 /// Consecutive, nearly equal parts.
 inline std::vector<WeightPart> equal_parts(std::size_t bytes, int actors) {
   std::vector<WeightPart> parts;

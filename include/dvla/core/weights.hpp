@@ -79,6 +79,11 @@ struct ByteRange {
   std::size_t offset = 0, bytes = 0;
   bool operator==(const ByteRange&) const = default;
 };
+inline std::size_t bytes_in(std::span<const ByteRange> ranges) {
+  std::size_t bytes = 0;
+  for (const ByteRange& range : ranges) bytes += range.bytes;
+  return bytes;
+}
 
 /// A stretch of a unit's trainable elements that the optimiser treats alike.
 struct OptimiserRun {

@@ -12,7 +12,6 @@
 #include <mutex>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,8 +22,8 @@
 namespace dvla::detail {
 
 /// An actor, as a rollout sees it.
-struct ReceivingActor : Peer {
-  using Peer::Peer;
+struct ReceivingActor : RoutedPeer {
+  using RoutedPeer::RoutedPeer;
   std::int64_t done = 0;  ///< hand-overs of which it has taken or refused all its parts
 };
 
@@ -50,7 +49,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
       std::int64_t latest = first_batch_;
       for (ReceivingActor& actor : peers_) {
         if (actor.local) continue;
-        const DataMessage said =
+        const PlaneMessage said =
             ask(actor, {.kind = question, .batch = first_batch_, .bytes = options_.buffers}, answer,
                 options_.deadline);
         if (said.kind == MessageKind::refused)
@@ -64,7 +63,12 @@ class BatchSender : public Endpoint<ReceivingActor> {
     first_batch_ = tell_all(MessageKind::hello, MessageKind::offer);
     tell_all(MessageKind::start, MessageKind::accepted);
     last_ = first_batch_ - 1;
-    for (ReceivingActor& actor : peers_) actor.thread = std::thread([this, &actor] { serve(actor); });
+    for (ReceivingActor& actor : peers_)
+      Endpoint::start(
+          actor, [this, &actor] { serve(actor); },
+          [this, &actor](const std::string& why) {
+            if (!said_goodbye_) actor.why_gone = why;  // whoever has all may leave before the goodbye
+          });
   }
   /// The first batch that the actors expect of this incarnation.
   std::int64_t first_batch() const { return first_batch_; }
@@ -155,7 +159,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
   struct Buffer {
     bool filling = false;
     std::int64_t number = -1;  ///< of its last hand-over, from 0
-    DataMessage part;          ///< what is the same in all parts of it
+    PlaneMessage part;         ///< what is the same in all parts of it
     std::byte* block = nullptr;
   };
 
@@ -207,24 +211,15 @@ class BatchSender : public Endpoint<ReceivingActor> {
   // ---- The conversation with an actor, in its thread (see wire.hpp)
 
   void serve(ReceivingActor& actor) {
-    std::string why;
-    try {
-      while (Buffer* buffer = next_for(actor)) {
-        for (std::size_t i = 0; i < routes_.size(); ++i)
-          if (peer_of_[i] == &actor) hand_over(actor, *buffer, i);
-        const std::scoped_lock lock(mutex_);
-        ++actor.done;
-        changed_.notify_all();
-      }
-      if (!actor.local)  // throws at once where this end was closed
-        ask(actor, {.kind = MessageKind::goodbye, .batch = last_}, MessageKind::accepted, options_.deadline);
-    } catch (const std::exception& error) {
-      why = error.what();
+    while (Buffer* buffer = next_for(actor)) {
+      for (std::size_t i = 0; i < routes_.size(); ++i)
+        if (peer_of_[i] == &actor) hand_over(actor, *buffer, i);
+      const std::scoped_lock lock(mutex_);
+      ++actor.done;
+      changed_.notify_all();
     }
-    const std::scoped_lock lock(mutex_);
-    actor.ended = true;
-    if (!said_goodbye_) actor.why_gone = why;  // whoever has all may leave before the goodbye
-    changed_.notify_all();
+    if (!actor.local)  // throws at once where this end was closed
+      ask(actor, {.kind = MessageKind::goodbye, .batch = last_}, MessageKind::accepted, options_.deadline);
   }
   /// The next buffer for this actor, which does not change until the actor is done with it. Null: there will
   /// be none.
@@ -235,7 +230,7 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return handed_over_[static_cast<std::size_t>(actor.done) % handed_over_.size()];
   }
   void hand_over(ReceivingActor& actor, Buffer& buffer, std::size_t route) {
-    DataMessage part = addressed(buffer.part, actor);
+    PlaneMessage part = addressed(buffer.part, actor);
     part.first_group = routes_[route].first_group;
     part.groups = routes_[route].groups;
     part.bytes = bytes(route);
@@ -247,9 +242,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
     (taken ? report_.acknowledged : report_.dropped) += episodes(route);
   }
   /// False: it was refused.
-  bool send_part(ReceivingActor& actor, const DataMessage& part, const std::byte* block,
+  bool send_part(ReceivingActor& actor, const PlaneMessage& part, const std::byte* block,
                  const Strips& strips) {
-    const auto accepts = [&](const DataMessage& answer) {
+    const auto accepts = [&](const PlaneMessage& answer) {
       if ((answer.batch != part.batch || answer.first_group != part.first_group) &&
           !(answer.kind == MessageKind::refused && answer.refusal == Refusal::malformed))
         throw Error(concat("data plane: ", actor.name, " answered for batch ", answer.batch, " where batch ",
@@ -274,20 +269,20 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return accepts(answer(actor, MessageKind::accepted, options_.deadline));
   }
 
-  DataMessage addressed(DataMessage message, const ReceivingActor& actor) const {
+  PlaneMessage addressed(PlaneMessage message, const ReceivingActor& actor) const {
     message.rollout = index_;
     message.actor = actor.index;
     message.incarnation = options_.incarnation;
     message.fingerprint = fingerprint_;
     return message;
   }
-  DataMessage ask(ReceivingActor& actor, const DataMessage& question, MessageKind expected,
-                  std::chrono::nanoseconds limit) {
+  PlaneMessage ask(ReceivingActor& actor, const PlaneMessage& question, MessageKind expected,
+                   std::chrono::nanoseconds limit) {
     actor.channel->send(write_message(addressed(question, actor)), limit);
     return answer(actor, expected, limit);
   }
-  DataMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
-    DataMessage answer;
+  PlaneMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
+    PlaneMessage answer;
     if (!receive(actor, limit, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
       refuse("got an answer from ", actor.name, " that is none; the ranks' programs differ");
     return answer;

@@ -1,24 +1,18 @@
-// What both ends of the data plane between processes have in common: this rank's routes and buffers, the
-// ranks at the other ends of those routes with a channel and a thread each, and the sentences of waits that
-// run out. A rollout's end is batch_sender.hpp, an actor's resource_queue.hpp. Knows blocks and strips of
-// memory, not what the fields in them mean: routed.hpp does.
+// What both ends of the data plane between processes have in common beyond the ranks at the other ends of
+// their routes (placement/peers.hpp): this rank's routes and buffers. A rollout's end is batch_sender.hpp, an
+// actor's resource_queue.hpp. Knows blocks and strips of memory, not what the fields in them mean: routed.hpp
+// does.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <future>
 #include <iterator>
-#include <memory>
 #include <memory_resource>
-#include <mutex>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -26,7 +20,7 @@
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/wire.hpp"
 #include "dvla/handoff/waiting.hpp"
-#include "dvla/placement/channel.hpp"
+#include "dvla/placement/peers.hpp"
 
 namespace dvla {
 
@@ -87,23 +81,16 @@ class PoolBytes {
   std::pmr::vector<Line> lines_;
 };
 
-/// A part of `bytes` in chunks, in order: `make` fills one, seal included, while `use` is at the one before
-/// it, so that memory is read or written while the channel carries. Both run in one thread at a time.
+/// A part of `bytes` in chunks, in order: `make` fills one, seal included, while `use` is at the one before.
 /// `staging`: room for the part, or for two chunks.
 template <class Make, class Use>
 void in_chunks(std::size_t bytes, std::byte* staging, Make make, Use use) {
-  const std::size_t count = (bytes + chunk_bytes - 1) / chunk_bytes;
   const auto chunk = [&](std::size_t i) {
-    return std::span(staging + i % 2 * (chunk_bytes + seal_bytes),
-                     std::min(chunk_bytes, bytes - i * chunk_bytes) + seal_bytes);
+    return std::span(staging + i % 2 * (piece_bytes + seal_bytes),
+                     std::min(piece_bytes, bytes - i * piece_bytes) + seal_bytes);
   };
-  if (count > 0) make(chunk(0));
-  for (std::size_t i = 0; i < count; ++i) {
-    std::future<void> next;
-    if (i + 1 < count) next = std::async(std::launch::async, [&] { make(chunk(i + 1)); });
-    use(chunk(i));
-    if (next.valid()) next.get();
-  }
+  in_turns(
+      pieces_of(bytes), [&](std::size_t i) { make(chunk(i)); }, [&](std::size_t i) { use(chunk(i)); });
 }
 
 /// What an endpoint is made from.
@@ -116,34 +103,19 @@ struct RoutedJob {
 };
 
 /// The rank at the other end of some routes.
-struct Peer {
-  Peer(int index_, bool local_, std::string name_, std::size_t staging_bytes, std::pmr::memory_resource& pool)
-      : index(index_), local(local_), name(std::move(name_)), staging(local_ ? 0 : staging_bytes, pool) {}
-  const int index;   ///< which actor, or which rollout
-  const bool local;  ///< it is this rank itself, and needs no channel
-  const std::string name;
+struct RoutedPeer : Peer {
+  RoutedPeer(int index_, bool local_, std::string name_, std::size_t staging_bytes,
+             std::pmr::memory_resource& pool)
+      : Peer(index_, std::move(name_)), local(local_), staging(local_ ? 0 : staging_bytes, pool) {}
+  const bool local;   ///< it is this rank itself, and needs no channel
   PoolBytes staging;  ///< for a part's chunks on their way
-  std::unique_ptr<Channel> channel;
-  std::string why_gone;  ///< empty: it is not
-  bool ended = false;    ///< its thread is at its end
-  std::thread thread;
 };
 
-/// `PeerType` derives from Peer. Derived classes call stop() in their destructors.
+/// `PeerType` derives from RoutedPeer. Derived classes call stop() in their destructors. What is here when it
+/// is closed stays counted as in flight.
 template <class PeerType>
-class Endpoint {
+class Endpoint : public Peers<PeerType> {
  public:
-  Endpoint(const Endpoint&) = delete;
-  Endpoint& operator=(const Endpoint&) = delete;
-
-  /// Ends every wait, here and at the other ends of the channels. What is here stays counted as in flight.
-  void close() noexcept {
-    const std::scoped_lock lock(mutex_);
-    closed_ = true;
-    for (PeerType& peer : peers_)
-      if (peer.channel) peer.channel->close();
-    changed_.notify_all();
-  }
   /// Whether anything goes to, or comes from, that actor or rollout over a channel.
   bool reaches(int index) const {
     return std::any_of(peers_.begin(), peers_.end(),
@@ -151,12 +123,14 @@ class Endpoint {
   }
 
  protected:
+  using Peers<PeerType>::peers_;
+
   /// `layout`: of this rank's share of a batch, in the role in which it `sends` or receives.
   template <Record Layout>
   Endpoint(const Layout& layout, const RoutedJob& job, bool sends)
-      : options_(job.options),
+      : Peers<PeerType>("data plane", rank_name(job.roles, job.rank)),
+        options_(job.options),
         index_(sends ? job.roles.rollout(job.rank) : job.roles.actor(job.rank)),
-        name_(rank_name(job.roles, job.rank)),
         group_episodes_(job.plan.group_episodes),
         buffer_bytes_(record_bytes(layout)),
         memory_(static_cast<std::size_t>(options_.buffers) * buffer_bytes_, job.pool) {
@@ -172,9 +146,9 @@ class Endpoint {
       const std::int64_t first = sends ? route.first_group * group_episodes_ : route.first_episode;
       routes_.push_back(route);
       strips_.push_back(column_strips(layout, columns, first, route.groups * group_episodes_));
-      staging = std::max(staging, strips_bytes(strips_.back()));
+      staging = std::max(staging, bytes_in(strips_.back()));
     }
-    staging = staging <= chunk_bytes ? staging + seal_bytes : 2 * (chunk_bytes + seal_bytes);
+    staging = staging <= piece_bytes ? staging + seal_bytes : 2 * (piece_bytes + seal_bytes);
     const std::vector<int>& ranks = sends ? job.roles.actors : job.roles.rollouts;
     for (const Route& route : routes_) {
       const int other = sends ? route.actor : route.rollout;
@@ -189,45 +163,20 @@ class Endpoint {
     }
   }
   ~Endpoint() = default;
-  void stop() {
-    close();
-    for (PeerType& peer : peers_)
-      if (peer.thread.joinable()) peer.thread.join();
-  }
 
   /// One that `reaches` has named.
   PeerType& reached(int index) {
     for (PeerType& peer : peers_)
       if (peer.index == index && !peer.local) return peer;
-    throw Error(concat("data plane: ", name_, " has no route to or from number ", index,
-                       " over a channel; see the routing plan"));
+    this->refuse("has no route to or from number ", index, " over a channel; see the routing plan");
   }
   std::byte* memory_of(std::size_t buffer) { return memory_.data() + buffer * buffer_bytes_; }
   std::int64_t episodes(std::size_t route) const { return routes_[route].groups * group_episodes_; }
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
-  std::int64_t bytes(std::size_t route) const {
-    return static_cast<std::int64_t>(strips_bytes(strips_[route]));
-  }
+  std::int64_t bytes(std::size_t route) const { return static_cast<std::int64_t>(bytes_in(strips_[route])); }
 
-  /// False: `ready` did not hold until then, and nobody has closed this end.
-  template <class Ready>
-  bool wait_until(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point until,
-                  Ready ready) {
-    return changed_.wait_until(lock, until, [&] { return closed_ || ready(); });
-  }
-  template <class... Parts>
-  [[noreturn]] void ran_out(std::chrono::nanoseconds limit, const Parts&... what) const {
-    throw DeadlineError(concat("data plane: ", name_, " waited ", seconds_text(limit), " ", what...));
-  }
-  template <class Type = Error, class... Parts>
-  [[noreturn]] void refuse(const Parts&... what) const {
-    throw Type(concat("data plane: ", name_, " ", what...));
-  }
-  void throw_if_closed() const {
-    if (closed_) refuse("was closed");
-  }
   /// False: these bytes were no message; `message` is then empty.
-  static bool receive(Peer& peer, std::chrono::nanoseconds limit, DataMessage& message) {
+  static bool receive(Peer& peer, std::chrono::nanoseconds limit, PlaneMessage& message) {
     MessageBytes bytes;
     peer.channel->receive(bytes, limit);
     if (read_message(bytes, message)) return true;
@@ -236,17 +185,12 @@ class Endpoint {
   }
 
   const RoutedOptions options_;
-  const int index_;         // which rollout, or which actor, this rank is
-  const std::string name_;  // "rank 3 (actor 0)"
+  const int index_;  // which rollout, or which actor, this rank is
   const std::int64_t group_episodes_;
   std::uint64_t fingerprint_ = 0;   // of plan and layout
   std::vector<Route> routes_;       // of the plan's those that begin, or end, here
   std::vector<Strips> strips_;      // by route: where it lies in a buffer
   std::vector<PeerType*> peer_of_;  // by route
-  std::deque<PeerType> peers_;      // they never move
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  bool closed_ = false;
   RoutedReport report_;
 
  private:

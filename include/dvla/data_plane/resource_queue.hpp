@@ -39,10 +39,9 @@ struct BatchArrival {
 namespace detail {
 
 /// A rollout, as its actor sees it: which batches it owes.
-struct SendingRollout : Peer {
-  using Peer::Peer;
+struct SendingRollout : RoutedPeer {
+  using RoutedPeer::RoutedPeer;
   static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
-  std::int64_t incarnation = 0;    ///< that joined last
   std::int64_t buffers = 0;        ///< of its own
   std::int64_t expected_from = 0;  ///< first batch to wait for; `never`: it is lost
   std::int64_t last = never;       ///< batch, by its goodbye
@@ -171,36 +170,24 @@ class ResourceQueue : public Endpoint<SendingRollout> {
 
   // ---- Who sends
 
-  /// Lets a rollout's first incarnation in, or its next one, whose channel `meet` makes. The two then agree
+  /// Lets a rollout's first incarnation in, or its next one, whose channel `connect` makes. The two then agree
   /// in the background on the batch from which on it is expected. One at a time.
-  void join(int index, std::int64_t incarnation, const std::function<std::unique_ptr<Channel>()>& meet) {
-    const std::scoped_lock one(joining_);
+  void join(int index, std::int64_t incarnation, const std::function<std::unique_ptr<Channel>()>& connect) {
     SendingRollout& rollout = reached(index);
-    if (rollout.channel && incarnation <= rollout.incarnation)
-      throw Error(concat("data plane: ", rollout.name, " comes with incarnation ", incarnation,
-                         ", but incarnation ", rollout.incarnation,
-                         " was here already; a restarted rollout takes the next number"));
-    auto channel = meet();
-    if (rollout.thread.joinable()) {
-      lose(index, concat("incarnation ", incarnation, " takes its place"));
-      rollout.thread.join();
-    }
-    const std::scoped_lock lock(mutex_);
-    throw_if_closed();
-    rollout.why_gone.clear();
-    rollout.ended = false;
-    rollout.channel = std::move(channel);
-    rollout.incarnation = incarnation;
-    rollout.thread = std::thread([this, &rollout] { serve(rollout); });
+    connect_peer(rollout, incarnation, connect, [&] {
+      start(
+          rollout, [this, &rollout] { serve(rollout); },
+          [&rollout](const std::string& why) {
+            if (why.empty()) return;
+            if (rollout.why_gone.empty()) rollout.why_gone = why;
+            rollout.stop_expecting();
+          });
+    });
   }
   /// Ends a rollout's channel: its thread then counts it as lost.
   void lose(int index, const std::string& why) {
     const std::scoped_lock lock(mutex_);
-    SendingRollout& rollout = reached(index);
-    if (rollout.ended || !rollout.channel) return;
-    if (rollout.why_gone.empty()) rollout.why_gone = why;
-    rollout.channel->close();
-    changed_.notify_all();
+    Endpoint::lose(reached(index), why);
   }
   /// Whether any rollout that sends here is there.
   bool anybody() const {
@@ -211,7 +198,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// A part from this rank's own rollout, which lies in `strips` of `block`; waits until it is admitted.
   /// Where it is `whole`, the rollout's whole share, and a whole batch here, nothing is copied: the buffer's
   /// block is exchanged for `block`. False: it was refused.
-  bool take_local(const DataMessage& part, std::byte*& block, const Strips& strips, bool whole) {
+  bool take_local(const PlaneMessage& part, std::byte*& block, const Strips& strips, bool whole) {
     const std::size_t route = route_of(part);
     std::byte* target = nullptr;
     if (admit(route, part.batch, target) != Refusal::none) return false;
@@ -318,7 +305,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   // ---- Parts
 
   /// Position among this actor's routes; their number: no such part comes here.
-  std::size_t route_of(const DataMessage& part) const {
+  std::size_t route_of(const PlaneMessage& part) const {
     const auto found = std::find_if(routes_.begin(), routes_.end(), [&](const Route& route) {
       return route.rollout == part.rollout && route.first_group == part.first_group &&
              route.groups == part.groups;
@@ -331,7 +318,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     std::unique_lock lock(mutex_);
     const SendingRollout& rollout = *peer_of_[route];
     const std::int64_t buffers = options_.buffers;
-    if (batch < rollout.expected_from) return Refusal::old_batch;
+    if (batch < rollout.expected_from) return Refusal::outdated;
     // Other actors may be ahead, so the batch that was agreed on may be.
     if (!routes_[route].local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
       return Refusal::early;
@@ -347,7 +334,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     throw_if_closed();
     if (!rollout.why_gone.empty()) throw PeerError("data plane: " + rollout.name + " is being lost");
     if (ended_) return Refusal::ended;
-    if (batch < next_) return Refusal::old_batch;
+    if (batch < next_) return Refusal::outdated;
     if (slot.state == State::free) open(slot, batch);
     if (slot.parts[route] != Part::absent) return Refusal::duplicate;
     slot.parts[route] = Part::arriving;
@@ -355,7 +342,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     return Refusal::none;
   }
   /// With the mutex held. The part is there.
-  void arrive(std::size_t route, const DataMessage& part) {
+  void arrive(std::size_t route, const PlaneMessage& part) {
     report_.received += episodes(route);
     peer_of_[route]->received += episodes(route);
     BatchArrival& arrival = slot_of(part.batch).arrival;
@@ -377,22 +364,9 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   // ---- The conversation with a rollout, in its thread (see wire.hpp)
 
   void serve(SendingRollout& rollout) {
-    std::string why;
-    try {
-      greet(rollout);
-      while (take_message(rollout)) {
-      }
-    } catch (const std::exception& error) {
-      why = error.what();
+    greet(rollout);
+    while (take_message(rollout)) {
     }
-    const std::scoped_lock lock(mutex_);
-    if (!why.empty()) {
-      rollout.channel->close();
-      if (rollout.why_gone.empty()) rollout.why_gone = why;
-      rollout.stop_expecting();
-    }
-    rollout.ended = true;
-    changed_.notify_all();
   }
 
   /// hello -> offer, start -> accepted. One that comes back joins behind the batch that the others are at:
@@ -400,7 +374,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   void greet(SendingRollout& rollout) {
     using enum MessageKind;
     for (const auto& [question, answer] : {std::pair{hello, offer}, std::pair{start, accepted}}) {
-      DataMessage message = greeting(rollout, question);
+      PlaneMessage message = greeting(rollout, question);
       {
         const std::scoped_lock lock(mutex_);
         rollout.buffers = std::min<std::int64_t>(message.bytes, 1 << 20);
@@ -413,8 +387,8 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       reply(rollout, answer, message);
     }
   }
-  DataMessage greeting(SendingRollout& rollout, MessageKind kind) {
-    DataMessage message;
+  PlaneMessage greeting(SendingRollout& rollout, MessageKind kind) {
+    PlaneMessage message;
     Refusal refusal = Refusal::malformed;
     if (receive(rollout, options_.deadline, message) && message.kind == kind && message.batch >= 0)
       refusal = check_sender(rollout, message);
@@ -426,7 +400,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
 
   /// False: goodbye.
   bool take_message(SendingRollout& rollout) {
-    DataMessage message;
+    PlaneMessage message;
     const bool is_message = receive(rollout, between_messages, message);
     Refusal refusal = is_message ? check_sender(rollout, message) : Refusal::malformed;
     if (refusal == Refusal::none && message.kind == MessageKind::goodbye) {
@@ -446,7 +420,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       answer_no(rollout, message, refusal);
     return true;
   }
-  Refusal take_part(SendingRollout& rollout, const DataMessage& part) {
+  Refusal take_part(SendingRollout& rollout, const PlaneMessage& part) {
     if (part.kind != MessageKind::part) return Refusal::malformed;
     const std::size_t route = route_of(part);
     if (route == routes_.size()) return Refusal::foreign;
@@ -477,7 +451,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     StripCursor to(strips);
     bool whole = true;
     in_chunks(
-        strips_bytes(strips), rollout.staging.data(),
+        bytes_in(strips), rollout.staging.data(),
         [&](std::span<std::byte> chunk) { rollout.channel->receive(chunk, options_.deadline); },
         [&](std::span<std::byte> chunk) {
           whole = whole && chunk_is_whole(chunk);
@@ -486,19 +460,19 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     return whole;
   }
 
-  void reply(SendingRollout& rollout, MessageKind kind, DataMessage message, Refusal why = Refusal::none) {
+  void reply(SendingRollout& rollout, MessageKind kind, PlaneMessage message, Refusal why = Refusal::none) {
     message.kind = kind;
     message.refusal = why;
     rollout.channel->send(write_message(message), options_.deadline);
   }
-  void answer_no(SendingRollout& rollout, const DataMessage& message, Refusal why) {
+  void answer_no(SendingRollout& rollout, const PlaneMessage& message, Refusal why) {
     {
       const std::scoped_lock lock(mutex_);
       ++report_.refused[static_cast<std::size_t>(why)];
     }
     reply(rollout, MessageKind::refused, message, why);
   }
-  Refusal check_sender(const SendingRollout& rollout, const DataMessage& message) const {
+  Refusal check_sender(const SendingRollout& rollout, const PlaneMessage& message) const {
     if (message.rollout != rollout.index || message.actor != index_) return Refusal::foreign;
     return message.incarnation == rollout.incarnation ? Refusal::none : Refusal::incarnation;
   }
@@ -508,7 +482,6 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   std::int64_t next_;    // first batch that was neither consumed nor dropped
   std::int64_t newest_;  // of which a part was announced
   std::vector<Slot> slots_;
-  std::mutex joining_;
 };
 
 }  // namespace detail

@@ -84,8 +84,6 @@ class RoutedTrajectories {
   }
   /// Ends all waits and threads at once. A rollout that did not say goodbye is lost for its actors.
   ~RoutedTrajectories() { cancel(); }
-  RoutedTrajectories(const RoutedTrajectories&) = delete;
-  RoutedTrajectories& operator=(const RoutedTrajectories&) = delete;
 
   /// How the data channel of a pair and incarnation is called.
   static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {

@@ -1,58 +1,34 @@
-// What goes over a data plane's channel, without the channel: the one fixed message, and how the episode
-// columns of a record become a stream of bytes and back. Design: "Records are described once": which fields
-// there are is the record's own list; here they are strips of memory.
+// How the data plane talks over a channel, without the channel, and how the episode columns of a record become
+// a stream of bytes and back. Design: "Records are described once": which fields there are is the record's own
+// list; here they are strips of memory.
 //
-// A conversation, rollout's end first (all sizes are known to both, so nothing is read that was not
-// announced):
+// A conversation by the messages of placement/plane_message.hpp, rollout's end first (all sizes are known to
+// both, so nothing is read that was not announced):
 //   hello -> offer, start -> accepted                  once: who, which layout, from which batch on
 //   part -> go, chunks -> accepted                     one route's share of one batch
 //   part -> refused | part -> go, chunks -> refused    with a reason; the part is dropped
 //   goodbye -> accepted                                the last batch that will come
-// A chunk is at most `chunk_bytes` of the part and 8 bytes more, their checksum: proved before any byte of it
-// is put into a batch. Both ends are little-endian (x86-64, AArch64).
+// A chunk is at most 4 MiB of the part and 8 bytes more, their checksum: proved before any byte of it is put
+// into a batch.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/record.hpp"
+#include "dvla/core/weights.hpp"
+#include "dvla/placement/plane_message.hpp"
 
 namespace dvla {
-
-static_assert(std::endian::native == std::endian::little);
-
-/// Why an actor refused a message. Counted by reason in the report.
-enum class Refusal : std::uint32_t {
-  none,
-  malformed,    ///< no message of this program: magic, version, kind, or its own checksum
-  foreign,      ///< from another rollout, for another actor, or a route that is not in the plan
-  incarnation,  ///< from a process that has been replaced since
-  layout,       ///< another number of bytes, or other fields, than here
-  old_batch,    ///< of a batch that is being trained on, or that was
-  early,        ///< of a batch further ahead than both sides' buffers allow
-  duplicate,    ///< came already
-  damaged,      ///< a chunk's checksum is wrong
-  ended,        ///< the actor trains on no more batches
-  count_
-};
-inline constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> refusal_names{
-    "none",      "malformed", "foreign",   "incarnation", "layout",
-    "old batch", "early",     "duplicate", "damaged",     "ended"};
-inline std::string_view refusal_name(Refusal refusal) {
-  const auto i = static_cast<std::size_t>(refusal);
-  return i < refusal_names.size() ? refusal_names[i] : "unknown";
-}
 
 /// What a batch's sender did for it. Adds up over batches, rollouts and actors: it travels once.
 struct SenderCounts {
@@ -62,62 +38,8 @@ struct SenderCounts {
 
 namespace detail {
 
-enum class MessageKind : std::uint16_t { hello = 1, offer, start, part, go, accepted, refused, goodbye };
-
-/// The one message, both ways.
-struct DataMessage {
-  static constexpr std::uint32_t magic_number = 0x61746144;  // "Data"
-  static constexpr std::uint16_t format_version = 1;
-
-  std::uint32_t magic = magic_number;
-  std::uint16_t format = format_version;
-  MessageKind kind = MessageKind::hello;
-  std::int32_t rollout = 0;
-  std::int32_t actor = 0;
-  std::int64_t incarnation = 0;
-  std::int64_t batch = 0;        ///< hello: first one wished; offer: first one possible; goodbye: the last
-  std::int64_t first_group = 0;  ///< of the part, among the rollout's own
-  std::int64_t groups = 0;
-  std::int64_t bytes = 0;  ///< of the part, without the chunks' checksums; hello: number of buffers
-  std::int64_t oldest_version = 0;
-  std::int64_t env_steps = 0;
-  std::int64_t chunk_steps = 0;
-  std::uint64_t fingerprint = 0;  ///< hello: of plan and layout
-  Refusal refusal = Refusal::none;
-  std::uint32_t unused = 0;
-  std::uint64_t own_checksum = 0;  ///< over all before it
-};
-inline constexpr std::size_t message_bytes = 104;
-static_assert(sizeof(DataMessage) == message_bytes && std::is_trivially_copyable_v<DataMessage> &&
-              std::has_unique_object_representations_v<DataMessage>);
-using MessageBytes = std::array<std::byte, message_bytes>;
-
-inline MessageBytes write_message(DataMessage message) {
-  MessageBytes bytes;
-  std::memcpy(bytes.data(), &message, bytes.size());
-  message.own_checksum = checksum(std::span(bytes).first(message_bytes - sizeof(std::uint64_t)));
-  std::memcpy(bytes.data(), &message, bytes.size());
-  return bytes;
-}
-
-/// False: these bytes are no message; `message` is then unspecified. A message that is read has a known kind
-/// and no negative number but versions.
-inline bool read_message(const MessageBytes& bytes, DataMessage& message) {
-  std::memcpy(&message, bytes.data(), bytes.size());
-  return message.magic == DataMessage::magic_number && message.format == DataMessage::format_version &&
-         message.own_checksum == checksum(std::span(bytes).first(message_bytes - sizeof(std::uint64_t))) &&
-         message.kind >= MessageKind::hello && message.kind <= MessageKind::goodbye &&
-         message.refusal < Refusal::count_ && message.batch >= -1 &&
-         std::min({std::int64_t{message.rollout}, std::int64_t{message.actor}, message.incarnation,
-                   message.first_group, message.groups, message.bytes, message.env_steps,
-                   message.chunk_steps}) >= 0;
-}
-
-/// Contiguous bytes of a record's block.
-struct Strip {
-  std::size_t offset, bytes;
-};
-using Strips = std::vector<Strip>;
+/// Contiguous stretches of a record's block.
+using Strips = std::vector<ByteRange>;
 
 /// Columns [first, first + count) of a record laid out by place_record, whose fields are [T, B, ...] or [B]
 /// with B = `episodes`; field by field, each time step by time step. Throws ConfigError, naming the field, if
@@ -135,8 +57,8 @@ Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t fir
                         std::to_string(episodes) + "; a record's fields are [T, B, ...] or [B]");
     using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
     const auto column = static_cast<std::size_t>(extents.tail(dimension + 1).count()) * sizeof(Element);
-    const Strip strip{offset + static_cast<std::size_t>(first) * column,
-                      static_cast<std::size_t>(count) * column};
+    const ByteRange strip{offset + static_cast<std::size_t>(first) * column,
+                          static_cast<std::size_t>(count) * column};
     const std::size_t stride = static_cast<std::size_t>(episodes) * column;
     const auto rows = static_cast<std::size_t>(dimension == 0 ? 1 : extents[0]);
     if (strip.bytes == stride)  // all columns: one strip
@@ -146,14 +68,8 @@ Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t fir
         strips.push_back({strip.offset + row * stride, strip.bytes});
     offset += (field.bytes() + record_alignment - 1) / record_alignment * record_alignment;
   });
-  std::erase_if(strips, [](const Strip& strip) { return strip.bytes == 0; });
+  std::erase_if(strips, [](const ByteRange& strip) { return strip.bytes == 0; });
   return strips;
-}
-
-inline std::size_t strips_bytes(const Strips& strips) {
-  std::size_t bytes = 0;
-  for (const Strip& strip : strips) bytes += strip.bytes;
-  return bytes;
 }
 
 /// Walks over strips in order, in as many steps as one likes.
@@ -174,7 +90,7 @@ class StripCursor {
   }
 
  private:
-  const Strip* strip_;
+  const ByteRange* strip_;
   std::size_t within_ = 0;
 };
 
@@ -196,12 +112,12 @@ inline void scatter(std::span<const std::byte> in, std::byte* block, StripCursor
 /// The same columns from one block to another, of other widths perhaps.
 inline void copy_strips(const std::byte* block, const Strips& from, std::byte* target, const Strips& to) {
   StripCursor source(from), sink(to);
-  source.next(strips_bytes(from), [&](std::size_t offset, std::size_t bytes) {
+  source.next(bytes_in(from), [&](std::size_t offset, std::size_t bytes) {
     scatter({block + offset, bytes}, target, sink);
   });
 }
 inline void clear_strips(std::byte* block, const Strips& strips) {
-  for (const Strip& strip : strips) std::memset(block + strip.offset, 0, strip.bytes);
+  for (const ByteRange& strip : strips) std::memset(block + strip.offset, 0, strip.bytes);
 }
 
 /// Of everything but the number of episodes: fields, order, names, element sizes, extents.
@@ -218,9 +134,6 @@ void fingerprint_layout(const Type& record, Checksum& sum) {
   });
 }
 
-/// Of a message's payload. Large enough that the rendezvous of a message costs little, small enough to be
-/// still in a cache when it is scattered.
-inline constexpr std::size_t chunk_bytes = std::size_t{4} << 20;
 inline constexpr std::size_t seal_bytes = sizeof(std::uint64_t);
 
 /// Writes the checksum behind `payload` bytes of `chunk`.
@@ -241,8 +154,7 @@ inline bool chunk_is_whole(std::span<const std::byte> chunk) {
 /// Bytes on the wire of one GRPO group of a batch with this layout: what routing plans with.
 template <Record Type>
 std::int64_t group_bytes(const Type& layout, std::int64_t episodes, std::int64_t group_episodes) {
-  return static_cast<std::int64_t>(
-      detail::strips_bytes(detail::column_strips(layout, episodes, 0, group_episodes)));
+  return static_cast<std::int64_t>(bytes_in(detail::column_strips(layout, episodes, 0, group_episodes)));
 }
 
 }  // namespace dvla

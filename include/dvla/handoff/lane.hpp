@@ -69,9 +69,6 @@ class lane {
 /// hooks, so that every wait returns. add, hook, start, wait: from one thread, in this order.
 class lane_group {
  public:
-  lane_group() = default;
-  lane_group(const lane_group&) = delete;
-  lane_group& operator=(const lane_group&) = delete;
   /// Stops what still runs and joins it.
   ~lane_group() {
     if (running_ > 0) end_all();

@@ -34,8 +34,6 @@ class timed_semaphore {
  public:
   explicit timed_semaphore(std::uint32_t permits = 0) noexcept
       : word_(permits), pauses_(usable_cores() > 1 ? pauses : 0) {}
-  timed_semaphore(const timed_semaphore&) = delete;
-  timed_semaphore& operator=(const timed_semaphore&) = delete;
 
   bool try_acquire() noexcept {
     std::uint32_t word = word_.load(std::memory_order_acquire);

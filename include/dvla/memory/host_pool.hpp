@@ -129,6 +129,7 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
   struct Tag {
     std::size_t size : 63, used : 1;
   };
+  static constexpr std::size_t sizes = ~std::size_t{0} >> 1;  ///< what 63 bits hold
 
   /// Sizes below 8 have a bin each, above there are four bins to a power of two.
   static std::size_t bin_of(std::size_t size) {
@@ -152,7 +153,7 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
     const std::size_t end = found + remove(found);
     if (start > found) set_free(found, start - found);
     if (end > start + size) set_free(start + size, end - start - size);
-    tag(start) = {size, true};
+    tag(start) = {size & sizes, true};
     return node_at(start);
   }
   Node* find(std::size_t size) const {
@@ -177,7 +178,7 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
   }
 
   void set_free(std::size_t start, std::size_t size) {
-    tag(start) = tag(start + size - 1) = {size, false};
+    tag(start) = tag(start + size - 1) = {size & sizes, false};
     Node*& head = heads_[bin_of(size)];
     Node* const node = node_at(start);
     *node = {head, nullptr};

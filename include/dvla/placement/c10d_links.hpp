@@ -106,8 +106,6 @@ class Links {
       sentinel.watcher = std::thread([this, peer] { watch(peer); });
     }
   }
-  Links(const Links&) = delete;
-  Links& operator=(const Links&) = delete;
   /// Gently: what was sent still arrives.
   ~Links() {
     for (auto& sentinel : sentinels_)

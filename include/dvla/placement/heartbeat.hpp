@@ -30,8 +30,6 @@ class Heartbeat {
       throw ConfigError("the period of heartbeats is " + detail::seconds_text(period_) +
                         "; it must be at least 0.001 s");
   }
-  Heartbeat(const Heartbeat&) = delete;
-  Heartbeat& operator=(const Heartbeat&) = delete;
   /// Without leave() before: the peers see this rank as lost.
   ~Heartbeat() {
     for (Pair& pair : pairs_) {

@@ -34,7 +34,6 @@
 #include "dvla/memory/cuda.hpp"
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d.hpp"
-#include "dvla/placement/heartbeat.hpp"
 #include "dvla/placement/nccl_form.hpp"
 
 namespace dvla {
@@ -50,10 +49,10 @@ inline const bool nccl_is_settled =
 /// Sums: every value is formed by one member and handed to the others, so it has the same bits on all of
 /// them, whatever algorithm NCCL takes. In which order that member adds is NCCL's choice: the bits may differ
 /// from Gloo's, and between machines and versions of NCCL.
-/// NCCL does not say who is late, and may not notice that a peer died. So each pair of members keeps a
-/// channel of heartbeats: it breaks where the peer dies or closes, and what is under way is aborted. A member
-/// that leaves says so, and calls that it has finished still end well elsewhere; one that it takes no part in
-/// ends at its deadline. Scratch: `stage_bytes` pinned and twice that on the GPU, if ever used, kept.
+/// NCCL does not say who is late, and may not notice that a peer died: whoever watches over the ranks
+/// (pipeline/watch.hpp, by the job's heartbeats) closes the group then, which aborts what is under way. A call
+/// in which a member takes no part ends at its deadline. Scratch: `stage_bytes` pinned and twice that on the
+/// GPU, if ever used, kept.
 class NcclGroup final : public JobGroup {
  public:
   static constexpr std::size_t stage_bytes = std::size_t{16} << 20;
@@ -62,35 +61,15 @@ class NcclGroup final : public JobGroup {
   /// tell each other there where NCCL's first one listens.
   NcclGroup(Cluster& cluster, c10::intrusive_ptr<c10d::Store> store, std::string name,
             std::vector<int> members, std::chrono::nanoseconds limit)
-      : JobGroup(std::move(name), std::move(members), cluster.rank(), limit),
-        // Who is silent for as long as a call may take is lost; who dies breaks the channel, and is at once.
-        beats_(std::max<std::chrono::nanoseconds>(limit / 2, std::chrono::milliseconds(1)),
-               [this](int peer, const std::string& why) { lose(peer, why); }) {
-    const auto until = deadline_after(limit);
+      : JobGroup(std::move(name), std::move(members), cluster.rank(), limit) {
     check_version();
     check_device(Device::cuda);
-    std::vector<std::unique_ptr<Channel>> channels(members_.size());
-    for (int low = 0; low < size(); ++low)  // the pairs in the same order on every member
-      for (int high = low + 1; high < size(); ++high)
-        if (place_ == low || place_ == high) {
-          const auto peer = static_cast<std::size_t>(place_ == low ? high : low);
-          channels[peer] = cluster.channel("group '" + name_ + "'", members_[peer], left(until));
-          channels_.push_back(channels[peer].get());
-        }
+    const auto until = deadline_after(limit);
+    cluster.group("meeting of '" + name_ + "'", members_, limit)->barrier();  // names who does not come
     connect(std::move(store), until);
-    for (std::size_t peer = 0; peer < channels.size(); ++peer)
-      if (channels[peer]) beats_.watch(members_[peer], std::move(channels[peer]));
   }
   /// Gently: calls that this member has finished still end well on the others.
-  ~NcclGroup() override {
-    const bool open = [&] {
-      const std::scoped_lock lock(mutex_);
-      channels_.clear();
-      return why_.empty();
-    }();
-    if (open) beats_.leave();
-    close();
-  }
+  ~NcclGroup() override { close(); }
 
   void broadcast(std::span<std::byte> bytes, int root) override {
     check_root(root);
@@ -131,7 +110,7 @@ class NcclGroup final : public JobGroup {
     double none = 0;
     add_up(std::span(&none, 1), at::kDouble, "barrier");
   }
-  void close() noexcept override { finish("the others", "this rank closed it"); }
+  void close() noexcept override { finish("this rank closed it"); }
 
  private:
   static std::int64_t signed_size(std::size_t size) { return static_cast<std::int64_t>(size); }
@@ -265,16 +244,16 @@ class NcclGroup final : public JobGroup {
         });
       }
     } catch (const Error&) {
-      finish("the others", "a call failed");
+      finish("a call failed");
       throw;
     } catch (const std::exception& error) {
-      finish("the others", torch_words(error));
+      finish(torch_words(error));
       check_open(what);
     }
   }
   void check_open(const char* what) {
     const std::scoped_lock lock(mutex_);
-    if (!why_.empty()) throw lost(whom_, what, why_);
+    if (!why_.empty()) throw lost("the others", what, why_);
   }
   void wait(const char* what, Clock::time_point until) {
     for (std::chrono::microseconds pause{1};; pause = std::min(2 * pause, std::chrono::microseconds{200})) {
@@ -284,7 +263,7 @@ class NcclGroup final : public JobGroup {
       check_open(what);  // what was aborted looks done
       if (done) break;
       if (Clock::now() >= until) {
-        finish("the others", "a call ran out of time");
+        finish("a call ran out of time");
         throw late("the others", what);
       }
       std::this_thread::sleep_for(pause);
@@ -292,13 +271,11 @@ class NcclGroup final : public JobGroup {
     works_.clear();
   }
 
-  void finish(const std::string& whom, const std::string& why) noexcept {
+  void finish(const std::string& why) noexcept {
     {
       const std::scoped_lock lock(mutex_);
       if (!why_.empty()) return;
-      whom_ = whom;
       why_ = why;
-      for (Channel* channel : channels_) channel->close();
     }
     const std::scoped_lock lock(issuing_);
     try {
@@ -306,22 +283,15 @@ class NcclGroup final : public JobGroup {
     } catch (...) {  // it is given up anyway
     }
   }
-  /// Of the channel's sentence, the reason alone.
-  void lose(int peer, std::string why) {
-    if (const auto from = why.find(": "); from != why.npos) why.erase(0, from + 2);
-    finish("rank " + std::to_string(peer), why.substr(0, why.rfind(" (channel ")));
-  }
 
   using Nccl = c10::intrusive_ptr<c10d::ProcessGroupNCCL>;
 
   Nccl nccl_;
   std::mutex issuing_, mutex_;
-  std::string whom_, why_;          ///< why it is finished; empty: open
-  std::vector<Channel*> channels_;  ///< to the others; beats_ has them
-  at::Tensor pinned_, in_, out_;    ///< bytes
+  std::string why_;               ///< it is finished; empty: open
+  at::Tensor pinned_, in_, out_;  ///< bytes
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
   c10::Event mark_{c10::DeviceType::CUDA};
-  Heartbeat beats_;  ///< ends first
 };
 
 class NcclProgram final : public NcclForm {

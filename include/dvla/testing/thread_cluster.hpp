@@ -432,7 +432,7 @@ class ThreadCluster final : public Cluster {
     hub_->changed.notify_all();
     const auto count_missing = [&] {
       std::size_t missing = 0;
-      for (std::size_t i = 0; i < members.size(); ++i) missing += here(i) ? 0 : 1;
+      for (std::size_t i = 0; i < members.size(); ++i) missing += here(i) ? 0U : 1U;
       return missing;
     };
     const auto gone = [&] {  // a member that will never come

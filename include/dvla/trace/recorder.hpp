@@ -38,8 +38,6 @@ class Recorder {
     if (capacity == 0) throw ConfigError("trace capacity is 0, choose at least 1 span a thread");
     rings_.reserve(max_rows);
   }
-  Recorder(const Recorder&) = delete;
-  Recorder& operator=(const Recorder&) = delete;
 
   /// This thread writes to the row `name` for as long as it lives; one thread at a time per row. A row whose
   /// thread is gone is continued, so lanes that are started anew keep their rows.
