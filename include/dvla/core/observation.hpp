@@ -18,9 +18,10 @@ namespace dvla {
 inline constexpr int max_cameras = 4;
 
 struct CameraSpec {
-  std::string name;  ///< for example "top", "wrist"
-  int height = 0;    ///< pixels
-  int width = 0;     ///< pixels; three channels, RGB, uint8, row 0 on top
+  std::string name;             ///< for example "top", "wrist"
+  int height = 0;               ///< pixels
+  int width = 0;                ///< pixels; three channels, RGB, uint8, row 0 on top
+  Device device = Device::cpu;  ///< where its frames are born
 };
 
 /// What an environment gives. `instructions` is the table that Observation::instruction indexes.
@@ -28,6 +29,7 @@ struct ObservationSpec {
   std::vector<CameraSpec> cameras;        ///< at most max_cameras
   int proprioception = 0;                 ///< P: number of floats
   std::vector<std::string> instructions;  ///< at least one; plain language
+  Device proprioception_device = Device::cpu;
 };
 
 /// What an environment takes. A dimension is continuous, in [-1, 1] (the environment scales it to its own
@@ -104,7 +106,7 @@ struct BatchShape {
   std::int64_t table = 1;      ///< S; above 1 rows are reset within a pass
 };
 
-/// Extents (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
+/// Extents and devices (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
 inline Observation observation_layout(const ObservationSpec& spec, Extents leading) {
   auto with = [&](std::initializer_list<std::int64_t> rest) {
     Extents all = Extents(rest);
@@ -113,9 +115,13 @@ inline Observation observation_layout(const ObservationSpec& spec, Extents leadi
   };
   Observation observation;
   for (std::size_t i = 0; i < spec.cameras.size(); ++i) {
-    observation.frames.at(i) = Field<std::uint8_t>(with({spec.cameras[i].height, spec.cameras[i].width, 3}));
+    const CameraSpec& camera = spec.cameras[i];
+    observation.frames.at(i) =
+        Field<std::uint8_t>(with({camera.height, camera.width, 3}), nullptr, camera.device);
   }
-  if (spec.proprioception > 0) observation.proprioception = Field<float>(with({spec.proprioception}));
+  if (spec.proprioception > 0)
+    observation.proprioception =
+        Field<float>(with({spec.proprioception}), nullptr, spec.proprioception_device);
   observation.instruction = Field<std::int32_t>(with({}));
   return observation;
 }
