@@ -345,6 +345,16 @@ TEST_CASE("An environment that says the impossible of itself is refused in one s
   said_categories.clear();
 }
 
+TEST_CASE("Statistics that do not fit the environment are refused before anything starts") {
+  auto config = dvla_test::small_config<InTurn>(1);
+  config.run.action_statistics = DVLA_TEST_DIR "/golden/environment/norm_stats.json";
+  CHECK_THROWS_WITH_AS(
+      dvla::Run<InTurn>{config},
+      doctest::Contains("'actions.q01' has 7 numbers, and the environment has 1 dimensions of "
+                        "actions"),
+      dvla::ConfigError);
+}
+
 TEST_CASE("Fields that are born where the model does not read are refused before anything starts") {
   said_device = dvla::Device::cuda;
   CHECK_THROWS_WITH_AS(
