@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "dvla/core/field.hpp"
@@ -46,6 +47,25 @@ TEST_CASE("A field is a row-major view: at, rows and flat point into the same st
   field.at(1)[0] = -1;
   CHECK(storage[12] == -1);
   CHECK(field.rows(2, 0).count() == 0);
+}
+
+TEST_CASE("A field says on which device it lies, and so do its parts; that costs no byte") {
+  struct Bare {
+    float* data;
+    Extents extents;
+  };
+  static_assert(sizeof(Field<float>) == sizeof(Bare) && std::is_trivially_copyable_v<Field<float>>);
+  CHECK(Field<float>({2, 3, 4}).device() == dvla::Device::cpu);
+  Field<float> there({2, 3, 4}, nullptr, dvla::Device::cuda);
+  CHECK(there.at(1).device() == dvla::Device::cuda);
+  CHECK(there.rows(0, 1).device() == dvla::Device::cuda);
+  CHECK(there.flat().device() == dvla::Device::cuda);
+  const Field<float> copy = there;
+  there = Field<float>({1});  // writes extents and device, each where it stands
+  CHECK(there.device() == dvla::Device::cpu);
+  CHECK(there.extents() == Extents{1});
+  CHECK(copy.device() == dvla::Device::cuda);
+  CHECK(copy.extents() == Extents{2, 3, 4});
 }
 
 TEST_CASE("A layout knows its extents without storage; an absent field stays absent") {

@@ -92,3 +92,25 @@ TEST_CASE("A cut of a record is the same list of fields, each reduced, in the sa
   CHECK(now.frames[1].extents() == dvla::Extents{2, 2, 2, 3});
   CHECK(now.frames[3].absent());
 }
+
+TEST_CASE("What lies on another device is described, and refused where host memory is to hold it") {
+  dvla::ObservationSpec spec;
+  spec.cameras = {{"top", 4, 6}, {"wrist", 2, 2, dvla::Device::cuda}};
+  spec.proprioception = 3;
+  spec.instructions = {"go"};
+  const dvla::Transition record =
+      dvla::transition_layout(spec, {2}, {.decisions = 2, .episodes = 3, .chunk = 4, .table = 2});
+  CHECK(record.observation.frames[0].device() == dvla::Device::cpu);
+  CHECK(record.observation.frames[1].device() == dvla::Device::cuda);
+  CHECK(record.observation.proprioception.device() == dvla::Device::cpu);
+  CHECK(record.episode.final_observation.frames[1].at(1).device() == dvla::Device::cuda);
+  CHECK_THROWS_WITH_AS(dvla::OwnedRecord(record, *std::pmr::new_delete_resource()),
+                       "a record in host memory takes the field 'frames' on cpu, and it lies on cuda",
+                       dvla::ConfigError);
+  spec.cameras.pop_back();
+  spec.proprioception_device = dvla::Device::cuda;
+  CHECK_THROWS_WITH_AS(
+      dvla::check_lies_on(dvla::observation_layout(spec, {1}), dvla::Device::cpu, "the pool"),
+      "the pool takes the field 'proprioception' on cpu, and it lies on cuda", dvla::ConfigError);
+  dvla::check_lies_on(layout(), dvla::Device::cpu, "the pool");
+}

@@ -119,6 +119,12 @@ TEST_CASE("The whole of a record is one strip a field; a field without episodes 
   odd.decision.bins = dvla::Field<std::int32_t>({6, 3});
   CHECK_THROWS_WITH_AS(column_strips(odd, 6, 0, 6), doctest::Contains("field 'bins' has 3 episodes"),
                        dvla::ConfigError);
+  Trajectory elsewhere = whole;
+  elsewhere.transition.observation.proprioception =
+      dvla::Field<float>(whole.transition.observation.proprioception.extents(), nullptr, dvla::Device::cuda);
+  CHECK_THROWS_WITH_AS(column_strips(elsewhere, 6, 0, 6),
+                       "data plane: a message takes the field 'proprioception' on cpu, and it lies on cuda",
+                       dvla::ConfigError);
 }
 
 TEST_CASE("Layouts that differ in more than the number of episodes have different fingerprints") {

@@ -118,7 +118,13 @@ TEST_CASE("stored log-probabilities are recomputed exactly, with entropy 0") {
 }
 
 TEST_CASE("the mode follows the ODE, and has no log-probability to train on") {
-  Samples samples(2, Decoding::mode);
+  Samples samples(2, Decoding::mode), other(2, Decoding::mode, 77);
+  for (std::int64_t row = 0; row < 2; ++row)
+    for (std::int64_t e = 0; e < 6; ++e) {  // whatever the row and the seed
+      CHECK_EQ(samples.decision->chain.at(row).at(0).span()[static_cast<std::size_t>(e)], 0.0f);
+      CHECK_EQ(samples.action[6 * row + e], samples.action[e]);
+      CHECK_EQ(samples.action[6 * row + e], other.action[e]);
+    }
   CHECK_EQ(samples.decision->denoise_index[1], -1);
   CHECK_EQ(samples.decision->log_prob.at(1).span()[3], 0.0f);
   CHECK_THROWS_WITH_AS(

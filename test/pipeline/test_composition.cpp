@@ -142,6 +142,14 @@ TEST_CASE("describe prints every slot, its policy, whether it is a default, and 
         "schedule       Swimlane<1> (default)                 staleness up to 1\n");
 }
 
+TEST_CASE("describe of a configuration names the adapter between model and environment") {
+  using P = Pipeline<Sampler<ManiSkill>, Trainer<GRPO>>;
+  RunKnobs run;
+  CHECK(P::describe(run) == P::describe() + "adapter        bounds (default)\n");
+  run.action_statistics = "norm_stats.json";
+  CHECK(P::describe(run) == P::describe() + "adapter        quantiles in norm_stats.json\n");
+}
+
 TEST_CASE("a configuration has a section per slot, with the policy's own defaults") {
   Pipeline<Toy, GRPO>::config config;
   CHECK(config.algorithm.group == 8);

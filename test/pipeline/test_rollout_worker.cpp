@@ -53,6 +53,8 @@ class Script {
     const std::int64_t chunk = action.extents()[1];
     std::int64_t made = 0;
     rows_stepped += rows.count();
+    for (const std::int64_t row : rows.indices())
+      taken[row];  // so that rows find theirs from several threads
     if (throws) throw dvla::Error("the simulator is gone");
     if (throws_a_number) throw 7;
     rows.for_each([&](std::int64_t i, std::int64_t) {
@@ -60,6 +62,8 @@ class Script {
       for (std::int64_t c = 0; c < chunk; ++c) {
         const bool over = state.steps >= length(i);
         if (!over) ++state.steps, ++made;
+        const std::span<float> given = action.at(i).at(c).span();
+        if (!over) taken[i].insert(taken[i].end(), given.begin(), given.end());
         const bool ends = state.steps >= length(i);
         outcome.reward[i * chunk + c] = !over && ends && succeeded(i) ? 1.0F : 0.0F;
         outcome.terminated[i * chunk + c] = ends && succeeded(i) ? 1 : 0;
@@ -81,6 +85,8 @@ class Script {
     for (float& value : action) value = 0.1F * static_cast<float>(row_[static_cast<std::size_t>(row)].steps);
   }
 
+  std::map<std::int64_t, std::vector<float>>
+      taken;  ///< the actions that a row was given, one after the other
   std::vector<std::uint64_t> all_seeds;
   std::int64_t rows_stepped = 0;
   std::set<std::int64_t> fails_at_reset;
@@ -302,6 +308,44 @@ TEST_CASE("Demonstrations record what the expert did, step by step, and its nois
   CHECK(same(noisy.all->action, again.all->action));
   CHECK(!same(noisy.all->action, world.all->action));
   for (const float value : noisy.all->action.span()) CHECK((value >= -1 && value <= 1));
+}
+
+TEST_CASE("The adapter stands between model and environment: records keep the model's units") {
+  dvla::RolloutOptions options{.seed = 5, .chunk = C, .group = 4};
+  const dvla::AdaptedNumber shown{0.1, -1, -100, 100};
+  options.adapter.emplace("turned",
+                          std::vector<dvla::AdaptedAction>{{.from = 1, .number = {-2, 0, -9, 9}},
+                                                           {.from = 0, .number = {0.5, 0.1, -9, 9}}},
+                          std::vector(3, shown));
+  World world(options), plain;
+  plain.worker.rollout(*plain.all, *plain.decision, 0);
+  world.worker.rollout(*world.all, *world.decision, 0);
+  for (std::int64_t row = 0; row < N; ++row) {
+    const auto& taken = world.environment.taken[row];
+    REQUIRE(std::ssize(taken) == 2 * world.environment.length(row));
+    for (std::int64_t step = 0; step < world.environment.length(row); ++step) {
+      const auto decided = world.all->action.at(step / C).at(row).at(step % C);
+      CHECK(taken[static_cast<std::size_t>(2 * step)] == -2 * decided[1]);
+      CHECK(taken[static_cast<std::size_t>(2 * step + 1)] ==
+            doctest::Approx(0.5 * static_cast<double>(decided[0]) + 0.1));
+      CHECK(std::abs(decided[0]) <= 1);
+    }
+    for (std::int64_t t = 0; t <= (world.environment.length(row) - 1) / C; ++t)
+      for (std::int64_t p = 0; p < 3; ++p)
+        CHECK(world.all->observation.proprioception.at(t).at(row)[p] ==
+              doctest::Approx(
+                  0.1 * static_cast<double>(plain.all->observation.proprioception.at(t).at(row)[p]) - 1));
+  }
+  world.environment.taken.clear();
+  world.worker.demonstrate(*world.all, N, 0, 0.0);
+  for (std::int64_t step = 0; step < 6; ++step) {  // row 5 has six; the expert says 0.1 a step
+    const auto decided = world.all->action.at(step / C).at(5).at(step % C);
+    CHECK(decided[1] == doctest::Approx(-0.05 * static_cast<double>(step)));
+    CHECK(decided[0] == doctest::Approx(0.2 * static_cast<double>(step) - 0.2));
+    for (std::int64_t a = 0; a < 2; ++a)
+      CHECK(world.environment.taken[5][static_cast<std::size_t>(2 * step + a)] ==
+            doctest::Approx(0.1 * static_cast<double>(step)).epsilon(1e-5));
+  }
 }
 
 TEST_CASE("A demonstration that fails is left out, and the others are as they would be") {

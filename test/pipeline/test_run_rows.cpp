@@ -28,6 +28,7 @@ struct Tricks {
   std::int64_t from = 0, to = std::numeric_limits<std::int64_t>::max();
 } tricks;
 std::vector<int> said_categories;
+dvla::Device said_device = dvla::Device::cpu;
 
 struct TrickyToy {
   using slot = dvla::environment_slot;
@@ -37,6 +38,11 @@ struct TrickyToy {
 struct TrickyEnvironment : dvla::ToyEnvironment {
   using ToyEnvironment::ToyEnvironment;
   dvla::ActionSpec action_spec() const { return {1, said_categories}; }
+  dvla::ObservationSpec observation_spec() const {
+    dvla::ObservationSpec spec = ToyEnvironment::observation_spec();
+    spec.proprioception_device = said_device;
+    return spec;
+  }
   void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
     if (rows.count() == size()) ++resets;
     ToyEnvironment::reset(rows, starts, next);
@@ -337,4 +343,24 @@ TEST_CASE("An environment that says the impossible of itself is refused in one s
                          dvla::ConfigError);
   }
   said_categories.clear();
+}
+
+TEST_CASE("Statistics that do not fit the environment are refused before anything starts") {
+  auto config = dvla_test::small_config<InTurn>(1);
+  config.run.action_statistics = DVLA_TEST_DIR "/golden/environment/norm_stats.json";
+  CHECK_THROWS_WITH_AS(
+      dvla::Run<InTurn>{config},
+      doctest::Contains("'actions.q01' has 7 numbers, and the environment has 1 dimensions of "
+                        "actions"),
+      dvla::ConfigError);
+}
+
+TEST_CASE("Fields that are born where the model does not read are refused before anything starts") {
+  said_device = dvla::Device::cuda;
+  CHECK_THROWS_WITH_AS(
+      dvla::Run<InTurn>{dvla_test::small_config<InTurn>(1)},
+      "the environment TrickyToy gives its proprioception on cuda, and the model LinearModel "
+      "reads it on cpu; choose others of one device",
+      dvla::ConfigError);
+  said_device = dvla::Device::cpu;
 }

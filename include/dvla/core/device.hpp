@@ -1,4 +1,5 @@
-// Where models compute: on the CPU, or on a GPU if the program was built with CUDA and the machine has one.
+// Where fields lie and models compute: on the CPU, or on a GPU if the program was built with CUDA and the machine
+// has one.
 // Only the names, and the one sentence that refuses: memory/cuda.hpp is what a program includes to have CUDA.
 // No torch, no CUDA.
 #pragma once
@@ -16,6 +17,7 @@
 namespace dvla {
 
 enum class Device : std::uint8_t { cpu, cuda };
+constexpr const char* device_name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 
 struct DevicePoolOptions;
 class DevicePools;

@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <span>
 
+#include "dvla/core/device.hpp"
 #include "dvla/core/error.hpp"
 
 namespace dvla {
@@ -57,16 +58,19 @@ class Extents {
 };
 
 /// A view of `extents().count()` elements at `data()`. A Field with no storage yet has data() == nullptr
-/// and still knows its extents: that is how a record's layout is described before it is placed.
+/// and still knows its extents: that is how a record's layout is described before it is placed. Only what
+/// computes on `device()` may read or write the elements.
 template <class Element>
 class Field {
  public:
   using element_type = Element;
   constexpr Field() = default;
-  constexpr explicit Field(Extents extents, Element* data = nullptr) : data_(data), extents_(extents) {}
+  constexpr explicit Field(Extents extents, Element* data = nullptr, Device device = Device::cpu)
+      : data_(data), extents_(extents), device_(device) {}
 
   constexpr Element* data() const { return data_; }
   constexpr const Extents& extents() const { return extents_; }
+  constexpr Device device() const { return device_; }
   constexpr std::int64_t count() const { return extents_.rank() == 0 ? 0 : extents_.count(); }
   constexpr std::size_t bytes() const { return static_cast<std::size_t>(count()) * sizeof(Element); }
   /// Absent: the environment or model does not have this field (rank 0).
@@ -79,23 +83,24 @@ class Field {
   constexpr Field at(std::int64_t index) const {
     if (absent()) return {};
     const Extents rest = extents_.tail();
-    return Field(rest, data_ == nullptr ? nullptr : data_ + index * rest.count());
+    return Field(rest, data_ == nullptr ? nullptr : data_ + index * rest.count(), device_);
   }
   /// Elements [first, first + length) of the first dimension.
   constexpr Field rows(std::int64_t first, std::int64_t length) const {
     if (absent()) return {};
     const Extents rest = extents_.tail();
-    return Field(rest.prepend(length), data_ == nullptr ? nullptr : data_ + first * rest.count());
+    return Field(rest.prepend(length), data_ == nullptr ? nullptr : data_ + first * rest.count(), device_);
   }
   /// The first two dimensions as one: [T, B, ...] is [T*B, ...].
   constexpr Field flat() const {
     if (absent()) return {};
-    return Field(extents_.tail(2).prepend(extents_[0] * extents_[1]), data_);
+    return Field(extents_.tail(2).prepend(extents_[0] * extents_[1]), data_, device_);
   }
 
  private:
   Element* data_ = nullptr;
-  Extents extents_;
+  [[no_unique_address]] Extents extents_;  // whose padding holds the device
+  Device device_ = Device::cpu;
 };
 
 }  // namespace dvla

@@ -18,9 +18,10 @@ namespace dvla {
 inline constexpr int max_cameras = 4;
 
 struct CameraSpec {
-  std::string name;  ///< for example "top", "wrist"
-  int height = 0;    ///< pixels
-  int width = 0;     ///< pixels; three channels, RGB, uint8, row 0 on top
+  std::string name;             ///< for example "top", "wrist"
+  int height = 0;               ///< pixels
+  int width = 0;                ///< pixels; three channels, RGB, uint8, row 0 on top
+  Device device = Device::cpu;  ///< where its frames are born
 };
 
 /// What an environment gives. `instructions` is the table that Observation::instruction indexes.
@@ -28,16 +29,27 @@ struct ObservationSpec {
   std::vector<CameraSpec> cameras;        ///< at most max_cameras
   int proprioception = 0;                 ///< P: number of floats
   std::vector<std::string> instructions;  ///< at least one; plain language
+  Device proprioception_device = Device::cpu;
 };
 
-/// What an environment takes. A dimension is continuous, in [-1, 1] (the environment scales it to its own
-/// units), or one of n categories, an action's value then being 0, 1, .. n - 1.
+/// Of a continuous dimension, in the environment's units.
+struct ActionBounds {
+  float low = -1, high = 1;
+};
+
+/// What an environment takes. A dimension is continuous, within its bounds, or one of n categories, an action's
+/// value then being 0, 1, .. n - 1. A model's are in [-1, 1]: the adapter (environment/adapter.hpp) stands
+/// between the two.
 struct ActionSpec {
-  int dimensions = 0;             ///< A
-  std::vector<int> categories{};  ///< [A] n, or 0 for a continuous dimension; empty: all are continuous
+  int dimensions = 0;                  ///< A
+  std::vector<int> categories{};       ///< [A] n, or 0 for a continuous dimension; empty: all are continuous
+  std::vector<ActionBounds> bounds{};  ///< [A] of the continuous ones; empty: all are [-1, 1]
   /// n of that dimension, 0 for a continuous one.
   int categories_of(std::int64_t dimension) const {
     return categories.empty() ? 0 : categories[static_cast<std::size_t>(dimension)];
+  }
+  ActionBounds bounds_of(std::int64_t dimension) const {
+    return bounds.empty() ? ActionBounds{} : bounds[static_cast<std::size_t>(dimension)];
   }
   bool continuous() const {
     return std::all_of(categories.begin(), categories.end(), [](int n) { return n == 0; });
@@ -70,7 +82,7 @@ struct EpisodeTable {
 /// make, because its episodes were over, the flags go on and `version` is filled in; all else is 0.
 struct Transition {
   Observation observation;  ///< [T+1, B, ...]; what decision t saw; the last is what the final action led to
-  Field<float> action;      ///< [T, B, C, A] in [-1, 1], as executed
+  Field<float> action;      ///< [T, B, C, A] as executed, in the model's units: [-1, 1], or a category
   Field<float> reward;      ///< [T, B, C]; 0 after the episode's end
   /// [T, B, C]; 1 from the step on in which the task ended: solved or failed, nothing follows.
   Field<std::uint8_t> terminated;
@@ -104,7 +116,7 @@ struct BatchShape {
   std::int64_t table = 1;      ///< S; above 1 rows are reset within a pass
 };
 
-/// Extents (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
+/// Extents and devices (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
 inline Observation observation_layout(const ObservationSpec& spec, Extents leading) {
   auto with = [&](std::initializer_list<std::int64_t> rest) {
     Extents all = Extents(rest);
@@ -113,9 +125,13 @@ inline Observation observation_layout(const ObservationSpec& spec, Extents leadi
   };
   Observation observation;
   for (std::size_t i = 0; i < spec.cameras.size(); ++i) {
-    observation.frames.at(i) = Field<std::uint8_t>(with({spec.cameras[i].height, spec.cameras[i].width, 3}));
+    const CameraSpec& camera = spec.cameras[i];
+    observation.frames.at(i) =
+        Field<std::uint8_t>(with({camera.height, camera.width, 3}), nullptr, camera.device);
   }
-  if (spec.proprioception > 0) observation.proprioception = Field<float>(with({spec.proprioception}));
+  if (spec.proprioception > 0)
+    observation.proprioception =
+        Field<float>(with({spec.proprioception}), nullptr, spec.proprioception_device);
   observation.instruction = Field<std::int32_t>(with({}));
   return observation;
 }

@@ -17,6 +17,8 @@
 #include <cstdint>
 #include <memory_resource>
 #include <span>
+#include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "dvla/core/checksum.hpp"
@@ -62,6 +64,16 @@ constexpr void for_each_field(Type&& record, Visit visit) {
   detail::visit_fields("", record, visit);
 }
 
+/// Throws ConfigError, naming the field, unless all of the record lies where `who` takes it.
+template <Record Type>
+void check_lies_on(const Type& record, Device where, std::string_view who) {
+  for_each_field(record, [&](const char* name, const auto& field) {
+    if (field.device() != where)
+      throw ConfigError(std::string(who) + " takes the field '" + name + "' on " + device_name(where) +
+                        ", and it lies on " + device_name(field.device()));
+  });
+}
+
 inline constexpr std::size_t record_alignment = 64;
 
 /// Bytes of one contiguous block that holds the record, every field on a 64-byte line.
@@ -74,9 +86,11 @@ std::size_t record_bytes(const Type& record) {
   return bytes;
 }
 
-/// Points the record's fields into `block` (aligned to 64, of at least record_bytes). Returns the bytes used.
+/// Points the record's fields into `block` (host memory, aligned to 64, of at least record_bytes). Returns the
+/// bytes used. Throws ConfigError where a field is to lie on another device.
 template <Record Type>
 std::size_t place_record(Type& record, std::byte* block) {
+  check_lies_on(record, Device::cpu, "a record in host memory");
   std::size_t offset = 0;
   for_each_field(record, [&](const char*, auto& field) {
     using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
@@ -101,7 +115,7 @@ constexpr Type cut_record(Type record, Cut cut) {
   return record;
 }
 
-/// A record with storage of its own: one block from `memory`, given back at the end.
+/// A record with storage of its own: one block from `memory` (of the host), given back at the end.
 template <Record Type>
 class OwnedRecord {
  public:

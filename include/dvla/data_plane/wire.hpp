@@ -43,9 +43,10 @@ using Strips = std::vector<ByteRange>;
 
 /// Columns [first, first + count) of a record laid out by place_record, whose fields are [T, B, ...] or [B]
 /// with B = `episodes`; field by field, each time step by time step. Throws ConfigError, naming the field, if
-/// one is neither.
+/// one is neither, or does not lie in host memory.
 template <Record Type>
 Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t first, std::int64_t count) {
+  check_lies_on(record, Device::cpu, "data plane: a message");
   Strips strips;
   std::size_t offset = 0;
   for_each_field(record, [&](const char* name, const auto& field) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <span>
@@ -83,6 +84,15 @@ void check_specs(const Type& environment, std::string_view name) {
              std::to_string(takes.categories.size()));
   refuse(std::ranges::any_of(takes.categories, [](int n) { return n < 0 || n == 1; }),
          "a dimension of its actions has 1 category or fewer; 0 is for a continuous one");
+  refuse(!takes.bounds.empty() && std::ssize(takes.bounds) != takes.dimensions,
+         "an action has " + std::to_string(takes.dimensions) + " dimensions, and bounds for " +
+             std::to_string(takes.bounds.size()));
+  for (std::int64_t a = 0; a < takes.dimensions; ++a) {
+    const auto [low, high] = takes.bounds_of(a);
+    refuse(takes.categories_of(a) == 0 && !(std::isfinite(low) && std::isfinite(high) && low < high),
+           "dimension " + std::to_string(a) + " of its actions lies in [" + std::to_string(low) + ", " +
+               std::to_string(high) + "]; bounds are finite, the lower one first");
+  }
 }
 
 /// An environment that enumerates what it is evaluated on: `cases()` initial states, [0, cases()), each a

@@ -9,12 +9,57 @@
 
 #include <array>
 #include <chrono>
+#include <initializer_list>
 #include <thread>
 #include <vector>
 
 #include "dvla/io/file_descriptor.hpp"
 
 namespace dvla::io {
+
+namespace detail {
+
+/// A descriptor that a program is given, and the number by which it knows it.
+struct Given {
+  int number, descriptor;
+};
+
+/// Starts arguments[0] (found on PATH) in `folder`, as the leader of a process group, with /dev/null as standard
+/// input and signals as a fresh program expects them. 0, or the errno that says why not.
+inline int spawn(pid_t& child, const std::vector<std::string>& arguments, const std::filesystem::path& folder,
+                 std::initializer_list<Given> descriptors) {
+  struct SpawnSettings {
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    SpawnSettings() {
+      posix_spawn_file_actions_init(&actions);
+      posix_spawnattr_init(&attributes);
+    }
+    ~SpawnSettings() {
+      posix_spawn_file_actions_destroy(&actions);
+      posix_spawnattr_destroy(&attributes);
+    }
+  } settings;
+  posix_spawn_file_actions_addopen(&settings.actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  for (const Given& each : descriptors)
+    posix_spawn_file_actions_adddup2(&settings.actions, each.descriptor, each.number);
+  posix_spawn_file_actions_addchdir_np(&settings.actions, folder.empty() ? "." : folder.c_str());
+  sigset_t none, usual;
+  sigemptyset(&none);
+  sigemptyset(&usual);
+  for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGCHLD}) sigaddset(&usual, signal);
+  posix_spawnattr_setsigmask(&settings.attributes, &none);
+  posix_spawnattr_setsigdefault(&settings.attributes, &usual);
+  posix_spawnattr_setpgroup(&settings.attributes, 0);  // its children die with it
+  posix_spawnattr_setflags(&settings.attributes,
+                           POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  return ::posix_spawnp(&child, argv[0], &settings.actions, &settings.attributes, argv.data(), environ);
+}
+
+}  // namespace detail
 
 struct ChildResult {
   int exit_code = 0;  ///< 128 + signal number when a signal ended it; 127 when there is no such program
@@ -41,40 +86,10 @@ inline ChildResult run_child(const std::vector<std::string>& arguments, const st
   };
   Pipe out(program), err(program), ended(program);
 
-  struct SpawnSettings {
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    SpawnSettings() {
-      posix_spawn_file_actions_init(&actions);
-      posix_spawnattr_init(&attributes);
-    }
-    ~SpawnSettings() {
-      posix_spawn_file_actions_destroy(&actions);
-      posix_spawnattr_destroy(&attributes);
-    }
-  } settings;
-  posix_spawn_file_actions_addopen(&settings.actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_adddup2(&settings.actions, out.write.get(), STDOUT_FILENO);
-  posix_spawn_file_actions_adddup2(&settings.actions, err.write.get(), STDERR_FILENO);
-  posix_spawn_file_actions_addchdir_np(&settings.actions, folder.empty() ? "." : folder.c_str());
-  // Own process group, so that its children die with it; signals as a fresh program expects them.
-  sigset_t none, usual;
-  sigemptyset(&none);
-  sigemptyset(&usual);
-  for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGCHLD}) sigaddset(&usual, signal);
-  posix_spawnattr_setsigmask(&settings.attributes, &none);
-  posix_spawnattr_setsigdefault(&settings.attributes, &usual);
-  posix_spawnattr_setpgroup(&settings.attributes, 0);
-  posix_spawnattr_setflags(&settings.attributes,
-                           POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-
   const auto until = std::chrono::steady_clock::now() + deadline;
   pid_t child = -1;
-  const int code =
-      ::posix_spawnp(&child, program.c_str(), &settings.actions, &settings.attributes, argv.data(), environ);
+  const int code = detail::spawn(child, arguments, folder,
+                                 {{STDOUT_FILENO, out.write.get()}, {STDERR_FILENO, err.write.get()}});
   out.write.close();
   err.write.close();
   if (code == ENOENT && std::filesystem::is_directory(folder.empty() ? "." : folder))

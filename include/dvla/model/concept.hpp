@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dvla/core/device.hpp"
@@ -154,6 +155,28 @@ struct ModelInputs {
   /// Only for models that name their linear layers (model/parameters.hpp).
   Adapters adapters{};
 };
+
+/// Where the fields of an observation must lie that a model is given: in host memory, unless its machinery has
+/// `static constexpr Device reads_on`.
+template <class Model>
+inline constexpr Device reads_on = [] {
+  if constexpr (requires { Model::reads_on; }) return Model::reads_on;
+  return Device::cpu;
+}();
+
+/// Throws ConfigError where an environment gives a field elsewhere than the model reads it.
+inline void check_devices(const ObservationSpec& given, std::string_view environment, Device read,
+                          std::string_view model) {
+  const auto check = [&](const std::string& field, Device lies) {
+    if (lies != read)
+      throw ConfigError("the environment " + std::string(environment) + " gives " + field + " on " +
+                        device_name(lies) + ", and the model " + std::string(model) + " reads it on " +
+                        device_name(read) + "; choose others of one device");
+  };
+  for (const CameraSpec& camera : given.cameras)
+    check("the frames of its camera '" + camera.name + "'", camera.device);
+  if (given.proprioception > 0) check("its proprioception", given.proprioception_device);
+}
 
 /// What a model is going to take, said by its machinery's `plan(knobs, inputs, sampling_rows, training_rows)`
 /// before it is made: where a model has this static member, a run prints and checks it before it allocates.

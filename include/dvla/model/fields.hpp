@@ -10,18 +10,23 @@
 #include <concepts>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "dvla/core/field.hpp"
 
 namespace dvla {
 
-/// All of `field`, in place: [..] of float, int (int32) or byte (uint8). The field's memory must outlive it.
+/// All of `field`, in place: [..] of float, int (int32) or byte (uint8). The field's memory must outlive it, and
+/// is the host's, else an Error.
 template <class Element>
 at::Tensor tensor_of(const Field<Element>& field) {
   static_assert(std::same_as<Element, float> || std::same_as<Element, std::int32_t> ||
                     std::same_as<Element, std::uint8_t>,
                 "dvla: tensor_of takes fields of float, std::int32_t and std::uint8_t");
+  if (field.device() != Device::cpu)
+    throw Error(std::string("tensor_of reads fields on cpu, and this one lies on ") +
+                device_name(field.device()));
   constexpr at::ScalarType type = std::same_as<Element, float>          ? at::kFloat
                                   : std::same_as<Element, std::int32_t> ? at::kInt
                                                                         : at::kByte;

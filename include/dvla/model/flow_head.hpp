@@ -1,8 +1,8 @@
 // FlowHead's arithmetic: flow matching with flow_sde noise, as pi0.5 under RL (pi_RL, arXiv 2510.25889;
 // RLinf). K Euler steps go from noise at t = 1 to the action at t = 0. When sampling, ONE denoise index,
 // drawn once per call for the whole batch, is stochastic, the others follow the ODE; the chain and the index
-// are stored, and an update reruns only that step. With Decoding::mode all steps follow the ODE (the starting
-// noise still comes from the seed). Torch-free, on spans. No flow_cps, no learned noise, no noise annealing.
+// are stored, and an update reruns only that step. With Decoding::mode all steps follow the ODE from 0,
+// the mode of the starting noise: what is done then follows from the observation alone. Torch-free, on spans. No flow_cps, no learned noise, no noise annealing.
 //
 // t_i = 1, .., 1/K, 0; d = t_i - t_{i+1}; x0 = x - v t; x1 = x + v (1 - t);
 // sigma = a sqrt(t_i / (1 - t_i)), where t_0 = 1 takes 1 - t_1 as the denominator;
@@ -115,7 +115,7 @@ class FlowHeadMachinery {
     for (const std::int64_t row : rows) {
       SplitMix64& own = random.emplace_back(mix_seed(seed, row));
       const std::span<float> noise = decision.chain.at(row).at(0).span();
-      for (float& value : noise) value = static_cast<float>(own.normal());
+      for (float& value : noise) value = decoding == Decoding::mode ? 0.0f : static_cast<float>(own.normal());
       x.insert(x.end(), noise.begin(), noise.end());
       std::fill_n(decision.log_prob.at(row).data(), E, 0.0f);
       decision.denoise_index[row] = noisy;

@@ -303,6 +303,8 @@ struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::fla
       static_assert(mistake::never<Pipeline>, "dvla: P::table() needs #include <dvla/pipeline/table.hpp>");
   }
   static std::string describe() { return detail::describe<Pipeline>(); }
+  /// The same of a configuration, `describe(config.run)`, with the adapter between model and environment.
+  static std::string describe(const AdapterKnobs& run) { return detail::describe<Pipeline>(run); }
 };
 
 }  // namespace dvla

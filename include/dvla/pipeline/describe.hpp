@@ -7,6 +7,7 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/slot.hpp"
+#include "dvla/environment/adapter_knobs.hpp"
 
 namespace dvla::detail {
 
@@ -60,6 +61,12 @@ std::string describe_lines(list<Policies...>) {
 template <class Pipeline>
 std::string describe() {
   return describe_lines<Pipeline>(typename Pipeline::policies{});
+}
+/// With what a configuration chooses between model and environment.
+template <class Pipeline>
+std::string describe(const AdapterKnobs& run) {
+  const std::string name = adapter_name(run);
+  return describe<Pipeline>() + "adapter        " + name + (name == "bounds" ? " (default)\n" : "\n");
 }
 
 }  // namespace dvla::detail

@@ -407,7 +407,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::_Exit(1);
   });
   run->on_notice([](const std::string& what) { std::cerr << "warning: " + what + "\n"; });
-  say(P::describe());
+  say(P::describe(config.run));
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
@@ -530,7 +530,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   nlohmann::json json =
       detail::report_json(result, run->environment().observation_spec(), run->environment().horizon());
-  json["pipeline"] = P::describe();
+  json["pipeline"] = P::describe(config.run);
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
   for (const auto& pool : run->memory().report())
     json["pools"].push_back({{"name", pool.name},

@@ -403,8 +403,10 @@ class RankParts {
       copies_.push_back(std::make_unique<Model>(std::as_const(model_), share_frozen));
     Model* const back = copies_.empty() ? &model_ : copies_.back().get();
     Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
-    worker_ = std::make_unique<Worker>(environment_, *front, *back, settings_.rollout_options(job_, threads),
-                                       trace_, [this](const std::string& what) {
+    RolloutOptions options = settings_.rollout_options(job_, threads);
+    options.adapter = settings_.adapter(environment_);
+    worker_ = std::make_unique<Worker>(environment_, *front, *back, std::move(options), trace_,
+                                       [this](const std::string& what) {
                                          if (notices_)
                                            notices_(job_.alone() ? what : job_.name() + ": " + what);
                                        });

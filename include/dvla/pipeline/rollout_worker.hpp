@@ -30,6 +30,7 @@
 #include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/streams.hpp"
+#include "dvla/environment/adapter.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/step_watch.hpp"
 #include "dvla/handoff/stages.hpp"
@@ -95,6 +96,8 @@ struct RolloutOptions {
   double failed_share = 0.2;        ///< of a batch's rows here; more, and more than one, end the run
   double reward_scale = 1;          ///< every reward is multiplied by it
   std::int64_t inference_rows = 0;  ///< of one call of the model, at most; 0: all of a stage
+  /// Between the model's units and the environment's; empty: by the environment's bounds.
+  std::optional<Adapter> adapter{};
 };
 
 template <EnvironmentMachinery Environment, ModelMachinery Model, class Trace>
@@ -109,21 +112,22 @@ class RolloutWorker {
                 std::function<void(const std::string&)> on_failure = {})
       : environment_(environment),
         models_({&front, 0}, {&back, 0}),
-        options_(options),
-        arena_(std::in_place, options.threads),
+        options_(std::move(options)),
+        adapter_(options_.adapter ? *options_.adapter : Adapter::bounds(environment.action_spec())),
+        arena_(std::in_place, options_.threads),
         trace_(trace),
         on_failure_(std::move(on_failure)),
         failures_(environment.size()),
         everybody_(static_cast<std::size_t>(environment.size())),
         rows_(static_cast<std::size_t>(environment.size())) {
     starts_.reserve(everybody_.size());
-    if (options.chunk < 1)
-      throw ConfigError("a chunk of " + std::to_string(options.chunk) + " control steps");
-    if (options.group < 1 || environment.size() % options.group != 0)
+    if (C() < 1) throw ConfigError("a chunk of " + std::to_string(C()) + " control steps");
+    if (options_.group < 1 || environment.size() % options_.group != 0)
       throw ConfigError("environments " + std::to_string(environment.size()) +
-                        " is not a multiple of group " + std::to_string(options.group) +
+                        " is not a multiple of group " + std::to_string(options_.group) +
                         ": a group is that many consecutive environments");
     std::iota(everybody_.begin(), everybody_.end(), std::int64_t{0});
+    if (adapter_.changes_actions()) taken_.resize(everybody_.size() * static_cast<std::size_t>(C() * A()));
   }
 
   BatchShape shape() const {
@@ -302,6 +306,11 @@ class RolloutWorker {
         for (const std::int64_t row : sound) {
           const Field<float> action = single->action.at(0).at(row).at(0);
           environment_.expert(row, action.span());
+          if (adapter_.changes_actions()) {
+            const std::span<float> shown = std::span(taken_).first(action.span().size());
+            std::copy(action.span().begin(), action.span().end(), shown.begin());
+            adapter_.to_model(shown, action.span());
+          }
           SplitMix64 random(stream_seed(options_.seed, Stream::noise, pass, row, t * C() + c));
           for (std::int64_t a = 0; a < action.count(); ++a)
             if (spec.categories_of(a) == 0)
@@ -369,6 +378,7 @@ class RolloutWorker {
   }
 
   std::int64_t C() const { return options_.chunk; }
+  std::int64_t A() const { return environment_.action_spec().dimensions; }
   /// Which row of the whole batch this rollout's row `first`, the first of a pass, is.
   std::int64_t in_whole(std::int64_t first) const {
     const std::int64_t here = environment_.size();
@@ -405,6 +415,8 @@ class RolloutWorker {
       else if (!is_task(next.instruction[row]))
         failures_.add(row, "its instruction is " + std::to_string(next.instruction[row]) + " of " +
                                std::to_string(environment_.observation_spec().instructions.size()));
+      else if (adapter_.changes_proprioception())
+        adapter_.proprioception(next.proprioception.at(row).span());
     }
   }
   bool is_task(std::int32_t instruction) const {
@@ -423,8 +435,8 @@ class RolloutWorker {
     const Outcome outcome{rows_at(all.reward, t, first, N), rows_at(all.terminated, t, first, N),
                           rows_at(all.truncated, t, first, N), next};
     std::int64_t made = 0;
-    guarded(rows, next,
-            [&](Rows& of) { made = environment_.step(of, rows_at(all.action, t, first, N), outcome); });
+    const Field<float> action = adapted(rows, rows_at(all.action, t, first, N));
+    guarded(rows, next, [&](Rows& of) { made = environment_.step(of, action, outcome); });
     for (const std::int64_t row : rows) {
       const std::span<float> reward = outcome.reward.at(row).span();
       if (options_.reward_scale != 1)
@@ -432,6 +444,15 @@ class RolloutWorker {
       if (!failures_.has(row) && !finite(reward)) failures_.add(row, "its reward is not finite");
     }
     return made;
+  }
+  /// These rows' actions, [N, C, A] of the model, as the environment takes them.
+  Field<float> adapted(std::span<const std::int64_t> rows, const Field<float>& action) {
+    if (!adapter_.changes_actions()) return action;
+    const Field<float> taken(action.extents(), taken_.data());
+    for (const std::int64_t row : rows)
+      for (std::int64_t c = 0; c < action.extents()[1]; ++c)
+        adapter_.to_environment(action.at(row).at(c).span(), taken.at(row).at(c).span());
+    return taken;
   }
   std::string failure_text(std::int64_t row, std::int64_t batch, const Pass& pass) const {
     return "environment " + std::to_string(options_.first_episode + row) + " failed in batch " +
@@ -640,6 +661,8 @@ class RolloutWorker {
   Environment& environment_;
   FrontBack<VersionedModel<Model>> models_;
   RolloutOptions options_;
+  const Adapter adapter_;
+  std::vector<float> taken_;  ///< [N, C, A] the actions of a step, where the adapter changes them
   std::optional<Arena> arena_;
   Trace& trace_;
   std::function<void(const std::string&)> on_failure_;

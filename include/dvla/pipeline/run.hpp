@@ -379,6 +379,8 @@ class Run {
   /// a model that plans nothing (ModelPlan) only what is no model's.
   MemoryPlan plan_memory(const OnPlan& on_plan) {
     check_specs(*environment_, P::environment::name);
+    check_devices(environment_->observation_spec(), P::environment::name, reads_on<Model>, P::model::name);
+    (void)settings_.adapter(*environment_);  // throws where its statistics do not fit
     MemoryPlan plan;
     const std::int64_t environments = environment_->size();
     const std::int64_t here = environments * settings_.rollout_epochs();

@@ -9,6 +9,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
+#include "dvla/environment/adapter_knobs.hpp"
 #include "dvla/io/run_name.hpp"
 #include "dvla/placement/collectives.hpp"
 
@@ -26,7 +27,7 @@ enum class CheckpointWeights : std::uint8_t { trainable, whole };
 template <>
 inline constexpr auto enum_names<CheckpointWeights> = std::to_array<std::string_view>({"trainable", "whole"});
 
-struct RunKnobs {
+struct RunKnobs : AdapterKnobs {
   std::string name = "run";  ///< the run writes into folder/name
   std::string folder = "runs";
   std::int64_t seed = 1;
@@ -78,6 +79,17 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      86400, "seconds"},
     {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
     {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
+    {"action_statistics",
+     "dataset_statistics.json or norm_stats.json of the data that the model was trained on, which turns its "
+     "actions into the environment's units; empty = [-1, 1] onto the environment's bounds"},
+    {"action_key", "data set in action_statistics; empty = the only one"},
+    {"action_form", "which statistics the model was normalised by"},
+    {"action_order",
+     "the model's dimension for each of the environment's, as 0,1,-2: a minus turns the sign; empty = as "
+     "they come"},
+    {"action_gripper",
+     "the model's last dimension: as it is, from [0, 1] onto [-1, 1], or onto -1 and 1 alone"},
+    {"state_statistics", "with action_statistics: proprioception is normalised by the same file"},
     {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
     {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
     {"episodes_per_row", "most episodes of a row in a pass under auto_reset", 1, 1e6},
@@ -107,7 +119,8 @@ inline void check(const RunKnobs& knobs) {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
                         checkpoint_weights, evaluation_episodes, evaluation_cases, failure_costs,
-                        failed_share, step_deadline_s, inference_rows, reward_scale, auto_reset, pass_steps,
-                        episodes_per_row, demonstrations, demonstration_noise, imitation_target,
+                        failed_share, step_deadline_s, inference_rows, reward_scale, action_statistics,
+                        action_key, action_form, action_order, action_gripper, state_statistics, auto_reset,
+                        pass_steps, episodes_per_row, demonstrations, demonstration_noise, imitation_target,
                         imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
                         overwrite);

@@ -13,6 +13,7 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/process_limits.hpp"
 #include "dvla/core/streams.hpp"
+#include "dvla/environment/action_statistics.hpp"
 #include "dvla/handoff/waiting.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/pipeline/config.hpp"
@@ -161,6 +162,10 @@ class RunSettings {
     return {(steps + chunk - 1) / chunk, episodes, chunk, table()};
   }
   /// `threads`: cores of the sampling lane.
+  template <class Environment>
+  Adapter adapter(const Environment& environment) const {
+    return make_adapter(config_.run, environment.observation_spec(), environment.action_spec());
+  }
   RolloutOptions rollout_options(const Job& job, int threads) const {
     RolloutOptions options;
     options.seed = seed();

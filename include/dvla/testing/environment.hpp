@@ -213,7 +213,8 @@ class EnvironmentProbe {
   void draw(SplitMix64 random, const Field<float>& action) const {  // [C, A]
     for (std::int64_t i = 0; i < action.count(); ++i) {
       const int n = spec_.categories_of(i % actions_);
-      action[i] = n == 0 ? random.uniform(-1.0f, 1.0f)
+      const auto [low, high] = spec_.bounds_of(i % actions_);
+      action[i] = n == 0 ? random.uniform(low, high)
                          : static_cast<float>(random.below(static_cast<std::uint64_t>(n)));
     }
   }
@@ -420,7 +421,8 @@ class EnvironmentProbe {
       for (std::int64_t i = 0; i < actions_; ++i) {
         const int n = spec_.categories_of(i);
         const float value = action.field[i];
-        if (n == 0 ? !(std::abs(value) <= 1) : !(value >= 0 && value < static_cast<float>(n)))
+        const auto [low, high] = spec_.bounds_of(i);
+        if (n == 0 ? !(value >= low && value <= high) : !(value >= 0 && value < static_cast<float>(n)))
           return fault("the expert's action is not within its bounds, or was not written" + at(0, step));
         if (value != again.field[i])
           return fault("the expert says different things about the same state" + at(0, step));

@@ -1,0 +1,246 @@
+// dvla-test: tsan asan
+// Rows in processes of their own: that the promises of an environment hold, and that a worker that hangs, dies or
+// talks nonsense costs its rows and nothing else. The workers are apart_stub.py.
+#include <doctest/doctest.h>
+#include <pthread.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dvla/core/record.hpp"
+#include "dvla/environment/apart.hpp"
+#include "dvla/memory/environment_pool.hpp"
+#include "dvla/testing/environment.hpp"
+#include "test/io/temporary_folder.hpp"
+
+namespace {
+using dvla::ApartBatch;
+using dvla::Field;
+
+dvla::ApartOptions stub(std::int64_t rows, int workers, std::vector<std::string> arguments = {}) {
+  dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
+                             .rows = rows,
+                             .workers = workers,
+                             .horizon = 6};
+  options.program.insert(options.program.end(), arguments.begin(), arguments.end());
+  options.observation.cameras = {{"top", 2, 3}};
+  options.observation.proprioception = 2;
+  options.observation.instructions = {"go left", "go right"};
+  options.action = {1};
+  options.deadline = std::chrono::milliseconds(1500);
+  return options;
+}
+bool exists(pid_t process) { return ::kill(process, 0) == 0 || errno != ESRCH; }
+bool has_no_children() { return ::waitpid(-1, nullptr, WNOHANG) < 0 && errno == ECHILD; }
+
+/// A batch, its buffers in the pool or on the heap, and what failed in the last call.
+struct World {
+  explicit World(dvla::ApartOptions options, bool in_pool = true)
+      : N(options.rows),
+        environment(std::move(options), pool),
+        memory(in_pool ? static_cast<std::pmr::memory_resource&>(pool) : *std::pmr::new_delete_resource()),
+        all(dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
+                                    {.decisions = 1, .episodes = N, .chunk = 2}),
+            memory),
+        failures(N) {
+    for (std::int64_t row = 0; row < N; ++row) everybody.push_back(row);
+    for (std::int64_t row = 0; row < N; ++row) all->action[2 * row] = all->action[2 * row + 1] = 9;
+  }
+  dvla::Observation seen() {
+    return dvla::cut_record(all->observation, [](auto field) { return field.at(0); });
+  }
+  void reset(std::vector<std::int64_t> rows) {
+    failures.clear();
+    std::vector<dvla::Start> starts;
+    for (const std::int64_t row : rows) starts.push_back({static_cast<std::uint64_t>(100 + row)});
+    dvla::Rows of(rows, arena, failures);
+    environment.reset(of, starts, seen());
+  }
+  std::int64_t step(std::vector<std::int64_t> rows) {
+    failures.clear();
+    dvla::Rows of(rows, arena, failures);
+    return environment.step(of, all->action.at(0),
+                            {all->reward.at(0), all->terminated.at(0), all->truncated.at(0), seen()});
+  }
+  std::vector<std::int64_t> failed() const {
+    std::vector<std::int64_t> list;
+    for (std::int64_t row = 0; row < N; ++row)
+      if (failures.has(row)) list.push_back(row);
+    return list;
+  }
+
+  std::int64_t N;
+  dvla::EnvironmentPool pool{std::size_t{1} << 20};
+  ApartBatch environment;
+  std::pmr::memory_resource& memory;
+  dvla::OwnedRecord<dvla::Transition> all;
+  dvla::Arena arena;
+  dvla::RowFailures failures;
+  std::vector<std::int64_t> everybody;
+};
+}  // namespace
+
+TEST_CASE("Rows apart keep the promises of an environment, however many workers they have") {
+  for (const int workers : {1, 3}) {
+    dvla::EnvironmentPool pool(std::size_t{4} << 20);
+    ApartBatch environment(stub(10, workers), pool);
+    CHECK(std::ssize(environment.processes()) == workers);
+    for (const auto& wrong : dvla::testing::check_environment(environment, {.chunk = 2, .rows = 6}))
+      FAIL_CHECK(wrong);
+  }
+  CHECK(has_no_children());
+}
+
+TEST_CASE("What rows show is written where the caller keeps it: in the pool, or copied from there") {
+  World in_pool(stub(6, 2)), elsewhere(stub(6, 2), false);
+  const std::size_t taken = in_pool.pool.report().in_use, taken_elsewhere = elsewhere.pool.report().in_use;
+  for (World* world : {&in_pool, &elsewhere}) {
+    world->all->observation.proprioception[1] = -5;
+    world->reset({1, 2, 3, 4, 5});
+    CHECK(world->failed().empty());
+    CHECK(world->step({2, 3, 4}) == 6);
+    CHECK(world->all->observation.proprioception[1] == -5);  // row 0 is nobody's
+    CHECK(world->all->observation.proprioception[3] == 0);   // row 1 has not moved
+    CHECK(world->all->observation.proprioception[5] == doctest::Approx(2 / 6.0));
+    CHECK(world->step({2, 3, 4}) == 6);
+    CHECK(world->step({2, 3, 4}) == 6);
+    for (const std::int64_t row : {2, 3, 4}) CHECK(world->all->truncated[2 * row + 1] == 1);
+    CHECK(world->step({2}) == 0);
+    world->all->action[2] = world->all->observation.proprioception[2];
+    CHECK(world->step({1}) == 1);
+    CHECK(world->environment.succeeded(1));
+    CHECK(world->all->reward[2] == 1);
+    CHECK_FALSE(world->environment.succeeded(2));
+  }
+  CHECK(in_pool.pool.report().in_use == taken);
+  CHECK(elsewhere.pool.report().in_use == taken_elsewhere);
+  for (std::int64_t i = 6 * 3; i < 6 * 6 * 3; ++i)
+    CHECK(in_pool.all->observation.frames[0][i] == elsewhere.all->observation.frames[0][i]);
+}
+
+TEST_CASE(
+    "A worker that hangs, dies or talks nonsense costs its rows; others go on, and a reset begins it anew") {
+  const std::vector<std::pair<std::string, std::string>> faults{
+      {"hang", "its process did not come back from a step within 1500 ms, and was killed"},
+      {"crash", "its process ended by signal 11 (Segmentation fault)"},
+      {"exit", "its process ended with exit code 3"},
+      {"garbage", "its process gave an answer that is none: it is no JSON, or was cut off, and was killed"},
+      {"other call", "its process answered call 3, not 4, and was killed"},
+      {"flood", "its process answered with 300000 bytes, and was killed"}};
+  for (const auto& [fault, why] : faults) {
+    CAPTURE(fault);
+    const dvla_test::TemporaryFolder folder;
+    World world(
+        stub(6, 3, {"--fault", fault, "--row", "3", "--step", "3", "--once", (folder / "once").string()}));
+    const std::vector<pid_t> before = world.environment.processes();
+    world.reset(world.everybody);
+    CHECK(world.failed().empty());
+    CHECK(world.step(world.everybody) == 12);
+    CHECK(world.step({0, 1, 3, 4, 5}) == 8);  // row 2, of the same worker, waits for its turn
+    CHECK(world.failed() == std::vector<std::int64_t>{3});
+    CHECK(world.failures.why(3) == why + " (worker 1), 2 control steps into its episode");
+    CHECK(world.environment.processes() == std::vector<pid_t>{before[0], before[2]});
+    CHECK_FALSE(exists(before[1]));  // no zombie either
+    CHECK(world.step({2}) == 0);     // its episode went with the worker
+    CHECK(world.failures.why(2) == why + " (worker 1), 2 control steps into its episode");
+    world.reset({3});
+    CHECK(world.failed().empty());
+    CHECK(world.environment.processes().size() == 3);
+    CHECK(world.step({0, 1, 2, 3}) == 6);  // row 2 has none in the new worker
+    CHECK(world.failed() == std::vector<std::int64_t>{2});
+    world.reset({2});
+    CHECK(world.step({2, 3}) == 4);
+    CHECK(world.failed().empty());
+  }
+  CHECK(has_no_children());
+}
+
+TEST_CASE("A hang in a reset costs those rows; a row that fails alone leaves its worker as it is") {
+  const dvla_test::TemporaryFolder folder;
+  World world(
+      stub(4, 2, {"--fault", "hang", "--row", "2", "--step", "0", "--once", (folder / "once").string()}));
+  world.reset(world.everybody);
+  CHECK(world.failed() == std::vector<std::int64_t>{2, 3});
+  CHECK(world.failures.why(3) ==
+        "its process did not come back from its reset within 1500 ms, and was killed (worker 1)");
+  world.reset({2, 3});
+  CHECK(world.failed().empty());
+  World other(stub(4, 2, {"--fault", "row", "--row", "2", "--step", "1"}));
+  const std::vector<pid_t> before = other.environment.processes();
+  other.reset(other.everybody);
+  CHECK(other.step(other.everybody) == 6);
+  CHECK(other.failed() == std::vector<std::int64_t>{2});
+  CHECK(other.failures.why(2) == "the gripper fell off");
+  CHECK(other.environment.processes() == before);
+}
+
+TEST_CASE("A worker that is killed between two calls is begun anew by the next reset, without a failure") {
+  World world(stub(4, 2));
+  world.reset(world.everybody);
+  const std::vector<pid_t> before = world.environment.processes();
+  ::kill(before[0], SIGKILL);
+  siginfo_t gone{};
+  REQUIRE(::waitid(P_PID, static_cast<id_t>(before[0]), &gone, WEXITED | WNOWAIT) == 0);
+  world.reset(world.everybody);
+  CHECK(world.failed().empty());
+  CHECK(world.environment.processes().size() == 2);
+  ::kill(world.environment.processes()[1], SIGKILL);
+  CHECK(world.step(world.everybody) == 4);
+  CHECK(world.failed() == std::vector<std::int64_t>{2, 3});
+  CHECK(world.failures.why(2) ==
+        "its process ended by signal 9 (Killed) (worker 1), 0 control steps into its episode");
+}
+
+TEST_CASE("What cannot be started is one sentence before anything is stepped") {
+  dvla::EnvironmentPool pool(std::size_t{1} << 20);
+  const auto refuses = [&](dvla::ApartOptions options, const std::string& why,
+                           std::pmr::memory_resource& memory) {
+    CAPTURE(why);
+    CHECK_THROWS_WITH_AS(ApartBatch(std::move(options), memory), doctest::Contains(why.c_str()),
+                         dvla::ConfigError);
+    CHECK(has_no_children());
+  };
+  refuses(stub(4, 2), "this one cannot be given to a child process; choose DualPool",
+          *std::pmr::new_delete_resource());
+  refuses(stub(2, 3), "from 1 to as many workers are needed", pool);
+  dvla::ApartOptions nothing = stub(4, 2);
+  nothing.program = {"no-such-simulator"};
+  refuses(
+      nothing,
+      "an environment's worker cannot be started: cannot run the program 'no-such-simulator': No such file",
+      pool);
+  nothing.program = {"false"};
+  refuses(nothing, "an environment's worker cannot be started: its process ended with exit code 1", pool);
+  nothing.program = {"sleep", "1000"};
+  nothing.start_deadline = std::chrono::milliseconds(200);
+  refuses(nothing, "its process did not come back from its start within 200 ms, and was killed", pool);
+}
+
+TEST_CASE("A signal that is handled meanwhile neither ends a call nor prolongs it") {
+  const dvla_test::TemporaryFolder folder;
+  World world(stub(4, 2, {"--fault", "hang", "--row", "2", "--once", (folder / "once").string()}));
+  world.reset(world.everybody);
+  static std::atomic<int> heard{0};
+  struct sigaction action {
+  }, usual{};
+  action.sa_handler = [](int) { ++heard; };
+  REQUIRE(::sigaction(SIGTERM, &action, &usual) == 0);
+  const pthread_t self = ::pthread_self();
+  const auto begin = std::chrono::steady_clock::now();
+  std::jthread sender([self](std::stop_token stop) {
+    for (int i = 0; i < 20 && !stop.stop_requested(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      ::pthread_kill(self, SIGTERM);
+    }
+  });
+  CHECK(world.step(world.everybody) == 4);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(8));
+  sender.join();
+  ::sigaction(SIGTERM, &usual, nullptr);
+  CHECK(heard > 10);
+  CHECK(world.failed() == std::vector<std::int64_t>{2, 3});
+}
