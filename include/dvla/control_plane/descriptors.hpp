@@ -54,4 +54,5 @@ struct Gloo {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, streams);
+template <std::same_as<dvla::GlooKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::streams> {};
