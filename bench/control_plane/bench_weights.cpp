@@ -1,13 +1,18 @@
-// dvla-bench:
+// dvla-bench: smoke=2
 // A weight version's way to the samplers in one process, at 2.4 MB (TinyVLA, 0.6 M parameters) and 256 MB of
-// trainable bytes, against plain memcpy of the same bytes in the same run: publish and receive (one copy into
-// the samplers' model; every 16th is hashed on both sides), swap, and all of them in a row.
-#include <benchmark/benchmark.h>
-
+// trainable bytes, against plain memcpy of the same bytes in the same round: publish, receive (one copy into
+// the samplers' model) and swap, sixteen versions at a time, of which one is hashed on both sides; and the
+// same without hashes. Usage: bench_control_plane_weights [rounds]
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <string>
 #include <vector>
 
+#include "../interleaved.hpp"
 #include "dvla/control_plane/front_back.hpp"
 #include "dvla/control_plane/in_process.hpp"
 
@@ -15,75 +20,66 @@ namespace {
 
 using Weights = std::vector<std::byte>;
 using Units = std::vector<dvla::WeightUnit>;
+constexpr int versions = 16;
 
-struct Stage {
-  explicit Stage(benchmark::State& state)
-      : bytes(static_cast<std::size_t>(state.range(0))),
-        trained(bytes, std::byte{3}),
-        received(bytes, std::byte{1}),
-        from{{.values = trained}},
-        to{{.values = received}},
-        plane(from) {}
-  void publish_and_receive() {
+double seconds(auto work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+/// Publish, receive, swap; the same two blocks of memory for every plane.
+struct Way {
+  Way(Weights& trained, Weights& received, std::int64_t verify_every)
+      : from{{.values = trained}},
+        plane(from, verify_every),
+        copies(Units{{.values = received}}, Units{{.values = received}}) {}
+  void send() {
     plane.publish(++version);
-    benchmark::DoNotOptimize(plane.receive(to, version, std::chrono::seconds(1)));
+    copies.fill([&](Units& back) { plane.receive(back, version, std::chrono::seconds(10)); });
+    if (!copies.try_swap()) std::abort();
   }
-  void done(benchmark::State& state) const {
-    state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) * static_cast<std::int64_t>(bytes));
-  }
-  std::size_t bytes;
-  Weights trained, received;
-  Units from, to;
+  Units from;
   dvla::InProcessWeightPlane plane;
+  dvla::FrontBack<Units> copies;
   std::int64_t version = -1;
 };
 
-void plain_memcpy(benchmark::State& state) {
-  Stage stage(state);
-  for (auto _ : state) {
-    std::memcpy(stage.received.data(), stage.trained.data(), stage.bytes);
-    benchmark::ClobberMemory();
-  }
-  stage.done(state);
+void compare_at(std::size_t bytes, int rounds) {
+  Weights trained(bytes, std::byte{3}), received(bytes, std::byte{1});
+  Way proved(trained, received, versions), plain(trained, received, 0);
+  const int repeats = bytes < 10'000'000 ? 20 : 1;
+  const auto times = [&](auto work) {
+    return [=] {
+      return seconds([&] {
+        for (int i = 0; i < repeats * versions; ++i) work();
+      });
+    };
+  };
+  bench::compare(
+      std::to_string(bytes) + " bytes, " + std::to_string(repeats * versions) + " versions a round",
+      {{"memcpy", times([&] { std::memcpy(received.data(), trained.data(), bytes); })},
+       {"publish, receive, swap", times([&] { proved.send(); })},
+       {"the same, nothing hashed", times([&] { plain.send(); })}},
+      rounds, 1e3 / (repeats * versions), "ms");
 }
-void publish_receive(benchmark::State& state) {
-  Stage stage(state);
-  for (auto _ : state) {
-    stage.publish_and_receive();
-    benchmark::ClobberMemory();
-  }
-  stage.done(state);
-}
-void swap(benchmark::State& state) {
-  Stage stage(state);
-  dvla::FrontBack<Weights> copies(Weights(stage.bytes), Weights(stage.bytes));
-  for (auto _ : state) {
-    copies.fill([](Weights&) {});
-    benchmark::DoNotOptimize(copies.try_swap());
-  }
-}
-void swap_with_nothing_new(benchmark::State& state) {
-  Stage stage(state);
-  dvla::FrontBack<Weights> copies(Weights(stage.bytes), Weights(stage.bytes));
-  for (auto _ : state) benchmark::DoNotOptimize(copies.try_swap());
-}
-void publish_receive_swap(benchmark::State& state) {
-  Stage stage(state);
-  dvla::FrontBack<Units> copies(stage.to, stage.to);
-  for (auto _ : state) {
-    copies.fill([&](Units&) { stage.publish_and_receive(); });
-    benchmark::DoNotOptimize(copies.try_swap());
-  }
-  stage.done(state);
-}
-
-void sizes(benchmark::internal::Benchmark* bench) { bench->Arg(2400000)->Arg(256 * 1000 * 1000); }
-BENCHMARK(plain_memcpy)->Apply(sizes);
-BENCHMARK(publish_receive)->Apply(sizes);
-BENCHMARK(swap)->Arg(2400000);
-BENCHMARK(swap_with_nothing_new)->Arg(2400000);
-BENCHMARK(publish_receive_swap)->Apply(sizes);
 
 }  // namespace
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 9;
+  bench::print_header(argc, argv);
+  compare_at(2'400'000, rounds);
+  compare_at(256'000'000, rounds);
+  Weights one(64), other(64);
+  dvla::FrontBack<Units> copies(Units{{.values = one}}, Units{{.values = other}});
+  constexpr int swaps = 1'000'000;
+  const double swapping = seconds([&] {
+    for (int i = 0; i < swaps; ++i) {
+      copies.fill([](Units&) {});
+      if (!copies.try_swap()) std::abort();
+    }
+  });
+  std::printf("fill with nothing, and swap: %.1f ns\n", 1e9 * swapping / swaps);
+  return 0;
+}

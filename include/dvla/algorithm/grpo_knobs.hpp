@@ -94,11 +94,12 @@ inline void check(const GrpoKnobs& knobs) {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::GrpoKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
-                        learning_rate, decay_batches, beta1, beta2, weight_decay, gradient_clip, clip_low,
-                        clip_high, dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation,
-                        filter_lower, filter_upper, entropy_bonus);
-BOOST_HANA_ADAPT_STRUCT(dvla::DecoupledClipKnobs, group, rollout_epochs, epochs, global_batch, micro_batch,
-                        learning_rate, decay_batches, beta1, beta2, weight_decay, gradient_clip, clip_low,
-                        clip_high, dual_clip, log_ratio_clamp, log_prob_level, reward_level, aggregation,
-                        filter_lower, filter_upper, entropy_bonus, weight_limit);
+template <std::same_as<dvla::GrpoKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::group, &K::rollout_epochs, &K::epochs, &K::global_batch, &K::micro_batch,
+                    &K::learning_rate, &K::decay_batches, &K::beta1, &K::beta2, &K::weight_decay,
+                    &K::gradient_clip, &K::clip_low, &K::clip_high, &K::dual_clip, &K::log_ratio_clamp,
+                    &K::log_prob_level, &K::reward_level, &K::aggregation, &K::filter_lower, &K::filter_upper,
+                    &K::entropy_bonus> {};
+template <std::same_as<dvla::DecoupledClipKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::GrpoKnobs, &K::weight_limit> {};

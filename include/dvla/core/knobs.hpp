@@ -26,6 +26,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "dvla/core/members.hpp"
+
 namespace dvla {
 
 /// One knob's line in --help. `least` and `most` bound numbers, both included; names and text are ignored by

@@ -105,4 +105,6 @@ struct Gymnasium {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::MujocoKnobs, environments, horizon, camera_pixels, dense_reward);
+template <std::same_as<dvla::MujocoKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::environments, &K::horizon, &K::camera_pixels, &K::dense_reward> {};

@@ -26,5 +26,6 @@ inline constexpr auto knob_docs<ToyKnobs> = std::to_array<KnobDoc>({
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::ToyKnobs, environments, horizon, proprioception, actions, categories,
-                        step_cost_ns);
+template <std::same_as<dvla::ToyKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::environments, &K::horizon, &K::proprioception,
+                                                      &K::actions, &K::categories, &K::step_cost_ns> {};

@@ -1,7 +1,6 @@
 // What a run may be called: its name becomes a folder's.
 #pragma once
 
-#include <algorithm>
 #include <string>
 
 #include "dvla/core/error.hpp"
@@ -15,9 +14,9 @@ inline void check_run_name(const std::string& name, const std::string& field = "
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
   };
   const auto allowed = [&](char c) { return letter_or_digit(c) || c == '.' || c == '_' || c == '-'; };
-  if (!name.empty() && name.size() <= 100 && letter_or_digit(name[0]) &&
-      std::all_of(name.begin(), name.end(), allowed))
-    return;
+  bool fits = !name.empty() && name.size() <= 100 && letter_or_digit(name[0]);
+  for (char c : name) fits = fits && allowed(c);
+  if (fits) return;
   std::string shown = name.substr(0, 40);
   for (char& c : shown)
     if (c < ' ' || c > '~') c = '?';

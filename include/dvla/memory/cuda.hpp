@@ -32,6 +32,7 @@
 
 #include "dvla/core/device.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/lane_stream.hpp"
 

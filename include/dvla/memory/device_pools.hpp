@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dvla/core/device.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/host_pool.hpp"
 
 namespace dvla {

@@ -18,13 +18,12 @@ struct MemoryKnobs {
   std::int64_t cuda_model_pool_mib = 4096;
 };
 
-/// Rules beyond ranges; found by validate(config).
-inline void check(const MemoryKnobs& knobs) { check_device(knobs.device); }
-
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::MemoryKnobs, environment_pool_mib, model_pool_mib, device,
-                        cuda_environment_pool_mib, cuda_model_pool_mib);
+template <std::same_as<dvla::MemoryKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::environment_pool_mib, &K::model_pool_mib, &K::device, &K::cuda_environment_pool_mib,
+                    &K::cuda_model_pool_mib> {};
 
 template <>
 inline constexpr auto dvla::enum_names<dvla::Device> = std::to_array<std::string_view>({"cpu", "cuda"});

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "dvla/core/device.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/lane_stream.hpp"
 
 namespace dvla::detail {

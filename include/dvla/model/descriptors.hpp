@@ -2,7 +2,6 @@
 // action chunks; TinyVLA is the small model of the same two kinds that trains on a laptop.
 #pragma once
 
-#include <boost/hana/concat.hpp>
 #include <string_view>
 #include <type_traits>
 
@@ -14,11 +13,14 @@
 #include "dvla/model/tiny_vla_knobs.hpp"
 #include "dvla/pipeline/mistake.hpp"
 
-BOOST_HANA_ADAPT_STRUCT(dvla::TinyVlaKnobs, width, blocks, attention_heads, chunk, patch, dtype);
-BOOST_HANA_ADAPT_STRUCT(dvla::TokenHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype, bins,
-                        temperature);
-BOOST_HANA_ADAPT_STRUCT(dvla::FlowHeadKnobs, width, blocks, attention_heads, chunk, patch, dtype,
-                        denoise_steps, noise_level);
+template <std::same_as<dvla::TinyVlaKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};
+template <std::same_as<dvla::TokenHeadKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::TinyVlaKnobs, &K::bins, &K::temperature> {};
+template <std::same_as<dvla::FlowHeadKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::more_members<dvla::TinyVlaKnobs, &K::denoise_steps, &K::noise_level> {};
 
 namespace dvla {
 
@@ -194,19 +196,7 @@ struct LoRA {
 
 }  // namespace dvla
 
-/// The base's members and its own: what BOOST_HANA_ADAPT_STRUCT writes for a struct that is no template.
 template <class Base>
-struct boost::hana::accessors_impl<dvla::LoraKnobs<Base>> {
-  template <auto Member>
-  using get = boost::hana::struct_detail::member_ptr<decltype(Member), Member>;
-  static constexpr auto apply() {
-    using Knobs = dvla::LoraKnobs<Base>;
-    return boost::hana::concat(
-        boost::hana::accessors<Base>(),
-        boost::hana::make_tuple(
-            boost::hana::make_pair(BOOST_HANA_STRING("lora_rank"), get<&Knobs::lora_rank>{}),
-            boost::hana::make_pair(BOOST_HANA_STRING("lora_alpha"), get<&Knobs::lora_alpha>{}),
-            boost::hana::make_pair(BOOST_HANA_STRING("lora_targets"), get<&Knobs::lora_targets>{}),
-            boost::hana::make_pair(BOOST_HANA_STRING("base_checkpoint"), get<&Knobs::base_checkpoint>{})));
-  }
-};
+struct boost::hana::accessors_impl<dvla::LoraKnobs<Base>>
+    : dvla::more_members<Base, &dvla::LoraKnobs<Base>::lora_rank, &dvla::LoraKnobs<Base>::lora_alpha,
+                         &dvla::LoraKnobs<Base>::lora_targets, &dvla::LoraKnobs<Base>::base_checkpoint> {};

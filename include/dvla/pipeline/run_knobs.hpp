@@ -117,10 +117,13 @@ inline void check(const RunKnobs& knobs) {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::RunKnobs, name, folder, seed, iterations, checkpoint_every, keep_checkpoints,
-                        checkpoint_weights, evaluation_episodes, evaluation_cases, failure_costs,
-                        failed_share, step_deadline_s, inference_rows, reward_scale, action_statistics,
-                        action_key, action_form, action_order, action_gripper, state_statistics, auto_reset,
-                        pass_steps, episodes_per_row, demonstrations, demonstration_noise, imitation_target,
-                        imitation_steps, resume, trace, record, animation, quiet, heartbeat_s, collectives,
-                        overwrite);
+template <std::same_as<dvla::RunKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::name, &K::folder, &K::seed, &K::iterations, &K::checkpoint_every,
+                    &K::keep_checkpoints, &K::checkpoint_weights, &K::evaluation_episodes,
+                    &K::evaluation_cases, &K::failure_costs, &K::failed_share, &K::step_deadline_s,
+                    &K::inference_rows, &K::reward_scale, &K::action_statistics, &K::action_key,
+                    &K::action_form, &K::action_order, &K::action_gripper, &K::state_statistics,
+                    &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations,
+                    &K::demonstration_noise, &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace,
+                    &K::record, &K::animation, &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite> {};

@@ -3,10 +3,7 @@
 // that every rank finds the same roles by itself.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <iterator>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,8 +13,8 @@
 namespace dvla::detail {
 
 inline std::vector<int> all_ranks(const Topology& topology) {
-  std::vector<int> ranks(topology.node.size());
-  std::iota(ranks.begin(), ranks.end(), 0);
+  std::vector<int> ranks;
+  for (int rank = 0; rank < topology.world(); ++rank) ranks.push_back(rank);
   return ranks;
 }
 
@@ -48,15 +45,17 @@ inline std::vector<int> spread(int count, const Topology& topology) {
   const auto missing = [&](std::size_t node) {  // times `world`
     return count * std::ssize(ranks[node]) - world * static_cast<std::int64_t>(dealt[node]);
   };
-  std::vector<int> chosen;
+  std::vector<bool> is_chosen(topology.node.size());
   for (int left = count; left > 0; --left) {
     auto neediest = static_cast<std::size_t>(topology.node.front());  // at first: it does not go empty
     for (std::size_t node = 0; node < ranks.size() && left < count; ++node)
       if (missing(node) > missing(neediest) || (missing(node) == missing(neediest) && node < neediest))
         neediest = node;
-    chosen.push_back(ranks[neediest][dealt[neediest]++]);
+    is_chosen[static_cast<std::size_t>(ranks[neediest][dealt[neediest]++])] = true;
   }
-  std::sort(chosen.begin(), chosen.end());
+  std::vector<int> chosen;
+  for (int rank : all_ranks(topology))
+    if (is_chosen[static_cast<std::size_t>(rank)]) chosen.push_back(rank);
   return chosen;
 }
 
@@ -64,10 +63,9 @@ inline std::vector<int> spread(int count, const Topology& topology) {
 inline Roles separated(int actors, const Topology& topology) {
   Roles roles;
   roles.actors = spread(actors, topology);
-  const std::vector<int> all = all_ranks(topology);
   roles.rollouts.clear();
-  std::set_difference(all.begin(), all.end(), roles.actors.begin(), roles.actors.end(),
-                      std::back_inserter(roles.rollouts));
+  for (int rank : all_ranks(topology))
+    if (roles.actor(rank) < 0) roles.rollouts.push_back(rank);
   return roles;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dvla/placement/check_collectives.hpp"
 #include "dvla/placement/cluster.hpp"
 #include "dvla/placement/collectives.hpp"
 

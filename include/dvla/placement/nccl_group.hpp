@@ -32,6 +32,7 @@
 
 #include "dvla/core/device.hpp"
 #include "dvla/memory/cuda.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d.hpp"
 #include "dvla/placement/nccl_form.hpp"

@@ -47,6 +47,10 @@ inline constexpr auto knob_docs<AdaptiveKnobs> = std::to_array<KnobDoc>({
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::SeparatedKnobs, rollouts, actors);
-BOOST_HANA_ADAPT_STRUCT(dvla::HybridKnobs, actors);
-BOOST_HANA_ADAPT_STRUCT(dvla::AdaptiveKnobs, rollouts, actors, look_every, within);
+template <std::same_as<dvla::SeparatedKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::rollouts, &K::actors> {};
+template <std::same_as<dvla::HybridKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::actors> {};
+template <std::same_as<dvla::AdaptiveKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::rollouts, &K::actors, &K::look_every, &K::within> {
+};

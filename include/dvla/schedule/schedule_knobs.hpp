@@ -61,9 +61,12 @@ inline constexpr auto knob_docs<ReplayKnobs> = std::to_array<KnobDoc>({
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::SwimlaneKnobs, staleness, deadline_s, sampling_threads, training_threads,
-                        sampling_stages);
-BOOST_HANA_ADAPT_STRUCT(dvla::SynchronousKnobs, deadline_s, sampling_threads, training_threads,
-                        sampling_stages);
-BOOST_HANA_ADAPT_STRUCT(dvla::ReplayKnobs, recording, deadline_s, sampling_threads, training_threads,
-                        sampling_stages);
+template <std::same_as<dvla::SwimlaneKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::staleness, &K::deadline_s, &K::sampling_threads,
+                                                      &K::training_threads, &K::sampling_stages> {};
+template <std::same_as<dvla::SynchronousKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::deadline_s, &K::sampling_threads, &K::training_threads, &K::sampling_stages> {};
+template <std::same_as<dvla::ReplayKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::recording, &K::deadline_s, &K::sampling_threads,
+                                                      &K::training_threads, &K::sampling_stages> {};

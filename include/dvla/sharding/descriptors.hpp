@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <string_view>
 
@@ -53,7 +54,8 @@ struct FSDP {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::FsdpKnobs, release, shard_frozen);
+template <std::same_as<dvla::FsdpKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::release, &K::shard_frozen> {};
 template <>
 inline constexpr auto dvla::knob_docs<dvla::FsdpKnobs> = std::to_array<dvla::KnobDoc>({
     {"release", "when the gathered values of a unit are given back: after_use, after_backward or never"},
