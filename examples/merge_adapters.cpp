@@ -40,9 +40,16 @@ int main(int argc, char** argv) {
     if (config == file.metadata().end())
       throw dvla::FormatError("'" + file.path().string() +
                               "' has no configuration in its metadata; is it a checkpoint of dvla?");
-    dvla::Run<Adapters> run(dvla::from_json<Adapters>(config->second, {}, file.path().string()));
-    dvla::load_checkpoint_weights(run.model(), file);
-    std::cout << "wrote " << dvla::export_merged(run.model(), output).string() << '\n';
+    // The model of the run, without a run.
+    auto knobs = dvla::from_json<Adapters>(config->second, {}, file.path().string());
+    knobs.environment.environments = knobs.algorithm.group;  // it says what observations and actions are
+    const dvla::RunSettings<Adapters> settings(knobs);
+    const dvla::machinery_t<Adapters::environment, Adapters> environment(knobs.environment,
+                                                                         *std::pmr::new_delete_resource());
+    dvla::machinery_t<Adapters::model, Adapters> model(knobs.model, settings.model_inputs(environment),
+                                                       settings.weight_seed());
+    dvla::load_checkpoint_weights(model, file);
+    std::cout << "wrote " << dvla::export_merged(model, output).string() << '\n';
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 1;
