@@ -257,6 +257,9 @@ TEST_CASE("a frozen base is not read before it is used: its tensors are the mapp
   }
   REQUIRE(size > (std::size_t{32} << 20));
   knobs.base_checkpoint = path.string();
+  for (const Parameter& each :
+       LoraModel<TinyVlaModel<TokenHead>>::plan(knobs, state_inputs(), 8, 8).parameters)
+    CHECK_EQ(each.mapped, !each.trainable);
   const std::size_t before = resident_bytes();
   {
     LoraModel<TinyVlaModel<TokenHead>> model(knobs, state_inputs(), 4);

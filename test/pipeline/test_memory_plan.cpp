@@ -49,6 +49,17 @@ TEST_CASE("Adapters that are a fraction f of a frozen bfloat16 model take 2 + 22
         2 * 100000 + 22 * 1000);
 }
 
+TEST_CASE("Frozen weights that are views of a mapped file are named and not counted") {
+  Parameter frozen = parameter({1000}, Dtype::bf16, false);
+  frozen.mapped = true;
+  CHECK(planned({frozen, parameter({10}, Dtype::bf16)}, 2) == 22 * 10);
+  MemoryPlan plan;
+  const std::vector<Parameter> all{frozen};
+  dvla::plan_weights(plan, {.parameters = all, .copies = 2, .trains = true});
+  CHECK(plan.of(MemoryPlace::file) == 2 * 1000);
+  CHECK_NOTHROW(plan.check(0));
+}
+
 TEST_CASE("A rank that only samples plans no gradients, masters or moments") {
   CHECK(planned({parameter({1000}, Dtype::bf16)}, 1, false) == 2 * 2 * 1000);
 }

@@ -35,7 +35,12 @@ class LoraModel : public Base {
   template <class BaseKnobs>
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
-    return Base::plan(knobs, with_adapters(knobs, inputs), sampling_rows, training_rows);
+    const File base = base_of(knobs.base_checkpoint);
+    const ModelInputs adapted = with_adapters(knobs, inputs, base);
+    ModelPlan plan = Base::plan(knobs, adapted, sampling_rows, training_rows);
+    for (Parameter& each : plan.parameters)
+      each.mapped = !each.trainable && adapted.adapters.base && adapted.adapters.base(each) != nullptr;
+    return plan;
   }
 
  private:

@@ -21,8 +21,8 @@
 
 namespace dvla {
 
-/// Who gives the memory.
-enum class MemoryPlace : std::uint8_t { model_pool, environment_pool, heap };
+/// Who gives the memory. A mapped file's pages are the system's, which takes them back where it needs them.
+enum class MemoryPlace : std::uint8_t { model_pool, environment_pool, heap, file };
 
 struct MemoryItem {
   std::string kind;  ///< "frozen weights", "gradients", ...
@@ -43,7 +43,7 @@ class MemoryPlan {
   const std::vector<MemoryItem>& items() const { return items_; }
   std::size_t addresses() const { return addresses_; }
   std::size_t total() const {
-    return sum([](const MemoryItem&) { return true; });
+    return sum([](const MemoryItem& item) { return item.place != MemoryPlace::file; });
   }
   std::size_t of(MemoryPlace place) const {
     return sum([&](const MemoryItem& item) { return item.place == place; });
@@ -79,7 +79,8 @@ class MemoryPlan {
   static const char* name(MemoryPlace place) {
     return place == MemoryPlace::model_pool         ? "model pool"
            : place == MemoryPlace::environment_pool ? "environment pool"
-                                                    : "heap";
+           : place == MemoryPlace::heap             ? "heap"
+                                                    : "mapped file, not counted";
   }
   static std::string mebibytes(std::size_t bytes) {
     char text[40];
@@ -113,14 +114,14 @@ struct WeightsPlan {
 };
 
 inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
-  std::size_t frozen = 0, trainable = 0, elements = 0, in_16_bits = 0;
+  std::size_t frozen = 0, mapped = 0, trainable = 0, elements = 0, in_16_bits = 0;
   std::vector<std::size_t> values, gradients;  // by unit, of what is released
   for (const Parameter& each : weights.parameters) {
     if (!each.alias_of.empty()) continue;
-    (each.trainable ? trainable : frozen) += each.bytes();
+    (each.trainable ? trainable : each.mapped ? mapped : frozen) += each.bytes();
     values.resize(std::max(values.size(), each.unit + 1));
     gradients.resize(values.size());
-    if (each.trainable || weights.shard_frozen) values[each.unit] += each.bytes();
+    if (each.trainable || (weights.shard_frozen && !each.mapped)) values[each.unit] += each.bytes();
     if (!each.trainable) continue;
     elements += static_cast<std::size_t>(each.count());
     gradients[each.unit] += 4 * static_cast<std::size_t>(each.count());
@@ -136,6 +137,7 @@ inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
   };
   const bool releases = weights.trains && actors > 1 && weights.units_at_once > 0;
   const std::size_t before = plan.of(pool);
+  plan.add("frozen weights", MemoryPlace::file, mapped);
   plan.add("frozen weights", pool, releases && weights.shard_frozen ? share(frozen) : frozen);
   plan.add("trainable weights", pool, releases ? share(trainable) : trainable);
   const std::size_t all = std::accumulate(values.begin(), values.end(), std::size_t{0});

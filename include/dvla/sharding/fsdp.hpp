@@ -224,7 +224,14 @@ class ShardedWeights final : private UnitHooks {
   /// their own. `trace` must outlive this. Call at most once, before anything else.
   template <class Trace>
   void trace_to(Trace& trace) {
-    make_tracer_ = [&trace] { return std::make_unique<TracerOf<Trace>>(trace); };
+    make_tracer_ = [&trace] {
+      using Row = decltype(trace.enter(""));
+      const std::shared_ptr<Row> row(
+          new Row(trace.enter("sharding")));  // this thread's, as long as it records
+      return [&trace, row](const char* name, std::int64_t step, std::int64_t begin_ns) {
+        trace.record(name, "stage", step, begin_ns, trace::now_ns());
+      };
+    };
     jobs_.wait(jobs_.post(trace_job));
   }
 
@@ -236,19 +243,7 @@ class ShardedWeights final : private UnitHooks {
     std::size_t unit;
   };
 
-  struct Tracer {
-    virtual ~Tracer() = default;
-    virtual void record(const char* name, std::int64_t step, std::int64_t begin_ns) = 0;
-  };
-  template <class Trace>
-  struct TracerOf final : Tracer {
-    explicit TracerOf(Trace& whose) : trace(whose), row(whose.enter("sharding")) {}
-    void record(const char* name, std::int64_t step, std::int64_t begin_ns) override {
-      trace.record(name, "stage", step, begin_ns, trace::now_ns());
-    }
-    Trace& trace;
-    decltype(std::declval<Trace&>().enter("")) row;
-  };
+  using Record = std::function<void(const char* name, std::int64_t step, std::int64_t begin_ns)>;
 
   static UnitRelease checked(const FsdpKnobs& knobs, bool alone, const Model& model) {
     if (knobs.shard_frozen && knobs.release == UnitRelease::never)
@@ -484,7 +479,7 @@ class ShardedWeights final : private UnitHooks {
   // ---- In the thread of the collectives.
   void run(std::int64_t job) {
     if (job == trace_job) {
-      tracer_ = make_tracer_();
+      record_ = make_tracer_();
       return;
     }
     const auto count = static_cast<std::int64_t>(units());
@@ -505,7 +500,7 @@ class ShardedWeights final : private UnitHooks {
     } catch (const std::exception& error) {
       throw Error(text(error));
     }
-    if (tracer_) tracer_->record(name, step, begin);
+    if (record_) record_(name, step, begin);
   }
   void gather_unit(std::size_t unit) {
     const auto count = static_cast<std::size_t>(actors());
@@ -564,8 +559,8 @@ class ShardedWeights final : private UnitHooks {
   std::pmr::vector<float> padded_;     ///< a unit on its way, where it has to be padded
   std::pmr::vector<float> addend_;     ///< a pass's part of the gradient, where others came before
   ShardTraffic traffic_;
-  std::function<std::unique_ptr<Tracer>()> make_tracer_;
-  std::unique_ptr<Tracer> tracer_;
+  std::function<Record()> make_tracer_;
+  Record record_;
   detail::JobThread jobs_;  ///< last: its thread ends before anything that it uses
 };
 
