@@ -63,13 +63,13 @@ TEST_CASE("Actions and proprioception are what OpenVLA-OFT's and openpi's code m
       wide.to_model(action, back);
       wide.proprioception(state);
       for (std::size_t a = 0; a < A; ++a) {
-        CHECK(action[a] == doctest::Approx(each["action"][i][a].get<double>()).epsilon(1e-6));
-        CHECK(bounded[a] == doctest::Approx(each["bounded"][i][a].get<double>()).epsilon(1e-6));
+        CHECK(action[a] == doctest::Approx(each["action"][i][a].get<double>()).epsilon(2e-7));
+        CHECK(bounded[a] == doctest::Approx(each["bounded"][i][a].get<double>()).epsilon(2e-7));
         if (knobs.action_gripper != dvla::Gripper::binary || a + 1 < A)
           CHECK(back[a] == doctest::Approx(model[a]).epsilon(1e-5));
       }
       for (std::size_t p = 0; p < P; ++p)
-        CHECK(state[p] == doctest::Approx(each["state"][i][p].get<double>()).epsilon(2e-6));
+        CHECK(state[p] == doctest::Approx(each["state"][i][p].get<double>()).epsilon(2e-7));
     }
   }
 }
