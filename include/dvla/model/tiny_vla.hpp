@@ -210,8 +210,7 @@ class TinyVlaModel {
     const c10::AutoGradMode with_graph(true);
     forget();  // the graph of a forward whose backward never came
     network_.parameters().call_begins();
-    output_ =
-        network_.queries(network_.prefix(observation, rows), std::ssize(rows), head_.inputs(), head_.times());
+    output_ = network_.forward(observation, rows, head_.inputs(), head_.times());
     host_output_ = device_.download(output_, downloaded_);
   }
   void forget() {

@@ -90,54 +90,30 @@ class TinyVlaNetwork {
   /// `rows` empty: all n rows of `observation` in order, read in place (n a multiple of 8, 16 or more;
   /// otherwise proprioception is copied). Otherwise those rows, gathered.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const Observation& given = checked(observation);
-    parameters_.before(0);
-    const at::Tensor choice = instruction_choice(given, rows);
-    at::Tensor x = observation_tokens(given, rows);
-    at::Tensor language = at::embedding(word_embedding_, words_) + word_position_;
+    Seen seen = embedded(observation, rows);
     Prefix prefix;
-    for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      const Block& block = blocks_[i];
-      const bool last = i + 1 == blocks_.size();
-      parameters_.before(i + 1);
-      const at::Tensor language_in = normalised(language, block.attention_norm);
-      const at::Tensor language_kv = block.key_value(language_in);  // [I, L, 2k]
-      const at::Tensor own_kv =
-          choice.mm(language_kv.flatten(1)).view({choice.size(0), language_kv.size(1), 2 * head_width_});
-      if (!last) language = after_attention(language, attend(language_in, language_kv, block), block);
-      if (!x.defined()) {
-        prefix.push_back(own_kv);
-        continue;
-      }
-      const at::Tensor in = normalised(x, block.attention_norm);
-      prefix.push_back(at::cat({own_kv, block.key_value(in)}, 1));
-      if (!last) x = after_attention(x, attend(in, prefix.back(), block), block);
-    }
+    for (std::size_t i = 0; i < blocks_.size(); ++i) prefix.push_back(pass(seen, i));
     return prefix;
   }
 
   /// Outputs [n, Q * outputs]. `noise` is [n * Q * noise_inputs] and `times` [n], or both are empty.
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
                      std::span<const float> times) const {
-    const std::int64_t rows = padded(n);
-    parameters_.before(0);
-    at::Tensor x = query_embedding_;  // [1, Q, d]: the same for every row until the first attention
-    if (shape_.noise_inputs > 0) {
-      at::Tensor noise_in = at::zeros({rows, shape_.queries, shape_.noise_inputs}, device_.host());
-      std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
-      x = x + noise_(device_.upload(noise_in).to(precision())) + time_(time_features(times)).unsqueeze(1);
-    }
+    at::Tensor x = first_queries(n, noise, times);
+    for (std::size_t i = 0; i < blocks_.size(); ++i) x = ask(x, prefix[i], i);
+    return outputs(x, n);
+  }
+  /// Both, block by block: backward goes through the parts in the order in which they were computed, turned
+  /// round, and keeps a weight's gradient until all parts that use it have added to it.
+  at::Tensor forward(const Observation& observation, std::span<const std::int64_t> rows,
+                     std::span<const float> noise, std::span<const float> times) const {
+    Seen seen = embedded(observation, rows);
+    at::Tensor x = first_queries(std::ssize(rows), noise, times);
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      const Block& block = blocks_[i];
-      parameters_.before(i + 1);
-      const at::Tensor in = normalised(x, block.attention_norm);
-      const at::Tensor kv = block.key_value(in).expand({rows, -1, -1});
-      const at::Tensor mixed = attend(in, at::cat({prefix[i], kv}, 1), block);
-      x = after_attention(x.expand({rows, -1, -1}), mixed, block);
+      const at::Tensor prefix = pass(seen, i);
+      x = ask(x, prefix, i);
     }
-    parameters_.before(blocks_.size() + 1);
-    // What becomes log-probabilities is float32 whatever the rest is.
-    return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
+    return outputs(x, std::ssize(rows));
   }
 
   /// Activations at the peak of an inference of so many rows: the prefix of all blocks, and what one block
@@ -162,13 +138,17 @@ class TinyVlaNetwork {
     const std::int64_t observing = (B - 1) * P * (token + S * heads_) + P * 2 * d;
     const std::int64_t asking = B * (Q * (token + (S + Q) * heads_) + (S + Q) * 2 * head_width_);
     const std::int64_t prefix = B * S * 2 * head_width_;
+    // Instructions go through once, whatever the rows.
+    const auto words = static_cast<std::int64_t>(spec_.instructions.size()) * table_.length;
+    const std::int64_t reading =
+        (B - 1) * words * (token + table_.length * heads_) + B * words * 2 * head_width_;
     const std::int64_t backward = std::max(P, Q) * 9 * d;
     std::int64_t weight = 0;  // the largest gradient of a parameter
     for (const Parameter& each : parameters_.parameters())
       if (each.trainable) weight = std::max(weight, each.count());
     std::int64_t pixels = 0;
     for (const CameraSpec& camera : spec_.cameras) pixels += patches(camera) * patch_features();
-    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) *
+    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + reading + weight) *
                bytes_of(dtype()) +
            static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16 +
            upcast_bytes();
@@ -258,6 +238,60 @@ class TinyVlaNetwork {
     all.begin_unit();
     norm("output.norm", output_norm_);
     all.declare_linear("output", shape_.outputs, d, output_, matrix(d, 0.1), /*bias=*/true);
+  }
+
+  /// Instruction and observation on their way through the blocks.
+  struct Seen {
+    at::Tensor choice, language, observed;
+  };
+  Seen embedded(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const Observation& given = checked(observation);
+    parameters_.before(0);
+    Seen seen;
+    seen.choice = instruction_choice(given, rows);
+    seen.observed = observation_tokens(given, rows);
+    seen.language = at::embedding(word_embedding_, words_) + word_position_;
+    return seen;
+  }
+  /// Block i's keys and values of both; they themselves go on to the next block.
+  at::Tensor pass(Seen& seen, std::size_t i) const {
+    auto& [choice, language, x] = seen;
+    const Block& block = blocks_[i];
+    const bool last = i + 1 == blocks_.size();
+    parameters_.before(i + 1);
+    const at::Tensor language_in = normalised(language, block.attention_norm);
+    const at::Tensor language_kv = block.key_value(language_in);  // [I, L, 2k]
+    const at::Tensor own_kv =
+        choice.mm(language_kv.flatten(1)).view({choice.size(0), language_kv.size(1), 2 * head_width_});
+    if (!last) language = after_attention(language, attend(language_in, language_kv, block), block);
+    if (!x.defined()) return own_kv;
+    const at::Tensor in = normalised(x, block.attention_norm);
+    const at::Tensor both = at::cat({own_kv, block.key_value(in)}, 1);
+    if (!last) x = after_attention(x, attend(in, both, block), block);
+    return both;
+  }
+  at::Tensor first_queries(std::int64_t n, std::span<const float> noise, std::span<const float> times) const {
+    parameters_.before(0);
+    if (shape_.noise_inputs == 0) return query_embedding_;  // [1, Q, d]: the same until the first attention
+    at::Tensor noise_in = at::zeros({padded(n), shape_.queries, shape_.noise_inputs}, device_.host());
+    std::copy(noise.begin(), noise.end(), noise_in.mutable_data_ptr<float>());
+    return query_embedding_ + noise_(device_.upload(noise_in).to(precision())) +
+           time_(time_features(times)).unsqueeze(1);
+  }
+  /// The queries behind block i.
+  at::Tensor ask(const at::Tensor& x, const at::Tensor& prefix, std::size_t i) const {
+    const Block& block = blocks_[i];
+    const std::int64_t rows = prefix.size(0);
+    parameters_.before(i + 1);
+    const at::Tensor in = normalised(x, block.attention_norm);
+    const at::Tensor kv = block.key_value(in).expand({rows, -1, -1});
+    const at::Tensor mixed = attend(in, at::cat({prefix, kv}, 1), block);
+    return after_attention(x.expand({rows, -1, -1}), mixed, block);
+  }
+  /// What becomes log-probabilities is float32 whatever the rest is.
+  at::Tensor outputs(const at::Tensor& x, std::int64_t n) const {
+    parameters_.before(blocks_.size() + 1);
+    return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
   }
 
   at::Tensor normalised(const at::Tensor& x, const Norm& norm) const {
