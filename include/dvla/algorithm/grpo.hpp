@@ -35,6 +35,7 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/streams.hpp"
+#include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
@@ -279,8 +280,10 @@ class GrpoTrainer {
   void forward(Model& model, const Observation& observation, const Decision& decisions, Rows rows) {
     std::copy(rows.begin(), rows.end(), rows_.begin());
     const std::size_t count = rows.size() * shape_.tokens();
-    model.forward(observation, decisions, std::span<const std::int64_t>(rows_).first(rows.size()),
-                  std::span(current_).first(count), std::span(entropy_).first(count));
+    in_model<Model>("forward", rows.size(), observation, [&] {
+      model.forward(observation, decisions, std::span<const std::int64_t>(rows_).first(rows.size()),
+                    std::span(current_).first(count), std::span(entropy_).first(count));
+    });
   }
 
   LossStats micro_step(Model& model, const Observation& observation, const Decision& decisions,
@@ -314,7 +317,7 @@ class GrpoTrainer {
     const std::span<float> d_entropy = std::span(d_entropy_).first(tokens);
     const LossStats stats =
         clip_loss<Correction, float>(shape, inputs, clip_, denominator, d_current, d_entropy, correction_);
-    model.backward(d_current, d_entropy);
+    in_model<Model>("backward", rows.size(), observation, [&] { model.backward(d_current, d_entropy); });
     return stats;
   }
 

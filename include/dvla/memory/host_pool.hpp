@@ -54,7 +54,7 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
       : options_(std::move(options)),
         count_(options_.bytes / granule),
         memory_(options_.bytes, options_.shared, options_.name + " (" + options_.knob + ")"),
-        tags_((count_ + 1) * sizeof(Tag), false, options_.name + " (" + options_.knob + ")") {
+        tags_((count_ + 1) * sizeof(Tag), false, options_.name + " (" + options_.knob + ")", false) {
     if (count_ > 0) set_free(0, count_);
   }
 

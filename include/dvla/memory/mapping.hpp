@@ -17,14 +17,15 @@
 
 namespace dvla::detail {
 
-/// Zeroed memory, 2 MiB aligned so that huge pages can back it. Pages come on first use; `prefault` brings
+/// Zeroed memory, 2 MiB aligned; `huge`: so that huge pages back it, which what is written to sparsely does
+/// without. Pages come on first use; `prefault` brings
 /// the first ones at once, so that no later touch costs a fault (5 to 14 times a copy). `shared`: a file in
 /// memory without a name (memfd), which a child process can map too. Throws Error.
 class Mapping {
  public:
   static constexpr std::size_t huge_page = std::size_t{2} << 20;
 
-  Mapping(std::size_t bytes, bool shared, std::string what)
+  Mapping(std::size_t bytes, bool shared, std::string what, bool huge = true)
       : what_(std::move(what)), bytes_(round_up(bytes)), mapped_(bytes_ + huge_page) {
     if (shared) {
       descriptor_ = ::memfd_create("dvla", MFD_CLOEXEC);
@@ -39,7 +40,7 @@ class Mapping {
         ::mmap(data_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, descriptor_,
                0) == MAP_FAILED)
       fail(bytes);
-    if (bytes >= huge_page) (void)::madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: may be refused
+    if (huge && bytes >= huge_page) (void)::madvise(data_, bytes_, MADV_HUGEPAGE);  // advice: may be refused
   }
   ~Mapping() { release(); }
   Mapping(const Mapping&) = delete;

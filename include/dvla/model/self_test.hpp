@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
@@ -41,7 +42,8 @@ RatioError ratio_error(Model& model, const Observation& observation, const typen
                        std::span<const std::int64_t> rows) {
   const auto elements = static_cast<std::size_t>(decision.log_prob.extents().tail().count());
   std::vector<float> log_prob(rows.size() * elements), entropy(rows.size() * elements);
-  model.forward(observation, decision, rows, log_prob, entropy);
+  in_model<Model>("forward", rows.size(), observation,
+                  [&] { model.forward(observation, decision, rows, log_prob, entropy); });
   RatioError found;
   std::vector<double> distances;
   for (std::size_t i = 0; i < log_prob.size(); ++i) {

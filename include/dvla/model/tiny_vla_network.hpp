@@ -114,7 +114,8 @@ class TinyVlaNetwork {
     return output(x, n);
   }
 
-  /// Both at once, for a backward pass: each unit is used once.
+  /// Both, block by block, for a backward pass: each unit is used once, and autograd keeps no second gradient of
+  /// a weight until the other part has come to it.
   at::Tensor forward(const Observation& observation, std::span<const std::int64_t> rows,
                      std::span<const float> noise, std::span<const float> times) {
     parameters_.before(0);
@@ -155,13 +156,17 @@ class TinyVlaNetwork {
     const std::int64_t observing = (B - 1) * P * (token + S * heads_) + P * 2 * d;
     const std::int64_t asking = B * (Q * (token + (S + Q) * heads_) + (S + Q) * 2 * head_width_);
     const std::int64_t prefix = B * S * 2 * head_width_;
+    // Instructions go through once, whatever the rows.
+    const auto words = static_cast<std::int64_t>(spec_.instructions.size()) * table_.length;
+    const std::int64_t reading =
+        (B - 1) * words * (token + table_.length * heads_) + B * words * 2 * head_width_;
     const std::int64_t backward = std::max(P, Q) * 9 * d;
     std::int64_t weight = 0;  // the largest gradient of a parameter
     for (const Parameter& each : parameters_.parameters())
       if (each.trainable) weight = std::max(weight, each.count());
     std::int64_t pixels = 0;
     for (const CameraSpec& camera : spec_.cameras) pixels += patches(camera) * patch_features();
-    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + weight) *
+    return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + reading + weight) *
                bytes_of(dtype()) +
            static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16 +
            upcast_bytes();

@@ -35,6 +35,7 @@
 #include "dvla/environment/step_watch.hpp"
 #include "dvla/handoff/stages.hpp"
 #include "dvla/handoff/stop.hpp"
+#include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/pipeline/run_knobs.hpp"
 
@@ -393,8 +394,11 @@ class RolloutWorker {
            Decoding decoding, std::uint64_t seed, Decision& decision, const Field<float>& action) const {
     const std::size_t most =
         options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : rows.size();
-    for (; !rows.empty(); rows = rows.subspan(std::min(most, rows.size())))
-      model.act(observation, rows.first(std::min(most, rows.size())), decoding, seed, decision, action);
+    for (; !rows.empty(); rows = rows.subspan(std::min(most, rows.size()))) {
+      const auto some = rows.first(std::min(most, rows.size()));
+      in_model<Model>("act", some.size(), observation,
+                      [&] { model.act(observation, some, decoding, seed, decision, action); });
+    }
   }
 
   // ---- The environment's calls, and what fails in them

@@ -18,6 +18,7 @@
 #include "dvla/core/record.hpp"
 #include "dvla/core/streams.hpp"
 #include "dvla/handoff/stop.hpp"
+#include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 
 namespace dvla {
@@ -92,9 +93,11 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
       if (by_pass[pass].empty()) continue;
       const double share = static_cast<double>(by_pass[pass].size()) / static_cast<double>(batch);
       const Transition& all = **recorded[pass];
-      result.loss += share * model.imitate(cut_record(all.observation,
-                                                      [T](auto field) { return field.rows(0, T).flat(); }),
-                                           all.action.flat(), by_pass[pass], share);
+      const Observation seen =
+          cut_record(all.observation, [T](auto field) { return field.rows(0, T).flat(); });
+      result.loss += share * in_model<Model>("imitate", by_pass[pass].size(), seen, [&] {
+                       return model.imitate(seen, all.action.flat(), by_pass[pass], share);
+                     });
     }
     weights.step(optimiser);
     ++result.steps;
