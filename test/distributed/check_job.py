@@ -4,6 +4,8 @@ plain, mpirun, torchrun   every placement once, started that way (77: the launch
                           checkpoint
 adaptive                  ranks change their roles in the midst of a job: all is counted, the checkpoint is whole
 resume                    a job that is stopped in the middle by SIGTERM goes on with other numbers of ranks and actors
+requests                  warm start, evaluations by cases, before and after, and pictures are the rollouts' work: every case once,
+                          with one process's figures; one that dies in the last evaluation is named, and missed by nobody
 refusals                  what cannot be is refused on every rank by one sentence, with exit code 1, and nobody hangs
 """
 
@@ -407,6 +409,41 @@ def check_adaptive(check):
     print("resumed by 2 ranks")
 
 
+def check_requests(check):
+    settings = {"evaluation_cases": "0-149", "demonstrations": 24, "imitation_steps": 10, "animation": "true"}
+
+    def evaluation(name, key):
+        found = check.report(name)[key]
+        cases = [each["case"] for each in found["cases"]]
+        require(cases == list(range(150)) and found["episodes"] == 150, f"{key} of {name} has the cases {cases}")
+        tasks = {each["task"]: each["episodes"] for each in found["tasks"]}
+        require(list(tasks.values()) == [75, 75], f"{key} of {name} has the tasks {tasks}")
+        return [each["success"] for each in found["cases"]]
+
+    for name, world, placement in (("one", 1, "colocated"), ("apart", 3, "separated:2:1"), ("all", 2, "hybrid:2")):
+        check.check_success(check.plain(world, name, placement, **settings).wait())
+        for key in ("evaluation_before", "evaluation"):
+            evaluation(name, key)
+        started = check.report(name)["warm_start"]
+        require(started["steps"] == 10 and started["expert_success"] > 0.5, f"warm start of {name}: {started}")
+        for picture in ("before.gif", "after.gif"):
+            require((check.runs / name / picture).read_bytes()[:6] == b"GIF89a", f"{name} has no {picture}")
+        print(f"{placement}: {sum(evaluation(name, 'evaluation_before'))} and {sum(evaluation(name, 'evaluation'))} of 150 cases")
+    same = [check.report(name)["warm_start"]["expert_success"] for name in ("one", "apart", "all")]
+    require(len(set(same)) == 1, f"the expert's success differs: {same}")
+    # The third case is long enough that a rollout can be killed in it.
+    name, job = "dies", check.plain(3, "dies", "separated:2:1", evaluation_episodes=3000)
+    folder, until = check.runs / name, time.monotonic() + LIMIT
+    while job.alive() and check.trained(name) < TINY["iterations"] and time.monotonic() < until:
+        time.sleep(0.005)
+    job.running[2].send_signal(signal.SIGKILL)
+    ended = job.wait()
+    require([each.code for each in ended[:2]] == [0, 0], f"exit codes beside a dead rollout: {[each.code for each in ended]}")
+    require("rank 2 (rollout 1)" in ended[0].err, f"nobody names the rollout that died: {ended[0].err}")
+    require(sum(each["episodes"] for each in check.report(name)["evaluation"]["tasks"]) == 3000, "episodes are missing")
+    print("a rollout that died in the last evaluation was named, and the others played its episodes")
+
+
 def check_refusals(check):
     def refuses(what, job, sentences, ranks=None, leaves=False):
         """`sentences`: what the error of each rank, or of all, must say."""
@@ -475,4 +512,5 @@ def main(parts):
 
 if __name__ == "__main__":
     launchers = {name: functools.partial(check_placements, launcher=name) for name in ("plain", "mpirun", "torchrun")}
-    sys.exit(main({**launchers, "adaptive": check_adaptive, "resume": check_resume, "refusals": check_refusals}))
+    sys.exit(main({**launchers, "adaptive": check_adaptive, "resume": check_resume, "requests": check_requests,
+                   "refusals": check_refusals}))

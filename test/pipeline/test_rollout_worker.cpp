@@ -243,7 +243,7 @@ TEST_CASE("Evaluation, demonstrations and training never share a seed, and evalu
   CHECK(evaluated == seeds_of([&] { world.worker.evaluate(20, dvla::Decoding::sample); }));
   const auto probed =
       seeds_of([&] { world.worker.evaluate(20, dvla::Decoding::sample, dvla::Stream::probe, 10); });
-  const auto shown = seeds_of([&] { world.worker.demonstrate(*world.all, N, 0, 0); });
+  const auto shown = seeds_of([&] { world.worker.demonstrate(*world.all, 0, N, 0); });
   const auto trained = seeds_of([&] {
     for (std::int64_t batch = 0; batch < 200; ++batch)
       world.worker.rollout(*world.all, *world.decision, batch);
@@ -267,8 +267,8 @@ TEST_CASE("An evaluation plays exactly what it is asked for, and the k-th fresh 
     CHECK(results[k].success == (world.environment.length(static_cast<std::int64_t>(k % N)) % 2 == 0));
     CHECK(!results[k].failed);
   }
-  CHECK(world.worker.fresh(dvla::Stream::evaluation, 9).seed ==
-        World({.seed = 5, .chunk = 1, .group = 2}).worker.fresh(dvla::Stream::evaluation, 9).seed);
+  CHECK(dvla::fresh_starts(5, dvla::Stream::evaluation, 9, 1)[0].seed ==
+        dvla::fresh_starts(5, dvla::Stream::evaluation, 0, 11)[9].seed);
   world.environment.faults = {{3, "throws"}};
   const auto failing = world.worker.evaluate(starts, dvla::Decoding::mode);
   CHECK(failing[3].failed);
@@ -288,9 +288,9 @@ TEST_CASE("evaluate counts the asked episodes only") {
 
 TEST_CASE("Demonstrations record what the expert did, step by step, and its noise is seeded") {
   World world;
-  const std::int64_t solved = world.worker.demonstrate(*world.all, 5, 0, 0);
+  const std::int64_t solved = world.worker.demonstrate(*world.all, 0, 5, 0);
   CHECK(solved == 2);  // rows 1 and 3 of rows 0 to 4
-  for (std::int64_t row = 0; row < N; ++row)
+  for (std::int64_t row = 0; row < 5; ++row)
     for (std::int64_t t = 0; t < T; ++t) {
       CHECK(world.all->observation.proprioception.at(t).at(row)[1] ==
             static_cast<float>(std::min(world.environment.length(row), t * C)));
@@ -303,8 +303,8 @@ TEST_CASE("Demonstrations record what the expert did, step by step, and its nois
       }
     }
   World noisy, again;
-  noisy.worker.demonstrate(*noisy.all, N, 2, 0.5);
-  again.worker.demonstrate(*again.all, N, 2, 0.5);
+  noisy.worker.demonstrate(*noisy.all, 2 * N, N, 0.5);
+  again.worker.demonstrate(*again.all, 2 * N, N, 0.5);
   CHECK(same(noisy.all->action, again.all->action));
   CHECK(!same(noisy.all->action, world.all->action));
   for (const float value : noisy.all->action.span()) CHECK((value >= -1 && value <= 1));
@@ -351,8 +351,8 @@ TEST_CASE("The adapter stands between model and environment: records keep the mo
 TEST_CASE("A demonstration that fails is left out, and the others are as they would be") {
   World world, sound;
   world.environment.faults = {{3, "throws"}, {5, "reward"}};
-  CHECK(world.worker.demonstrate(*world.all, N, 0, 0.1) == 2);  // rows 1 and 7 of 1, 3, 5 and 7
-  sound.worker.demonstrate(*sound.all, N, 0, 0.1);
+  CHECK(world.worker.demonstrate(*world.all, 0, N, 0.1) == 2);  // rows 1 and 7 of 1, 3, 5 and 7
+  sound.worker.demonstrate(*sound.all, 0, N, 0.1);
   REQUIRE(world.said.size() == 2);
   CHECK(world.said[0].find("environment 3 failed in the expert's demonstration: its arm fell off") == 0);
   for (std::int64_t row = 0; row < N; ++row) {

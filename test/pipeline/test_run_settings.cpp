@@ -72,7 +72,7 @@ TEST_CASE("one process has all episodes") {
   CHECK(options.all_episodes == 0);  // all of them are here
 }
 
-TEST_CASE("each rollout has its groups, one after the other; who leads evaluates on all") {
+TEST_CASE("each rollout has its groups, one after the other; who only trains has none") {
   const RunSettings<Separate> settings(config_of<Separate>(32, 4));
   std::vector<int> environments;
   std::vector<std::int64_t> first;
@@ -82,7 +82,7 @@ TEST_CASE("each rollout has its groups, one after the other; who leads evaluates
     first.push_back(options.first_episode);
     CHECK(options.all_episodes == (job.rolls_out() ? 32 : 0));
   });
-  CHECK(environments == std::vector<int>{32, 4, 8, 12, 12});
+  CHECK(environments == std::vector<int>{0, 0, 8, 12, 12});
   CHECK(first == std::vector<std::int64_t>{0, 0, 0, 8, 20});
 }
 

@@ -2,11 +2,18 @@
 // has one. Only the names; what a program can do, and the one sentence that refuses: memory/cuda_form.hpp.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <string_view>
+
+#include "dvla/core/knobs.hpp"
 
 namespace dvla {
 
 enum class Device : std::uint8_t { cpu, cuda };
 constexpr const char* device_name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+template <>
+inline constexpr auto enum_names<Device> = std::to_array<std::string_view>({device_name(Device::cpu),
+                                                                            device_name(Device::cuda)});
 
 }  // namespace dvla

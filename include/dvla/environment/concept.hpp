@@ -27,6 +27,14 @@ struct Start {
   std::int64_t case_index = -1;  ///< of those that the environment enumerates (HasCases); -1: from the seed
 };
 
+/// What an environment says of itself that does not depend on how many rows it has.
+struct EnvironmentSpec {
+  ObservationSpec observation;
+  ActionSpec action;
+  std::int64_t horizon = 0;
+  std::int64_t cases = 0;  ///< 0: it enumerates none
+};
+
 /// What a step writes, of the rows that it was asked for and of no others.
 struct Outcome {
   Field<float> reward;             ///< [N, C]
@@ -102,6 +110,20 @@ concept HasCases = requires(const Type& view) {
   { view.cases() } -> std::convertible_to<std::int64_t>;
 };
 
+template <EnvironmentMachinery Type>
+EnvironmentSpec spec_of(const Type& environment) {
+  EnvironmentSpec spec{environment.observation_spec(), environment.action_spec(), environment.horizon()};
+  if constexpr (HasCases<Type>) spec.cases = environment.cases();
+  return spec;
+}
+
+/// An environment whose `Type::spec(knobs)` says what spec_of says of one that is built with these knobs. In a
+/// job of processes a rank that only trains builds none, and needs not wait for a rollout to say it then.
+template <class Type, class Knobs>
+concept HasStaticSpec = requires(const Knobs& knobs) {
+  { Type::spec(knobs) } -> std::convertible_to<EnvironmentSpec>;
+};
+
 /// An environment that can show a scripted expert's action for a row's current state: used for warm starts.
 /// `expert(row, action[A])` writes one control step's action, within ActionSpec's bounds.
 template <class Type>
@@ -116,3 +138,10 @@ concept HasRender = requires(Type& environment, std::int64_t row, std::span<std:
 };
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::Start, seed, case_index);
+BOOST_HANA_ADAPT_STRUCT(dvla::CameraSpec, name, height, width, device);
+BOOST_HANA_ADAPT_STRUCT(dvla::ObservationSpec, cameras, proprioception, instructions, proprioception_device);
+BOOST_HANA_ADAPT_STRUCT(dvla::ActionBounds, low, high);
+BOOST_HANA_ADAPT_STRUCT(dvla::ActionSpec, dimensions, categories, bounds);
+BOOST_HANA_ADAPT_STRUCT(dvla::EnvironmentSpec, observation, action, horizon, cases);

@@ -34,26 +34,26 @@ class ToyEnvironment {
   /// `pool` must outlive this.
   ToyEnvironment(const ToyKnobs& knobs, std::pmr::memory_resource& pool)
       : knobs_(checked(knobs)),
+        spec_(spec(knobs)),
         rows_(static_cast<std::size_t>(knobs.environments), &pool),
         shown_(static_cast<std::size_t>(knobs.environments) * static_cast<std::size_t>(knobs.proprioception),
-               &pool) {
-    spec_.proprioception = knobs.proprioception;
-    spec_.instructions = {"go left", "go right"};
+               &pool) {}
+  static EnvironmentSpec spec(const ToyKnobs& knobs) {
+    EnvironmentSpec spec{{{}, knobs.proprioception, {"go left", "go right"}}, {knobs.actions}, knobs.horizon};
+    if (knobs.categories > 0)
+      spec.action.categories.assign(static_cast<std::size_t>(knobs.actions), knobs.categories);
+    spec.cases = 1000;
+    return spec;
   }
 
   std::int64_t size() const { return knobs_.environments; }
-  std::int64_t horizon() const { return knobs_.horizon; }
-  const ObservationSpec& observation_spec() const { return spec_; }
-  ActionSpec action_spec() const {
-    ActionSpec spec{knobs_.actions};
-    if (knobs_.categories > 0)
-      spec.categories.assign(static_cast<std::size_t>(knobs_.actions), knobs_.categories);
-    return spec;
-  }
+  std::int64_t horizon() const { return spec_.horizon; }
+  const ObservationSpec& observation_spec() const { return spec_.observation; }
+  ActionSpec action_spec() const { return spec_.action; }
   bool succeeded(std::int64_t row) const { return rows_.at(static_cast<std::size_t>(row)).solved; }
 
   /// As many as there are instructions by 500 initial states: case c is instruction c % 2.
-  std::int64_t cases() const { return 1000; }
+  std::int64_t cases() const { return spec_.cases; }
 
   void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
     rows.check("Toy", size());
@@ -165,12 +165,13 @@ class ToyEnvironment {
   }
 
   ToyKnobs knobs_;
-  ObservationSpec spec_;
+  EnvironmentSpec spec_;
   std::pmr::vector<Row> rows_;
   std::pmr::vector<float> shown_;
 };
 
-static_assert(EnvironmentMachinery<ToyEnvironment> && HasExpert<ToyEnvironment> && HasCases<ToyEnvironment>);
+static_assert(EnvironmentMachinery<ToyEnvironment> && HasExpert<ToyEnvironment> && HasCases<ToyEnvironment> &&
+              HasStaticSpec<ToyEnvironment, ToyKnobs>);
 
 template <class Pipeline>
 struct machinery<Toy, Pipeline> {

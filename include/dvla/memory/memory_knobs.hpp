@@ -26,9 +26,6 @@ struct boost::hana::accessors_impl<K>
                     &K::cuda_model_pool_mib> {};
 
 template <>
-inline constexpr auto dvla::enum_names<dvla::Device> = std::to_array<std::string_view>({"cpu", "cuda"});
-
-template <>
 inline constexpr auto dvla::knob_docs<dvla::MemoryKnobs> = std::to_array<dvla::KnobDoc>({
     {"environment_pool_mib",
      "most that the pool of observations, trajectories and simulators may take; 0: what the machine has", 0,

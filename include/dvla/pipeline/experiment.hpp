@@ -159,15 +159,8 @@ inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
   }
   const nlohmann::json first = nlohmann::json::parse(cluster.get(key, limit));
   if (first == config) return;
-  const nlohmann::json difference = nlohmann::json::diff(first, config).front();
-  const std::string path = difference.at("path");
-  std::string knob = path.substr(1);
-  std::replace(knob.begin(), knob.end(), '/', '.');
-  const auto text = [&](const nlohmann::json& of) {
-    const nlohmann::json::json_pointer place(path);
-    return of.contains(place) ? of.at(place).dump() : std::string("missing");
-  };
-  throw ConfigError(knob + " is " + text(first) + " on rank 0 and " + text(config) + " on rank " +
+  const JsonDifference differs(first, config);
+  throw ConfigError(differs.field + " is " + differs.there + " on rank 0 and " + differs.here + " on rank " +
                     std::to_string(cluster.rank()) + "; start all ranks with the same settings");
 }
 
@@ -188,21 +181,15 @@ template <class Run>
 void film(Run& run, const std::filesystem::path& path, const stop_flag* stop) {
   if constexpr (HasRender<typename Run::Environment>) {
     constexpr int side = 240, columns = 3, delay = 10, held = 90;  // hundredths of a second
-    constexpr std::size_t line_bytes = side * 3;
-    const std::int64_t shown = std::min<std::int64_t>(columns, run.environment().size());
-    std::vector<std::uint8_t> tile(line_bytes * side), frame(tile.size() * columns);
-    io::GifWriter gif(path, side, side * columns);
-    run.watch([&](std::int64_t step) {
-      throw_if_stopped(stop, "the animation");
-      for (std::int64_t column = 0; column < shown; ++column) {
-        run.environment().render(column, side, side, tile);
-        for (std::size_t y = 0; y < side; ++y)
-          std::copy_n(&tile[y * line_bytes], line_bytes,
-                      &frame[(y * columns + static_cast<std::size_t>(column)) * line_bytes]);
-      }
-      gif.add(frame, step == run.environment().horizon() ? held : delay);
-    });
-    gif.commit();
+    std::optional<io::GifWriter> gif;
+    run.draw(
+        columns, side,
+        [&](std::int64_t step, std::span<const std::uint8_t> rgb) {
+          if (!gif) gif.emplace(path, side, static_cast<int>(rgb.size() / (3 * side)));
+          gif->add(rgb, step == run.spec().horizon ? held : delay);
+        },
+        stop);
+    gif->commit();
   }
 }
 
@@ -308,6 +295,9 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       throw_if_stopped(&stop, "the run");
       work();
     } catch (const Stopped&) {
+    } catch (const PeerError& lost) {
+      if (!run->job().begun()) throw;
+      std::cerr << "warning: an evaluation or animation is left out: " + std::string(lost.what()) + "\n";
     }
   };
 
@@ -397,8 +387,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         [&](std::int64_t batch) {
           if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save_part();
         },
-        &stop);
-    if (result.report.batches > 0) save_part();
+        &stop,
+        [&](std::int64_t batches) {
+          if (batches > 0 || !continues) save_part();
+        });
     return result;
   }
   run->on_hang([&](const std::string& what) {  // before training
@@ -451,12 +443,12 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   const auto progress =
       std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
   run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
-  const std::vector<Start> episodes = run->evaluation_episodes();
+  const std::vector<Start>& episodes = run->evaluation_episodes();
   const auto evaluate = [&](std::optional<double>& success, std::vector<EvaluatedEpisode>& each) {
     if (!episodes.empty())
       unless_stopped([&] {
         each = run->evaluate(episodes, Decoding::mode, &stop);
-        success = Run<P>::Worker::success_of(each);
+        success = success_of(each);
       });
   };
   const auto film = [&](const std::filesystem::path& path) {
@@ -479,7 +471,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   run->on_hang([&](const std::string& what) {
     std::string end;
     try {
-      if (run->job().alone()) {
+      if (run->job().actors() == 1) {
         const bool still = run->while_still([&] {
           if (run->next_batch() > 0) end = "; saved '" + save().string() + "'";
         });
@@ -493,6 +485,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   });
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   const std::int64_t earlier_batches = run->next_batch();
+  std::filesystem::path saved;
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
@@ -502,7 +495,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         [&](std::int64_t batch) {
           if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
         },
-        &stop);
+        &stop,
+        [&](std::int64_t batches) {
+          if (batches > 0 || !continues) saved = save();
+        });
   } catch (const std::exception& why) {
     if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
       progress->say("saved '" + save().string() + "'");
@@ -513,7 +509,6 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request before a batch was trained; the run is as it was");
     return result;
   }
-  const std::filesystem::path saved = save();
   evaluate(result.success_rate, result.after);
   if (result.success_rate)
     events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
@@ -528,8 +523,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
-  nlohmann::json json =
-      detail::report_json(result, run->environment().observation_spec(), run->environment().horizon());
+  nlohmann::json json = detail::report_json(result, run->spec().observation, run->spec().horizon);
   json["pipeline"] = P::describe(config.run);
   for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
   for (const auto& pool : run->memory().report())
@@ -573,7 +567,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                   config.run.evaluation_cases.empty() ? "fresh episodes" : "cases", *result.success_before,
                   *result.success_rate);
     say(line);
-    const auto tasks = by_task(result.after, run->environment().observation_spec());
+    const auto tasks = by_task(result.after, run->spec().observation);
     for (const TaskSuccess& task : tasks)
       if (tasks.size() > 1) {
         std::snprintf(line, sizeof line, "  %.3f of %lld: %.160s", task.success(),

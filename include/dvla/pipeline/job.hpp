@@ -132,17 +132,17 @@ class Job {
   /// The leader: nobody need come any more. Throws Error where the job's store does not answer.
   void say_end() const { cluster_.put_once(end_of_job, "training has ended", std::chrono::seconds(1)); }
 
-  /// Which of `groups` groups of environments belong to this rollout. Throws ConfigError where one would have
-  /// none.
-  Share share_of_groups(std::int64_t groups) const {
+  /// Which of `groups` groups of environments belong to that rollout; without one, none do. Throws ConfigError
+  /// where one would have none.
+  Share share_of_groups(std::int64_t groups, int rollout) const {
     if (groups < rollouts())
       throw ConfigError("the job has " + std::to_string(rollouts()) + " rollouts and " +
                         std::to_string(groups) +
                         " groups of environments; each rollout needs one: raise environment.environments or "
                         "start fewer ranks");
-    if (!rolls_out()) return {};
-    if (groups_.empty()) return share_of(groups, rollouts(), rollout_);
-    const auto own = groups_.begin() + rollout_;
+    if (rollout < 0) return {};
+    if (groups_.empty()) return share_of(groups, rollouts(), rollout);
+    const auto own = groups_.begin() + rollout;
     return {std::accumulate(groups_.begin(), own, std::int64_t{0}), *own};
   }
 
@@ -179,30 +179,75 @@ class Job {
   static constexpr const char* first_call = "built";
   static constexpr const char* last_call = "fits";
 
+  /// What a rollout does with a request of the leader's: its number and its text.
+  using Serve = std::function<void(std::int64_t number, const std::string& request)>;
   /// The leader says that it is ready, the others wait for that, as long as its preparations take (warm
-  /// start, evaluation), but at most a day. Throws Stopped once `stop`, which may be null, asks, and
-  /// PeerError where nobody comes any more (see end_waits_when).
-  void begin_together(const stop_flag* stop) {
+  /// start, evaluation), but at most a day, and serve its requests meanwhile. Throws Stopped once `stop`, which
+  /// may be null, asks, and PeerError where nobody comes any more (see end_waits_when).
+  void begin_together(const stop_flag* stop, const Serve& serve = {}) {
     if (alone()) return;
-    const std::string start = start_key(starts_);
     if (leads()) {
       if (const std::string why = fatal(); !why.empty()) throw PeerError(why);
-      cluster_.put(start, "");
-      ++starts_;
-      return;
+      cluster_.put(start_key(starts_), "");
+    } else {
+      wait_for_leader(start_key(starts_), "to begin training; it still prepares", serve, [&] {
+        throw_if_stopped(stop, "the wait for the job to begin");
+        if (cluster_.has(end_of_job)) throw PeerError(name() + " waits in vain: the job was started again");
+      });
     }
-    const auto over = [&] {
-      throw_if_stopped(stop, "the wait for the job to begin");
-      if (cluster_.has(end_of_job)) throw PeerError(name() + " waits in vain: the job was started again");
-      return !fatal().empty();
-    };
-    const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) +
-                             " to begin training; it still prepares";
-    if (!wait_for_text(cluster_, start, detail::deadline_after(std::chrono::hours(24)), late, over))
-      throw PeerError(fatal());
     ++starts_;
+    requests_ = 0;
   }
   bool begun() const { return starts_ > 0; }
+  /// The text that the first rank which has one, not empty, has put under `topic`; others wait for it. Throws
+  /// ConfigError where a rollout refuses instead.
+  std::string agree(const std::string& topic, const std::string& own) const {
+    const std::string place = "run/agreed/" + topic;
+    if (!own.empty()) return cluster_.put_once(place, own, limit_);
+    const std::string late = name() + " waited " + detail::seconds_text(limit_) +
+                             " for a rollout to be built, which knows the " + topic;
+    return *wait_for_text(cluster_, place, detail::deadline_after(limit_), late, [&] {
+      for (const int each : roles_.rollouts)
+        if (has_told(first_call, each))
+          if (const std::string why = told(first_call, each); !why.empty())
+            throw ConfigError(rank_name(roles_, each) + " refuses: " + why);
+      return false;
+    });
+  }
+  /// When training has ended, a rollout: serves the leader's requests until it says that there are no more.
+  void serve_on(const Serve& serve) {
+    wait_for_leader(parted, "to have done with the rollouts", serve, [] {});
+    tell(parted, "");
+  }
+  /// The leader then; waits until the rollouts have read it, those that are `lost(rank)` excepted: the job's store
+  /// may end with it.
+  template <class Lost>
+  void dismiss(Lost lost) {
+    cluster_.put(parted, "");
+    const auto until = detail::deadline_after(limit_);
+    for (const int each : roles_.rollouts)
+      if (each != rank())
+        wait_for_text(cluster_, key(parted, each), until,
+                      name() + " waited " + detail::seconds_text(limit_) + " for " + rank_name(roles_, each) +
+                          " to end",
+                      [&] { return lost(each); });
+  }
+
+  /// The leader asks the rollouts, which wait for it, for something (pipeline/requests.hpp); returns the
+  /// request's number. Who asks, and who is asked, sees to it that an answer is put there, and waited for.
+  std::int64_t request(const std::string& text) {
+    cluster_.put(asked_key(requests_), text);
+    return requests_++;
+  }
+  /// A rollout: whether the leader has done with the newest request, or the run is over.
+  bool leader_moved_on() const {
+    return cluster_.has(asked_key(requests_)) || cluster_.has(start_key(starts_)) || cluster_.has(parted) ||
+           !fatal().empty();
+  }
+  /// Where the answer of `rank` lies in the job's store.
+  std::string answer_key(std::int64_t number, int rank) const {
+    return asked_key(number) + "/" + std::to_string(rank);
+  }
 
   /// A text of this rank for others, once a topic, and what they read.
   void tell(const std::string& topic, const std::string& text) const {
@@ -223,6 +268,24 @@ class Job {
       throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
   }
   std::string fatal() const { return fatal_ ? fatal_() : std::string(); }
+  template <class Check>
+  void wait_for_leader(const std::string& word, const std::string& what, const Serve& serve, Check check) {
+    const auto over = [&] {
+      check();
+      while (serve && cluster_.has(asked_key(requests_))) {
+        const std::int64_t number = requests_++;
+        serve(number, cluster_.get(asked_key(number), limit_));
+      }
+      return !fatal().empty();
+    };
+    const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) + " " + what;
+    if (!wait_for_text(cluster_, word, detail::deadline_after(std::chrono::hours(24)), late, over))
+      throw PeerError(fatal());
+  }
+  static constexpr const char* parted = "run/parted";
+  std::string asked_key(std::int64_t number) const {
+    return "run/request/" + std::to_string(starts_) + "/" + std::to_string(number);
+  }
   static std::string start_key(std::int64_t number) { return "run/start/" + std::to_string(number); }
 
   Cluster& cluster_;
@@ -230,7 +293,7 @@ class Job {
   const std::vector<std::int64_t> groups_;
   const std::chrono::nanoseconds limit_;
   const int rollout_, actor_;
-  std::int64_t starts_ = 0, incarnation_ = 0;
+  std::int64_t starts_ = 0, requests_ = 0, incarnation_ = 0;
   std::function<std::string()> fatal_;
 };
 

@@ -72,7 +72,8 @@ class RankParts {
     const RunSettings<P>& settings;
     Cluster& cluster;  ///< of the whole run; the job's may be a part of it
     Job& job;
-    Environment& environment;
+    const EnvironmentSpec& spec;
+    Environment* environment;  ///< a rollout's
     Model& model;
     Memory& memory;
     Trace& trace;
@@ -87,6 +88,7 @@ class RankParts {
       : settings_(ground.settings),
         cluster_(ground.cluster),
         job_(ground.job),
+        spec_(ground.spec),
         environment_(ground.environment),
         model_(ground.model),
         memory_(ground.memory),
@@ -99,8 +101,8 @@ class RankParts {
                               settings_.deadline());
     if (!job_.trains()) model_.hold_gradients(false);
     if (job_.trains() && job_.alone()) make_weights();
-    if (job_.rolls_out() || job_.leads()) make_worker(threads);
-    if (job_.trains()) algorithm_ = algorithm_for(settings_, environment_, trained_episodes(), job_.actors());
+    if (job_.rolls_out()) make_worker(threads);
+    if (job_.trains()) algorithm_ = algorithm_for(settings_, spec_, trained_episodes(), job_.actors());
     job_.roll_call(Job::last_call);  // from here on ranks wait for each other
     if (job_.alone()) return;
     if (job_.trains()) make_weights();
@@ -127,14 +129,18 @@ class RankParts {
   const RunSettings<P>& settings() const { return settings_; }
   const Job& job() const { return job_; }
   Trace& trace() { return trace_; }
+  const EnvironmentSpec& spec() const { return spec_; }
+  Model& model() { return model_; }
+  /// A rollout's.
+  Environment& environment() { return *environment_; }
   /// Throws Error on a rank that is no actor.
   Weights& weights() {
     if (!weights_) throw Error(job_.name() + " is no actor and has no weights to train");
     return *weights_;
   }
-  /// Throws Error on a rank that neither rolls out nor leads.
+  /// Throws Error on a rank that is no rollout.
   Worker& worker() {
-    if (!worker_) throw Error(job_.name() + " neither rolls out nor leads: it has no environments");
+    if (!worker_) throw Error(job_.name() + " is no rollout: it has no environments");
     return *worker_;
   }
   /// Once connected.
@@ -143,13 +149,12 @@ class RankParts {
 
   /// That of one of `actors`, with `episodes` of a batch as its own. Throws ConfigError where there can be
   /// none.
-  static std::unique_ptr<Algorithm> algorithm_for(const RunSettings<P>& settings,
-                                                  const Environment& environment, std::int64_t episodes,
-                                                  int actors) {
+  static std::unique_ptr<Algorithm> algorithm_for(const RunSettings<P>& settings, const EnvironmentSpec& spec,
+                                                  std::int64_t episodes, int actors) {
     const auto& knobs = settings.config().algorithm;
     const std::uint64_t seed = settings.seed();
-    const std::int64_t dimensions = environment.action_spec().dimensions;
-    const BatchShape shape = settings.shape(environment, episodes);
+    const std::int64_t dimensions = spec.action.dimensions;
+    const BatchShape shape = settings.shape(spec, episodes);
     if constexpr (requires { Algorithm(knobs, shape, dimensions, seed, actors); }) {
       return std::make_unique<Algorithm>(knobs, shape, dimensions, seed, actors);
     } else {
@@ -193,8 +198,8 @@ class RankParts {
   /// Held while they change, so that another thread can find them standing still.
   std::mutex& changing() { return changing_; }
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
-  /// rank does not train; from the model alone where nobody changes it while the worker is at work: where the
-  /// lanes take turns, and on a leader that only evaluates.
+  /// rank does not train; from the model alone where the lanes take turns, so that nobody changes it while the
+  /// worker is at work.
   static int copies_of_the_model(const Job& job) {
     if (!job.rolls_out()) return 0;
     return job.trains() ? (in_turn ? 0 : 2) : 1;
@@ -212,11 +217,17 @@ class RankParts {
   /// runs.
   void install(std::int64_t version) {
     gather();
+    fill_copy(version, [&](Model& copy) {
+      if (&copy == &model_) return;
+      copy_weights(model_.units(), copy.units());
+      weights_written(copy);
+    });
+  }
+  /// The copy that the worker reads next: while no lane runs.
+  template <class Write>
+  void fill_copy(std::int64_t version, Write write) {
     worker().models().fill([&](VersionedModel<Model>& back) {
-      if (back.model != &model_) {
-        copy_weights(model_.units(), back.model->units());
-        weights_written(*back.model);
-      }
+      write(*back.model);
       back.version = version;
     });
     worker().models().try_swap();
@@ -265,9 +276,22 @@ class RankParts {
     });
   }
 
+  // ---- Outside of batches, in so many rows
+  Transition demonstrations(std::int64_t episodes) const {
+    return layout(settings_.demonstrations(spec_, episodes));
+  }
+  Transition first_decision(std::int64_t episodes) const {
+    return layout({1, episodes, settings_.config().model.chunk});
+  }
+
   // ---- Losses, and the end
+  void notice(const std::string& what) {
+    if (notices_) notices_(what);
+  }
   /// Whether a rank is gone.
   bool lost(int rank) const { return watch_ && watch_->lost(rank); }
+  /// Why the run cannot go on; empty: it can.
+  std::string fatal() const { return watch_ ? watch_->fatal() : ""; }
   /// Of a job: throws JobEnded where `error` is but the consequence of what ended it.
   void name_the_cause(const std::exception& error) {
     const bool knows = dynamic_cast<const Stopped*>(&error) || dynamic_cast<const ConfigError*>(&error);
@@ -286,7 +310,8 @@ class RankParts {
       detail::cause_of(cluster_, own_end(detail::error_text(error)), true);
   } catch (...) {  // they have to guess
   }
-  /// What the leader prepares, `work(stop)`: ended when a rank is lost meanwhile.
+  /// What the leader does between batches, `work(stop)`: ended when a rank is lost that the run cannot go on
+  /// without.
   template <class Work>
   auto unless_lost(const stop_flag* stop, Work work) {
     const stop_flag either(stop, &lost_);
@@ -295,6 +320,9 @@ class RankParts {
     } catch (const Stopped&) {
       if (stop && stop->stop_requested()) throw;
       throw JobEnded(watch_->fatal());
+    } catch (const PeerError&) {
+      if (const std::string why = watch_ ? watch_->fatal(a_moment) : ""; !why.empty()) throw JobEnded(why);
+      throw;
     }
   }
   /// Ends every wait for another rank in the planes.
@@ -324,6 +352,7 @@ class RankParts {
       end_data();
       end_weights();
     }
+    if (watch_) watch_->admit_no_more();
   }
   /// In a job, after part(): nobody is missed any more. `leaves`: this rank alone.
   void end_watch(bool leaves = false) { watch_->end(leaves); }
@@ -374,12 +403,12 @@ class RankParts {
   };
 
   // ---- Sizes
-  Transition transitions(std::int64_t episodes) const {
-    return transition_layout(environment_.observation_spec(), environment_.action_spec(),
-                             settings_.shape(environment_, episodes));
+  Transition transitions(std::int64_t episodes) const { return layout(settings_.shape(spec_, episodes)); }
+  Transition layout(BatchShape shape) const {
+    return transition_layout(spec_.observation, spec_.action, shape);
   }
   Decision decisions(std::int64_t episodes) const {
-    return model_.decision_layout({settings_.shape(environment_, episodes).decisions, episodes});
+    return model_.decision_layout({settings_.shape(spec_, episodes).decisions, episodes});
   }
   /// Of each group that this rank rolls out in a batch.
   std::vector<std::int64_t> group_bytes() const {
@@ -404,12 +433,10 @@ class RankParts {
     Model* const back = copies_.empty() ? &model_ : copies_.back().get();
     Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
     RolloutOptions options = settings_.rollout_options(job_, threads);
-    options.adapter = settings_.adapter(environment_);
-    worker_ = std::make_unique<Worker>(environment_, *front, *back, std::move(options), trace_,
-                                       [this](const std::string& what) {
-                                         if (notices_)
-                                           notices_(job_.alone() ? what : job_.name() + ": " + what);
-                                       });
+    options.adapter = settings_.adapter(spec_);
+    worker_ = std::make_unique<Worker>(
+        *environment_, *front, *back, std::move(options), trace_,
+        [this](const std::string& what) { notice(job_.alone() ? what : job_.name() + ": " + what); });
     watch_steps();
   }
   void make_weights() {
@@ -486,9 +513,7 @@ class RankParts {
         lost_.request_stop();
       return cause;
     };
-    callbacks.lost_store = [this](const std::string& why) {
-      if (notices_) notices_("no rank can come again: " + why);
-    };
+    callbacks.lost_store = [this](const std::string& why) { notice("no rank can come again: " + why); };
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
         data_->lose(rollout, "it came again");
@@ -510,14 +535,13 @@ class RankParts {
     const auto& rollouts = job_.roles().rollouts;
     return std::all_of(rollouts.begin(), rollouts.end(), [this](int rank) { return watch_->lost(rank); });
   }
-  void notice(int rank, const std::string& what) {
-    if (notices_) notices_(rank_name(job_.roles(), rank) + " " + what);
-  }
+  void notice(int rank, const std::string& what) { notice(rank_name(job_.roles(), rank) + " " + what); }
 
   const RunSettings<P>& settings_;
   Cluster& cluster_;
   Job& job_;
-  Environment& environment_;
+  const EnvironmentSpec& spec_;
+  Environment* const environment_;
   Model& model_;
   Memory& memory_;
   Trace& trace_;
@@ -529,7 +553,7 @@ class RankParts {
   std::unique_ptr<Weights> weights_;            ///< an actor's
   std::shared_ptr<Group> actors_;               ///< of a job with several
   std::vector<std::unique_ptr<Model>> copies_;  ///< of the model, to sample from
-  std::unique_ptr<Worker> worker_;              ///< a rollout's, and the leader's
+  std::unique_ptr<Worker> worker_;              ///< a rollout's
   std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;

@@ -71,6 +71,25 @@ struct EvaluatedEpisode {
   bool success = false, failed = false;  ///< a row that failed has not solved it
 };
 
+inline double success_of(std::span<const EvaluatedEpisode> episodes) {
+  const auto solved = std::ranges::count_if(episodes, [](const auto& each) { return each.success; });
+  return static_cast<double>(solved) / static_cast<double>(std::max<std::size_t>(episodes.size(), 1));
+}
+
+/// Episodes `first` and following of a stream of fresh ones; the k-th is always the same.
+inline std::vector<Start> fresh_starts(std::uint64_t seed, Stream stream, std::int64_t first,
+                                       std::int64_t count) {
+  std::vector<Start> starts;
+  for (std::int64_t k = first; k < first + count; ++k)
+    starts.push_back({.seed = stream_seed(seed, stream, k)});
+  return starts;
+}
+
+/// Decisions in so many control steps, the last of which may be a shorter chunk.
+constexpr std::int64_t decisions_in(std::int64_t steps, std::int64_t chunk) {
+  return (steps + chunk - 1) / chunk;
+}
+
 /// More rows of a batch failed than run.failed_share allows: the trainer's weights are as its last update left
 /// them.
 class RowsFailed : public Error {
@@ -133,7 +152,7 @@ class RolloutWorker {
 
   BatchShape shape() const {
     const std::int64_t steps = options_.pass_steps > 0 ? options_.pass_steps : environment_.horizon();
-    return {(steps + C() - 1) / C(), environment_.size() * options_.rollout_epochs, C(), options_.table};
+    return {decisions_in(steps, C()), environment_.size() * options_.rollout_epochs, C(), options_.table};
   }
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
@@ -200,7 +219,8 @@ class RolloutWorker {
   /// The first chunk of a pass of fresh episodes, sampled: for the self-test. `transition` is layout(1, C).
   /// Returns the rows that have one: those that did not fail.
   std::vector<std::int64_t> probe(Transition& transition, Decision& decision) {
-    const std::vector<std::int64_t> running = some(begin(transition, Stream::evaluation));
+    const std::vector<std::int64_t> running =
+        some(begin(transition, Stream::evaluation, 0, environment_.size()));
     act(newest(), now(transition), running, Decoding::sample,
         stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision, transition.action.at(0));
     return running;
@@ -208,9 +228,10 @@ class RolloutWorker {
 
   /// Plays these episodes, each once, with the newest installed weights, and returns what came of each. An
   /// episode that begins solved counts as solved. Throws Stopped at the next decision once `stop`, which may be
-  /// null, asks.
+  /// null, asks. `before`: how many episodes of the same evaluation are not among these; sampled decisions
+  /// follow from places in the whole.
   std::vector<EvaluatedEpisode> evaluate(std::span<const Start> episodes, Decoding decoding,
-                                         const stop_flag* stop = nullptr) {
+                                         const stop_flag* stop = nullptr, std::int64_t before = 0) {
     OwnedRecord<Transition> scratch(layout(1, C()), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
     std::vector<EvaluatedEpisode> results;
@@ -234,8 +255,8 @@ class RolloutWorker {
       for (std::int64_t t = 0; t * C() < environment_.horizon() && !running.empty(); ++t) {
         throw_if_stopped(stop, "the evaluation");
         act(newest(), now(*scratch), running, decoding,
-            stream_seed(options_.seed, Stream::action, -1 - static_cast<std::int64_t>(played), t), *decision,
-            scratch->action.at(0));
+            stream_seed(options_.seed, Stream::action, -1 - before - static_cast<std::int64_t>(played), t),
+            *decision, scratch->action.at(0));
         step(running, *scratch, now(*scratch));
         leave_failed(running, " in an evaluation");
         std::erase_if(running, [&](std::int64_t row) {
@@ -252,18 +273,7 @@ class RolloutWorker {
   /// Success over `episodes` fresh ones of `stream`; the k-th is always the same.
   double evaluate(std::int64_t episodes, Decoding decoding, Stream stream = Stream::evaluation,
                   std::int64_t first = 0, const stop_flag* stop = nullptr) {
-    return success_of(evaluate(fresh(stream, first, episodes), decoding, stop));
-  }
-  /// Episode number k of a stream of fresh ones.
-  Start fresh(Stream stream, std::int64_t k) const { return {.seed = stream_seed(options_.seed, stream, k)}; }
-  std::vector<Start> fresh(Stream stream, std::int64_t first, std::int64_t count) const {
-    std::vector<Start> starts;
-    for (std::int64_t k = 0; k < count; ++k) starts.push_back(fresh(stream, first + k));
-    return starts;
-  }
-  static double success_of(std::span<const EvaluatedEpisode> episodes) {
-    const auto solved = std::ranges::count_if(episodes, [](const auto& each) { return each.success; });
-    return static_cast<double>(solved) / static_cast<double>(std::max<std::size_t>(episodes.size(), 1));
+    return success_of(evaluate(fresh_starts(options_.seed, stream, first, episodes), decoding, stop));
   }
 
   /// Plays one pass of fresh episodes and calls `on_step(control step)` at the start and after every control
@@ -274,7 +284,7 @@ class RolloutWorker {
     OwnedRecord<Transition> chunk(layout(1, C()), heap());
     OwnedRecord<Transition> single(layout(1, 1), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
-    std::vector<std::int64_t> running = some(begin(*single, Stream::evaluation));
+    std::vector<std::int64_t> running = some(begin(*single, Stream::evaluation, 0, environment_.size()));
     on_step(std::int64_t{0});
     for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
       act(newest(), now(*single), running, decoding,
@@ -289,18 +299,18 @@ class RolloutWorker {
     }
   }
 
-  /// One pass of the scripted expert over all environments, pass number `pass`, with Gaussian noise of
-  /// standard deviation `noise` on every executed action that is continuous. `all` has T decisions of N
-  /// episodes; how they ended says which decisions count, and group -1 that nothing of a row does, which failed.
-  /// Returns how many of the first `episodes` rows the noisy expert solved. Throws Stopped at the next decision
+  /// The scripted expert's demonstrations number `first` and following, `count` of them in as many rows, at
+  /// most N, with Gaussian noise of standard deviation `noise` on every executed action that is continuous.
+  /// `all` has T decisions of N episodes; how they ended says which decisions count, and group -1 that nothing
+  /// of a row does, which failed. Returns how many the noisy expert solved. Throws Stopped at the next decision
   /// once `stop`, which may be null, asks.
-  std::int64_t demonstrate(Transition& all, std::int64_t episodes, std::int64_t pass, double noise,
+  std::int64_t demonstrate(Transition& all, std::int64_t first, std::int64_t count, double noise,
                            const stop_flag* stop = nullptr) requires HasExpert<Environment> {
     OwnedRecord<Transition> single(layout(1, 1), heap());
     const std::int64_t N = environment_.size();
     const ActionSpec spec = environment_.action_spec();
     const char* const here = " in the expert's demonstration";
-    std::vector<std::int64_t> sound = begin(all, Stream::demonstration, pass * N, here);
+    std::vector<std::int64_t> sound = begin(all, Stream::demonstration, first, count, here);
     for (std::int64_t t = 0; t < all.action.extents()[0]; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
@@ -312,7 +322,8 @@ class RolloutWorker {
             std::copy(action.span().begin(), action.span().end(), shown.begin());
             adapter_.to_model(shown, action.span());
           }
-          SplitMix64 random(stream_seed(options_.seed, Stream::noise, pass, row, t * C() + c));
+          SplitMix64 random(
+              stream_seed(options_.seed, Stream::noise, std::int64_t{0}, first + row, t * C() + c));
           for (std::int64_t a = 0; a < action.count(); ++a)
             if (spec.categories_of(a) == 0)
               action[a] = std::clamp(action[a] + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
@@ -328,9 +339,9 @@ class RolloutWorker {
       }
     }
     std::int64_t solved = 0;
-    for (std::int64_t row = 0; row < N; ++row) {
+    for (std::int64_t row = 0; row < count; ++row) {
       all.group[row] = failures_.has(row) ? -1 : 0;
-      solved += row < episodes && !failures_.has(row) && environment_.succeeded(row) ? 1 : 0;
+      solved += !failures_.has(row) && environment_.succeeded(row) ? 1 : 0;
     }
     return solved;
   }
@@ -340,8 +351,6 @@ class RolloutWorker {
     return transition_layout(environment_.observation_spec(), environment_.action_spec(),
                              {decisions, environment_.size(), chunk});
   }
-  /// Decisions of an episode: of demonstrations, which are never reset within a pass.
-  std::int64_t decisions_of_an_episode() const { return (environment_.horizon() + C() - 1) / C(); }
 
  private:
   /// One pass of a batch: its rows are [first, first + N) of the records.
@@ -484,12 +493,12 @@ class RolloutWorker {
       });
   }
 
-  /// The rows in which fresh episodes, from number `first` on, have begun.
-  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream, std::int64_t first = 0,
-                                  const char* where = "") {
+  /// The rows, of the first `count`, in which fresh episodes, from number `first` on, have begun.
+  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream, std::int64_t first,
+                                  std::int64_t count, const char* where = "") {
     failures_.clear();
-    reset(everybody_, fresh(stream, first, environment_.size()), now(scratch));
-    std::vector<std::int64_t> running = everybody_;
+    std::vector<std::int64_t> running(everybody_.begin(), everybody_.begin() + count);
+    reset(running, fresh_starts(options_.seed, stream, first, count), now(scratch));
     leave_failed(running, where);
     return running;
   }

@@ -42,6 +42,7 @@
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/memory_plan.hpp"
 #include "dvla/pipeline/rank_parts.hpp"
+#include "dvla/pipeline/requests.hpp"
 #include "dvla/pipeline/run_report.hpp"
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/run_stages.hpp"
@@ -55,6 +56,19 @@
 namespace dvla {
 
 namespace detail {
+/// Where two JSON values differ first: the field, as "run.seed", and what it is in each.
+struct JsonDifference {
+  JsonDifference(const nlohmann::json& first, const nlohmann::json& second) {
+    const std::string path = nlohmann::json::diff(first, second).front().at("path");
+    field = path.substr(1);
+    std::replace(field.begin(), field.end(), '/', '.');
+    const nlohmann::json::json_pointer place(path);
+    for (const auto& [text, of] : {std::pair(&there, &first), std::pair(&here, &second)})
+      *text = of->contains(place) ? of->at(place).dump() : "missing";
+  }
+  std::string field, there, here;
+};
+
 /// While it lives, the model's tensors come from the model pool, if its tensor library can be told so: a
 /// model's machinery names what does it as `tensor_pool` (TinyVLA: TorchAllocator).
 template <class Model>
@@ -105,10 +119,16 @@ class Run {
   /// `cluster` must outlive this, and serves this run only.
   Run(const Config<P>& config, Cluster& cluster, const OnPlan& on_plan = {})
       : Run(config, nullptr, &cluster, on_plan) {}
-  /// A leader that never began tells those who wait for it.
+  /// A leader that never began tells those who wait for it; one that has trained lets the rollouts go.
   ~Run() {
-    if (!job_->alone() && job_->leads() && !job_->begun())
+    if (job_->alone() || !job_->leads()) return;
+    if (!job_->begun())
       detail::cause_of(cluster_, job_->name() + ", which leads the job, ended before training began", true);
+    if (serving_) try {
+        job_->dismiss([this](int rank) { return parts_->lost(rank); });
+        parts_->end_watch();
+      } catch (const std::exception&) {  // then they see that this rank is gone
+      }
   }
 
   /// Leader: clones the scripted expert until the policy succeeds sometimes. Call before train(), once.
@@ -127,11 +147,9 @@ class Run {
         throw Error("Run::warm_start was called after batch " + std::to_string(next_batch() - 1) +
                     " was trained; it comes before training");
       Model::use_threads(threads().most());
-      const WarmStartOptions options = settings_.warm_start_options();
       const auto clone = [&](auto& weights) {
         return parts().unless_lost(stop, [&](const stop_flag* either) {
-          return dvla::warm_start(
-              worker(), model_, weights, options, [this] { install(); }, either);
+          return dvla::warm_start(*requests_, model_, weights, settings_.warm_start_options(), either);
         });
       };
       if (job_->actors() == 1) return clone(weights());
@@ -145,55 +163,45 @@ class Run {
   /// that the sampler stored, whatever the order of rows: both then agree about what a decision is. Returns
   /// how far they are apart; throws Error beyond what model/self_test.hpp allows. train() begins with it.
   RatioError self_test() {
-    Model::use_threads(threads().most());
-    install();
-    OwnedRecord<Transition> transition(worker().layout(1, config().model.chunk),
-                                       *std::pmr::new_delete_resource());
-    OwnedRecord<Decision> decision(model_.decision_layout({environment_->size()}),
-                                   *std::pmr::new_delete_resource());
-    std::vector<std::int64_t> rows = worker().probe(*transition, *decision);
-    const auto observation = cut_record(transition->observation, [](auto field) { return field.at(0); });
-    const RatioError found = check_ratio(model_, observation, *decision, rows);
-    std::reverse(rows.begin(), rows.end());
-    check_ratio(model_, observation, *decision, rows);
-    tested_ = true;
-    return found;
+    return ask(nullptr, [&](const stop_flag* stop) {
+      auto first = requests_->probe(stop);
+      const auto at_0 = [](auto field) { return field.at(0); };
+      const Observation observation = cut_record((*first.transition)->observation, at_0);
+      const Decision decision = cut_record(**first.decision, at_0);
+      std::vector<std::int64_t>& rows = first.answer.rows;
+      const RatioError found = check_ratio(model_, observation, decision, rows);
+      std::reverse(rows.begin(), rows.end());
+      check_ratio(model_, observation, decision, rows);
+      tested_ = true;
+      return found;
+    });
   }
 
-  /// Leader: plays these episodes, each once: fresh_episodes(n), cases(), or any other. Throws Stopped at the
-  /// next decision once `stop` asks.
+  /// Leader: has the rollouts play these episodes, each once: fresh_episodes(n), evaluation_episodes(), or any
+  /// other. Throws Stopped at the next decision once `stop` asks. A rollout that is lost when training has ended
+  /// is named by a notice, and the others play its episodes.
   std::vector<EvaluatedEpisode> evaluate(std::span<const Start> episodes, Decoding decoding = Decoding::mode,
                                          const stop_flag* stop = nullptr) {
-    Model::use_threads(threads().most());
-    install();
-    return parts().unless_lost(
-        stop, [&](const stop_flag* either) { return worker().evaluate(episodes, decoding, either); });
+    return ask(stop,
+               [&](const stop_flag* either) { return requests_->evaluate(episodes, decoding, either); });
   }
   /// Leader: success over fresh episodes that training never sees.
   double evaluate(std::int64_t episodes, Decoding decoding = Decoding::mode,
                   const stop_flag* stop = nullptr) {
-    return Worker::success_of(evaluate(fresh_episodes(episodes), decoding, stop));
+    return success_of(evaluate(fresh_episodes(episodes), decoding, stop));
   }
   /// Of seeds that training never draws; the k-th is the same however many there are.
   std::vector<Start> fresh_episodes(std::int64_t count) {
-    return worker().fresh(Stream::evaluation, 0, count);
+    return fresh_starts(settings_.seed(), Stream::evaluation, 0, count);
   }
   /// What run.evaluation_cases names, or else run.evaluation_episodes fresh ones.
-  std::vector<Start> evaluation_episodes() {
-    if (config().run.evaluation_cases.empty()) return fresh_episodes(config().run.evaluation_episodes);
-    std::vector<Start> starts;
-    if constexpr (HasCases<Environment>)
-      for (const std::int64_t each : parse_cases(config().run.evaluation_cases, environment_->cases()))
-        starts.push_back({.case_index = each});
-    return starts;
-  }
+  const std::vector<Start>& evaluation_episodes() const { return evaluation_episodes_; }
 
-  /// Leader: see RolloutWorker::watch.
-  template <class OnStep>
-  void watch(OnStep on_step, Decoding decoding = Decoding::mode) {
-    Model::use_threads(threads().most());
-    install();
-    worker().watch(decoding, on_step);
+  /// Leader: see Requests::draw. Throws Stopped at the next picture once `stop` asks.
+  template <class OnPicture>
+  void draw(std::int64_t columns, std::int64_t side, OnPicture on_picture, const stop_flag* stop = nullptr,
+            Decoding decoding = Decoding::mode) requires HasRender<Environment> {
+    ask(stop, [&](const stop_flag* either) { requests_->draw(columns, side, decoding, either, on_picture); });
   }
 
   /// Trains until `config.run.iterations` batches have been trained in all (a resumed run does the rest), or
@@ -204,11 +212,14 @@ class Run {
   ///
   /// In a job: begins once the leader calls it, with the leader's weights. A stop that any actor is asked for
   /// ends all at the next batch; batches beyond it that are under way are dropped, and counted. A rollout
-  /// that is asked alone leaves the job, which goes on.
+  /// that is asked alone leaves the job, which goes on. Before training and after it the rollouts do what the
+  /// leader asks for: on them this returns when the leader's Run ends. `at_end(batches)` is called, where so
+  /// many have been trained here, before that, on all actors at the same time.
   RunReport train(std::function<void(const Iteration&)> on_iteration = {},
-                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
+                  std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr,
+                  std::function<void(std::int64_t)> at_end = {}) {
     const std::int64_t left = std::max<std::int64_t>(config().run.iterations - next_batch(), 0);
-    return train_batches(left, {std::move(on_iteration), std::move(after_update), stop});
+    return train_batches(left, {std::move(on_iteration), std::move(after_update), stop, std::move(at_end)});
   }
   /// The same for exactly so many batches more, whatever `run.iterations` says: for a program whose loop is its
   /// own. Between two calls no lane runs, so weights may be evaluated, saved or changed; within a call the
@@ -256,11 +267,13 @@ class Run {
   /// What the last train() wrote down where `run.record` asked for it, also if it threw: the schedule Replay
   /// repeats it. Empty otherwise.
   const Recording& recording() const { return recorded_; }
+  /// What the environment says of itself, on every rank; the environment itself, on a rollout.
+  const EnvironmentSpec& spec() const { return spec_; }
   Environment& environment() { return *environment_; }
   Model& model() { return model_; }
   /// Throws Error on a rank that is no actor.
   Weights& weights() { return parts().weights(); }
-  /// Throws Error on a rank that neither rolls out nor leads.
+  /// Throws Error on a rank that is no rollout.
   Worker& worker() { return parts().worker(); }
   Memory& memory() { return memory_; }
   const MemoryPlan& memory_plan() const { return plan_; }
@@ -288,21 +301,17 @@ class Run {
              settings_.deadline()),
         memory_(settings_.config().memory),
         tensors_(memory_.model()),
-        environment_(
-            std::make_unique<Environment>(settings_.environment_knobs(*job_), memory_.environment())),
+        spec_(make_environment()),
         plan_(plan_memory(on_plan)),
-        model_(settings_.config().model, settings_.model_inputs(*environment_), settings_.weight_seed()) {
+        model_(settings_.config().model, settings_.model_inputs(spec_), settings_.weight_seed()) {
     settings_.check(*job_);
-    if (!config.run.evaluation_cases.empty()) {
-      if constexpr (HasCases<Environment>)
-        parse_cases(config.run.evaluation_cases, environment_->cases());
-      else
-        throw ConfigError("run.evaluation_cases is '" + config.run.evaluation_cases + "', but " +
-                          std::string(P::environment::name) +
-                          " enumerates no cases; leave it empty: evaluations are on fresh seeds then");
-    }
+    if (config.run.evaluation_cases.empty())
+      evaluation_episodes_ = fresh_episodes(config.run.evaluation_episodes);
+    else
+      for (const std::int64_t each : parse_cases(config.run.evaluation_cases, spec_.cases))
+        evaluation_episodes_.push_back({.case_index = each});
     const Extents decided = model_.decision_layout({1}).log_prob.extents(),
-                  wanted{1, config.model.chunk, environment_->action_spec().dimensions};
+                  wanted{1, config.model.chunk, spec_.action.dimensions};
     if (decided != wanted)
       throw ConfigError("the model " + std::string(P::model::name) + " lays out Decision::log_prob with " +
                         std::to_string(decided.count()) + " elements a decision, or in another shape than [" +
@@ -324,7 +333,7 @@ class Run {
   }
   RunReport train_batches(std::int64_t batches, const TrainCall& call) try {
     if (job_->leads() && !tested_) self_test();
-    job_->begin_together(call.stop);
+    job_->begin_together(call.stop, serve(call.stop));
     if (!parts().connected()) connect();
     parts_->follow_the_leader();
     parts_->hand_out(next_batch());
@@ -367,7 +376,9 @@ class Run {
     if (adaptation_) report.looks = adaptation_->looks();
     if (!job_->alone()) {
       parts_->gather();  // by all actors: the leader may evaluate and save when the others have left
-      end_together(*stages, report);
+      end_together(*stages, report, call);
+    } else if (call.at_end) {
+      call.at_end(report.batches);
     }
     return report;
   } catch (const std::exception& error) {
@@ -375,22 +386,44 @@ class Run {
     throw;
   }
 
+  /// A rollout's, and what is known of it on every rank, as the ranks of a job agree.
+  EnvironmentSpec make_environment() {
+    const auto knobs = settings_.environment_knobs(*job_);
+    std::optional<EnvironmentSpec> own;
+    if (job_->rolls_out()) {
+      environment_ = std::make_unique<Environment>(knobs, memory_.environment());
+      check_specs(*environment_, P::environment::name);
+      own = spec_of(*environment_);
+    } else if constexpr (HasStaticSpec<Environment, decltype(config().environment)>) {
+      own = Environment::spec(config().environment);
+    }
+    if (job_->alone()) return *own;
+    const std::string text = own ? json_text(*own) : "", first = job_->agree("environment", text);
+    auto agreed = parse_json<EnvironmentSpec>(first, "what a rollout says of the environment");
+    if (own && first != text) {
+      const detail::JsonDifference differs(json_of(agreed), json_of(*own));
+      throw ConfigError("the environment of " + job_->name() +
+                        " is not that of the rank which was built first: " + differs.field + " is " +
+                        differs.there + " there and " + differs.here + " here");
+    }
+    return agreed;
+  }
   /// What this rank will take in its roles, found good and told, and the environment pool's pages in place. Of
   /// a model that plans nothing (ModelPlan) only what is no model's.
   MemoryPlan plan_memory(const OnPlan& on_plan) {
-    check_specs(*environment_, P::environment::name);
-    check_devices(environment_->observation_spec(), P::environment::name, reads_on<Model>, P::model::name);
-    (void)settings_.adapter(*environment_);  // throws where its statistics do not fit
+    check_devices(spec_.observation, P::environment::name, reads_on<Model>, P::model::name);
+    (void)settings_.adapter(spec_);  // throws where its statistics do not fit
     MemoryPlan plan;
-    const std::int64_t environments = environment_->size();
+    const std::int64_t environments = environment_ ? environment_->size() : 0;
     const std::int64_t here = environments * settings_.rollout_epochs();
     const std::int64_t all = settings_.groups() * settings_.group() * settings_.rollout_epochs();
     const std::int64_t trained = job_->trains() ? (all + job_->actors() - 1) / job_->actors() : 0;
-    const BatchShape shape = settings_.shape(*environment_, 1);
+    const BatchShape shape = settings_.shape(spec_, 1);
     ModelPlan model;
-    const ModelInputs inputs = settings_.model_inputs(*environment_);
+    const ModelInputs inputs = settings_.model_inputs(spec_);
     if constexpr (PlanningModel<Model, decltype(config().model)>)
-      model = Model::plan(config().model, inputs, settings_.sampling_rows(environments),
+      model = Model::plan(config().model, inputs,
+                          settings_.sampling_rows(std::max<std::int64_t>(environments, 1)),
                           settings_.training_rows(trained * shape.decisions));
     WeightsPlan weights{.parameters = model.parameters,
                         .copies = Parts::copies_of_the_model(*job_),
@@ -401,8 +434,7 @@ class Run {
       weights.shard_frozen = config().sharding.shard_frozen;
     }
     plan_weights(plan, weights);
-    if (job_->rolls_out() || job_->leads())
-      plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
+    if (job_->rolls_out()) plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
     if (job_->trains()) plan.add("activations of training", MemoryPlace::model_pool, model.training_bytes);
     if (broadcasts && !job_->alone()) {
       std::size_t trainable = 0;
@@ -410,17 +442,16 @@ class Run {
       plan.add("buffers of the control plane", MemoryPlace::environment_pool,
                2 * (job_->rolls_out() ? trainable : trainable / static_cast<std::size_t>(job_->actors())));
     }
-    const std::size_t episode = record_bytes(transition_layout(environment_->observation_spec(),
-                                                               environment_->action_spec(), shape)) +
+    const std::size_t episode = record_bytes(transition_layout(spec_.observation, spec_.action, shape)) +
                                 model.decision_bytes * static_cast<std::size_t>(shape.decisions);
     const std::int64_t in_flight =
         routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
     plan.add("batches in flight", MemoryPlace::environment_pool,
              episode * static_cast<std::size_t>(in_flight * (settings_.staleness() + 1)));
-    if (job_->leads() && HasExpert<Environment> && config().run.resume.empty())
+    if (HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0)
       plan.add("demonstrations", MemoryPlace::heap,
-               episode * static_cast<std::size_t>((config().run.demonstrations + environments - 1) /
-                                                  environments * environments));
+               episode * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
+                                                  (job_->rolls_out() ? environments : 0)));
     std::size_t optimiser = 0;
     for (const MemoryItem& item : plan.items())
       if (item.kind == "masters" || item.kind == "moments") optimiser += item.bytes;
@@ -443,17 +474,34 @@ class Run {
     return plan;
   }
   void build_parts() {
-    parts_ = std::make_unique<Parts>(typename Parts::Ground{settings_, cluster_, *job_, *environment_, model_,
-                                                            memory_, trace_, notices_, on_hang_},
-                                     threads().sampling);
+    parts_ =
+        std::make_unique<Parts>(typename Parts::Ground{settings_, cluster_, *job_, spec_, environment_.get(),
+                                                       model_, memory_, trace_, notices_, on_hang_},
+                                threads().sampling);
+    requests_.emplace(*parts_, *job_);
   }
   Parts& parts() {
     if (!parts_) throw Error("this rank can do no more: its roles were to change, and that failed");
     return *parts_;
   }
   void connect() { history_.skip_to(parts_->connect(next_batch())); }
-  /// The trainer's weights into the worker, while no lane runs.
-  void install() { parts().install(next_batch()); }
+  /// Leader, while no lane runs: `work(stop)`, which asks the rollouts, with the trainer's weights.
+  template <class Work>
+  auto ask(const stop_flag* stop, Work work) {
+    Model::use_threads(threads().most());
+    return parts().unless_lost(stop, [&](const stop_flag* either) {
+      requests_->install(next_batch());
+      return work(either);
+    });
+  }
+  /// What a rollout does for the leader while it waits for it.
+  Job::Serve serve(const stop_flag* stop) {
+    if (!job_->rolls_out()) return {};
+    return [this, stop](std::int64_t number, const std::string& request) {
+      Model::use_threads(threads().most());
+      requests_->serve(number, request, stop);
+    };
+  }
   LaneThreads threads() const {
     if (adaptation_) return {adaptation_->shares().sampling_threads, adaptation_->shares().training_threads};
     return {config().schedule.sampling_threads, config().schedule.training_threads};
@@ -485,7 +533,7 @@ class Run {
       try {
         const std::int64_t groups =
             share_of(settings_.groups() * settings_.rollout_epochs(), actors, actors - 1).count;
-        (void)Parts::algorithm_for(settings_, *environment_, groups * settings_.group(), actors);
+        (void)Parts::algorithm_for(settings_, spec_, groups * settings_.group(), actors);
         good.push_back(rollouts);
       } catch (const ConfigError&) {  // not with so many
       }
@@ -529,6 +577,7 @@ class Run {
     }
     {
       auto span = trace_.span("clear", next_batch());
+      requests_.reset();
       parts_.reset();
       environment_.reset();
     }
@@ -540,8 +589,7 @@ class Run {
                    shares.groups);
       scope_ = std::move(scope);
       try {
-        environment_ =
-            std::make_unique<Environment>(settings_.environment_knobs(*job_), memory_.environment());
+        make_environment();
         build_parts();
       } catch (const std::exception& why) {
         Job::refuse(*scope_, why);
@@ -559,7 +607,7 @@ class Run {
   // ---- The end of a job
   /// Planes part in peace; the leader puts the job's report together. Where the job's store has gone, as with
   /// the launcher that hosts it, the other ranks' reports are missing; what was trained is not lost.
-  void end_together(const Stages& stages, RunReport& report) {
+  void end_together(const Stages& stages, RunReport& report, const TrainCall& call) {
     bool store = true;
     const auto unless_gone = [&](auto ask) {
       try {
@@ -576,15 +624,18 @@ class Run {
     own.rank = job_->rank();
     own.trace = trace::snapshot(trace_, job_->name(), std::size_t{1} << 16);
     time_lanes(own);
+    if (job_->trains()) parts_->gather();
+    if (job_->trains() && call.at_end) call.at_end(report.batches);
     if (!job_->leads()) {
       unless_gone([&] { hand_in(own, *job_); });
+      if (job_->rolls_out() && !leaves && store) job_->serve_on(serve(call.stop));
       parts_->end_watch(leaves);
       return;
     }
     gather(
         report, std::move(own), *job_, [&](int rank) { return parts_->lost(rank); }, store);
-    parts_->end_watch();
     sum_up(report);
+    serving_ = true;
   }
 
   /// Before any thread is made, which inherits it: denormal floats are 0 in all that compute, the caller's
@@ -603,14 +654,18 @@ class Run {
   Trace trace_;
   Memory memory_;
   detail::TensorPool<Model> tensors_;
-  std::unique_ptr<Environment> environment_;
+  std::unique_ptr<Environment> environment_;  ///< a rollout's
+  const EnvironmentSpec spec_;
+  std::vector<Start> evaluation_episodes_;
   const MemoryPlan plan_;
   Model model_;
   Notices notices_, on_hang_;
   std::unique_ptr<Parts> parts_;
+  std::optional<Requests<Parts>> requests_;
   History history_;
-  bool tested_ = false;  ///< by self_test()
-  RankReport before_{};  ///< of this train(), in roles that this rank had earlier
+  bool tested_ = false;   ///< by self_test()
+  bool serving_ = false;  ///< a leader that has trained: the rollouts wait for its requests
+  RankReport before_{};   ///< of this train(), in roles that this rank had earlier
 };
 
 /// What stands in for a run that cannot be built; none of it is defined.

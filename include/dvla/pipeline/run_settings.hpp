@@ -49,6 +49,10 @@ class RunSettings {
       throw ConfigError("run.auto_reset is true, but the algorithm " + std::string(P::algorithm::name) +
                         " takes one episode a row; leave it false, or choose an algorithm that says "
                         "takes_several_episodes");
+    if (config_.run.pass_steps > 0 && !config_.run.auto_reset)
+      throw ConfigError(
+          "run.pass_steps is " + std::to_string(config_.run.pass_steps) +
+          ", but run.auto_reset is false, and a pass is as long as an episode then; leave it 0");
     if ((replays || config_.run.record) && !job.alone())
       throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
                         " is for a run of one process, and the job has " +
@@ -115,7 +119,11 @@ class RunSettings {
       return 1;
   }
   /// Those of them that are this rollout's own. Throws ConfigError where a rollout would have none.
-  Share own_groups(const Job& job) const { return job.share_of_groups(groups()); }
+  Share own_groups(const Job& job) const { return job.share_of_groups(groups(), job.rollout()); }
+  /// How many environments that rollout has.
+  std::int64_t environments_of(const Job& job, int rollout) const {
+    return job.share_of_groups(groups(), rollout).count * group();
+  }
 
   // ---- Rows of one call of the model
   std::int64_t sampling_rows(std::int64_t environments) const {
@@ -132,16 +140,11 @@ class RunSettings {
   }
 
   // ---- For the parts
-  /// A rollout has its share of the environments; the leader without one all of them, to evaluate; another
-  /// actor one group, which never steps: it says what observations and actions are.
+  /// A rollout has its share of the environments, another rank none.
   auto environment_knobs(const Job& job) const {
     auto knobs = config_.environment;
     if constexpr (requires { knobs.environments; }) {
-      const Share own = own_groups(job);  // refuses too few
-      if (job.rolls_out())
-        knobs.environments = static_cast<int>(own.count * group());
-      else if (!job.leads())
-        knobs.environments = static_cast<int>(group());
+      knobs.environments = static_cast<int>(own_groups(job).count * group());  // refuses too few
     } else if (job.rollouts() > 1) {
       throw ConfigError(std::string(P::environment::name) +
                         " has no knob 'environments', so they cannot be shared by " +
@@ -149,23 +152,23 @@ class RunSettings {
     }
     return knobs;
   }
-  template <class Environment>
-  ModelInputs model_inputs(const Environment& environment) const {
-    ModelInputs inputs{environment.observation_spec(), environment.action_spec(), config_.model.chunk};
+  ModelInputs model_inputs(const EnvironmentSpec& spec) const {
+    ModelInputs inputs{spec.observation, spec.action, config_.model.chunk};
     if constexpr (requires { config_.memory.device; }) inputs.device = config_.memory.device;
     return inputs;
   }
-  template <class Environment>
-  BatchShape shape(const Environment& environment, std::int64_t episodes) const {
+  BatchShape shape(const EnvironmentSpec& spec, std::int64_t episodes) const {
     const std::int64_t chunk = config_.model.chunk;
-    const std::int64_t steps = pass_steps() > 0 ? pass_steps() : environment.horizon();
-    return {(steps + chunk - 1) / chunk, episodes, chunk, table()};
+    return {decisions_in(pass_steps() > 0 ? pass_steps() : spec.horizon, chunk), episodes, chunk, table()};
+  }
+  /// Of demonstrations, whose rows are never reset within a pass.
+  BatchShape demonstrations(const EnvironmentSpec& spec, std::int64_t episodes) const {
+    return {decisions_in(spec.horizon, config_.model.chunk), episodes, config_.model.chunk};
+  }
+  Adapter adapter(const EnvironmentSpec& spec) const {
+    return make_adapter(config_.run, spec.observation, spec.action);
   }
   /// `threads`: cores of the sampling lane.
-  template <class Environment>
-  Adapter adapter(const Environment& environment) const {
-    return make_adapter(config_.run, environment.observation_spec(), environment.action_spec());
-  }
   RolloutOptions rollout_options(const Job& job, int threads) const {
     RolloutOptions options;
     options.seed = seed();

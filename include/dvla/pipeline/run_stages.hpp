@@ -34,6 +34,7 @@ struct TrainCall {
   std::function<void(const Iteration&)> on_iteration;
   std::function<void(std::int64_t)> after_update;
   const stop_flag* stop = nullptr;  ///< asked from outside; may be null
+  std::function<void(std::int64_t)> at_end{};
   std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
 
   bool asked_to_stop() const { return stop && stop->stop_requested(); }

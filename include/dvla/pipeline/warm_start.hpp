@@ -20,6 +20,7 @@
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/pipeline/rollout_worker.hpp"
 
 namespace dvla {
 
@@ -42,30 +43,24 @@ struct WarmStartResult {
   double success = 0;         ///< sampled, over one pass of all environments, at the last check
 };
 
-/// Clones the expert into `model` by AdamW on `weights`, then forgets the moments. `install()` copies the
-/// trained weights to the worker before each success check. Throws what the model and the environment throw,
+/// Clones the expert into `model` by AdamW on `weights`, then forgets the moments. `rollouts` play what is asked
+/// (pipeline/requests.hpp), and get the trained weights before each success check. Throws what the model and the environment throw,
 /// and Stopped at the next decision or optimiser step once `stop`, which may be null, asks: the weights are
 /// then half cloned, so nothing should be made of them.
-template <class Worker, class Model, class Weights, class Install>
-WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const WarmStartOptions& options,
-                           Install install, const stop_flag* stop = nullptr) {
+template <class Rollouts, class Model, class Weights>
+WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights,
+                           const WarmStartOptions& options, const stop_flag* stop = nullptr) {
   WarmStartResult result;
-  const std::int64_t T = worker.decisions_of_an_episode();
-  const Transition layout = worker.layout(T, worker.shape().chunk);
-  const std::int64_t N = layout.group.count();
-  const std::int64_t passes = (options.demonstrations + N - 1) / N;
-
-  // Whole passes of T x N decisions, kept as they were recorded; `rows` are the ones that count.
-  std::vector<std::unique_ptr<OwnedRecord<Transition>>> recorded;
-  std::vector<std::pair<std::int64_t, std::int64_t>> rows;  // pass, row n = t*N + b
-  for (std::int64_t pass = 0, left = options.demonstrations; pass < passes; ++pass, left -= N) {
-    recorded.push_back(std::make_unique<OwnedRecord<Transition>>(layout, *std::pmr::new_delete_resource()));
-    Transition& all = **recorded.back();
-    const std::int64_t count = std::min(left, N);
-    result.expert_success += static_cast<double>(worker.demonstrate(all, count, pass, options.noise, stop));
-    for (std::int64_t t = 0; t < T; ++t)
-      for (std::int64_t b = 0; b < count; ++b)
-        if (all.group[b] >= 0 && (t == 0 || !all.ended(t - 1, b))) rows.emplace_back(pass, t * N + b);
+  // Passes of T x N decisions, kept as they were recorded; `rows` are the ones that count.
+  const auto recorded = rollouts.demonstrate(options.demonstrations, options.noise, stop);
+  std::vector<std::pair<std::size_t, std::int64_t>> rows;  // pass, row n = t*N + b
+  for (std::size_t pass = 0; pass < recorded.size(); ++pass) {
+    const Transition& all = **recorded[pass].transition;
+    result.expert_success += static_cast<double>(recorded[pass].answer.solved);
+    for (std::int64_t t = 0; t < all.action.extents()[0]; ++t)
+      for (std::int64_t b = 0; b < recorded[pass].episodes; ++b)
+        if (all.group[b] >= 0 && (t == 0 || !all.ended(t - 1, b)))
+          rows.emplace_back(pass, t * all.group.count() + b);
   }
   result.expert_success /= static_cast<double>(options.demonstrations);
   result.rows = static_cast<std::int64_t>(rows.size());
@@ -75,7 +70,7 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
   AdamWKnobs optimiser;
   optimiser.learning_rate = options.learning_rate;
   optimiser.weight_decay = 0;
-  std::vector<std::vector<std::int64_t>> by_pass(static_cast<std::size_t>(passes));
+  std::vector<std::vector<std::int64_t>> by_pass(recorded.size());
   while (result.steps < options.most_steps) {
     throw_if_stopped(stop, "the warm start");
     // A batch drawn with replacement; one imitate() a pass that has rows in it, gradients added up by their
@@ -85,14 +80,15 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     for (auto& list : by_pass) list.clear();
     for (std::int64_t i = 0; i < batch; ++i) {
       const auto [pass, row] = rows[static_cast<std::size_t>(random.below(rows.size()))];
-      by_pass[static_cast<std::size_t>(pass)].push_back(row);
+      by_pass[pass].push_back(row);
     }
     weights.zero_gradients();
     result.loss = 0;
     for (std::size_t pass = 0; pass < by_pass.size(); ++pass) {
       if (by_pass[pass].empty()) continue;
       const double share = static_cast<double>(by_pass[pass].size()) / static_cast<double>(batch);
-      const Transition& all = **recorded[pass];
+      const Transition& all = **recorded[pass].transition;
+      const std::int64_t T = all.action.extents()[0];
       const Observation seen =
           cut_record(all.observation, [T](auto field) { return field.rows(0, T).flat(); });
       result.loss += share * in_model<Model>("imitate", by_pass[pass].size(), seen, [&] {
@@ -102,8 +98,10 @@ WarmStartResult warm_start(Worker& worker, Model& model, Weights& weights, const
     weights.step(optimiser);
     ++result.steps;
     if (result.steps % options.check_every == 0 || result.steps == options.most_steps) {
-      install();
-      result.success = worker.evaluate(N, Decoding::sample, Stream::probe, result.steps * N, stop);
+      rollouts.install(0);
+      const std::int64_t N = rollouts.environments();
+      const auto episodes = fresh_starts(options.seed, Stream::probe, result.steps * N, N);
+      result.success = success_of(rollouts.evaluate(episodes, Decoding::sample, stop));
       if (result.success >= options.target) break;
     }
   }

@@ -65,7 +65,7 @@ class Watch {
   Watch& operator=(const Watch&) = delete;
   ~Watch() {
     job_.end_waits_when({});
-    stop_admitting();
+    admit_no_more();
   }
 
   /// The planes are connected. Throws PeerError where a rank is lost already.
@@ -79,9 +79,19 @@ class Watch {
     if (job_.trains() && job_.rollouts() > 0) admitting_ = std::thread([this] { admit_rollouts(); });
   }
 
+  /// Nobody rejoins from now on.
+  void admit_no_more() {
+    {
+      const std::scoped_lock lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    if (admitting_.joinable()) admitting_.join();
+  }
+
   /// The end in peace, on every rank at about the same time; or of this rank `alone`, a rollout.
   void end(bool alone = false) {
-    stop_admitting();
+    admit_no_more();
     heartbeat_.leave(alone);
   }
 
@@ -240,14 +250,6 @@ class Watch {
     } catch (const std::exception& error) {
       lose(rank, error.what());
     }
-  }
-  void stop_admitting() {
-    {
-      const std::scoped_lock lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
-    if (admitting_.joinable()) admitting_.join();
   }
 
   Job& job_;

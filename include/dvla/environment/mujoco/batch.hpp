@@ -48,25 +48,31 @@ class MujocoBatch {
         task_(*model_),
         rows_(static_cast<std::size_t>(knobs.environments), &environment_pool),
         blank_(&environment_pool),
-        renderer_(*model_, environment_pool) {
+        renderer_(*model_, environment_pool),
+        spec_(spec(knobs)) {
     for (Row& row : rows_) row.data = detail::make_mujoco_data(*model_, environment_pool);
     blank_.resize(static_cast<std::size_t>(mj_stateSize(model_.get(), mjSTATE_INTEGRATION)));
     mj_getState(model_.get(), rows_.front().data.get(), blank_.data(), mjSTATE_INTEGRATION);
-    spec_.proprioception = Task::proprioception;
-    for (const std::string_view sentence : Task::instructions) spec_.instructions.emplace_back(sentence);
-    if (knobs_.camera_pixels > 0)
-      spec_.cameras.push_back({"top", knobs_.camera_pixels, knobs_.camera_pixels});
+  }
+  static EnvironmentSpec spec(const MujocoKnobs& knobs) {
+    EnvironmentSpec spec{{{}, Task::proprioception, {}}, {Task::actions}, knobs.horizon};
+    for (const std::string_view sentence : Task::instructions)
+      spec.observation.instructions.emplace_back(sentence);
+    if (knobs.camera_pixels > 0)
+      spec.observation.cameras.push_back({"top", knobs.camera_pixels, knobs.camera_pixels});
+    spec.cases = initial_states * std::ssize(Task::instructions);
+    return spec;
   }
 
   std::int64_t size() const { return knobs_.environments; }
-  std::int64_t horizon() const { return knobs_.horizon; }
-  const ObservationSpec& observation_spec() const { return spec_; }
-  ActionSpec action_spec() const { return {Task::actions}; }
+  std::int64_t horizon() const { return spec_.horizon; }
+  const ObservationSpec& observation_spec() const { return spec_.observation; }
+  ActionSpec action_spec() const { return spec_.action; }
 
   /// Each instruction from so many initial states, the same for every one of them.
   static constexpr std::int64_t initial_states = 500;
   /// Case c: instruction c % instructions, initial state c / instructions.
-  std::int64_t cases() const { return initial_states * std::ssize(Task::instructions); }
+  std::int64_t cases() const { return spec_.cases; }
 
   void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
     check(rows, next);
@@ -113,7 +119,7 @@ class MujocoBatch {
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     Row& of = at(checked_row(row));
     const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
-    renderer_.picture(*of.data, width, height, rgb, spec_.instructions[sentence].c_str());
+    renderer_.picture(*of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
   }
 
  private:
@@ -288,7 +294,7 @@ class MujocoBatch {
   std::pmr::vector<Row> rows_;
   std::pmr::vector<mjtNum> blank_;  ///< the whole integration state of freshly made data
   MujocoRenderer renderer_;
-  ObservationSpec spec_;
+  EnvironmentSpec spec_;
 };
 
 }  // namespace dvla
