@@ -29,7 +29,18 @@ struct Notes {
   std::function<void(int)> at_reset;    ///< told of the rank
   std::function<void(int)> at_render;   ///< the same
   int odd_rank = -1;                    ///< its environment has another horizon
+  void set(std::function<void(int)>& which, std::function<void(int)> to) {
+    const std::scoped_lock lock(mutex);
+    which = std::move(to);
+  }
+  void call(const std::function<void(int)>& which, int rank) {
+    std::unique_lock lock(mutex);
+    const auto copy = which;
+    lock.unlock();
+    if (copy) copy(rank);
+  }
   void clear() {
+    const std::scoped_lock lock(mutex);
     cases.clear();
     seeds.clear();
     by_rank.clear();
@@ -59,7 +70,7 @@ struct NotedEnvironment : dvla::ToyEnvironment {
     return knobs;
   }
   void reset(dvla::Rows& rows, std::span<const dvla::Start> starts, const dvla::Observation& next) {
-    if (notes.at_reset) notes.at_reset(rank);
+    notes.call(notes.at_reset, rank);
     ToyEnvironment::reset(rows, starts, next);
     const std::scoped_lock lock(notes.mutex);
     for (const dvla::Start& start : starts)
@@ -72,7 +83,7 @@ struct NotedEnvironment : dvla::ToyEnvironment {
     return ToyEnvironment::step(rows, action, outcome);
   }
   void render(std::int64_t row, int, int, std::span<std::uint8_t> rgb) {
-    if (notes.at_render) notes.at_render(rank);
+    notes.call(notes.at_render, rank);
     std::uint8_t pixel = static_cast<std::uint8_t>(50 * row + 10 * steps[static_cast<std::size_t>(row)]);
     for (std::uint8_t& each : rgb) each = pixel++;
   }
@@ -288,7 +299,7 @@ TEST_CASE("Pictures are drawn by a rollout, and are those of one process") {
     run.train();
     CHECK(drawn(run).size() == 5);
     // What goes wrong there is told here.
-    notes.at_render = [](int) { throw dvla::Error("there is no display"); };
+    notes.set(notes.at_render, [](int) { throw dvla::Error("there is no display"); });
     std::string said;
     try {
       drawn(run);
@@ -296,7 +307,7 @@ TEST_CASE("Pictures are drawn by a rollout, and are those of one process") {
       said = error.what();
     }
     CHECK(said == "rank 1 (rollout 0): there is no display");
-    notes.at_render = {};
+    notes.set(notes.at_render, {});
     CHECK(run.evaluate(64) >= 0);  // they are still in order
   }));
 }
@@ -305,9 +316,9 @@ TEST_CASE("A stop ends the leader's wait for an evaluation, and training then en
   const auto config = config_of<Apart>(2, 1);
   dvla::stop_flag stop;
   all_in_peace(job(3, config, [&](dvla::Run<Apart>& run, auto&) {
-    notes.at_reset = [&](int) { stop.request_stop(); };
+    notes.set(notes.at_reset, [&](int) { stop.request_stop(); });
     CHECK_THROWS_AS(run.evaluate(1000, dvla::Decoding::mode, &stop), dvla::Stopped);
-    notes.at_reset = {};
+    notes.set(notes.at_reset, {});
     const dvla::RunReport report = run.train({}, {}, &stop);
     CHECK(report.stopped);
     CHECK(report.batches == 0);
@@ -328,16 +339,16 @@ TEST_CASE(
       });
       run.train();
       std::atomic<bool> done{false};
-      notes.at_reset = [&](int rank) {
+      notes.set(notes.at_reset, [&](int rank) {
         if (rank != 2 || done) return;
         done = true;
         stops ? cluster.freeze(2) : cluster.kill(2);
         if (stops) std::this_thread::sleep_for(2s);  // what it would answer, it answers too late
-      };
+      });
       const auto episodes = run.evaluate(cases(150));
       CHECK(episodes.size() == 150);
       solved(episodes);
-      notes.at_reset = {};
+      notes.set(notes.at_reset, {});
       CHECK(run.evaluate(64) >= 0);
       if (stops) cluster.thaw(2);
     });
@@ -370,12 +381,12 @@ TEST_CASE("A rollout that dies in an evaluation before training ends the run on 
   const auto config = config_of<Apart>(3, 1);
   const auto errors = job(4, config, [&](dvla::Run<Apart>& run, dvla::testing::ThreadCluster& cluster) {
     std::atomic<bool> done{false};
-    notes.at_reset = [&](int rank) {
+    notes.set(notes.at_reset, [&](int rank) {
       if (rank == 3 && !done.exchange(true)) cluster.kill(3);
-    };
+    });
     run.evaluate(cases(150));
   });
-  notes.at_reset = {};
+  notes.set(notes.at_reset, {});
   for (const int rank : {0, 1, 2}) {
     const std::string& error = errors[static_cast<std::size_t>(rank)];
     CHECK_MESSAGE(contains(error, "lost rank 3 (rollout 2) before training began: "), error);

@@ -140,6 +140,16 @@ TEST_CASE("a recording is of one process whose shares stand still") {
         "run.record is for a run whose shares stand still, and Adaptive moves them");
 }
 
+TEST_CASE("the length of a pass is for rows that are reset within it") {
+  auto config = config_of<Separate>(32, 4);
+  config.run.pass_steps = 8;
+  LoneCluster cluster;
+  CHECK(
+      complaint([&] { RunSettings<Separate>(config).check(Job(cluster, Roles{}, 1s)); }) ==
+      "run.pass_steps is 8, but run.auto_reset is false, and a pass is as long as an episode then; leave it "
+      "0");
+}
+
 TEST_CASE("Adaptive lets nobody in again") {
   const Roles roles{{1}, {0}};
   const auto clusters = testing::ThreadCluster::make(2);

@@ -1,7 +1,7 @@
 // Local topology replication: the node-local loop of sampling and inference is the unit. Whole pipelines as
 // jobs of 2 machines x 4 ranks (threads; their clusters count what passes): no observation and no action
 // leaves its machine where each has its share of both roles. What crosses is weights and the actors'
-// gradients, beside heartbeats.
+// gradients, beside heartbeats and what the leader requests outside of batches.
 #include <doctest/doctest.h>
 
 #include <cstring>
@@ -233,7 +233,9 @@ void train(const std::vector<int>& node, const typename P::placement::knobs& pla
 void only_weights_and_gradients_cross(const Ledger& ledger) {
   for (const auto& [kind, traffic] : ledger.kinds)
     if (traffic.across > 0)
-      CHECK_MESSAGE((kind == "weights" || kind == "group" || kind == "beats" || kind == "store"), kind);
+      CHECK_MESSAGE((kind == "weights" || kind == "group" || kind == "beats" || kind == "store" ||
+                     kind == "requests"),  // weights of the self-test
+                    kind);
   CHECK(Ledger::observations(ledger.across) == 0);
 }
 

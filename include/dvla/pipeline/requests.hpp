@@ -68,7 +68,7 @@ namespace dvla {
 /// What a rollout has done, or said of it: an answer, and what some rows of its environment have recorded.
 template <class Decision>
 struct Recorded {
-  Answer answer;
+  Answer answer{};
   std::int64_t episodes = 0;  ///< in the first columns
   std::unique_ptr<OwnedRecord<Transition>> transition{};
   std::unique_ptr<OwnedRecord<Decision>> decision{};  ///< the self-test's
@@ -150,7 +150,6 @@ class Requests {
       }
       shown = std::move(done);
     });
-    if (!shown.transition) throw PeerError("no rollout has shown its first decisions");
     return shown;
   }
   /// One pass of fresh episodes in at most `columns` rows of one rollout: `on_picture(control step, rgb)` at the
@@ -160,7 +159,6 @@ class Requests {
             OnPicture on_picture) {
     Request request{.kind = RequestKind::pictures, .sampled = decoding == Decoding::sample, .side = side};
     choose_one(request, columns);
-    bool drawn = false;
     ask(request, stop, [&](Done&, Share share, Channel* from) {
       std::vector<std::uint8_t> rgb(static_cast<std::size_t>(3 * side * side * share.count));
       if (!from) draw_here(request, share, stop, on_picture);
@@ -169,9 +167,7 @@ class Requests {
         from->receive(std::as_writable_bytes(std::span(rgb)), limit());
         on_picture(step, std::span<const std::uint8_t>(rgb));
       }
-      drawn = true;
     });
-    if (!drawn) throw PeerError("no rollout has drawn the pictures");
   }
   /// Of all rollouts that are there.
   std::int64_t environments() const {
@@ -198,7 +194,7 @@ class Requests {
       };
       if (!bulky(request) || !look_for(key + opens, "the leader to come for its answer", over)) return;
       job_.cluster().put(key + comes, "");
-      leader = job_.cluster().channel(key, job_.roles().leader(), meeting());
+      leader = job_.cluster().channel("requests/" + key, job_.roles().leader(), meeting());
       send(request, done, *leader);
     } catch (const Stopped&) {
       if (!job_.begun()) throw;
@@ -239,40 +235,39 @@ class Requests {
     }
     return first;
   }
-  /// All in one rollout, at most `count`; the leader's own where it is one.
+  /// All in one rollout, at most `count`: in the leader's own, or one on its machine, where there is one.
   void choose_one(Request& request, std::int64_t count) const {
     deal(request, environments());
-    std::size_t at = 0;
-    while (at + 1 < request.shares.size() &&
-           (job_.rolls_out() ? at != place() : request.shares[at].count == 0))
-      ++at;
-    count = std::min(count, request.shares[at].count);
+    const auto nearness = [&](const Share& share) {
+      const int rank = rank_of(static_cast<std::size_t>(&share - request.shares.data()));
+      const auto node = [&](int of) { return job_.cluster().topology().node[static_cast<std::size_t>(of)]; };
+      return share.count == 0 ? 0 : rank == job_.rank() ? 3 : node(rank) == node(job_.rank()) ? 2 : 1;
+    };
+    const auto chosen = std::ranges::max_element(request.shares, {}, nearness);
+    const Share one{0, std::min(count, chosen->count)};
     std::ranges::fill(request.shares, Share{});
-    request.shares[at].count = count;
+    *chosen = one;
   }
 
   /// Asks, does the leader's own share, and gives what came of each to `on_done(done, share, channel)`; there
   /// is a channel where another rollout has more than an answer.
   template <class OnDone>
   void ask(const Request& request, const stop_flag* stop, OnDone on_done) {
-    const auto theirs = [&](std::size_t at) {
-      return request.shares[at].count > 0 && !(job_.rolls_out() && at == place());
-    };
-    std::int64_t others = 0, number = 0;
-    for (std::size_t at = 0; at < request.shares.size(); ++at) others += theirs(at);
-    if (others > 0) number = job_.request(json_text(request));
+    std::vector<std::size_t> theirs;
+    for (std::size_t at = 0; at < request.shares.size(); ++at)
+      if (request.shares[at].count > 0 && !(job_.rolls_out() && at == place())) theirs.push_back(at);
+    const std::int64_t number = theirs.empty() ? 0 : job_.request(json_text(request));
     if (job_.rolls_out() && request.shares[place()].count > 0) {
       Done done = perform(request, request.shares[place()], stop);
       on_done(done, request.shares[place()], nullptr);
     }
-    for (std::size_t at = 0; at < request.shares.size(); ++at) {
-      if (!theirs(at)) continue;
+    for (const std::size_t at : theirs) {
       try {
         fetch(request, number, at, stop, on_done);
       } catch (const PeerError& why) {
-        lose(at, why);
+        lose(request, at, why);
       } catch (const DeadlineError& why) {
-        lose(at, why);
+        lose(request, at, why);
       }
     }
   }
@@ -285,7 +280,7 @@ class Requests {
     if (!bulky(request)) return on_done(done, share, nullptr);
     job_.cluster().put(key + opens, "");
     look(key + comes, at, stop);
-    const auto channel = job_.cluster().channel(key, rank_of(at), meeting());
+    const auto channel = job_.cluster().channel("requests/" + key, rank_of(at), meeting());
     try {
       on_done(done, share, channel.get());
     } catch (const PeerError&) {
@@ -319,11 +314,13 @@ class Requests {
     if (said.stopped) throw PeerError(name_of(at) + " was asked to stop");
     return said;
   }
+  /// The others do without it, or do its share, unless nobody else was asked.
   template <class Why>
-  void lose(std::size_t at, const Why& why) {
+  void lose(const Request& request, std::size_t at, const Why& why) {
     if (!job_.begun()) throw why;
     gone_.insert(at);
     parts_.notice(name_of(at) + " is asked for no more: " + why.what());
+    if (request.kind == RequestKind::probe || request.kind == RequestKind::pictures) throw why;
   }
 
   /// A share of the work, on a rollout: what needs no channel.

@@ -149,7 +149,7 @@ class Run {
       Model::use_threads(threads().most());
       const auto clone = [&](auto& weights) {
         return parts().unless_lost(stop, [&](const stop_flag* either) {
-          return dvla::warm_start(*requests_, model_, weights, settings_.warm_start_options(), either);
+          return dvla::warm_start(*requests_, model_, weights, config().run, either);
         });
       };
       if (job_->actors() == 1) return clone(weights());

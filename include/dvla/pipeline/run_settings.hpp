@@ -20,7 +20,6 @@
 #include "dvla/pipeline/job.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 #include "dvla/pipeline/validate.hpp"
-#include "dvla/pipeline/warm_start.hpp"
 #include "dvla/schedule/recording_file.hpp"
 
 namespace dvla {
@@ -188,15 +187,6 @@ class RunSettings {
       options.first_episode = own_groups(job).first * group();
       options.all_episodes = groups() * group();
     }
-    return options;
-  }
-  WarmStartOptions warm_start_options() const {
-    WarmStartOptions options;
-    options.seed = seed();
-    options.demonstrations = config_.run.demonstrations;
-    options.noise = config_.run.demonstration_noise;
-    options.target = config_.run.imitation_target;
-    options.most_steps = config_.run.imitation_steps;
     return options;
   }
 

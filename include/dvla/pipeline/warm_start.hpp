@@ -8,8 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <memory_resource>
 #include <span>
 #include <utility>
 #include <vector>
@@ -21,19 +19,9 @@
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/pipeline/run_knobs.hpp"
 
 namespace dvla {
-
-struct WarmStartOptions {
-  std::uint64_t seed = 1;
-  std::int64_t demonstrations = 32;  ///< expert episodes
-  double noise = 0.3;                ///< standard deviation of the noise on the expert's actions
-  double target = 0.3;               ///< stop at this sampled success rate
-  std::int64_t most_steps = 400;     ///< upper bound of optimiser steps
-  std::int64_t check_every = 5;      ///< optimiser steps between success checks
-  std::int64_t batch = 128;          ///< demonstrated decisions an optimiser step
-  double learning_rate = 1e-3;
-};
 
 struct WarmStartResult {
   double expert_success = 0;  ///< of the noisy expert, over the demonstrations
@@ -43,16 +31,19 @@ struct WarmStartResult {
   double success = 0;         ///< sampled, over one pass of all environments, at the last check
 };
 
-/// Clones the expert into `model` by AdamW on `weights`, then forgets the moments. `rollouts` play what is asked
-/// (pipeline/requests.hpp), and get the trained weights before each success check. Throws what the model and the environment throw,
-/// and Stopped at the next decision or optimiser step once `stop`, which may be null, asks: the weights are
-/// then half cloned, so nothing should be made of them.
+/// Clones the expert into `model` by AdamW on `weights`, as the knobs say, then forgets the moments. `rollouts`
+/// play what is asked (pipeline/requests.hpp), and get the trained weights before each success check. Throws
+/// what the model and the environment throw, and Stopped at the next decision or optimiser step once `stop`,
+/// which may be null, asks: the weights are then half cloned, so nothing should be made of them.
 template <class Rollouts, class Model, class Weights>
-WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights,
-                           const WarmStartOptions& options, const stop_flag* stop = nullptr) {
+WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights, const RunKnobs& knobs,
+                           const stop_flag* stop = nullptr) {
+  constexpr std::int64_t check_every = 5;  // optimiser steps between success checks
+  constexpr std::int64_t decisions = 128;  // demonstrated ones an optimiser step
+  const auto seed = static_cast<std::uint64_t>(knobs.seed);
   WarmStartResult result;
   // Passes of T x N decisions, kept as they were recorded; `rows` are the ones that count.
-  const auto recorded = rollouts.demonstrate(options.demonstrations, options.noise, stop);
+  const auto recorded = rollouts.demonstrate(knobs.demonstrations, knobs.demonstration_noise, stop);
   std::vector<std::pair<std::size_t, std::int64_t>> rows;  // pass, row n = t*N + b
   for (std::size_t pass = 0; pass < recorded.size(); ++pass) {
     const Transition& all = **recorded[pass].transition;
@@ -62,21 +53,21 @@ WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights,
         if (all.group[b] >= 0 && (t == 0 || !all.ended(t - 1, b)))
           rows.emplace_back(pass, t * all.group.count() + b);
   }
-  result.expert_success /= static_cast<double>(options.demonstrations);
+  result.expert_success /= static_cast<double>(knobs.demonstrations);
   result.rows = static_cast<std::int64_t>(rows.size());
   if (rows.empty())
     throw Error("the warm start has nothing to clone: every environment failed under the expert");
 
   AdamWKnobs optimiser;
-  optimiser.learning_rate = options.learning_rate;
+  optimiser.learning_rate = 1e-3;
   optimiser.weight_decay = 0;
   std::vector<std::vector<std::int64_t>> by_pass(recorded.size());
-  while (result.steps < options.most_steps) {
+  while (result.steps < knobs.imitation_steps) {
     throw_if_stopped(stop, "the warm start");
     // A batch drawn with replacement; one imitate() a pass that has rows in it, gradients added up by their
     // share.
-    SplitMix64 random(stream_seed(options.seed, Stream::imitation, result.steps));
-    const std::int64_t batch = std::min<std::int64_t>(options.batch, result.rows);
+    SplitMix64 random(stream_seed(seed, Stream::imitation, result.steps));
+    const std::int64_t batch = std::min(decisions, result.rows);
     for (auto& list : by_pass) list.clear();
     for (std::int64_t i = 0; i < batch; ++i) {
       const auto [pass, row] = rows[static_cast<std::size_t>(random.below(rows.size()))];
@@ -97,12 +88,12 @@ WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights,
     }
     weights.step(optimiser);
     ++result.steps;
-    if (result.steps % options.check_every == 0 || result.steps == options.most_steps) {
+    if (result.steps % check_every == 0 || result.steps == knobs.imitation_steps) {
       rollouts.install(0);
       const std::int64_t N = rollouts.environments();
-      const auto episodes = fresh_starts(options.seed, Stream::probe, result.steps * N, N);
+      const auto episodes = fresh_starts(seed, Stream::probe, result.steps * N, N);
       result.success = success_of(rollouts.evaluate(episodes, Decoding::sample, stop));
-      if (result.success >= options.target) break;
+      if (result.success >= knobs.imitation_target) break;
     }
   }
   weights.reset_optimiser();
