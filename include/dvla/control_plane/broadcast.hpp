@@ -1,5 +1,5 @@
 // The control plane between processes: every actor sends its own part of the trainable weights, in the
-// precision that the model computes in, to every rollout, in the background, over a channel of the pair.
+// precision that the model computes in, to every rollout, in the background, over channels of the pair.
 // Paper: control plane on the CPU, contiguous host buffers, sharded parameters broadcast in parallel, swapped
 // at a chunk boundary. Torch-free: over LibTorch's Gloo by placement/c10d.hpp, over threads by
 // testing/thread_cluster.hpp. Knows bytes only: packing is the sharding's, and which of the sampler's copies
@@ -51,15 +51,16 @@ class BroadcastWeightPlane : detail::WeightLinks {
   /// same number for all at the start of a job; a rollout that joins later gives its own, and the actors call
   /// rejoin. `cluster` and `pool` must outlive this. Throws ConfigError for parts that do not cover the
   /// weights, DeadlineError for a rank that does not come.
-  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const NoKnobs&, Cluster& cluster,
-                       const Roles& roles, int incarnation, std::chrono::nanoseconds deadline,
-                       std::pmr::memory_resource& pool)
-      : WeightLinks(roles, cluster.rank(), deadline, layouts(bytes, std::move(parts), roles), pool),
+  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const GlooKnobs& knobs,
+                       Cluster& cluster, const Roles& roles, int incarnation,
+                       std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
+      : WeightLinks(roles, cluster.rank(), deadline, layouts(bytes, std::move(parts), roles, knobs), pool),
         cluster_(cluster),
-        bytes_(bytes) {
+        bytes_(bytes),
+        streams_(static_cast<std::size_t>(knobs.streams)) {
     try {
       for (detail::WeightPeer& peer : peers_)
-        join(peer, incarnation, [&] { return channel_to(peer, incarnation, deadline); });
+        join(peer, incarnation, [&] { return channels(peer, incarnation, deadline); });
     } catch (...) {
       stop();
       throw;
@@ -152,20 +153,23 @@ class BroadcastWeightPlane : detail::WeightLinks {
     return version;
   }
 
-  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors.
-  static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {
-    return detail::concat("weights/", rollout, "/", actor, "/", incarnation);
+  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors; streams after the
+  /// first add "/<stream>".
+  static std::string channel_name(int rollout, int actor, std::int64_t incarnation, std::size_t stream = 0) {
+    return detail::concat("weights/", rollout, "/", actor, "/", incarnation) +
+           (stream > 0 ? detail::concat("/", stream) : "");
   }
-  /// Actor: rollout `rollout` is there again, at the other end of the channel that `connect` makes; it gets the
-  /// newest version at once. Throws Error unless the incarnation is newer than the one before.
-  void rejoin(int rollout, int incarnation, const std::function<std::unique_ptr<Channel>()>& connect) {
+  using Channels = std::vector<std::unique_ptr<Channel>>;
+  /// Actor: rollout `rollout` is there again, at the other ends of the channels that `connect` makes; it gets
+  /// the newest version at once. Throws Error unless the incarnation is newer than the one before.
+  void rejoin(int rollout, int incarnation, const std::function<Channels()>& connect) {
     join(rollout_peer(rollout), incarnation, connect);
   }
-  /// The same, making the channel within `limit` or the plane's deadline.
+  /// The same, making the channels, each within `limit` or the plane's deadline.
   void rejoin(int rollout, int incarnation,
               std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     const detail::WeightPeer& peer = rollout_peer(rollout);
-    rejoin(rollout, incarnation, [&] { return channel_to(peer, incarnation, std::min(limit, deadline_)); });
+    rejoin(rollout, incarnation, [&] { return channels(peer, incarnation, std::min(limit, deadline_)); });
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
@@ -197,7 +201,10 @@ class BroadcastWeightPlane : detail::WeightLinks {
 
  private:
   static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
-                                                 const Roles& roles) {
+                                                 const Roles& roles, const GlooKnobs& knobs) {
+    if (knobs.streams < 1 || knobs.streams > 64)
+      throw ConfigError("control plane: streams is " + std::to_string(knobs.streams) +
+                        "; it must be from 1 to 64");
     if (parts.empty()) parts = equal_parts(bytes, static_cast<int>(roles.actors.size()));
     check_weight_parts(bytes, parts, roles.actors.size());
     std::vector<detail::PartLayout> all;
@@ -212,11 +219,14 @@ class BroadcastWeightPlane : detail::WeightLinks {
       if (peer.takes && peer.index == rollout) return peer;
     throw Error(detail::concat("control plane: ", name_, " sends no weights to rollout ", rollout));
   }
-  std::unique_ptr<Channel> channel_to(const detail::WeightPeer& peer, int incarnation,
-                                      std::chrono::nanoseconds limit) {
-    const std::string name = peer.takes ? channel_name(peer.index, actor_, incarnation)
-                                        : channel_name(rollout_, peer.index, incarnation);
-    return cluster_.channel(name, rank_of(peer), limit);
+  /// As many as the actor's part is worth.
+  Channels channels(const detail::WeightPeer& peer, int incarnation, std::chrono::nanoseconds limit) {
+    const int rollout = peer.takes ? peer.index : rollout_, actor = peer.takes ? actor_ : peer.index;
+    Channels all;
+    while (all.size() < detail::weight_streams(layout(actor).bytes, streams_))
+      all.push_back(
+          cluster_.channel(channel_name(rollout, actor, incarnation, all.size()), rank_of(peer), limit));
+    return all;
   }
 
   // ---- With the lock held
@@ -272,7 +282,7 @@ class BroadcastWeightPlane : detail::WeightLinks {
   }
 
   Cluster& cluster_;
-  const std::size_t bytes_;
+  const std::size_t bytes_, streams_;
 };
 
 template <class Pipeline>

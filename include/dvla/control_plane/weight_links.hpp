@@ -79,12 +79,13 @@ class WeightLinks : public Peers<WeightPeer> {
   std::string actor_name(int actor) const { return rank_name(roles_, roles_.actors[place(actor)]); }
   std::string rollout_name(int rollout) const { return rank_name(roles_, roles_.rollouts[place(rollout)]); }
 
-  /// Lets a peer in, by a channel that `connect` makes: what comes from an actor is listened to from now on, a
+  /// Lets a peer in, by channels that `connect` makes: what comes from an actor is listened to from now on, a
   /// rollout is served. Throws Error for a rollout whose incarnation is not newer than the one before.
   template <class Connect>
   void join(WeightPeer& peer, int incarnation, Connect connect) {
     const bool again = peer.channel != nullptr;
-    connect_peer(peer, incarnation, connect, [&] {
+    const auto make = [&] { return std::make_unique<WeightStreams>(connect()); };
+    connect_peer(peer, incarnation, make, [&] {
       if (again) ++report_.rejoined;
       peer.last = peer.sending = no_version;
       start(
@@ -152,6 +153,7 @@ class WeightLinks : public Peers<WeightPeer> {
     message.fingerprint = layout(message.actor).identity;
     return message;
   }
+  static WeightStreams& streams(const WeightPeer& peer) { return static_cast<WeightStreams&>(*peer.channel); }
   void say(const WeightPeer& peer, MessageKind kind, std::int64_t version, std::chrono::nanoseconds limit) {
     peer.channel->send(write_message(message(peer, kind, version)), limit);
   }
@@ -167,7 +169,7 @@ class WeightLinks : public Peers<WeightPeer> {
     };
     while (const auto slot = std::unique_ptr<WeightSlot, decltype(leave)>(next(peer), leave)) {
       say(peer, MessageKind::part, slot->version, limit);
-      send_part(*peer.channel, slot->bytes, limit);
+      streams(peer).send_part(slot->bytes, limit);
       const std::scoped_lock lock(mutex_);
       peer.last = slot->version;
       peer.sending = no_version;
@@ -216,7 +218,7 @@ class WeightLinks : public Peers<WeightPeer> {
   void take_version(WeightPeer& peer, std::int64_t version) {
     WeightSlot& slot = claim(peer, version);
     try {
-      if (!receive_part(*peer.channel, slot.bytes, deadline_))
+      if (!streams(peer).receive_part(slot.bytes, deadline_))
         throw Error(concat("control plane: version ", version, " from ", peer.name,
                            " does not match its checksum: it is torn or damaged; nobody may write to "
                            "published weights"));

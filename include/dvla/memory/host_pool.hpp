@@ -2,23 +2,23 @@
 // Paper: "dual-pool VRAM", section on memory; here the host form. environment_pool.hpp and model_pool.hpp say
 // which options make which pool. Not for device memory, and not a general malloc: the bound is the point.
 //
-// One mapping of fixed size, handed out in 64-byte granules, coalescing. Segregated free lists with boundary
-// tags (Knuth 1973, 2.5; TLSF, Masmano 2004, for the two-level bins): a request takes the smallest bin that
-// fits, first fit inside it, and what was freed last comes first. The tags stand beside the memory, not in
-// it, so blocks are 64-byte aligned without waste and a wrong or second free is found exactly.
+// One mapping of fixed size, handed out in 64-byte granules, coalescing. Free blocks stand in a list by address,
+// of which a request takes the smallest one that fits, so what was freed serves the next request of its size.
+// There are few of them (a step frees what it took), so a walk over the list is cheap. List and sizes stand
+// beside the memory, not in it: blocks are 64-byte aligned without waste, and a wrong or second free is found.
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/memory/mapping.hpp"
@@ -54,8 +54,8 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
       : options_(std::move(options)),
         count_(options_.bytes / granule),
         memory_(options_.bytes, options_.shared, options_.name + " (" + options_.knob + ")"),
-        tags_((count_ + 1) * sizeof(Tag), false, options_.name + " (" + options_.knob + ")", false) {
-    if (count_ > 0) set_free(0, count_);
+        sizes_(count_ * sizeof(std::size_t), false, options_.name + " (" + options_.knob + ")", false) {
+    if (count_ > 0) free_.push_back({0, count_});
   }
 
   void* allocate(std::size_t bytes, std::size_t alignment) {
@@ -65,33 +65,40 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
     if (block == nullptr) refuse(bytes);
     ++allocations_;
     ++live_;
-    high_water_ = std::max(high_water_, count_ - free_);
+    high_water_ = std::max(high_water_, in_use_);
     return block;
   }
 
   /// Neighbours that are free become one block with it.
   void deallocate(void* pointer) {
     const std::scoped_lock lock(mutex_);
-    std::size_t start = static_cast<std::size_t>(static_cast<std::byte*>(pointer) - memory_.data()) / granule;
-    if (!contains(pointer) || pointer != node_at(start) || !tag(start).used)
+    const auto offset = static_cast<std::size_t>(static_cast<std::byte*>(pointer) - memory_.data());
+    const std::size_t start = offset / granule;
+    if (!contains(pointer) || offset % granule != 0 || size_at(start) == 0)
       throw Error(options_.name + ": freed a pointer that is no block in use here" +
                   (contains(pointer) ? " (freed twice?)" : " (it is another allocator's)") +
                   "; free each block once, to the pool that gave it");
-    std::size_t size = tag(start).size;
+    const std::size_t size = std::exchange(size_at(start), 0);
     --live_;
-    tag(start) = {};
-    if (const std::size_t next = start + size; next < count_ && !tag(next).used) size += remove(next);
-    if (start > 0 && !tag(start - 1).used && tag(start - 1).size > 0) {
-      start -= tag(start - 1).size;
-      size += remove(start);
+    in_use_ -= size;
+    const auto next = std::lower_bound(free_.begin(), free_.end(), start,
+                                       [](const Free& block, std::size_t at) { return block.start < at; });
+    const bool before = next != free_.begin() && std::prev(next)->end() == start;
+    const bool behind = next != free_.end() && next->start == start + size;
+    if (before) {
+      std::prev(next)->size += size + (behind ? next->size : 0);
+      if (behind) free_.erase(next);
+    } else if (behind) {
+      *next = {start, size + next->size};
+    } else {
+      free_.insert(next, {start, size});
     }
-    set_free(start, size);
   }
 
   void prefault(std::size_t bytes) {
     const std::scoped_lock lock(mutex_);
     memory_.prefault(bytes);
-    tags_.prefault((bytes / granule + 1) * sizeof(Tag));
+    sizes_.prefault(bytes / granule * sizeof(std::size_t));
   }
   int descriptor() const { return memory_.descriptor(); }
   const std::string& knob() const { return options_.knob; }
@@ -106,11 +113,12 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
     PoolReport report;
     report.name = options_.name;
     report.capacity = count_ * granule;
-    report.in_use = (count_ - free_) * granule;
+    report.in_use = in_use_ * granule;
     report.high_water = high_water_ * granule;
     report.largest_free = largest_free() * granule;
-    if (free_ > 0)
-      report.fragmentation = 1.0 - static_cast<double>(largest_free()) / static_cast<double>(free_);
+    if (in_use_ < count_)
+      report.fragmentation =
+          1.0 - static_cast<double>(largest_free()) / static_cast<double>(count_ - in_use_);
     report.allocations = allocations_;
     report.live = live_;
     return report;
@@ -118,107 +126,60 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
 
  private:
   static constexpr std::size_t granule = 64;
-  static constexpr std::size_t bins = 8 + 61 * 4;
 
-  /// In a free block.
-  struct Node {
-    Node* next;
-    Node* previous;
+  struct Free {
+    std::size_t start, size;
+    std::size_t end() const { return start + size; }
   };
-  /// At a block's first granule, and at the last one of a free block. Zero everywhere else.
-  struct Tag {
-    std::size_t size : 63, used : 1;
-  };
-  static constexpr std::size_t sizes = ~std::size_t{0} >> 1;  ///< what 63 bits hold
-
-  /// Sizes below 8 have a bin each, above there are four bins to a power of two.
-  static std::size_t bin_of(std::size_t size) {
-    if (size < 8) return size;
-    const auto exponent = static_cast<std::size_t>(std::bit_width(size) - 1);
-    return 8 + (exponent - 3) * 4 + ((size >> (exponent - 2)) & 3);
-  }
-  Tag& tag(std::size_t index) const { return reinterpret_cast<Tag*>(tags_.data())[index]; }
-  Node* node_at(std::size_t index) const { return reinterpret_cast<Node*>(memory_.data() + index * granule); }
-  std::size_t index_of(const Node* node) const {
-    return static_cast<std::size_t>(reinterpret_cast<const std::byte*>(node) - memory_.data()) / granule;
+  /// Of the block in use that begins at this granule; 0: none does.
+  std::size_t& size_at(std::size_t start) const {
+    return reinterpret_cast<std::size_t*>(sizes_.data())[start];
   }
 
   /// `size` granules at a multiple of `step`, or nullptr when no free block holds them.
   void* take(std::size_t size, std::size_t step) {
-    if (size > count_ || step > count_) return nullptr;
-    Node* const node = find(size + step - 1);
-    if (node == nullptr) return nullptr;
-    const std::size_t found = index_of(node), address = reinterpret_cast<std::uintptr_t>(node) / granule;
-    const std::size_t start = found + (address + step - 1) / step * step - address;
-    const std::size_t end = found + remove(found);
-    if (start > found) set_free(found, start - found);
-    if (end > start + size) set_free(start + size, end - start - size);
-    tag(start) = {size & sizes, true};
-    return node_at(start);
-  }
-  Node* find(std::size_t size) const {
-    const std::size_t own = bin_of(size);
-    for (Node* node = heads_[own]; node != nullptr; node = node->next)
-      if (tag(index_of(node)).size >= size) return node;
-    for (std::size_t word = (own + 1) / 64; word < filled_.size(); ++word) {
-      const unsigned skip = word == (own + 1) / 64 ? (own + 1) % 64 : 0;
-      if (const std::uint64_t rest = filled_[word] >> skip << skip; rest != 0)
-        return heads_[word * 64 + static_cast<std::size_t>(std::countr_zero(rest))];
-    }
-    return nullptr;
+    const auto base = reinterpret_cast<std::uintptr_t>(memory_.data()) / granule;
+    const auto aligned = [&](std::size_t start) { return (base + start + step - 1) / step * step - base; };
+    auto best = free_.end();
+    for (auto each = free_.begin(); each != free_.end(); ++each)
+      if (each->size >= size && (best == free_.end() || each->size < best->size) &&
+          aligned(each->start) + size <= each->end())
+        best = each;
+    if (best == free_.end()) return nullptr;
+    const std::size_t start = aligned(best->start);
+    const Free rest{start + size, best->end() - start - size};
+    best->size = start - best->start;
+    if (best->size > 0 && rest.size > 0)
+      free_.insert(std::next(best), rest);
+    else if (rest.size > 0)
+      *best = rest;
+    else if (best->size == 0)
+      free_.erase(best);
+    size_at(start) = size;
+    in_use_ += size;
+    return memory_.data() + start * granule;
   }
   std::size_t largest_free() const {
-    for (std::size_t bin = bins; bin-- > 0;) {
-      std::size_t largest = 0;
-      for (const Node* node = heads_[bin]; node != nullptr; node = node->next)
-        largest = std::max<std::size_t>(largest, tag(index_of(node)).size);
-      if (largest > 0) return largest;
-    }
-    return 0;
-  }
-
-  void set_free(std::size_t start, std::size_t size) {
-    tag(start) = tag(start + size - 1) = {size & sizes, false};
-    Node*& head = heads_[bin_of(size)];
-    Node* const node = node_at(start);
-    *node = {head, nullptr};
-    if (head != nullptr) head->previous = node;
-    head = node;
-    mark(bin_of(size));
-    free_ += size;
-  }
-  /// A free block from its list; returns its size.
-  std::size_t remove(std::size_t start) {
-    const std::size_t size = tag(start).size;
-    const Node* const node = node_at(start);
-    if (node->next != nullptr) node->next->previous = node->previous;
-    (node->previous != nullptr ? node->previous->next : heads_[bin_of(size)]) = node->next;
-    mark(bin_of(size));
-    tag(start) = tag(start + size - 1) = {};
-    free_ -= size;
-    return size;
-  }
-  void mark(std::size_t bin) {
-    const std::uint64_t bit = std::uint64_t{1} << (bin % 64);
-    heads_[bin] != nullptr ? filled_[bin / 64] |= bit : filled_[bin / 64] &= ~bit;
+    std::size_t largest = 0;
+    for (const Free& block : free_) largest = std::max(largest, block.size);
+    return largest;
   }
   [[noreturn]] void refuse(std::size_t bytes) const {
     constexpr std::size_t mib = std::size_t{1} << 20;
     throw Error(options_.name + ": no room for " + std::to_string(bytes) +
-                " bytes: " + std::to_string(free_ * granule) + " of " + std::to_string(count_ * granule) +
-                " bytes are free, " + std::to_string(largest_free() * granule) +
-                " of them in one piece; raise " + options_.knob + " (now " +
-                std::to_string(options_.bytes / mib) + ")");
+                " bytes: " + std::to_string((count_ - in_use_) * granule) + " of " +
+                std::to_string(count_ * granule) + " bytes are free, " +
+                std::to_string(largest_free() * granule) + " of them in one piece; raise " + options_.knob +
+                " (now " + std::to_string(options_.bytes / mib) + ")");
   }
 
   const PoolOptions options_;
   const std::size_t count_;  // granules, as the next two
-  std::size_t free_ = 0, high_water_ = 0;
+  std::size_t in_use_ = 0, high_water_ = 0;
   std::int64_t allocations_ = 0, live_ = 0;
   mutable std::mutex mutex_;
-  Mapping memory_, tags_;
-  std::array<Node*, bins> heads_{};
-  std::array<std::uint64_t, (bins + 63) / 64> filled_{};  // by bin: it has blocks
+  Mapping memory_, sizes_;
+  std::vector<Free> free_;  // by address; no two touch
 };
 
 }  // namespace detail

@@ -18,9 +18,9 @@
 namespace dvla::detail {
 
 /// Zeroed memory, 2 MiB aligned; `huge`: so that huge pages back it, which what is written to sparsely does
-/// without. Pages come on first use; `prefault` brings
-/// the first ones at once, so that no later touch costs a fault (5 to 14 times a copy). `shared`: a file in
-/// memory without a name (memfd), which a child process can map too. Throws Error.
+/// without. Pages come on first use; `prefault` brings the first ones at once, so that no later touch costs a
+/// fault (5 to 14 times a copy). `shared`: a file in memory without a name (memfd), which a child process can
+/// map too. Throws Error.
 class Mapping {
  public:
   static constexpr std::size_t huge_page = std::size_t{2} << 20;

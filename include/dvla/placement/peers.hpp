@@ -4,7 +4,6 @@
 // sentences of waits that run out. Knows no messages.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -13,7 +12,6 @@
 #include <future>
 #include <memory>
 #include <mutex>
-#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -41,11 +39,6 @@ void in_turns(std::size_t count, Make make, Use use) {
 }
 
 inline std::size_t pieces_of(std::size_t bytes) { return (bytes + piece_bytes - 1) / piece_bytes; }
-/// Piece `i` of something contiguous.
-template <class Byte>
-std::span<Byte> piece_of(std::span<Byte> all, std::size_t i) {
-  return all.subspan(i * piece_bytes, std::min(piece_bytes, all.size() - i * piece_bytes));
-}
 
 /// The rank at the other end.
 struct Peer {
