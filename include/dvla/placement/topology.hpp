@@ -43,7 +43,9 @@ struct Roles {
   int leader() const { return actors.front(); }
   /// Whether any rank is both.
   bool overlap() const {
-    return std::any_of(actors.begin(), actors.end(), [this](int rank) { return rollout(rank) >= 0; });
+    for (const int rank : actors)
+      if (rollout(rank) >= 0) return true;
+    return false;
   }
   bool operator==(const Roles&) const = default;
 };
