@@ -100,6 +100,28 @@ TEST_CASE("FSDP in turn: every rank samples from the trainer's own model, gather
   CHECK(apart < 1e-2);  // a sum in another order now and then changes an action
 }
 
+TEST_CASE("bfloat16: masters that were loaded are those that training goes on with, on every actor") {
+  const auto begin = [](auto config) {
+    config.model.dtype = dvla::Dtype::bf16;
+    using P = typename decltype(config)::pipeline;
+    for (const std::string& error : run_ranks(2, [&](int, dvla::Cluster& cluster) {
+           dvla::Run<P> run(config, cluster);
+           std::vector<float> loaded, now;
+           for (const dvla::ShardPiece& piece : run.weights().pieces())
+             for (float& weight : piece.weight) loaded.push_back(weight = weight * 1.001F + 1e-5F);
+           run.weights().refresh();
+           run.continue_from(config.run.iterations, std::vector<dvla::Iteration>(2));  // none is left
+           run.train();
+           for (const dvla::ShardPiece& piece : run.weights().pieces())
+             now.insert(now.end(), piece.weight.begin(), piece.weight.end());
+           CHECK(now == loaded);
+         }))
+      CHECK_MESSAGE(error.empty(), error);
+  };
+  begin(config_of<Replicas>(2));
+  begin(config_of<dvla::Pipeline<Sampling, Training<dvla::FSDP>, Late>>(2));
+}
+
 TEST_CASE("frozen weights are not sharded where ranks that train also sample beside it") {
   auto config = config_of<Mixed>(2);
   config.sharding.shard_frozen = true;

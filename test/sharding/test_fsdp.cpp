@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "actors.hpp"
+#include "dvla/pipeline/memory_plan.hpp"
 #include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/sharding.hpp"
@@ -355,6 +356,185 @@ TEST_CASE("What is released is memory: of values an actor's part stays, of gradi
         CHECK(gradients < 0.1);
       }
     });
+}
+
+TEST_CASE("The memory plan counts what weights take of the pool, and the addresses of the whole model") {
+  struct Counting final : std::pmr::memory_resource {
+    std::size_t bytes = 0;
+    void* do_allocate(std::size_t count, std::size_t alignment) override {
+      bytes += count;
+      return heap.allocate(count, alignment);
+    }
+    void do_deallocate(void* at, std::size_t count, std::size_t alignment) override {
+      heap.deallocate(at, count, alignment);
+    }
+    bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+  };
+  Batch batch;
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    for (const LinearKnobs& knobs : variants(dtype))
+      for (const auto& [actors, mode] : in_each_mode({2, 3, 4}))
+        run_actors(actors, [&, actors = actors, mode = mode](int, const dvla::GroupSource& groups) {
+          const auto model = batch.model(knobs);
+          Counting taken;
+          const Sharded weights(*model, taken, mode, groups);
+          for (const dvla::Parameter& each : model->parameters())
+            taken.bytes += each.bytes() + (each.trainable ? 4 * static_cast<std::size_t>(each.count()) : 0);
+          dvla::MemoryPlan plan;
+          dvla::plan_weights(plan, {.parameters = model->parameters(),
+                                    .trains = true,
+                                    .actors = actors,
+                                    .units_at_once = Sharded::units_at_once(mode),
+                                    .shard_frozen = mode.shard_frozen});
+          const std::size_t planned = plan.of(dvla::MemoryPlace::model_pool) + plan.addresses();
+          CAPTURE(actors);
+          CAPTURE(static_cast<int>(mode.release));
+          CAPTURE(mode.shard_frozen);
+          CHECK(static_cast<double>(planned) ==
+                doctest::Approx(static_cast<double>(taken.bytes)).epsilon(0.02));
+        });
+}
+
+namespace {
+/// Models that say too little of their units.
+struct Silent : LinearModel {
+  using LinearModel::LinearModel;
+  void hook_units(dvla::UnitHooks*) {}
+};
+struct ForwardsOnly : LinearModel, dvla::UnitHooks {
+  using LinearModel::LinearModel;
+  void hook_units(dvla::UnitHooks* hooks) {
+    LinearModel::hook_units((all = hooks) == nullptr ? nullptr : this);
+  }
+  void before_unit(std::size_t unit, dvla::Direction direction) override {
+    if (direction == dvla::Direction::forward) all->before_unit(unit, direction);
+  }
+  void after_unit(std::size_t unit, dvla::Direction direction) override {
+    if (direction == dvla::Direction::forward) all->after_unit(unit, direction);
+  }
+  void gradient_ready(std::size_t unit) override { all->gradient_ready(unit); }
+  dvla::UnitHooks* all = nullptr;
+};
+/// The last unit's weights are the first's, too.
+struct Tied : LinearModel {
+  using LinearModel::LinearModel;
+  std::vector<dvla::Parameter> parameters() const {
+    std::vector<dvla::Parameter> all = LinearModel::parameters();
+    all.push_back(all.front());
+    all.back().name = "again";
+    all.back().unit = all.size() - 2;
+    all.back().alias_of = all.front().name;
+    return all;
+  }
+};
+template <class Model>
+std::string fault_of(UnitRelease release, bool shard_frozen = false) {
+  Batch batch;
+  dvla::ModelInputs inputs;
+  inputs.observation = batch.environment.observation_spec();
+  inputs.action = batch.environment.action_spec();
+  inputs.chunk = 2;
+  std::mutex mutex;
+  std::string text;
+  run_actors(
+      2,
+      [&](int, const dvla::GroupSource& groups) {
+        Model model({.bins = 5, .chunk = 2, .frozen_units = shard_frozen ? 1 : 0}, inputs, 3);
+        try {
+          dvla::ShardedWeights<Model> weights(model, heap, {release, shard_frozen}, groups);
+          imitate(batch, model, weights, 2, 2);
+        } catch (const dvla::Error& error) {
+          const std::scoped_lock lock(mutex);
+          text = error.what();
+        }
+      },
+      std::chrono::seconds(20));
+  return text;
+}
+}  // namespace
+
+TEST_CASE("A model that does not say what it reads, or reads it in two units, is one sentence") {
+  CHECK_MESSAGE(fault_of<Silent>(UnitRelease::after_use).find("did not say that it reads it (UnitHooks") !=
+                    std::string::npos,
+                fault_of<Silent>(UnitRelease::after_use));
+  CHECK(fault_of<Silent>(UnitRelease::after_backward).find("did not say") != std::string::npos);
+  CHECK(fault_of<ForwardsOnly>(UnitRelease::after_use).find("in the backward pass") != std::string::npos);
+  CHECK(fault_of<ForwardsOnly>(UnitRelease::after_backward).empty());
+  CHECK(fault_of<Tied>(UnitRelease::after_use).find("again is weight.0 in another unit") == 0);
+  CHECK(fault_of<Tied>(UnitRelease::after_backward, true).find("again is weight.0") == 0);
+  CHECK(fault_of<Tied>(UnitRelease::never).empty());
+}
+
+TEST_CASE("What was stepped may be packed while the next passes gather, release and reduce") {
+  Batch batch;
+  for (const FsdpKnobs& mode : modes)
+    for (const LinearKnobs& knobs : variants(Dtype::bf16))
+      run_actors(3, [&](int, const dvla::GroupSource& groups) {
+        const auto model = batch.model(knobs);
+        const auto weights = make_sharded(mode, *model, groups);
+        imitate(batch, *model, *weights, 1, 1);
+        std::vector<std::byte> before(weights->packed_bytes()), packed(before.size());
+        weights->pack(before);
+        std::atomic<bool> done{false};
+        std::thread distribution([&] {
+          do {
+            weights->pack(packed);
+            CHECK(packed == before);
+          } while (!done);
+        });
+        const dvla::Observation observation =
+            cut_record((*batch.transition).observation, [](auto field) { return field.rows(0, 4).flat(); });
+        const std::vector<std::int64_t> rows{0, 1};
+        weights->zero_gradients();
+        for (int pass = 0; pass < 5; ++pass) {
+          weights->begin_pass({.last = pass == 4});
+          model->imitate(observation, (*batch.transition).action.flat(), rows, 1);
+        }
+        std::array sum{1.0};
+        weights->sum(sum);
+        done = true;
+        distribution.join();
+      });
+}
+
+TEST_CASE("An actor that fails in the middle of a pass ends the others, whatever they are at") {
+  Batch batch;
+  for (const FsdpKnobs& mode : modes)
+    for (const bool empty : {false, true}) {
+      std::atomic<int> ended{0};
+      const auto begin = std::chrono::steady_clock::now();
+      run_actors(
+          3,
+          [&](int actor, const dvla::GroupSource& groups) {
+            const auto model = batch.model();
+            const auto weights = make_sharded(mode, *model, groups);
+            imitate(batch, *model, *weights, 1, 1);
+            const dvla::Observation observation = cut_record(
+                (*batch.transition).observation, [](auto field) { return field.rows(0, 4).flat(); });
+            const std::vector<std::int64_t> rows{0, 1};
+            try {
+              weights->zero_gradients();
+              for (int pass = 0; pass < 3; ++pass) {
+                weights->begin_pass({.last = pass == 2});
+                if (actor == 0 && pass == 1) {
+                  std::vector<float> log_prob(8), entropy(8);
+                  const auto decisions =
+                      dvla::cut_record(*batch.decision, [](auto field) { return field.flat(); });
+                  model->forward(observation, decisions, rows, log_prob, entropy);
+                  throw std::runtime_error("out of luck");
+                }
+                if (actor == 2 && empty) continue;
+                model->imitate(observation, (*batch.transition).action.flat(), rows, 1);
+              }
+              weights->step({});
+            } catch (const std::runtime_error&) {
+              ++ended;
+            }
+          },
+          std::chrono::seconds(20));
+      CHECK(ended == 3);
+      CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
+    }
 }
 
 TEST_CASE("Knobs that do not fit, and a pass that was announced once and made twice, are one sentence") {

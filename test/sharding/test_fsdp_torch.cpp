@@ -296,6 +296,28 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("Adapters in one block only: units without any are passed by, or sharded if that is asked for") {
+  TinyVlaModel<TokenHead>::use_threads(1);
+  Data data;
+  const Adapters adapters{.rank = 2, .alpha = 4, .targets = "blocks\\.1\\..*"};
+  const auto one = small<TokenHead>(adapters);
+  const std::vector<double> expected = curve_in_turns(data, *one, 1, 1e-3);
+  for (const UnitRelease release : {UnitRelease::after_use, UnitRelease::after_backward})
+    for (const bool shard_frozen : {false, true})
+      run_actors(2, [&](int, const GroupSource& groups) {
+        TinyVlaModel<TokenHead>::use_threads(1);
+        const auto model = small<TokenHead>(adapters);
+        const std::vector<std::byte> frozen = bytes_where(*model, is_frozen);
+        ShardedWeights<TinyVlaModel<TokenHead>> weights(*model, heap, {release, shard_frozen}, groups);
+        const std::vector<double> losses = curve(data, *model, weights, 1e-3);
+        for (std::size_t step = 0; step < losses.size(); ++step)
+          CHECK(std::abs(losses[step] - expected[step]) < 1e-5);
+        CHECK(actors_test::largest_difference(numbers(*model), numbers(*one)) < 1e-4);
+        CHECK((bytes_where(*model, is_frozen) == frozen));
+        CHECK(weights.traffic().total() == 50 * weights.bytes_a_step(2) + weights.bytes_a_forward());
+      });
+}
+
 TEST_CASE("bfloat16: TinyVLA at 2 and 3 actors is as close to float32 as one process is, times 1.5") {
   TinyVlaModel<TokenHead>::use_threads(1);
   Data data;

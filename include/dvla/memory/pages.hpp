@@ -14,7 +14,8 @@
 namespace dvla::detail {
 
 /// Afterwards all of it is 0; whole pages are the system's again until they are next written. Of pages that
-/// the system does not take back (pinned ones) only the first holds.
+/// the system does not take back (locked ones) only the first holds. Not for pages that a device copies from or
+/// to, which would go on with the old ones, and not for a private view of a file, whose contents came back.
 inline void drop_pages(std::span<std::byte> bytes) {
   static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<std::uintptr_t>(bytes.data()), end = begin + bytes.size();

@@ -72,7 +72,8 @@ class UnitHooks {
 ///   that they are not any more; and once a unit and backward pass (or imitate) that its gradient is complete.
 ///   A forward or imitate uses each unit once, in ascending order, its backward pass in descending order, and
 ///   a unit's gradient is complete before the unit two below it is used; `act` may use them in any order, as
-///   often as it likes. nullptr, as at the beginning: nobody is told.
+///   often as it likes, and need not say that it does not read them any more. A call to `values` is a forward.
+///   nullptr, as at the beginning: nobody is told.
 /// - One thread at a time per model object; different objects are independent, copies included.
 template <class Type>
 concept ModelMachinery = Record<typename Type::Decision> &&

@@ -78,7 +78,8 @@ std::filesystem::path export_merged(const LoraModel<Base>& model, const std::fil
   std::vector<std::vector<std::byte>> values;
   values.reserve(model.parameters().size());
   model.merged([&](const Parameter& parameter, const auto& tensor) {
-    const auto* bytes = static_cast<const std::byte*>(tensor.const_data_ptr());
+    const auto here = tensor.cpu();  // itself, unless it was computed with elsewhere
+    const auto* bytes = static_cast<const std::byte*>(here.const_data_ptr());
     values.emplace_back(bytes, bytes + parameter.bytes());
     tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
   });

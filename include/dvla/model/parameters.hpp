@@ -129,7 +129,11 @@ class Parameters {
       units_[unit].gradients =
           holds ? std::span(block.gradients.mutable_data_ptr<float>(), static_cast<std::size_t>(count))
                 : std::span<float>();
-      detail::drop_pages(std::as_writable_bytes(units_[unit].gradients));  // 0, in place once it is written
+      // All 0. Pages that a GPU copies to are its own for good, others are in place once they are written.
+      if (holds && device_.apart())
+        block.gradients.zero_();
+      else
+        detail::drop_pages(std::as_writable_bytes(units_[unit].gradients));
     }
     each_trainable([&](std::size_t i, std::int64_t offset) {
       at::Tensor& member = *members_[i];

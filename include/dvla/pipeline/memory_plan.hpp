@@ -107,21 +107,24 @@ struct WeightsPlan {
   int copies = 0;       ///< beside the model itself, of what is trainable
   bool trains = false;  ///< gradients, masters and moments are held
   int actors = 1;       ///< that share masters and moments; 1: each has all
-  /// Whether units are released between uses (sharding/fsdp.hpp): only these many of the largest, and this
-  /// actor's part of all, then have values; and two of the largest gradients. 0: all of them have, always.
+  /// Whether units are released between uses (sharding/fsdp.hpp): only so many of the largest, and this
+  /// actor's part of all, then have values, and so many gradients. 0: all of them have, always.
   std::size_t units_at_once = 0;
   bool shard_frozen = false;
 };
 
 inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
   std::size_t frozen = 0, mapped = 0, trainable = 0, elements = 0, in_16_bits = 0;
-  std::vector<std::size_t> values, gradients;  // by unit, of what is released
+  std::vector<std::size_t> values, gradients,
+      sharded;  // by unit; values that are released, of them frozen ones
   for (const Parameter& each : weights.parameters) {
     if (!each.alias_of.empty()) continue;
     (each.trainable ? trainable : each.mapped ? mapped : frozen) += each.bytes();
     values.resize(std::max(values.size(), each.unit + 1));
     gradients.resize(values.size());
+    sharded.resize(values.size());
     if (each.trainable || (weights.shard_frozen && !each.mapped)) values[each.unit] += each.bytes();
+    if (!each.trainable && weights.shard_frozen && !each.mapped) sharded[each.unit] += each.bytes();
     if (!each.trainable) continue;
     elements += static_cast<std::size_t>(each.count());
     gradients[each.unit] += 4 * static_cast<std::size_t>(each.count());
@@ -135,26 +138,41 @@ inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
     units.resize(std::min(units.size(), count));
     return std::accumulate(units.begin(), units.end(), std::size_t{0});
   };
+  const auto padded = [&](std::size_t bytes, std::size_t element) {  // 0: it needs not be
+    const std::size_t part = share(bytes / element) * element;
+    return bytes == part * actors ? 0 : part * actors;
+  };
   const bool releases = weights.trains && actors > 1 && weights.units_at_once > 0;
-  const std::size_t before = plan.of(pool);
-  plan.add("frozen weights", MemoryPlace::file, mapped);
-  plan.add("frozen weights", pool, releases && weights.shard_frozen ? share(frozen) : frozen);
-  plan.add("trainable weights", pool, releases ? share(trainable) : trainable);
   const std::size_t all = std::accumulate(values.begin(), values.end(), std::size_t{0});
-  if (releases)
-    plan.add("units that are gathered", pool,
-             std::min(largest(values, weights.units_at_once), all - share(all)));
+  const std::size_t kept_frozen = releases && weights.shard_frozen ? share(frozen) : frozen,
+                    kept = releases ? share(trainable) : trainable,
+                    gathered =
+                        releases ? std::min(largest(values, weights.units_at_once), all - share(all)) : 0,
+                    gradient = !weights.trains ? 0
+                               : releases      ? largest(gradients, weights.units_at_once)
+                                               : 4 * elements;
+  plan.add("frozen weights", MemoryPlace::file, mapped);
+  plan.add("frozen weights", pool, kept_frozen);
+  plan.add("trainable weights", pool, kept);
+  plan.add("units that are gathered", pool, gathered);
   if (weights.trains) {
-    const std::size_t at_once = releases ? std::min(largest(gradients, 2), 4 * elements) : 4 * elements;
-    plan.add("gradients", pool, at_once + (actors > 1 ? 4 * share(elements) : 0));
+    plan.add("gradients", pool, gradient + (actors > 1 ? 4 * share(elements) : 0));
     plan.add("masters", pool, 4 * share(in_16_bits));  // in float32 they are the model's own values
     plan.add("moments", pool, 8 * share(elements));
   }
+  if (weights.trains && actors > 1) {
+    std::size_t buffer = 0;
+    for (std::size_t unit = 0; unit < values.size(); ++unit)
+      buffer = std::max({buffer, padded(gradients[unit], 4), releases ? padded(sharded[unit], 1) : 0});
+    const std::size_t received = largest(gradients, 1);
+    plan.add("a unit on its way", pool, buffer + (releases ? 4 * share(received / 4) : 0));
+    plan.add("a gradient that is received", MemoryPlace::heap, received);  // C10dGroup's
+  }
   if (releases) {
-    const std::size_t steady = plan.of(pool) - before, whole = frozen + trainable + 4 * elements;
-    if (frozen + trainable > steady)
-      plan.add("the model, whole while it is made", pool, frozen + trainable - steady);
-    plan.add_addresses(whole - std::min(whole, steady));
+    const std::size_t whole = frozen + trainable, at_work = kept_frozen + kept + gathered + gradient;
+    // While it is made, for a checkpoint, at the end, and where the trainer's own model samples.
+    if (whole > at_work) plan.add("the model, when it is whole", pool, whole - at_work);
+    plan.add_addresses(whole + 4 * elements - std::min(whole + 4 * elements, std::max(whole, at_work)));
   }
   plan.add("copies of them to sample from", pool, static_cast<std::size_t>(weights.copies) * trainable);
 }

@@ -257,6 +257,13 @@ class ShardedWeights final : private UnitHooks {
             "sharding.release is " +
             std::string(enum_names<UnitRelease>[static_cast<std::size_t>(knobs.release)]) + ", and " +
             each.name + " is not in host memory; only units that are there can be released, so choose never");
+    for (const Parameter& alias : model.parameters())
+      for (const Parameter& each : model.parameters())
+        if (each.name == alias.alias_of && each.unit != alias.unit && knobs.release != UnitRelease::never &&
+            (each.trainable || knobs.shard_frozen))
+          throw ConfigError(alias.name + " is " + each.name +
+                            " in another unit, which would be released when " + alias.name +
+                            " is read; take sharding.release never for this model");
     return knobs.release;
   }
   /// By unit, what is frozen and neither mapped nor another's alias.
@@ -299,7 +306,9 @@ class ShardedWeights final : private UnitHooks {
     std::size_t largest = layout_.largest_padded();
     for (const Stretches& unit : frozen_)
       for (const auto& stretch : unit)
-        largest = std::max(largest, frozen_part(stretch.size()) * static_cast<std::size_t>(actors()) / 4 + 1);
+        if (const std::size_t all = frozen_part(stretch.size()) * static_cast<std::size_t>(actors());
+            all != stretch.size())
+          largest = std::max(largest, all / 4 + 1);
     return largest;
   }
   /// Visits what a unit gathers: `visit(all, first, count)`, bytes, and those that this actor has.
@@ -371,6 +380,8 @@ class ShardedWeights final : private UnitHooks {
   }
   /// What was not begun by the model's calls, as where there were none, and then nothing is in use.
   void end_pass() {
+    for (std::size_t unit = 0; in_pass_ && pass_.backward && unit < units(); ++unit)
+      if (trains(unit) && ready_[unit] == 0) check_told(unit);
     std::fill(ready_.begin(), ready_.end(), std::uint8_t{1});
     begin_until(plan_.size());
     if (in_pass_ && releases()) {
@@ -413,8 +424,20 @@ class ShardedWeights final : private UnitHooks {
           place(std::to_string(unit), shard_.steps()) +
           ": it is used twice in one announced pass; announce each pass, and let the model use a unit "
           "once in it (UnitHooks, model/concept.hpp), or take sharding.release never");
-    used_[unit] = 1;
+    used_[unit] = forward ? 1 : 2;  // 2: backwards, too
     jobs_.wait(gathered_at_[unit]);
+  }
+  /// A gradient was made with values that were here, if the model has said each time that it reads them.
+  void check_told(std::size_t unit) {
+    const bool once = release_ == UnitRelease::after_backward || unit == last_travelling();
+    if (!releases() || used_[unit] >= (once ? 1 : 2)) return;
+    const std::span<const float> gradient = shard_.units()[unit].gradients;
+    if (std::any_of(gradient.begin(), gradient.end(), [](float value) { return value != 0; }))
+      throw Error(place(std::to_string(unit), shard_.steps()) +
+                  ": the model has a gradient for it and did not say that it reads it" +
+                  (used_[unit] == 0 ? "" : " in the backward pass") +
+                  " (UnitHooks, model/concept.hpp), so its values were not here; let the model say so" +
+                  (used_[unit] == 0 ? "" : ", or take sharding.release after_backward"));
   }
   void after_unit(std::size_t unit, Direction direction) override {
     if (!in_pass_ || !releases()) return;
@@ -433,12 +456,7 @@ class ShardedWeights final : private UnitHooks {
       return;
     }
     if (!releases() && !pass_.last) return;
-    if (releases() && used_[unit] == 0)
-      throw Error(
-          place(std::to_string(unit), shard_.steps()) +
-          ": the model has a gradient for it and did not say that it reads it (UnitHooks, "
-          "model/concept.hpp), so it was not gathered; let the model say so, or take sharding.release "
-          "never");
+    check_told(unit);
     ready_[unit] = 1;
     while (posted_ < plan_.size() && posted_ >= forward_end_ && !plan_[posted_].gathers &&
            ready_[plan_[posted_].unit] != 0)

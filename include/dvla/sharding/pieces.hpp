@@ -135,16 +135,23 @@ class OwnedPieces {
     std::fill(moments_.begin(), moments_.end(), 0.0F);
     steps_ = 0;
   }
-  /// The model's values follow the masters, and the other way round.
+  /// The model's values follow the masters, and the other way round: masters that round to the values are kept,
+  /// with what rounding loses, so that values which were only handed round leave a resumed state as it is.
   void give_values() {
     for (const Owned& each : owned_)
       if (const Dtype dtype = units_[each.unit].dtype; dtype != Dtype::f32)
         from_floats(each.piece.weight, dtype, each.values);
   }
   void take_values() {
-    for (const Owned& each : owned_)
-      if (const Dtype dtype = units_[each.unit].dtype; dtype != Dtype::f32)
+    std::vector<std::byte> rounded;
+    for (const Owned& each : owned_) {
+      const Dtype dtype = units_[each.unit].dtype;
+      if (dtype == Dtype::f32) continue;
+      rounded.resize(each.values.size());
+      from_floats(each.piece.weight, dtype, rounded);
+      if (!std::equal(rounded.begin(), rounded.end(), each.values.begin()))
         to_floats(each.values, dtype, each.piece.weight);
+    }
   }
 
   /// `part` of the trainable weights as the model computes with them, piece after piece.

@@ -150,6 +150,7 @@ class BasicLinearModel {
       fill_features(observation, rows[i], feature_F_);
       value[i] = value_of(feature_F_);
     }
+    after_unit(elements_);
   }
 
   void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
