@@ -46,6 +46,12 @@ struct ExperimentResult {
 
 namespace detail {
 
+inline nlohmann::json to_json(const RankReport& rank) {
+  nlohmann::json json = json_of(rank);
+  json["name"] = rank.trace.name;
+  return json;
+}
+
 inline nlohmann::json report_json(const ExperimentResult& result, const ObservationSpec& spec,
                                   std::int64_t horizon) {
   const RunReport& report = result.report;
@@ -72,21 +78,21 @@ inline nlohmann::json report_json(const ExperimentResult& result, const Observat
       {"log_ratio_percentile_99", result.ratio.percentile_99},
       {"stopped", report.stopped},
   };
-  json["success_rate"] = json_of(result.success_rate);
-  json["success_rate_before"] = json_of(result.success_before);
+  const auto or_null = [](const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
+  json["success_rate"] = or_null(result.success_rate);
+  json["success_rate_before"] = or_null(result.success_before);
   if (!result.before.empty()) json["evaluation_before"] = evaluation_json(result.before, spec, horizon);
   if (!result.after.empty()) json["evaluation"] = evaluation_json(result.after, spec, horizon);
-  for (const RankReport& rank : report.ranks) {
-    json["ranks"].push_back(json_of(rank));
-    json["ranks"].back()["name"] = rank.trace.name;
-  }
+  for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
   for (const Look& look : report.looks)
     json["looks"].push_back({{"batch", look.batch},
                              {"shares", json_of(look.shares)},
                              {"rollout_time_s", look.times.sampling_s},
                              {"actor_time_s", look.times.training_s},
                              {"next", json_of(look.next)}});
-  if (!report.silent.empty()) json["silent_ranks"] = report.silent;
+  for (const int rank : report.silent) json["silent_ranks"].push_back(rank);
   if (result.warm_start)
     json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
                           {"steps", result.warm_start->steps},
