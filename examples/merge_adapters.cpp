@@ -41,7 +41,10 @@ int main(int argc, char** argv) {
       throw dvla::FormatError("'" + file.path().string() +
                               "' has no configuration in its metadata; is it a checkpoint of dvla?");
     // The model of the run, without a run.
-    auto knobs = dvla::from_json<Adapters>(config->second, {}, file.path().string());
+    auto settings_there = nlohmann::ordered_json::parse(config->second, nullptr, /*allow_exceptions=*/false);
+    if (settings_there.is_object()) settings_there["memory"]["device"] = "cpu";  // wherever it was trained
+    auto knobs = dvla::from_json<Adapters>(
+        settings_there.is_discarded() ? config->second : settings_there.dump(), {}, file.path().string());
     knobs.environment.environments = knobs.algorithm.group;  // it says what observations and actions are
     const dvla::RunSettings<Adapters> settings(knobs);
     const dvla::machinery_t<Adapters::environment, Adapters> environment(knobs.environment,

@@ -125,7 +125,8 @@ TEST_CASE("bfloat16: masters that were loaded are those that training goes on wi
 TEST_CASE("frozen weights are not sharded where ranks that train also sample beside it") {
   auto config = config_of<Mixed>(2);
   config.sharding.shard_frozen = true;
-  const auto result = train_job(2, config);
+  config.placement.actors = 2;
+  const auto result = train_job(3, config);
   for (const std::string& error : result.errors)
     CHECK_MESSAGE(error.find("sharding.shard_frozen") != std::string::npos, error);
 }

@@ -537,6 +537,29 @@ TEST_CASE("An actor that fails in the middle of a pass ends the others, whatever
     }
 }
 
+TEST_CASE("A unit that a pass does without, as a value head, is in nobody's way") {
+  using WithValues = dvla::testing::LinearValueModel;
+  Batch batch;
+  dvla::ModelInputs inputs;
+  inputs.observation = batch.environment.observation_spec();
+  inputs.action = batch.environment.action_spec();
+  inputs.chunk = 2;
+  const auto fresh = [&] {
+    return std::make_unique<WithValues>(LinearKnobs{.bins = 5, .chunk = 2}, inputs, 3);
+  };
+  const auto one = fresh();
+  dvla::UnshardedWeights<WithValues> whole(*one, heap);
+  const std::vector<double> expected = imitate(batch, *one, whole, 10, 2);
+  for (const FsdpKnobs& mode : modes)
+    run_actors(2, [&](int, const dvla::GroupSource& groups) {
+      const auto model = fresh();
+      dvla::ShardedWeights<WithValues> weights(*model, heap, mode, groups);
+      const std::vector<double> losses = imitate(batch, *model, weights, 10, 2);
+      for (std::size_t step = 0; step < losses.size(); ++step)
+        CHECK(std::abs(losses[step] - expected[step]) < 1e-5);
+    });
+}
+
 TEST_CASE("Knobs that do not fit, and a pass that was announced once and made twice, are one sentence") {
   Batch batch;
   const auto alone = batch.model();

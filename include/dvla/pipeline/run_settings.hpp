@@ -65,7 +65,7 @@ class RunSettings {
             " comes again, but Adaptive's ranks change their roles: the others go on without it");
     }
     if constexpr (requires { config_.sharding.shard_frozen; }) {
-      if (config_.sharding.shard_frozen &&
+      if (config_.sharding.shard_frozen && job.actors() > 1 &&
           (adapts || (job.roles().overlap() && !requires { P::schedule::in_turn; })))
         throw ConfigError(
             "sharding.shard_frozen is true, but ranks that train also sample, at the same time or later, and "

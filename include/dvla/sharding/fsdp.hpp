@@ -63,6 +63,8 @@ class ShardedWeights final : private UnitHooks {
         shard_(units_to_train(model), layout_, figures_->rank(), memory),
         part_(layout_.packed(actor())),
         alone_(actors() == 1),
+        elsewhere_(std::ranges::any_of(model.parameters(),
+                                       [](const Parameter& each) { return each.device != Device::cpu; })),
         release_(checked(knobs, alone_, model)),
         frozen_(frozen_stretches(model, !alone_ && knobs.shard_frozen)),
         gathered_at_(units()),
@@ -372,7 +374,8 @@ class ShardedWeights final : private UnitHooks {
   void begin_until(std::size_t end) {
     for (; posted_ < end; ++posted_) {
       const auto [gathers, unit] = plan_[posted_];
-      if (!gathers && ready_[unit] == 0) return;
+      // Not used forwards, as a head that a pass does without: there is no gradient to wait for.
+      if (!gathers && ready_[unit] == 0 && (used_[unit] != 0 || !releases())) return;
       if (alone_) continue;
       const std::int64_t count = jobs_.post(job(gathers, unit));
       if (gathers) gathered_at_[unit] = count;
@@ -380,7 +383,7 @@ class ShardedWeights final : private UnitHooks {
   }
   /// What was not begun by the model's calls, as where there were none, and then nothing is in use.
   void end_pass() {
-    for (std::size_t unit = 0; in_pass_ && pass_.backward && unit < units(); ++unit)
+    for (std::size_t unit = 0; in_pass_ && pass_.backward && releases() && unit < units(); ++unit)
       if (trains(unit) && ready_[unit] == 0) check_told(unit);
     std::fill(ready_.begin(), ready_.end(), std::uint8_t{1});
     begin_until(plan_.size());
@@ -394,7 +397,10 @@ class ShardedWeights final : private UnitHooks {
     in_pass_ = false;
   }
   void before_unit(std::size_t unit, Direction direction) override {
-    if (!releases()) return jobs_.wait(gathered_at_[unit]);
+    if (!releases()) {
+      used_[unit] = 1;
+      return jobs_.wait(gathered_at_[unit]);
+    }
     if (!in_pass_) {
       if (whole_) return jobs_.wait(gathered_at_[unit]);
       throw Error(place(std::to_string(unit), shard_.steps()) +
@@ -429,8 +435,8 @@ class ShardedWeights final : private UnitHooks {
   }
   /// A gradient was made with values that were here, if the model has said each time that it reads them.
   void check_told(std::size_t unit) {
-    const bool once = release_ == UnitRelease::after_backward || unit == last_travelling();
-    if (!releases() || used_[unit] >= (once ? 1 : 2)) return;
+    const bool once = release_ != UnitRelease::after_use || unit == last_travelling();
+    if (alone_ || elsewhere_ || used_[unit] >= (once ? 1 : 2)) return;
     const std::span<const float> gradient = shard_.units()[unit].gradients;
     if (std::any_of(gradient.begin(), gradient.end(), [](float value) { return value != 0; }))
       throw Error(place(std::to_string(unit), shard_.steps()) +
@@ -562,6 +568,7 @@ class ShardedWeights final : private UnitHooks {
   OwnedPieces shard_;
   WeightPart part_;                        ///< what this actor packs
   bool alone_;                             ///< nothing is communicated
+  bool elsewhere_;                         ///< hooks are told when the model's weights were written
   UnitRelease release_;                    ///< never, if alone
   std::vector<Stretches> frozen_;          ///< by unit, those that are sharded
   std::vector<std::int64_t> gathered_at_;  ///< by how many jobs a unit's values are there

@@ -62,9 +62,14 @@ struct UnitLog final : UnitHooks {
   std::vector<std::string> faults(const std::vector<WeightUnit>& units, bool at_once) {
     for (std::size_t unit = 0; unit < units.size(); ++unit) {
       if (units[unit].count() == 0) continue;
-      const auto is = [&](const auto& each) { return each.first == unit; };
-      if (std::ranges::none_of(visited, is) && !(at_once && visited.empty()))
-        wrong("before_unit was not called for unit " + std::to_string(unit) + ", which trains");
+      const auto told = [&](Direction direction) {
+        return std::ranges::find(visited, std::pair(unit, direction)) != visited.end();
+      };
+      const std::string which = " for unit " + std::to_string(unit) + ", which trains";
+      if (!told(Direction::forward) && !told(Direction::backward) && !(at_once && visited.empty()))
+        wrong("before_unit was not called" + which);
+      if (told(Direction::forward) && !told(Direction::backward))
+        wrong("before_unit was called forwards and not backwards" + which);
       if (std::ranges::count(ready, unit) != 1)
         wrong("gradient_ready was not called once for unit " + std::to_string(unit) + " in a backward pass");
     }
