@@ -43,14 +43,12 @@ int main(int argc, char** argv) {
     // The model of the run, without a run.
     auto settings_there = nlohmann::ordered_json::parse(config->second, nullptr, /*allow_exceptions=*/false);
     if (settings_there.is_object()) settings_there["memory"]["device"] = "cpu";  // wherever it was trained
-    auto knobs = dvla::from_json<Adapters>(
+    const auto knobs = dvla::from_json<Adapters>(
         settings_there.is_discarded() ? config->second : settings_there.dump(), {}, file.path().string());
-    knobs.environment.environments = knobs.algorithm.group;  // it says what observations and actions are
     const dvla::RunSettings<Adapters> settings(knobs);
-    const dvla::machinery_t<Adapters::environment, Adapters> environment(knobs.environment,
-                                                                         *std::pmr::new_delete_resource());
-    dvla::machinery_t<Adapters::model, Adapters> model(knobs.model, settings.model_inputs(environment),
-                                                       settings.weight_seed());
+    using Environment = dvla::machinery_t<Adapters::environment, Adapters>;
+    dvla::machinery_t<Adapters::model, Adapters> model(
+        knobs.model, settings.model_inputs(Environment::spec(knobs.environment)), settings.weight_seed());
     dvla::load_checkpoint_weights(model, file);
     std::cout << "wrote " << dvla::export_merged(model, output).string() << '\n';
   } catch (const std::exception& error) {
