@@ -337,7 +337,7 @@ TEST_CASE("The adapter stands between model and environment: records keep the mo
                   0.1 * static_cast<double>(plain.all->observation.proprioception.at(t).at(row)[p]) - 1));
   }
   world.environment.taken.clear();
-  world.worker.demonstrate(*world.all, N, 0, 0.0);
+  world.worker.demonstrate(*world.all, 0, N, 0.0);
   for (std::int64_t step = 0; step < 6; ++step) {  // row 5 has six; the expert says 0.1 a step
     const auto decided = world.all->action.at(step / C).at(5).at(step % C);
     CHECK(decided[1] == doctest::Approx(-0.05 * static_cast<double>(step)));

@@ -55,7 +55,9 @@ struct Broken : dvla::UnshardedWeights<LinearModel> {
     if (how == Break::accumulates) Base::step(knobs);
     if (how == Break::thaws && !model.parameters()[0].trainable && steps() == 1)
       model.parameters()[0].data[0] ^= std::byte{1};
-    if (how == Break::no_masters) Base::take_parameters();
+    if (how == Break::no_masters)
+      for (const dvla::ShardPiece& piece : Base::pieces())
+        for (float& value : piece.weight) value = dvla::from_bf16(dvla::to_bf16(value));
     return how == Break::clipped && knobs.max_grad_norm > 0 ? std::min(norm, knobs.max_grad_norm) : norm;
   }
   void reset_optimiser() {
