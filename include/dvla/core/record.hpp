@@ -121,6 +121,7 @@ class OwnedRecord {
  public:
   OwnedRecord(Type layout, std::pmr::memory_resource& memory)
       : record_(layout), memory_(&memory), bytes_(record_bytes(layout)) {
+    check_lies_on(record_, Device::cpu, "a record in host memory");  // before there is something to give back
     block_ = static_cast<std::byte*>(memory_->allocate(bytes_, record_alignment));
     place_record(record_, block_);
   }
