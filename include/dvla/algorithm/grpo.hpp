@@ -115,8 +115,7 @@ class GrpoTrainer {
     if constexpr (Correction::needs_proximal) {
       const bool own = on_policy(transition.version.span(), batch);  // the trainer's own weights acted
       proximal = own ? behaviour : std::span<const float>(proximal_);
-      auto span = trace.span("proximal", batch);
-      recompute(model, weights, observation, decisions, !own);
+      recompute(model, weights, observation, decisions, !own, batch, trace);
     }
 
     AdamWKnobs optimiser = optimiser_;
@@ -255,8 +254,9 @@ class GrpoTrainer {
 
   /// Log-probabilities of every valid row under the trainer's weights before the first step on this batch,
   /// where they are `wanted`; in as many passes as the actor with the most has, and none where nobody has any.
+  template <class Trace>
   void recompute(Model& model, Weights& weights, const Observation& observation, const Decision& decisions,
-                 bool wanted) {
+                 bool wanted, std::int64_t batch, Trace& trace) {
     std::array<std::int64_t, 1> passes{};
     if (wanted) {
       batches_.draw(mask_, shape_.per_row(), seed_);
@@ -265,6 +265,8 @@ class GrpoTrainer {
     }
     const std::int64_t mine = passes[0];
     weights.max(passes);
+    if (passes[0] == 0) return;
+    auto span = trace.span("proximal", batch);
     const std::size_t tokens = shape_.tokens();
     for (std::int64_t part = 0; part < passes[0]; ++part) {
       weights.begin_pass({.backward = false});

@@ -374,12 +374,10 @@ class Run {
     }
     report.timing = trace::make_report(trace_.spans(), trace_.dropped());
     if (adaptation_) report.looks = adaptation_->looks();
-    if (!job_->alone()) {
-      parts_->gather();  // by all actors: the leader may evaluate and save when the others have left
+    if (!job_->alone())
       end_together(*stages, report, call);
-    } else if (call.at_end) {
+    else if (call.at_end)
       call.at_end(report.batches);
-    }
     return report;
   } catch (const std::exception& error) {
     if (parts_) parts_->name_the_cause(error);
@@ -624,7 +622,7 @@ class Run {
     own.rank = job_->rank();
     own.trace = trace::snapshot(trace_, job_->name(), std::size_t{1} << 16);
     time_lanes(own);
-    if (job_->trains()) parts_->gather();
+    parts_->gather();  // by all actors: the leader may evaluate when the others have left
     if (job_->trains() && call.at_end) call.at_end(report.batches);
     if (!job_->leads()) {
       unless_gone([&] { hand_in(own, *job_); });

@@ -387,10 +387,7 @@ class ShardedWeights final : private UnitHooks {
       if (trains(unit) && ready_[unit] == 0) check_told(unit);
     std::fill(ready_.begin(), ready_.end(), std::uint8_t{1});
     begin_until(plan_.size());
-    if (in_pass_ && releases()) {
-      whole_ = false;
-      release_all();
-    }
+    if (in_pass_ && releases()) release_all();
     complete_ = complete_ || (pass_.backward && !plan_.empty());
     plan_.clear();
     posted_ = 0;
@@ -559,7 +556,7 @@ class ShardedWeights final : private UnitHooks {
     }
     reduced_[unit] = 1;
     if (releases()) detail::drop_pages(std::as_writable_bytes(gradient));
-    traffic_.reduced += (actors() - 1) * static_cast<std::int64_t>(part * sizeof(float));
+    traffic_.reduced += layout_.reduce_bytes(unit);
   }
 
   Model& model_;
