@@ -61,9 +61,12 @@ int main() try {
   double rate = 0.01;
   std::int64_t version = 0, drawn = 0, skipped = 0;
   const auto make_learner = [&](double learning_rate) {
-    return std::make_unique<Learner>(
-        dvla::GrpoKnobs{.group = group, .epochs = 1, .global_batch = 0, .learning_rate = learning_rate},
-        shape, environment.action_spec().dimensions, seed);
+    dvla::GrpoKnobs knobs;
+    knobs.group = group;
+    knobs.epochs = 1;
+    knobs.global_batch = 0;
+    knobs.learning_rate = learning_rate;
+    return std::make_unique<Learner>(knobs, shape, environment.action_spec().dimensions, seed);
   };
   auto learner = make_learner(rate);
   install(version);

@@ -1,4 +1,4 @@
-// The arithmetic of GRPO against numbers that NumPy computed independently:
+// The arithmetic of the policy gradients against numbers that NumPy computed independently:
 // test/golden/algorithm/make_golden.py.
 #include <doctest/doctest.h>
 
@@ -14,8 +14,10 @@
 #include "dvla/algorithm/adamw.hpp"
 #include "dvla/algorithm/aggregation.hpp"
 #include "dvla/algorithm/clip_loss.hpp"
+#include "dvla/algorithm/gae.hpp"
 #include "dvla/algorithm/group_advantage.hpp"
 #include "dvla/algorithm/returns.hpp"
+#include "dvla/algorithm/value_loss.hpp"
 
 using nlohmann::json;
 template <class Value>
@@ -213,4 +215,110 @@ TEST_CASE("ten AdamW steps with norm clipping agree with NumPy") {
   CHECK(state.step == 10);
   check_close(first, data.at("first_moment"));
   check_close(second, data.at("second_moment"));
+}
+
+TEST_CASE("Generalised advantages, V-trace's targets and normalised advantages agree with NumPy") {
+  const json& data = golden().at("values");
+  const dvla::ElementLayout at{data.at("B"), data.at("R")};
+  Values<dvla::EpisodeSpan> episodes;
+  for (const json& each : data.at("episodes"))
+    episodes.push_back({each[0], each[1], each[2], each[3].get<int>() == 1, each[4]});
+  const auto reward = read<float>(data, "reward"), value = read<float>(data, "value");
+  const auto mask = read<std::uint8_t>(data, "mask");
+  Values<float> advantage(reward.size()), target(reward.size());
+  dvla::gae(at, episodes, reward, value, data.at("gamma"), data.at("lambda"), advantage, target);
+  check_close(advantage, data.at("advantage"));
+  check_close(target, data.at("target"));
+  Values<float> corrected(reward.size());
+  dvla::v_trace(at, episodes, reward, value, read<float>(data, "log_ratio"), data.at("gamma"),
+                data.at("lambda"), corrected);
+  check_close(corrected, data.at("v_trace"));
+  // On data of the trained weights V-trace's target is GAE's.
+  const Values<float> same(reward.size(), 0.0F);
+  dvla::v_trace(at, episodes, reward, value, same, data.at("gamma"), data.at("lambda"), corrected);
+  check_close(corrected, data.at("target"));
+  dvla::normalise(mask, advantage, [](std::span<double>) {});
+  check_close(advantage, data.at("normalised"));
+  // Two trainers that share a batch get what one gets.
+  Values<float> halves[2];
+  Flags masks[2];
+  for (std::size_t i = 0; i < mask.size(); ++i) {
+    halves[i % 2].push_back(read<float>(data, "advantage")[i]);
+    masks[i % 2].push_back(mask[i]);
+  }
+  std::vector<std::vector<double>> shared[2];
+  for (const int round : {0, 1, 2})  // a round gathers what the next one's sums are made of
+    for (const int half : {0, 1}) {
+      Values<float> mine = halves[half];
+      std::size_t call = 0;
+      std::vector<std::vector<double>> given;
+      dvla::normalise(masks[half], mine, [&](std::span<double> sums) {
+        given.emplace_back(sums.begin(), sums.end());
+        if (shared[1 - half].size() > call)
+          for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += shared[1 - half][call][k];
+        ++call;
+      });
+      shared[half] = given;
+      if (round < 2) continue;
+      for (std::size_t i = 0; i < mine.size(); ++i)
+        CHECK(close(static_cast<double>(mine[i]),
+                    data.at("normalised")[2 * i + static_cast<std::size_t>(half)].get<double>()));
+    }
+}
+
+TEST_CASE("The clipped value loss and its slope agree with NumPy") {
+  const json& data = golden().at("values").at("loss");
+  const auto value = read<float>(data, "value"), weight = read<float>(data, "weight");
+  for (const json& each : data.at("cases")) {
+    CAPTURE(each.dump());
+    Values<float> slope(value.size());
+    dvla::LossStats stats;
+    dvla::value_loss(value, read<float>(data, "old"), read<float>(data, "target"), weight,
+                     {each.at("coefficient"), each.at("clip"), each.at("huber_delta")}, data.at("denominator"),
+                     slope, stats);
+    CHECK(close(stats.value_loss, each.at("loss")));
+    CHECK(stats.values == value.size() - 2);
+    CHECK(stats.values_clipped == each.at("clipped"));
+    check_close(slope, each.at("slope"));
+  }
+}
+
+TEST_CASE("Leave-one-out advantages agree with NumPy") {
+  const json& data = golden().at("values").at("leave_one_out");
+  const auto returns = read<float>(data, "returns");
+  Values<float> advantage(returns.size());
+  const auto summary =
+      dvla::leave_one_out_advantage(data.at("G"), returns, read<std::uint8_t>(data, "valid"), advantage);
+  check_close(advantage, data.at("advantage"));
+  CHECK(summary.groups == 3);
+  CHECK(summary.informative == 1);  // one member is left of the second, and the third earned alike
+}
+
+TEST_CASE("GIPO, and a ratio of mean log-probabilities, agree with NumPy") {
+  const json& data = golden().at("values").at("gipo");
+  const auto current = read<float>(data, "current"), behaviour = read<float>(data, "behaviour"),
+             advantage = read<float>(data, "advantage");
+  const Values<float> weight(advantage.size(), 1.0F);
+  for (const json& each : data.at("cases")) {
+    CAPTURE(each.at("level"));
+    const auto name = each.at("level").get<std::string>();
+    const auto level = name == "token"    ? dvla::LogProbLevel::token
+                       : name == "action" ? dvla::LogProbLevel::action
+                       : name == "chunk"  ? dvla::LogProbLevel::chunk
+                                          : dvla::LogProbLevel::sequence;
+    const dvla::LossShape shape{advantage.size(), 2, 2, level, dvla::RewardLevel::chunk};
+    dvla::LossInputs<float> inputs;
+    inputs.current = current;
+    inputs.behaviour = behaviour;
+    inputs.advantage = advantage;
+    inputs.weight = weight;
+    dvla::GIPO gipo;
+    gipo.sigma = each.at("sigma");
+    Values<float> gradient(current.size());
+    const auto stats = dvla::clip_loss<dvla::GIPO, float>(shape, inputs, {}, each.at("units"), gradient, {}, gipo);
+    CHECK(close(stats.policy_loss, each.at("loss")));
+    CHECK(stats.units == each.at("units"));
+    CHECK(stats.clipped_low + stats.clipped_high == 0);
+    check_close(gradient, each.at("grad"));
+  }
 }

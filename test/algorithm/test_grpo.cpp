@@ -104,8 +104,8 @@ struct Tiny {
     transition->reward.at(0)[0] = transition->reward.at(1)[2] = transition->reward.at(0)[3] = 1;
     for (const int b : {0, 1, 2, 3}) transition->episode.success[b] = b == 1 ? 0 : 1;
   }
-  static dvla::DecoupledClipKnobs knobs() {
-    dvla::DecoupledClipKnobs knobs;
+  static dvla::DecoupledClipKnobs<dvla::GrpoKnobs> knobs() {
+    dvla::DecoupledClipKnobs<dvla::GrpoKnobs> knobs;
     knobs.group = 2;
     knobs.epochs = 1;
     knobs.global_batch = 0;
@@ -120,7 +120,7 @@ struct Tiny {
 };
 
 template <class Correction = dvla::Uncorrected, class Weights, class World>
-dvla::UpdateStats update(World& world, const dvla::DecoupledClipKnobs& knobs, TableModel& model,
+dvla::UpdateStats update(World& world, const dvla::DecoupledClipKnobs<dvla::GrpoKnobs>& knobs, TableModel& model,
                          Weights& weights, std::int64_t batch = 0, int* before = nullptr) {
   dvla::trace::Off off;
   dvla::GrpoTrainer<TableModel, Weights, Correction> trainer(knobs, Tiny::shape, 1, 1);
@@ -161,7 +161,7 @@ TEST_CASE("Loss, gradient and statistics of a batch worked out by hand") {
 
 TEST_CASE("The learning rate falls linearly to a tenth, by the number of the batch, and stays there") {
   Tiny world;
-  dvla::DecoupledClipKnobs knobs = Tiny::knobs();
+  dvla::DecoupledClipKnobs<dvla::GrpoKnobs> knobs = Tiny::knobs();
   knobs.learning_rate = 0.5;
   knobs.decay_batches = 10;
   TableModel model(std::vector<float>(8));
@@ -300,7 +300,7 @@ struct Sampled {
   }
   /// Parameters after one update of a fresh model; `old` is how many versions the data lag.
   template <class Correction = dvla::DecoupledClip>
-  std::vector<float> trained(const dvla::DecoupledClipKnobs& knobs, std::int64_t old = 0) {
+  std::vector<float> trained(const dvla::DecoupledClipKnobs<dvla::GrpoKnobs>& knobs, std::int64_t old = 0) {
     auto fresh = model();
     using Weights = dvla::UnshardedWeights<dvla::testing::LinearModel>;
     Weights weights(*fresh, heap);
@@ -310,8 +310,8 @@ struct Sampled {
         *fresh, weights, *transition, *decision, old, [] {}, off);
     return dvla::testing::detail::weights_of(*fresh);
   }
-  static dvla::DecoupledClipKnobs knobs() {
-    dvla::DecoupledClipKnobs knobs;
+  static dvla::DecoupledClipKnobs<dvla::GrpoKnobs> knobs() {
+    dvla::DecoupledClipKnobs<dvla::GrpoKnobs> knobs;
     knobs.learning_rate = 0.01;
     knobs.global_batch = 0;
     knobs.micro_batch = 256;

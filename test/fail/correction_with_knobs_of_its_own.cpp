@@ -1,4 +1,4 @@
-// expect: dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs
+// expect: dvla: this staleness correction's knobs must derive from the algorithm's
 #include <dvla/dvla.hpp>
 
 struct HalfLife : dvla::Uncorrected {

@@ -99,7 +99,7 @@ Seen seen;
 
 struct SpyGRPO {
   using slot = dvla::algorithm_slot;
-  using knobs = dvla::DecoupledClipKnobs;
+  using knobs = dvla::DecoupledClipKnobs<dvla::GrpoKnobs>;
   static constexpr std::string_view name = "SpyGRPO";
   static constexpr int max_staleness = 8;
 };

@@ -42,6 +42,10 @@ struct LossShape {
   std::size_t tokens_per_unit() const {
     return log_prob == LogProbLevel::token ? 1 : log_prob == LogProbLevel::action ? action_dim : tokens();
   }
+  /// What a unit's sum of log-probs is multiplied by.
+  double unit_scale() const {
+    return log_prob == LogProbLevel::sequence ? 1 / static_cast<double>(tokens()) : 1;
+  }
   std::size_t units_per_row() const { return tokens() / tokens_per_unit(); }
   std::size_t units_per_weight() const { return units_per_row() / per_row(); }  ///< for loss_denominator
 };
@@ -83,8 +87,9 @@ struct ClipKnobs {
 
 namespace detail {
 /// Loss of one unit and its derivative by the unit's log-prob; counts into `stats`.
-inline std::pair<double, double> clip_unit(double advantage, const LossElement& element, const Anchor& anchor,
-                                           const ClipKnobs& knobs, LossStats& stats) {
+template <bool Clips>
+std::pair<double, double> clip_unit(double advantage, const LossElement& element, const Anchor& anchor,
+                                    const ClipKnobs& knobs, LossStats& stats) {
   const double log_ratio = element.current - anchor.log_prob;
   const double clamped = std::clamp(log_ratio, knobs.log_ratio_min, knobs.log_ratio_max);
   const double ratio = std::exp(clamped);
@@ -100,7 +105,7 @@ inline std::pair<double, double> clip_unit(double advantage, const LossElement& 
   }
   if (advantage == 0) return {0, 0};
 
-  const double limited = std::clamp(ratio, 1 - knobs.clip_low, 1 + knobs.clip_high);
+  const double limited = Clips ? std::clamp(ratio, 1 - knobs.clip_low, 1 + knobs.clip_high) : ratio;
   double loss = -advantage * ratio;
   double slope = log_ratio < knobs.log_ratio_min || log_ratio > knobs.log_ratio_max ? 0 : loss;
   if (-advantage * limited > loss) {
@@ -152,6 +157,7 @@ LossStats clip_loss(const LossShape& shape, const LossInputs<Real>& inputs, cons
     detail::expect_size("clip_loss: grad_entropy", grad_entropy.size(), all_tokens);
 
   const std::size_t unit_tokens = shape.tokens_per_unit(), weight_units = shape.units_per_weight();
+  const double unit_scale = shape.unit_scale();
   const auto unit_sum = [unit_tokens](std::span<const Real> values, std::size_t first) {
     double sum = 0;
     for (std::size_t k = 0; k < unit_tokens; ++k) sum += values[first + k];
@@ -174,13 +180,14 @@ LossStats clip_loss(const LossShape& shape, const LossInputs<Real>& inputs, cons
       const std::size_t first = (w * weight_units + unit) * unit_tokens;
       double slope = 0;
       if (inputs.weight[w] != 0) {
-        element.current = unit_sum(inputs.current, first);
-        element.behaviour = unit_sum(inputs.behaviour, first);
-        if constexpr (Correction::needs_proximal) element.proximal = unit_sum(inputs.proximal, first);
-        const auto [loss, unit_slope] = detail::clip_unit(static_cast<double>(inputs.advantage[w]), element,
-                                                          correction.anchor(element), knobs, stats);
+        element.current = unit_scale * unit_sum(inputs.current, first);
+        element.behaviour = unit_scale * unit_sum(inputs.behaviour, first);
+        if constexpr (Correction::needs_proximal)
+          element.proximal = unit_scale * unit_sum(inputs.proximal, first);
+        const auto [loss, unit_slope] = detail::clip_unit<clips_ratio<Correction>>(
+            static_cast<double>(inputs.advantage[w]), element, correction.anchor(element), knobs, stats);
         stats.policy_loss += scale * loss;
-        slope = scale * unit_slope;
+        slope = scale * unit_scale * unit_slope;
         if (!inputs.entropy.empty()) stats.entropy += scale * unit_sum(inputs.entropy, first);
       }
       std::fill_n(grad_current.begin() + static_cast<std::ptrdiff_t>(first), unit_tokens,

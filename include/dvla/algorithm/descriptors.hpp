@@ -1,5 +1,5 @@
 // Algorithms that a pipeline can name. Descriptors only, no torch. Paper: GRPO with a clipped policy
-// gradient; staleness correction is a policy of its own inside this slot (algorithm/staleness.hpp).
+// gradient, PPO as a preset; staleness correction is a policy of its own inside this slot (algorithm/staleness.hpp).
 #pragma once
 
 #include <string_view>
@@ -7,6 +7,7 @@
 
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/algorithm/grpo_knobs.hpp"
+#include "dvla/algorithm/ppo_knobs.hpp"
 #include "dvla/algorithm/staleness.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
@@ -15,41 +16,28 @@
 namespace dvla {
 
 namespace detail {
-/// A correction's own knobs, or GrpoKnobs where it has none.
-template <class Correction>
-struct grpo_knobs {
-  using type = GrpoKnobs;
-  using mistake = dvla::mistake::none;
+/// An algorithm's knobs with those of a correction that has some.
+template <class Correction, class Algorithm>
+struct joined_knobs {
+  static constexpr bool joins = !requires { typename Correction::knobs; };  // that is no template
+  using type = Algorithm;
+  using mistake =
+      std::conditional_t<joins, dvla::mistake::none, dvla::mistake::correction_does_not_join_the_knobs<Correction>>;
 };
-template <class Correction>
-requires requires { typename Correction::knobs; }
-struct grpo_knobs<Correction> {
-  static constexpr bool joins = std::is_base_of_v<GrpoKnobs, typename Correction::knobs>;
-  using type = std::conditional_t<joins, typename Correction::knobs, GrpoKnobs>;
-  using mistake = std::conditional_t<
-      joins, dvla::mistake::none,
-      dvla::mistake::correction_does_not_join_the_knobs<Correction, typename Correction::knobs>>;
+template <class Correction, class Algorithm>
+requires requires { typename Correction::template knobs<Algorithm>; }
+struct joined_knobs<Correction, Algorithm> {
+  static constexpr bool joins = std::is_base_of_v<Algorithm, typename Correction::template knobs<Algorithm>>;
+  using type = std::conditional_t<joins, typename Correction::template knobs<Algorithm>, Algorithm>;
+  using mistake =
+      std::conditional_t<joins, dvla::mistake::none, dvla::mistake::correction_does_not_join_the_knobs<Correction>>;
 };
-}  // namespace detail
 
-/// Group-relative policy optimisation. What it allows of staleness is its correction's.
-template <class Correction = DecoupledClip>
-struct BasicGRPO {
-  using mistake = dvla::mistake::not_a_correction<Correction>;
-  using slot = algorithm_slot;
+// What the policy gradients differ in, to a pipeline.
+struct Grpo {
   using knobs = GrpoKnobs;
   static constexpr std::string_view name = "GRPO";
-  static constexpr int max_staleness = 1024;
-};
-template <StalenessPolicy Correction>
-struct BasicGRPO<Correction> {
-  using mistake = typename detail::grpo_knobs<Correction>::mistake;
-  using slot = algorithm_slot;
-  using knobs = typename detail::grpo_knobs<Correction>::type;
-  static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};
-  static constexpr std::string_view name = spelling;
-  static constexpr int max_staleness = Correction::max_staleness;
-  static constexpr bool needs_values = false;
+  static constexpr bool needs_values = false, takes_several_episodes = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
@@ -57,22 +45,64 @@ struct BasicGRPO<Correction> {
                   "<dvla/algorithm/grpo.hpp>");
   };
 };
-using GRPO = BasicGRPO<>;
-
-/// Proximal policy optimisation with a value head and GAE. Declared, not built in this version.
-struct PPO {
-  using slot = algorithm_slot;
-  using knobs = NoKnobs;
-  static constexpr std::string_view name = "PPO";
-  static constexpr bool built = false;
-  static constexpr int max_staleness = 1;
-  static constexpr bool needs_values = true;
+struct Rloo {
+  using knobs = GrpoKnobs;
+  static constexpr std::string_view name = "RLOO";
+  static constexpr bool needs_values = false, takes_several_episodes = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: PPO is declared but not built in this version; use GRPO, or write your own "
-                  "algorithm (docs/extending.md)");
+                  "dvla: RLOO is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/grpo.hpp>");
   };
 };
+struct Ppo {
+  using knobs = PpoKnobs;
+  static constexpr std::string_view name = "PPO";
+  static constexpr bool needs_values = true, takes_several_episodes = true;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: PPO is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/ppo.hpp>");
+  };
+};
+}  // namespace detail
+
+/// A clipped policy gradient (algorithm/policy_gradient.hpp). What it allows of staleness is its correction's.
+template <class Kind, class Correction>
+struct PolicyGradient {
+  using mistake = dvla::mistake::not_a_correction<Correction>;
+  using slot = algorithm_slot;
+  using knobs = typename Kind::knobs;
+  static constexpr std::string_view name = Kind::name;
+  static constexpr int max_staleness = 1024;
+};
+template <class Kind, StalenessPolicy Correction>
+struct PolicyGradient<Kind, Correction> {
+  using mistake = typename detail::joined_knobs<Correction, typename Kind::knobs>::mistake;
+  using slot = algorithm_slot;
+  using knobs = typename detail::joined_knobs<Correction, typename Kind::knobs>::type;
+  static constexpr Spelling spelling{Kind::name, "<", Correction::name, ">"};
+  static constexpr std::string_view name = spelling;
+  static constexpr int max_staleness = Correction::max_staleness;
+  static constexpr bool needs_values = Kind::needs_values;
+  static constexpr bool takes_several_episodes = Kind::takes_several_episodes;
+  template <bool Never>
+  using missing = typename Kind::template missing<Never>;
+};
+
+/// Group-relative policy optimisation.
+template <class Correction = DecoupledClip>
+using BasicGRPO = PolicyGradient<detail::Grpo, Correction>;
+using GRPO = BasicGRPO<>;
+/// REINFORCE with a leave-one-out baseline.
+template <class Correction = DecoupledClip>
+using BasicRLOO = PolicyGradient<detail::Rloo, Correction>;
+using RLOO = BasicRLOO<>;
+/// Proximal policy optimisation with values and GAE.
+template <class Correction = DecoupledClip>
+using BasicPPO = PolicyGradient<detail::Ppo, Correction>;
+using PPO = BasicPPO<>;
 
 }  // namespace dvla

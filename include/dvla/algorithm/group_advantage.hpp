@@ -35,6 +35,29 @@ inline void expect_groups(std::size_t group_size, std::size_t episodes) {
 inline bool is_valid(std::span<const std::uint8_t> valid_B, std::size_t b) {
   return valid_B.empty() || valid_B[b] != 0;
 }
+
+/// Of the group's valid members; `mean` is of the returns less `origin`.
+struct GroupMean {
+  std::size_t members = 0;
+  double origin = 0, mean = 0;
+};
+/// Sums are of differences to the first valid member: equal returns then give exact zeros, and large returns with a
+/// small spread lose no digits.
+inline GroupMean group_mean(std::span<const float> return_B, std::span<const std::uint8_t> valid_B,
+                            std::size_t begin, std::size_t group_size) {
+  GroupMean group;
+  double sum = 0;
+  for (std::size_t b = begin; b < begin + group_size; ++b) {
+    if (!is_valid(valid_B, b)) continue;
+    if (!std::isfinite(return_B[b]))
+      throw Error("the return of episode " + std::to_string(b) +
+                  " is not finite: mark the episode as not valid or repair its rewards.");
+    if (group.members++ == 0) group.origin = return_B[b];
+    sum += return_B[b] - group.origin;
+  }
+  if (group.members > 0) group.mean = sum / static_cast<double>(group.members);
+  return group;
+}
 }  // namespace detail
 
 /// advantage_B from return_B. valid_B: [B], or empty where every episode is valid. Invalid members neither
@@ -50,19 +73,8 @@ inline GroupSummary group_advantage(std::size_t group_size, std::span<const floa
 
   GroupSummary summary;
   for (std::size_t begin = 0; begin < episodes; begin += group_size) {
-    // Sums are of differences to the first valid member: equal returns then give exact zeros, and large
-    // returns with a small spread lose no digits.
-    double origin = 0, sum = 0, squares = 0;
-    std::size_t members = 0;
-    for (std::size_t b = begin; b < begin + group_size; ++b) {
-      if (!detail::is_valid(valid_B, b)) continue;
-      if (!std::isfinite(return_B[b]))
-        throw Error("group_advantage: the return of episode " + std::to_string(b) +
-                    " is not finite: mark the episode as not valid or repair its rewards.");
-      if (members++ == 0) origin = return_B[b];
-      sum += return_B[b] - origin;
-    }
-    const double mean = members == 0 ? 0 : sum / static_cast<double>(members);
+    const auto [members, origin, mean] = detail::group_mean(return_B, valid_B, begin, group_size);
+    double squares = 0;
     for (std::size_t b = begin; b < begin + group_size; ++b)
       if (detail::is_valid(valid_B, b))
         squares += (return_B[b] - origin - mean) * (return_B[b] - origin - mean);
@@ -72,6 +84,30 @@ inline GroupSummary group_advantage(std::size_t group_size, std::span<const floa
       advantage_B[b] = informative && detail::is_valid(valid_B, b)
                            ? static_cast<float>((return_B[b] - origin - mean) / (spread + epsilon))
                            : 0.0F;
+    ++summary.groups;
+    summary.informative += informative;
+  }
+  return summary;
+}
+
+/// return - mean of the group's other valid members; arguments and exceptions as group_advantage's. A group with fewer
+/// than two valid members, or whose members all earned the same, gets exactly 0.
+inline GroupSummary leave_one_out_advantage(std::size_t group_size, std::span<const float> return_B,
+                                            std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+  const std::size_t episodes = return_B.size();
+  detail::expect_groups(group_size, episodes);
+  detail::expect_size("leave_one_out_advantage: advantage", advantage_B.size(), episodes);
+  if (!valid_B.empty()) detail::expect_size("leave_one_out_advantage: valid", valid_B.size(), episodes);
+  GroupSummary summary;
+  for (std::size_t begin = 0; begin < episodes; begin += group_size) {
+    const auto [members, origin, mean] = detail::group_mean(return_B, valid_B, begin, group_size);
+    const double factor = members < 2 ? 0 : static_cast<double>(members) / static_cast<double>(members - 1);
+    bool informative = false;
+    for (std::size_t b = begin; b < begin + group_size; ++b) {
+      const bool counts = members >= 2 && detail::is_valid(valid_B, b);
+      advantage_B[b] = counts ? static_cast<float>(factor * (return_B[b] - origin - mean)) : 0.0F;
+      informative = informative || advantage_B[b] != 0;
+    }
     ++summary.groups;
     summary.informative += informative;
   }

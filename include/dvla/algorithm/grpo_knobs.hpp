@@ -1,91 +1,29 @@
-// What a user tunes in GRPO. Paper: group-relative advantages, clipped policy gradient, micro-batches; names
-// and defaults follow RLinf's shipped settings where those have one. Includes no arithmetic.
+// What a user tunes in GRPO besides. Paper: group-relative advantages, clipped policy gradient, micro-batches.
+// Includes no arithmetic.
 #pragma once
 
-#include "dvla/algorithm/levels.hpp"
-#include "dvla/core/error.hpp"
-#include "dvla/core/knobs.hpp"
+#include "dvla/algorithm/policy_gradient_knobs.hpp"
 
 namespace dvla {
 
-struct GrpoKnobs {
-  int group = 8;           ///< consecutive episodes that share a reset state
-  int rollout_epochs = 1;  ///< passes of all environments that make one batch
-  int epochs = 2;          ///< passes of the trainer over a batch
-  int global_batch = 512;  ///< decisions per optimiser step; 0 = all; a multiple of micro_batch
-  int micro_batch = 256;   ///< decisions per forward and backward pass
-  double learning_rate = 3e-4;
-  int decay_batches = 0;  ///< the learning rate falls linearly to a tenth over so many batches; 0 = constant
-  double beta1 = 0.9;
-  double beta2 = 0.95;
-  double weight_decay = 0;
-  double gradient_clip = 1;    ///< norm; 0 = off
-  double clip_low = 0.2;       ///< ratio >= 1 - clip_low
-  double clip_high = 0.28;     ///< ratio <= 1 + clip_high
-  double dual_clip = 0;        ///< above 1, or 0 = off
-  double log_ratio_clamp = 0;  ///< 0 = off
-  LogProbLevel log_prob_level = LogProbLevel::token;
-  RewardLevel reward_level = RewardLevel::chunk;
-  Aggregation aggregation = Aggregation::trajectory_equal;
+struct GrpoKnobs : PolicyGradientKnobs {
+  int group = 8;            ///< consecutive episodes that share a reset state
   double filter_lower = 0;  ///< groups whose mean return is outside [lower, upper] are masked; both 0 = off
   double filter_upper = 0;
-  double entropy_bonus = 0;
-};
-
-/// What is tuned besides under BasicDecoupledClip.
-struct DecoupledClipKnobs : GrpoKnobs {
-  double weight_limit = 2;  ///< samples whose importance weight exceeds it are dropped
 };
 
 template <>
-inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action",
-                                                                                  "chunk"});
-template <>
-inline constexpr auto enum_names<RewardLevel> = std::to_array<std::string_view>({"action", "chunk"});
-template <>
-inline constexpr auto enum_names<Aggregation> = std::to_array<std::string_view>({"masked_mean",
-                                                                                 "trajectory_equal"});
-
-template <>
-inline constexpr auto knob_docs<GrpoKnobs> = std::to_array<KnobDoc>({
-    {"group", "episodes that share a reset state", 2, 4096},
-    {"rollout_epochs", "passes of all environments that make one batch", 1, 4096},
-    {"epochs", "passes of the trainer over a batch", 1, 1000},
-    {"global_batch", "decisions an optimiser step; 0 = the whole batch; a multiple of micro_batch", 0,
-     1 << 24},
-    {"micro_batch", "decisions a forward and backward pass", 1, 1 << 24},
-    {"learning_rate", "of AdamW; 0 changes nothing", 0, 1},
-    {"decay_batches", "batches over which the learning rate falls linearly to a tenth; 0 = it stays", 0, 1e9},
-    {"beta1", "decay of AdamW's first moment", 0, 0.9999999},
-    {"beta2", "decay of AdamW's second moment", 0, 0.9999999},
-    {"weight_decay", "of AdamW, decoupled", 0, 10},
-    {"gradient_clip", "largest norm of the gradient; 0 = off", 0, 1e9},
-    {"clip_low", "the ratio is clipped below 1 - this", 0, 1},
-    {"clip_high", "the ratio is clipped above 1 + this", 0, 100},
-    {"dual_clip", "bound of the loss for negative advantages, as a ratio above 1; 0 = off", 0, 1e6},
-    {"log_ratio_clamp", "largest |log ratio|; 0 = off", 0, 100},
-    {"log_prob_level", "what one ratio covers"},
-    {"reward_level", "what one reward covers"},
-    {"aggregation", "how the loss is averaged: over valid steps, or every trajectory alike"},
-    {"filter_lower", "groups with a lower mean return are masked; both 0 = off", -1e9, 1e9},
-    {"filter_upper", "groups with a higher mean return are masked; both 0 = off", -1e9, 1e9},
-    {"entropy_bonus", "weight of the entropy in the objective", 0, 10},
-});
-
-template <>
-inline constexpr auto knob_docs<DecoupledClipKnobs> = joined_docs(
-    knob_docs<GrpoKnobs>,
-    std::to_array<KnobDoc>({{"weight_limit", "importance weights above it drop the sample", 1e-6, 1e6}}));
+inline constexpr auto knob_docs<GrpoKnobs> =
+    joined_docs(knob_docs<PolicyGradientKnobs>,
+                std::to_array<KnobDoc>({
+                    {"group", "episodes that share a reset state", 2, 4096},
+                    {"filter_lower", "groups with a lower mean return are masked; both 0 = off", -1e9, 1e9},
+                    {"filter_upper", "groups with a higher mean return are masked; both 0 = off", -1e9, 1e9},
+                }));
 
 /// Rules between members; found by validate(config).
 inline void check(const GrpoKnobs& knobs) {
-  if (knobs.dual_clip != 0 && knobs.dual_clip <= 1)
-    throw ConfigError("algorithm.dual_clip is " + std::to_string(knobs.dual_clip) +
-                      "; it must be above 1, or 0 for off");
-  if (knobs.global_batch % knobs.micro_batch != 0)
-    throw ConfigError("algorithm.global_batch is " + std::to_string(knobs.global_batch) +
-                      "; it must be a multiple of algorithm.micro_batch, which is " +
-                      std::to_string(knobs.micro_batch));
+  check(static_cast<const PolicyGradientKnobs&>(knobs));
   if ((knobs.filter_lower != 0 || knobs.filter_upper != 0) && !(knobs.filter_lower < knobs.filter_upper))
     throw ConfigError("algorithm.filter_lower is " + std::to_string(knobs.filter_lower) +
                       "; it must be below algorithm.filter_upper, which is " +
@@ -96,10 +34,4 @@ inline void check(const GrpoKnobs& knobs) {
 
 template <std::same_as<dvla::GrpoKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::group, &K::rollout_epochs, &K::epochs, &K::global_batch, &K::micro_batch,
-                    &K::learning_rate, &K::decay_batches, &K::beta1, &K::beta2, &K::weight_decay,
-                    &K::gradient_clip, &K::clip_low, &K::clip_high, &K::dual_clip, &K::log_ratio_clamp,
-                    &K::log_prob_level, &K::reward_level, &K::aggregation, &K::filter_lower, &K::filter_upper,
-                    &K::entropy_bonus> {};
-template <std::same_as<dvla::DecoupledClipKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::GrpoKnobs, &K::weight_limit> {};
+    : dvla::more_members<dvla::PolicyGradientKnobs, &K::group, &K::filter_lower, &K::filter_upper> {};

@@ -7,8 +7,8 @@
 namespace dvla {
 
 /// What has a ratio of its own: every token; a control step (log-probs summed over A); a decision (over C and
-/// A).
-enum class LogProbLevel : std::uint8_t { token, action, chunk };
+/// A); a decision whose log-probs are averaged instead (GSPO, Zheng et al., arXiv 2507.18071).
+enum class LogProbLevel : std::uint8_t { token, action, chunk, sequence };
 
 /// Are rewards, masks and advantages kept per control step, [T, B, C], or per decision, [T, B]?
 enum class RewardLevel : std::uint8_t { action, chunk };

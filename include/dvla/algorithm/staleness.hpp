@@ -4,6 +4,7 @@
 // the ratio clipped (the *anchor*), and with which weight does the element count?
 //     loss = clip(exp(current - anchor)) * weight        anchor and weight are constants to the gradient
 //   Uncorrected    anchor = behaviour, weight = 1: plain clipping against the weights that acted.
+//   GIPO           anchor = behaviour, weight = a Gaussian in current - behaviour, nothing clipped.
 //   DecoupledClip  anchor = proximal, weight = exp(proximal - behaviour), dropped where that exceeds a limit.
 //   Clipping
 //                  then limits how far *this update* moves; the importance weight answers for the age of the
@@ -45,9 +46,9 @@ struct Anchor {
   double weight = 1;  ///< 0 drops the element: no loss, no gradient; it still counts in the denominator
 };
 
-/// What clip_loss asks of a correction; users may bring their own. One with something to tune names `knobs`,
-/// a struct that derives from GrpoKnobs (algorithm/grpo_knobs.hpp), and takes its values over in
-/// `read(knobs)`.
+/// What clip_loss asks of a correction; users may bring their own. One with something to tune has a member
+/// `template <class Algorithm> knobs`, a struct that derives from the algorithm's knobs, and takes its values over
+/// in `read(knobs)`. One whose `clips` is false has the ratio as it is: its weight must bound it.
 template <class Correction>
 concept StalenessPolicy = requires(const Correction& correction, const LossElement& element) {
   { Correction::name } -> std::convertible_to<std::string_view>;
@@ -57,7 +58,16 @@ concept StalenessPolicy = requires(const Correction& correction, const LossEleme
   { correction.anchor(element) } -> std::same_as<Anchor>;
 };
 
-struct DecoupledClipKnobs;  // algorithm/grpo_knobs.hpp
+template <class Correction>
+inline constexpr bool clips_ratio = [] {
+  if constexpr (requires { Correction::clips; }) return static_cast<bool>(Correction::clips);
+  return true;
+}();
+
+template <class Algorithm>
+struct DecoupledClipKnobs;  // algorithm/policy_gradient_knobs.hpp
+template <class Algorithm>
+struct GipoKnobs;  // the same
 
 /// Plain clipping. Good for K <= 1: with older data the ratio is clipped before the update has moved
 /// anything.
@@ -77,7 +87,8 @@ enum class ProximalSource : std::uint8_t { recomputed, interpolated };
 /// dropped_fraction().
 template <ProximalSource Source = ProximalSource::recomputed>
 struct BasicDecoupledClip {
-  using knobs = DecoupledClipKnobs;
+  template <class Algorithm>
+  using knobs = DecoupledClipKnobs<Algorithm>;
   static constexpr std::string_view name =
       Source == ProximalSource::recomputed ? "DecoupledClip<recomputed>" : "DecoupledClip<interpolated>";
   static constexpr int max_staleness = 8;
@@ -106,6 +117,32 @@ struct BasicDecoupledClip {
 };
 using DecoupledClip = BasicDecoupledClip<>;
 
-static_assert(StalenessPolicy<Uncorrected> && StalenessPolicy<DecoupledClip>);
+/// GIPO: importance sampling whose weight falls off smoothly with the distance of the ratio from 1,
+///     loss = -A rho exp(-(log rho / sigma)^2 / 2),    rho = exp(current - behaviour),
+/// where the Gaussian carries no gradient and rho does, and nothing is clipped. max_staleness as DecoupledClip's: a
+/// bound by choice.
+struct GIPO {
+  template <class Algorithm>
+  using knobs = GipoKnobs<Algorithm>;
+  static constexpr std::string_view name = "GIPO";
+  static constexpr int max_staleness = 8;
+  static constexpr bool needs_proximal = false;
+  static constexpr bool needs_versions = false;
+  static constexpr bool clips = false;
+
+  double sigma = 0.5;  ///< > 0
+
+  template <class Knobs>
+  void read(const Knobs& tuned) {
+    sigma = tuned.sigma;
+  }
+
+  Anchor anchor(const LossElement& element) const {
+    const double distance = (element.current - element.behaviour) / sigma;
+    return {element.behaviour, std::exp(-0.5 * distance * distance)};
+  }
+};
+
+static_assert(StalenessPolicy<Uncorrected> && StalenessPolicy<DecoupledClip> && StalenessPolicy<GIPO>);
 
 }  // namespace dvla

@@ -15,6 +15,9 @@ struct LossStats {
   double policy_loss = 0;
   double entropy_loss = 0;       ///< -entropy_bonus * weighted mean entropy
   double entropy = 0;            ///< weighted mean entropy of a unit
+  double value_loss = 0;         ///< as it counts in loss(): with its coefficient
+  std::size_t values = 0;        ///< not masked
+  std::size_t values_clipped = 0;  ///< of them, clipped and therefore without a slope
   std::size_t units = 0;         ///< not masked
   std::size_t dropped = 0;       ///< of them, dropped by the staleness correction
   std::size_t clipped_low = 0;   ///< of the others, clipped at 1 - low
@@ -26,7 +29,7 @@ struct LossStats {
   double kl_sum = 0;  ///< see approx_kl
   double anchor_weight_sum = 0;
 
-  double loss() const { return policy_loss + entropy_loss; }
+  double loss() const { return policy_loss + entropy_loss + value_loss; }
   double ratio_mean() const { return mean(ratio_sum); }
   /// KL(behaviour || current) from the behaviour's own samples, Schulman's k3: mean of exp(x) - 1 - x, x =
   /// current - behaviour. Never negative.
@@ -41,6 +44,9 @@ struct LossStats {
     policy_loss += other.policy_loss;
     entropy_loss += other.entropy_loss;
     entropy += other.entropy;
+    value_loss += other.value_loss;
+    values += other.values;
+    values_clipped += other.values_clipped;
     units += other.units;
     dropped += other.dropped;
     clipped_low += other.clipped_low;
@@ -71,6 +77,8 @@ struct UpdateStats {
   std::int64_t episodes = 0;           ///< of the batch; absent ones (their rollout died) are left out
   std::int64_t rows = 0;               ///< decisions that were trained on, an epoch
   std::size_t informative_groups = 0;  ///< groups with a non-zero advantage
+  /// 1 - Var(target - value) / Var(target) of the values that the batch was sampled with; 0 where there are none.
+  double explained_variance = 0;
 };
 
 }  // namespace dvla

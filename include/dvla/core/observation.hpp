@@ -76,6 +76,11 @@ struct EpisodeTable {
   Field<std::uint8_t> success;    ///< [S, B] 1 if the task was solved
   Observation final_observation;  ///< [S, B, ...] what it ended with. Absent where rows are not reset within
                                   ///< a pass: then it is Transition::observation at decision + 1
+  /// [S, B] what the weights that sampled think that worth, of truncated episodes; else 0. Absent where the model has
+  /// no values.
+  Field<float> final_value;
+
+  std::int64_t size() const { return seed.extents()[0]; }  ///< S
 };
 
 /// What the environment side records. The model's own Decision stands beside it. Of decisions that a row did not
@@ -103,7 +108,8 @@ struct Transition {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::Observation, frames, proprioception, instruction);
-BOOST_HANA_ADAPT_STRUCT(dvla::EpisodeTable, seed, decision, step, end, success, final_observation);
+BOOST_HANA_ADAPT_STRUCT(dvla::EpisodeTable, seed, decision, step, end, success, final_observation,
+                        final_value);
 BOOST_HANA_ADAPT_STRUCT(dvla::Transition, observation, action, reward, terminated, truncated, episode, group,
                         version);
 
@@ -114,6 +120,7 @@ struct BatchShape {
   std::int64_t episodes = 0;   ///< B: rows; each is one episode where rows are not reset within a pass
   std::int64_t chunk = 0;      ///< C
   std::int64_t table = 1;      ///< S; above 1 rows are reset within a pass
+  bool values = false;         ///< the model has values
 };
 
 /// Extents and devices (no storage) of an observation record with leading dimensions `leading` ([T+1, B] or [B]).
@@ -139,7 +146,7 @@ inline Observation observation_layout(const ObservationSpec& spec, Extents leadi
 /// Extents (no storage) of a batch's Transition.
 inline Transition transition_layout(const ObservationSpec& observation, const ActionSpec& action,
                                     BatchShape shape) {
-  const auto [T, B, C, S] = shape;
+  const auto [T, B, C, S, values] = shape;
   Transition transition;
   transition.observation = observation_layout(observation, {T + 1, B});
   transition.action = Field<float>({T, B, C, action.dimensions});
@@ -151,6 +158,7 @@ inline Transition transition_layout(const ObservationSpec& observation, const Ac
   episode.decision = episode.step = Field<std::int32_t>({S, B});
   episode.end = episode.success = Field<std::uint8_t>({S, B});
   if (S > 1) episode.final_observation = observation_layout(observation, {S, B});
+  if (values) episode.final_value = Field<float>({S, B});
   transition.group = Field<std::int32_t>({B});
   transition.version = Field<std::int64_t>({T, B});
   return transition;

@@ -268,12 +268,12 @@ struct not_a_correction {
                 "DecoupledClip, or your own as algorithm/staleness.hpp says");
 };
 
-template <class Correction, class Knobs>
+template <class Correction>
 struct correction_does_not_join_the_knobs {
   static_assert(
       never<Correction>,
-      "dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
-      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
+      "dvla: this staleness correction's knobs must derive from the algorithm's, whose knobs they join: "
+      "template <class Algorithm> struct knobs : Algorithm { ... }; (algorithm/staleness.hpp)");
 };
 
 template <class Model>

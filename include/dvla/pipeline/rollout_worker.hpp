@@ -152,7 +152,8 @@ class RolloutWorker {
 
   BatchShape shape() const {
     const std::int64_t steps = options_.pass_steps > 0 ? options_.pass_steps : environment_.horizon();
-    return {decisions_in(steps, C()), environment_.size() * options_.rollout_epochs, C(), options_.table};
+    return {decisions_in(steps, C()), environment_.size() * options_.rollout_epochs, C(), options_.table,
+            HasValues<Model>};
   }
   /// Front: read by this worker. Back: filled by whoever installs weights (the reception lane).
   FrontBack<VersionedModel<Model>>& models() { return models_; }
@@ -199,6 +200,7 @@ class RolloutWorker {
         begin_episodes(pass, everybody_, 0);
       }
       play(pass, boundaries);
+      if constexpr (HasValues<Model>) note_final_values(pass);
       for (std::int64_t row = 0; row < N; ++row) {
         if (!failures_.has(row)) continue;
         const std::string what = failure_text(row, batch, pass);
@@ -349,7 +351,8 @@ class RolloutWorker {
   /// Extents of a Transition with N rows.
   Transition layout(std::int64_t decisions, std::int64_t chunk) const {
     return transition_layout(environment_.observation_spec(), environment_.action_spec(),
-                             {decisions, environment_.size(), chunk});
+                             {.decisions = decisions, .episodes = environment_.size(), .chunk = chunk,
+                              .values = HasValues<Model>});
   }
 
  private:
@@ -567,6 +570,36 @@ class RolloutWorker {
         state.over = true;
     }
   }
+  /// What the weights that act now think of the observations which cut episodes off.
+  void note_final_values(const Pass& pass) {
+    const EpisodeTable& table = pass.all.episode;
+    const std::int64_t S = table.size(), B = table.seed.extents()[1];
+    const Observation seen = cut_record(S > 1 ? table.final_observation : pass.all.observation,
+                                        [](auto field) { return field.flat(); });
+    final_rows_.clear();
+    final_entries_.clear();
+    for (std::int64_t s = 0; s < S; ++s)
+      for (std::int64_t b = pass.first; b < pass.first + environment_.size(); ++b) {
+        if (table.end.at(s)[b] != static_cast<std::uint8_t>(EpisodeEnd::truncated)) continue;
+        final_entries_.push_back(s * B + b);
+        final_rows_.push_back(S > 1 ? s * B + b : (table.decision.at(s)[b] + 1) * B + b);
+      }
+    if (final_rows_.empty()) return;
+    const auto width = static_cast<std::size_t>(pass.decisions.value.count() / pass.decisions.log_prob.extents()[0] /
+                                                pass.decisions.log_prob.extents()[1]);
+    const std::size_t most = options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows)
+                                                         : everybody_.size();
+    final_values_.resize(most * width);
+    Model& model = *models_.front().model;
+    for (std::size_t first = 0; first < final_rows_.size(); first += most) {
+      const auto rows = std::span<const std::int64_t>(final_rows_).subspan(
+          first, std::min(most, final_rows_.size() - first));
+      in_model<Model>("values", rows.size(), seen,
+                      [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        table.final_value[final_entries_[first + i]] = final_values_[i * width];  // before the first of C steps
+    }
+  }
   static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,
                                std::int64_t s) {
     const auto copy_field = [&](const auto& source, const auto& target) {
@@ -684,6 +717,8 @@ class RolloutWorker {
   std::vector<std::int64_t> everybody_;
   std::vector<RowState> rows_;
   std::vector<StageRows> lists_;
+  std::vector<std::int64_t> final_rows_, final_entries_;  ///< of note_final_values
+  std::vector<float> final_values_;
   RolloutCounts counts_;
   std::atomic<std::int64_t> batch_{-1}, decision_{0};  ///< in a rollout, for the watch
   std::optional<StepWatch> step_watch_;

@@ -158,7 +158,8 @@ class RunSettings {
   }
   BatchShape shape(const EnvironmentSpec& spec, std::int64_t episodes) const {
     const std::int64_t chunk = config_.model.chunk;
-    return {decisions_in(pass_steps() > 0 ? pass_steps() : spec.horizon, chunk), episodes, chunk, table()};
+    return {decisions_in(pass_steps() > 0 ? pass_steps() : spec.horizon, chunk), episodes, chunk, table(),
+            detail::has_value_head<typename P::model>};
   }
   /// Of demonstrations, whose rows are never reset within a pass.
   BatchShape demonstrations(const EnvironmentSpec& spec, std::int64_t episodes) const {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden numbers for dvla's GRPO arithmetic: NumPy, float64, from the formulas, not from the C++.
+"""Golden numbers for dvla's policy gradients: NumPy, float64, from the formulas, not from the C++.
 
 Run: python3 make_golden.py   (rewrites golden.json beside this file; seeded, so it writes the same again)
 Inputs are rounded to float32, so that a C++ test in float starts from the very same numbers. Which branch of the loss
@@ -233,10 +233,100 @@ for step, g in enumerate(gradients, 1):
 adamw["first_moment"], adamw["second_moment"] = first, second
 assert min(adamw["norms"]) < 4.0 < max(adamw["norms"]), "both sides of the norm clip must be covered"
 
+# --- values: GAE, V-trace, the value loss; leave-one-out; GIPO; a ratio of means (GSPO) --------------------------------
+T, B, R = 6, 5, 2
+K = T * R
+value_rng = np.random.default_rng(20261129)  # of its own: what stands above does not depend on it
+
+
+def f32v(values):
+    return np.asarray(values, np.float32).astype(np.float64)
+
+
+v_reward = f32v(value_rng.normal(size=(T, B, R)))
+v_value = f32v(value_rng.normal(size=(T, B, R)))
+v_log_ratio = f32v(value_rng.normal(0, 0.5, size=(T, B, R)))
+# (row, begin, end, truncated, final value): elements in time order; several a row, with gaps between them
+episodes = [(0, 0, 12, 1, 0.7), (1, 0, 3, 0, 9.0), (1, 4, 9, 1, -0.4), (1, 10, 12, 1, 1.3), (2, 0, 1, 0, 5.0),
+            (3, 0, 6, 1, 0.25), (3, 6, 12, 0, 7.0)]
+episodes = [(b, k, e, cut, float(np.float32(v))) for b, k, e, cut, v in episodes]
+gamma, lam = 0.97, 0.9
+gae_adv, gae_target, trace = np.zeros((T, B, R)), np.zeros((T, B, R)), np.zeros((T, B, R))
+counts = np.zeros((T, B, R), int)
+for b, begin, end, cut, final in episodes:
+    at = [(k // R, b, k % R) for k in range(begin, end)]
+    r, v, lr = (np.array([x[i] for i in at]) for x in (v_reward, v_value, v_log_ratio))
+    following = np.append(v[1:], final if cut else 0.0)
+    delta = r + gamma * following - v
+    rho = np.minimum(1.0, np.exp(lr))
+    for i, place in enumerate(at):  # by the definitions, not by recursion
+        gae_adv[place] = sum((gamma * lam) ** (j - i) * delta[j] for j in range(i, len(at)))
+        gae_target[place] = gae_adv[place] + v[i]
+        trace[place] = v[i] + sum(gamma ** (j - i) * np.prod(lam * rho[i:j]) * rho[j] * delta[j] for j in range(i, len(at)))
+        counts[place] = 1
+valid = counts == 1
+normal = np.where(valid, (gae_adv - gae_adv[valid].mean()) / (gae_adv[valid].std(ddof=1) + 1e-5), 0.0)
+
+count = 24
+loss_value = f32v(value_rng.normal(size=count))
+loss_old = f32v(loss_value + value_rng.normal(0, 0.3, size=count))
+loss_target = f32v(loss_value + value_rng.normal(0, 2.0, size=count))
+loss_weight = f32v(value_rng.uniform(0.5, 2, size=count))
+loss_weight[[3, 11]] = 0
+value_cases = []
+for clip, delta, coefficient in itertools.product([0.2, 0.0], [10.0, 0.8], [1.0, 0.5]):
+    def one(x):
+        def huber(e):
+            return np.where(np.abs(e) < delta, 0.5 * e * e, delta * (np.abs(e) - 0.5 * delta))
+        plain_loss = huber(loss_target - x)
+        if clip == 0:
+            return plain_loss
+        return np.maximum(plain_loss, huber(loss_target - loss_old - np.clip(x - loss_old, -clip, clip)))
+    h = np.longdouble(1e-6)
+    x = loss_value.astype(np.longdouble)
+    slope = ((one(x + h) - one(x - h)) / (2 * h)).astype(float)
+    value_cases.append({"clip": clip, "huber_delta": delta, "coefficient": coefficient,
+                        "loss": coefficient * (one(loss_value) * loss_weight).sum() / 7.5,
+                        "slope": coefficient * slope * loss_weight / 7.5,
+                        "clipped": int(((np.abs(slope) < 1e-9) & (loss_weight > 0)).sum())})
+assert any(c["clipped"] > 0 for c in value_cases)
+
+loo_return = f32v(value_rng.normal(size=12))
+loo_return[8:] = f32v(0.3)
+loo_valid = np.ones(12, int)
+loo_valid[[1, 4, 5, 6]] = 0
+loo = np.zeros(12)
+for g in range(0, 12, 4):
+    members = [b for b in range(g, g + 4) if loo_valid[b]]
+    for b in members:
+        others = [loo_return[o] for o in members if o != b]
+        loo[b] = loo_return[b] - np.mean(others) if others else 0.0
+
+gipo_current, gipo_behaviour = f32v(value_rng.normal(-1, 0.6, size=(6, 2, 2))), f32v(value_rng.normal(-1, 0.6, size=(6, 2, 2)))
+gipo_adv = f32v(value_rng.normal(size=6))
+gipo_cases = []
+for level, sigma in itertools.product(["token", "action", "chunk", "sequence"], [0.5, 1.5]):
+    axes = {"token": None, "action": (2,), "chunk": (1, 2), "sequence": (1, 2)}[level]
+    unit = (gipo_current - gipo_behaviour) if axes is None else (gipo_current - gipo_behaviour).sum(axis=axes, keepdims=True)
+    if level == "sequence":
+        unit = unit / 4
+    units = unit.size
+    factor = np.exp(-0.5 * (unit / sigma) ** 2)
+    each = -np.exp(unit) * gipo_adv[:, None, None] * factor  # the factor is a constant to the gradient
+    token = np.broadcast_to(each / units * (0.25 if level == "sequence" else 1), (6, 2, 2))
+    gipo_cases.append({"level": level, "sigma": sigma, "loss": each.sum() / units, "grad": token, "units": units})
+values = {"T": T, "B": B, "R": R, "gamma": gamma, "lambda": lam, "reward": v_reward, "value": v_value,
+          "log_ratio": v_log_ratio, "episodes": [list(e) for e in episodes], "advantage": gae_adv,
+          "target": gae_target, "v_trace": trace, "mask": counts, "normalised": normal,
+          "loss": {"value": loss_value, "old": loss_old, "target": loss_target, "weight": loss_weight,
+                   "denominator": 7.5, "cases": value_cases},
+          "leave_one_out": {"G": 4, "returns": loo_return, "valid": loo_valid, "advantage": loo},
+          "gipo": {"current": gipo_current, "behaviour": gipo_behaviour, "advantage": gipo_adv, "cases": gipo_cases}}
+
 for name in ["clipped_low", "clipped_high", "dual_clipped", "dropped"]:
     assert any(c[name] > 0 for c in cases), f"no case covers {name}"
 path = pathlib.Path(__file__).with_name("golden.json")
-sections = {"rollout": rollout, "loss": loss, "adamw": adamw}
+sections = {"rollout": rollout, "loss": loss, "adamw": adamw, "values": values}
 path.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(plain(v), separators=(",", ":"))}' for k, v in sections.items())
                 .replace('},{"level"', '},\n{"level"') + "\n}\n")
 print(f"{path.name}: {path.stat().st_size} bytes, {len(cases)} loss cases, norms {min(adamw['norms']):.2f}..{max(adamw['norms']):.2f}")
