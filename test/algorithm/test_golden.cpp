@@ -2,6 +2,7 @@
 // test/golden/algorithm/make_golden.py.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <fstream>
@@ -16,6 +17,7 @@
 #include "dvla/algorithm/clip_loss.hpp"
 #include "dvla/algorithm/gae.hpp"
 #include "dvla/algorithm/group_advantage.hpp"
+#include "dvla/algorithm/normalise.hpp"
 #include "dvla/algorithm/returns.hpp"
 #include "dvla/algorithm/value_loss.hpp"
 
@@ -36,15 +38,23 @@ Values<Value> read(const json& node, const char* key) {
   return node.at(key).get<Values<Value>>();
 }
 
+/// Made by RLinf's own functions: test/golden/algorithm/make_rlinf_golden.py.
+const json& rlinf() {
+  static const json file = json::parse(std::ifstream(DVLA_TEST_DIR "/golden/algorithm/rlinf.json"));
+  return file;
+}
+
 /// Equal to 1e-6 of the larger of 1 and the expected number.
-bool close(double have, double want) { return std::abs(have - want) <= 1e-6 * std::max(1.0, std::abs(want)); }
+bool close(double have, double want, double tolerance = 1e-6) {
+  return std::abs(have - want) <= tolerance * std::max(1.0, std::abs(want));
+}
 
 template <class Value>
-void check_close(const Values<Value>& have, const json& want) {
+void check_close(const Values<Value>& have, const json& want, double tolerance = 1e-6) {
   REQUIRE(have.size() == want.size());
   for (std::size_t i = 0; i < have.size(); ++i) {
     CAPTURE(i);
-    CHECK_MESSAGE(close(static_cast<double>(have[i]), want[i].get<double>()), have[i], " is not ",
+    CHECK_MESSAGE(close(static_cast<double>(have[i]), want[i].get<double>(), tolerance), have[i], " is not ",
                   want[i].dump());
   }
 }
@@ -237,7 +247,7 @@ TEST_CASE("Generalised advantages, V-trace's targets and normalised advantages a
   const Values<float> same(reward.size(), 0.0F);
   dvla::v_trace(at, episodes, reward, value, same, data.at("gamma"), data.at("lambda"), corrected);
   check_close(corrected, data.at("target"));
-  dvla::normalise(mask, advantage, [](std::span<double>) {});
+  dvla::normalise(mask, advantage, dvla::Spread::unbiased, [](std::span<double>) {});
   check_close(advantage, data.at("normalised"));
   // Two trainers that share a batch get what one gets.
   Values<float> halves[2];
@@ -252,7 +262,7 @@ TEST_CASE("Generalised advantages, V-trace's targets and normalised advantages a
       Values<float> mine = halves[half];
       std::size_t call = 0;
       std::vector<std::vector<double>> given;
-      dvla::normalise(masks[half], mine, [&](std::span<double> sums) {
+      dvla::normalise(masks[half], mine, dvla::Spread::unbiased, [&](std::span<double> sums) {
         given.emplace_back(sums.begin(), sums.end());
         if (shared[1 - half].size() > call)
           for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += shared[1 - half][call][k];
@@ -320,5 +330,94 @@ TEST_CASE("GIPO, and a ratio of mean log-probabilities, agree with NumPy") {
     CHECK(stats.units == each.at("units"));
     CHECK(stats.clipped_low + stats.clipped_high == 0);
     check_close(gradient, each.at("grad"));
+  }
+}
+
+TEST_CASE("Advantages and targets are RLinf's, to 1e-5") {
+  const json& data = rlinf().at("gae");
+  const std::size_t T = data.at("T"), B = data.at("B");
+  const auto end = read<int>(data, "end");
+  const auto final = read<float>(data, "final"), reward = read<float>(data, "reward"),
+             value = read<float>(data, "value");
+  const auto mask = read<std::uint8_t>(data, "mask");
+  Values<dvla::EpisodeSpan> episodes;
+  for (std::size_t b = 0; b < B; ++b)
+    for (std::size_t t = 0, begin = 0; t < T; ++t)
+      if (end[t * B + b] != 0) {
+        episodes.push_back({b, begin, t + 1, end[t * B + b] == 2, static_cast<double>(final[t * B + b])});
+        begin = t + 1;
+      }
+  Values<float> advantage(T * B), target(T * B);
+  dvla::gae({B, 1}, episodes, reward, value, data.at("gamma"), data.at("lambda"), advantage, target);
+  check_close(advantage, data.at("advantage"), 1e-5);
+  check_close(target, data.at("target"), 1e-5);
+  dvla::normalise(mask, advantage, dvla::Spread::unbiased, [](std::span<double>) {});
+  const auto normalised = read<double>(data, "normalised");
+  for (std::size_t i = 0; i < mask.size(); ++i)  // RLinf normalises the others along, and masks them later
+    CHECK(close(static_cast<double>(advantage[i]), mask[i] != 0 ? normalised[i] : 0.0, 1e-5));
+}
+
+TEST_CASE("The losses of actor and critic, their slopes and the KL are RLinf's, to 1e-5") {
+  const json& critic = rlinf().at("critic");
+  const auto value = read<float>(critic, "value"), old = read<float>(critic, "old"),
+             target = read<float>(critic, "target"), weight = read<float>(critic, "mask");
+  const double rows = std::count(weight.begin(), weight.end(), 1.0F);
+  Values<float> slope(value.size());
+  for (const json& each : critic.at("cases")) {
+    dvla::LossStats stats;
+    dvla::value_loss(value, old, target, weight, {1, each.at("clip"), each.at("huber_delta")}, rows, slope, stats);
+    CHECK(close(stats.value_loss, each.at("loss"), 1e-5));
+    check_close(slope, each.at("slope"), 1e-5);
+  }
+  const json& both = rlinf().at("actor_critic");
+  const auto current = read<float>(both, "current"), behaviour = read<float>(both, "behaviour"),
+             advantage = read<float>(both, "advantage");
+  for (const json& each : both.at("cases")) {
+    const auto name = each.at("level").get<std::string>();
+    CAPTURE(name);
+    const dvla::LossShape shape{both.at("N"), both.at("C"), both.at("A"),
+                                name == "token_level"    ? dvla::LogProbLevel::token
+                                : name == "action_level" ? dvla::LogProbLevel::action
+                                                         : dvla::LogProbLevel::chunk,
+                                dvla::RewardLevel::chunk};
+    dvla::LossInputs<float> inputs;
+    inputs.current = current;
+    inputs.behaviour = behaviour;
+    inputs.advantage = advantage;
+    inputs.weight = weight;
+    Values<float> gradient(current.size());
+    // RLinf divides by rows at every level, however many units a row has.
+    auto stats = dvla::clip_loss<dvla::Uncorrected, float>(shape, inputs, {}, rows, gradient);
+    dvla::value_loss(value, old, target, weight, {1, 0.2, 10}, rows, slope, stats);
+    CHECK(close(stats.loss(), each.at("loss"), 1e-5));
+    check_close(gradient, each.at("grad"), 1e-5);
+    check_close(slope, each.at("slope"), 1e-5);
+  }
+  const auto k3 = read<double>(rlinf().at("kl"), "k3");
+  for (std::size_t i = 0; i < current.size(); ++i) {
+    const auto here = static_cast<double>(current[i]), there = static_cast<double>(behaviour[i]);
+    CHECK(close(dvla::detail::kl_unit(here, there).first, k3[i], 1e-5));
+    const double h = 1e-5;
+    CHECK(close((dvla::detail::kl_unit(here + h, there).first - dvla::detail::kl_unit(here - h, there).first) / (2 * h),
+                dvla::detail::kl_unit(here, there).second, 1e-6));
+  }
+}
+
+TEST_CASE("REINFORCE++'s advantages, with and without a baseline, are RLinf's, to 1e-5") {
+  const json& data = rlinf().at("reinforce_plus_plus");
+  const auto returns = read<float>(data, "returns");
+  const auto lengths = read<std::size_t>(data, "lengths");
+  const std::size_t B = returns.size(), T = 5;
+  Flags mask(T * B);
+  for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = i / B < lengths[i % B];
+  for (const json& each : data.at("cases")) {
+    Values<float> of_episode(B), advantage(T * B);
+    if (each.at("baseline").get<bool>())
+      dvla::centred_advantage(data.at("G"), returns, {}, of_episode);
+    else
+      of_episode = returns;
+    dvla::broadcast_advantage(of_episode, 1, mask, advantage);
+    dvla::normalise(mask, advantage, dvla::Spread::population, [](std::span<double>) {});
+    check_close(advantage, each.at("advantage"), 1e-5);
   }
 }

@@ -418,3 +418,68 @@ TEST_CASE("Fresh data is the same to every correction, to the bit") {
   CHECK(world.trained<dvla::Uncorrected>(far, 1) == world.trained<Interpolated>(far, 1));
   CHECK(world.trained<dvla::Uncorrected>(far, 2) != world.trained<Interpolated>(far, 2));
 }
+
+namespace {
+
+/// A table model whose reference policy gives every decision the same log-probability.
+struct Anchored : TableModel {
+  using TableModel::TableModel;
+  Anchored(const Anchored& other, dvla::ShareFrozen) : TableModel(other.table) {}
+  void reference(const dvla::Observation&, const Decision&, std::span<const std::int64_t> rows,
+                 std::span<float> log_prob) {
+    ++references;
+    std::fill_n(log_prob.begin(), rows.size(), -0.5F);
+  }
+  int references = 0;
+};
+
+}  // namespace
+
+TEST_CASE("A KL to the reference policy pulls every decision that counts towards it") {
+  Tiny world;
+  std::ranges::fill(world.transition->reward.span(), 0.0F);  // no advantage: all that is left is the KL
+  auto knobs = Tiny::knobs();
+  knobs.kl = 0.1;
+  Anchored model(std::vector<float>(8, 0.0F));
+  KeptGradients weights{model};
+  dvla::trace::Off off;
+  dvla::GrpoTrainer<Anchored, KeptGradients, dvla::Uncorrected> trainer(knobs, Tiny::shape, 1, 1);
+  const auto stats = trainer.update(
+      model, weights, *world.transition, *world.decision, 0, [] {}, off);
+  CHECK(model.references == 1);
+  CHECK(stats.loss.kl_loss == doctest::Approx(0.1 * (std::exp(-0.5) - 0.5)));
+  REQUIRE(weights.steps.size() == 1);
+  const double slope = 0.1 * (1 - std::exp(-0.5)) / 8;  // trajectories weigh alike: 2, or 1 and 1
+  const std::array<double, 8> expected{2 * slope, slope, slope, 2 * slope, 0, slope, slope, 0};
+  for (std::size_t row = 0; row < 8; ++row) CHECK(weights.steps[0][row] == doctest::Approx(expected[row]));
+  CHECK_THROWS_WITH_AS((dvla::GrpoTrainer<TableModel, KeptGradients, dvla::Uncorrected>(knobs, Tiny::shape, 1, 1)),
+                       doctest::Contains("knows no reference policy; wrap it in LoRA"), dvla::ConfigError);
+}
+
+TEST_CASE("RLOO, REINFORCE++ and its baseline keep what an algorithm promises, and overlong episodes cost") {
+  using dvla::testing::LinearModel;
+  using Weights = dvla::UnshardedWeights<LinearModel>;
+  const auto keeps = [](auto estimator) {
+    using Trainer =
+        dvla::PolicyGradientTrainer<LinearModel, Weights, dvla::DecoupledClip, typename decltype(estimator)::type>;
+    typename Trainer::Knobs knobs;
+    knobs.global_batch = 128;
+    knobs.micro_batch = 32;
+    for (const std::string& violation : dvla::testing::check_algorithm<Trainer>(knobs, {.max_staleness = 8}))
+      FAIL_CHECK(violation);
+  };
+  keeps(std::type_identity<dvla::GroupRelative<dvla::LeaveOneOut>>{});
+  keeps(std::type_identity<dvla::GroupRelative<dvla::Whitened>>{});
+  keeps(std::type_identity<dvla::GroupRelative<dvla::GroupWhitened>>{});
+
+  // T = 2, C = 2, three episodes: one ends in its first step, one in its third, one not at all.
+  const dvla::RolloutExtents extents{2, 3, 2};
+  std::vector<std::uint8_t> terminated(12, 0), truncated(12, 0);
+  terminated[0] = 1;
+  terminated[3 * 2 + 1 * 2] = 1;
+  std::vector<float> returns{1, 1, 1};
+  dvla::punish_overlong(extents, terminated, truncated, 2, 0.5, returns);
+  CHECK(returns[0] == 1);
+  CHECK(returns[1] == doctest::Approx(1 - 0.5 * 0.5));
+  CHECK(returns[2] == doctest::Approx(0.5));
+}

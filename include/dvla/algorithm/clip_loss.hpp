@@ -1,8 +1,7 @@
 // The clipped policy-gradient loss of PPO and GRPO (Schulman et al., arXiv 1707.06347), with its gradient.
 //   d = current - anchor, clamped if asked     ratio = exp(d)
 //   loss = max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), with a dual clip: min(that, c |A|)
-//   total = sum(weight * anchor_weight * loss) / denominator - entropy_bonus * sum(weight * entropy) /
-//   denominator
+//   total = sum(weight * (anchor_weight * loss + kl * KL(current || reference) - entropy_bonus * entropy)) / denominator
 // The gradient comes in closed form, as d total / d log-prob of each token, so any model is trained by
 // backward(that). Torch-free; arithmetic and sums are in double whatever the spans hold, so results are good
 // to the rounding of the inputs and don't depend on how a batch is cut into micro-batches: call clip_loss for
@@ -61,6 +60,7 @@ struct LossInputs {
   std::span<const Real> weight;           ///< [N, R] of loss_weights; 0 = masked, whatever else stands there
   std::span<const std::int64_t> version;  ///< [N] that sampled the row, or empty as above
   std::int64_t trained_version = 0;       ///< see staleness.hpp for the two conventions
+  std::span<const Real> reference{};      ///< [N, C, A] under the reference policy, or empty where kl is 0
 };
 
 struct ClipKnobs {
@@ -72,6 +72,7 @@ struct ClipKnobs {
       -std::numeric_limits<double>::infinity();  ///< clamp of d, before exp; no gradient outside
   double log_ratio_max = std::numeric_limits<double>::infinity();
   double entropy_bonus = 0;
+  double kl = 0;  ///< weight of the KL to the reference policy
 
   void validate() const {
     const auto refuse = [](const std::string& what) { throw ConfigError("clip_loss: " + what); };
@@ -120,6 +121,15 @@ std::pair<double, double> clip_unit(double advantage, const LossElement& element
   }
   return {loss * anchor.weight, slope * anchor.weight};
 }
+
+/// KL(current || reference) of one unit from a sample, Schulman's k3 = exp(x) - x - 1 with x = reference - current, and
+/// its derivative by current. As in RLinf x is clamped to [-20, 20] and the estimate to at most 10; no slope beyond.
+inline std::pair<double, double> kl_unit(double current, double reference) {
+  const double x = reference - current, clamped = std::clamp(x, -20.0, 20.0);
+  const double kl = std::expm1(clamped) - clamped;
+  if (kl > 10) return {10, 0};
+  return {kl, x == clamped ? -std::expm1(x) : 0};
+}
 }  // namespace detail
 
 /// Loss, statistics, and gradient of loss() for one (micro-)batch.
@@ -151,6 +161,7 @@ LossStats clip_loss(const LossShape& shape, const LossInputs<Real>& inputs, cons
     detail::expect_size("clip_loss: proximal", inputs.proximal.size(), all_tokens);
   if constexpr (Correction::needs_versions)
     detail::expect_size("clip_loss: version", inputs.version.size(), shape.rows);
+  if (knobs.kl != 0) detail::expect_size("clip_loss: reference", inputs.reference.size(), all_tokens);
   if (knobs.entropy_bonus != 0 || !inputs.entropy.empty())
     detail::expect_size("clip_loss: entropy", inputs.entropy.size(), all_tokens);
   if (knobs.entropy_bonus != 0 || !grad_entropy.empty())
@@ -188,6 +199,12 @@ LossStats clip_loss(const LossShape& shape, const LossInputs<Real>& inputs, cons
             static_cast<double>(inputs.advantage[w]), element, correction.anchor(element), knobs, stats);
         stats.policy_loss += scale * loss;
         slope = scale * unit_scale * unit_slope;
+        if (knobs.kl != 0) {
+          const auto [kl, kl_slope] =
+              detail::kl_unit(element.current, unit_scale * unit_sum(inputs.reference, first));
+          stats.kl_loss += scale * knobs.kl * kl;
+          slope += scale * knobs.kl * unit_scale * kl_slope;
+        }
         if (!inputs.entropy.empty()) stats.entropy += scale * unit_sum(inputs.entropy, first);
       }
       std::fill_n(grad_current.begin() + static_cast<std::ptrdiff_t>(first), unit_tokens,

@@ -56,6 +56,28 @@ struct Rloo {
                   "<dvla/algorithm/grpo.hpp>");
   };
 };
+struct Reinforce {
+  using knobs = GrpoKnobs;
+  static constexpr std::string_view name = "REINFORCE++";
+  static constexpr bool needs_values = false, takes_several_episodes = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: REINFORCE++ is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/grpo.hpp>");
+  };
+};
+struct ReinforceBaseline {
+  using knobs = GrpoKnobs;
+  static constexpr std::string_view name = "REINFORCE++baseline";
+  static constexpr bool needs_values = false, takes_several_episodes = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: REINFORCE++baseline is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/grpo.hpp>");
+  };
+};
 struct Ppo {
   using knobs = PpoKnobs;
   static constexpr std::string_view name = "PPO";
@@ -100,6 +122,13 @@ using GRPO = BasicGRPO<>;
 template <class Correction = DecoupledClip>
 using BasicRLOO = PolicyGradient<detail::Rloo, Correction>;
 using RLOO = BasicRLOO<>;
+/// REINFORCE++, and its form whose baseline is the group's mean.
+template <class Correction = DecoupledClip>
+using BasicReinforcePlusPlus = PolicyGradient<detail::Reinforce, Correction>;
+using ReinforcePlusPlus = BasicReinforcePlusPlus<>;
+template <class Correction = DecoupledClip>
+using BasicReinforcePlusPlusBaseline = PolicyGradient<detail::ReinforceBaseline, Correction>;
+using ReinforcePlusPlusBaseline = BasicReinforcePlusPlusBaseline<>;
 /// Proximal policy optimisation with values and GAE.
 template <class Correction = DecoupledClip>
 using BasicPPO = PolicyGradient<detail::Ppo, Correction>;

@@ -78,23 +78,4 @@ inline void v_trace(const ElementLayout& at, std::span<const EpisodeSpan> episod
   }
 }
 
-/// (x - mean) / (std + 1e-5) of the elements whose mask is set, std unbiased, over all that `sum(span of doubles)`
-/// adds up (several trainers). The others become 0. With fewer than two elements, all 0.
-template <class Sum>
-void normalise(std::span<const std::uint8_t> mask, std::span<float> values, Sum sum) {
-  detail::expect_size("normalise: values", values.size(), mask.size());
-  double first[2] = {0, 0};
-  for (std::size_t i = 0; i < mask.size(); ++i)
-    if (mask[i] != 0) first[0] += values[i], first[1] += 1;
-  sum(std::span<double>(first));
-  const double count = first[1], mean = first[0] / std::max(count, 1.0);
-  double squares[1] = {0};
-  for (std::size_t i = 0; i < mask.size(); ++i)
-    if (mask[i] != 0) squares[0] += (values[i] - mean) * (values[i] - mean);
-  sum(std::span<double>(squares));
-  const double spread = count < 2 ? 0 : std::sqrt(squares[0] / (count - 1)) + 1e-5;
-  for (std::size_t i = 0; i < mask.size(); ++i)
-    values[i] = mask[i] == 0 || spread == 0 ? 0.0F : static_cast<float>((values[i] - mean) / spread);
-}
-
 }  // namespace dvla

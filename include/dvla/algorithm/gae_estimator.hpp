@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dvla/algorithm/gae.hpp"
+#include "dvla/algorithm/normalise.hpp"
 #include "dvla/algorithm/policy_gradient.hpp"
 #include "dvla/algorithm/ppo_knobs.hpp"
 
@@ -85,7 +86,7 @@ class GaeEstimator {
       for (std::size_t k = episode.begin; k < episode.end; ++k) any |= batch.advantage[at_(episode.row, k)] != 0;
       informative += any;
     }
-    if (knobs_.normalize_advantages) normalise(batch.mask, batch.advantage, sum);
+    if (knobs_.normalize_advantages) normalise(batch.mask, batch.advantage, Spread::unbiased, sum);
     return informative;
   }
 

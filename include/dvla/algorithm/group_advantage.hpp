@@ -90,28 +90,41 @@ inline GroupSummary group_advantage(std::size_t group_size, std::span<const floa
   return summary;
 }
 
-/// return - mean of the group's other valid members; arguments and exceptions as group_advantage's. A group with fewer
-/// than two valid members, or whose members all earned the same, gets exactly 0.
-inline GroupSummary leave_one_out_advantage(std::size_t group_size, std::span<const float> return_B,
-                                            std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+/// return - mean of the group's valid members, that many times; arguments and exceptions as group_advantage's.
+/// `factor(members)`. A group with fewer than two valid members, or whose members all earned the same, gets exactly 0.
+template <class Factor>
+GroupSummary scaled_advantage(std::size_t group_size, std::span<const float> return_B,
+                              std::span<const std::uint8_t> valid_B, std::span<float> advantage_B, Factor factor) {
   const std::size_t episodes = return_B.size();
   detail::expect_groups(group_size, episodes);
-  detail::expect_size("leave_one_out_advantage: advantage", advantage_B.size(), episodes);
-  if (!valid_B.empty()) detail::expect_size("leave_one_out_advantage: valid", valid_B.size(), episodes);
+  detail::expect_size("group advantage: advantage", advantage_B.size(), episodes);
+  if (!valid_B.empty()) detail::expect_size("group advantage: valid", valid_B.size(), episodes);
   GroupSummary summary;
   for (std::size_t begin = 0; begin < episodes; begin += group_size) {
     const auto [members, origin, mean] = detail::group_mean(return_B, valid_B, begin, group_size);
-    const double factor = members < 2 ? 0 : static_cast<double>(members) / static_cast<double>(members - 1);
     bool informative = false;
     for (std::size_t b = begin; b < begin + group_size; ++b) {
       const bool counts = members >= 2 && detail::is_valid(valid_B, b);
-      advantage_B[b] = counts ? static_cast<float>(factor * (return_B[b] - origin - mean)) : 0.0F;
+      advantage_B[b] = counts ? static_cast<float>(factor(static_cast<double>(members)) *
+                                                   (static_cast<double>(return_B[b]) - origin - mean))
+                              : 0.0F;
       informative = informative || advantage_B[b] != 0;
     }
     ++summary.groups;
     summary.informative += informative;
   }
   return summary;
+}
+/// return - mean of the group.
+inline GroupSummary centred_advantage(std::size_t group_size, std::span<const float> return_B,
+                                      std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+  return scaled_advantage(group_size, return_B, valid_B, advantage_B, [](double) { return 1.0; });
+}
+/// return - mean of the others of the group.
+inline GroupSummary leave_one_out_advantage(std::size_t group_size, std::span<const float> return_B,
+                                            std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+  return scaled_advantage(group_size, return_B, valid_B, advantage_B,
+                          [](double members) { return members / (members - 1); });
 }
 
 /// filter_rewards: keep_B = 1 for the valid members of groups whose mean return lies in [lower, upper],

@@ -104,10 +104,14 @@ class PolicyGradientTrainer {
               .dual_clip = knobs.dual_clip,
               .log_ratio_min = knobs.log_ratio_clamp > 0 ? -knobs.log_ratio_clamp : -infinity,
               .log_ratio_max = knobs.log_ratio_clamp > 0 ? knobs.log_ratio_clamp : infinity,
-              .entropy_bonus = knobs.entropy_bonus},
+              .entropy_bonus = knobs.entropy_bonus,
+              .kl = knobs.kl},
         estimator_(knobs, extents_, static_cast<std::size_t>(shape.table)),
         batches_(extents_.rows(), sizes_) {
     if constexpr (requires { correction_.read(knobs); }) correction_.read(knobs);
+    if (knobs.kl != 0 && !HasReference<Model>)
+      throw ConfigError("algorithm.kl is " + std::to_string(knobs.kl) +
+                        ", but the model knows no reference policy; wrap it in LoRA, or set it to 0");
     sizes_.validate();
     clip_.validate();
     optimiser_.validate();
@@ -121,6 +125,8 @@ class PolicyGradientTrainer {
     micros_.reserve(extents_.rows() / sizes_.local() + 1);
     const bool recomputes = estimator_.recomputes();
     proximal_.resize(Correction::needs_proximal || recomputes ? extents_.rows() * shape_.tokens() : 0);
+    reference_.resize(knobs.kl != 0 ? extents_.rows() * shape_.tokens() : 0);
+    micro_reference_.resize(reference_.empty() ? 0 : std::min(sizes_.micro, extents_.rows()) * shape_.tokens());
     const std::size_t micro = std::min(sizes_.micro, extents_.rows());
     rows_.resize(micro);
     for (std::vector<float>* buffer :
@@ -234,11 +240,26 @@ class PolicyGradientTrainer {
         throw Error("the batch has no values of the observations that ended its episodes: it was sampled without "
                     "the model's values");
     }
+    if constexpr (HasReference<Model>)
+      if (knobs_.kl != 0)
+        without_gradients(weights, true, "reference", records.number, trace, [&](Rows rows) {
+          std::copy(rows.begin(), rows.end(), rows_.begin());
+          in_model<Model>("reference", rows.size(), records.observation, [&] {
+            model.reference(records.observation, records.decisions,
+                            std::span<const std::int64_t>(rows_).first(rows.size()),
+                            std::span(current_).first(rows.size() * shape_.tokens()));
+          });
+          scatter(rows, current_, shape_.tokens(), reference_);
+        });
     const bool stale = !on_policy(transition.version.span(), records.number);
     const bool recomputes = estimator_.recomputes();
     if constexpr (Correction::needs_proximal || has_values)
       if (Correction::needs_proximal || recomputes) {
-        recompute(model, weights, records, stale, trace);
+        without_gradients(weights, stale, "proximal", records.number, trace, [&](Rows rows) {
+          forward(model, records, rows);
+          scatter(rows, current_, shape_.tokens(), proximal_);
+          if constexpr (has_values) scatter(rows, value_, shape_.per_row(), value_now_);
+        });
         if (stale && Correction::needs_proximal) records.proximal = proximal_;
       }
     if constexpr (has_values)
@@ -327,7 +348,7 @@ class PolicyGradientTrainer {
   static void add_up(Weights& weights, UpdateStats& stats) {
     const auto each = [&](auto visit) {
       LossStats& loss = stats.loss;
-      for (double* sum : {&loss.policy_loss, &loss.entropy_loss, &loss.entropy, &loss.value_loss, &loss.ratio_sum,
+      for (double* sum : {&loss.policy_loss, &loss.entropy_loss, &loss.entropy, &loss.kl_loss, &loss.value_loss, &loss.ratio_sum,
                           &loss.kl_sum, &loss.anchor_weight_sum, &stats.success_rate, &stats.mean_return})
         visit(*sum);
       for (std::size_t* count :
@@ -337,7 +358,7 @@ class PolicyGradientTrainer {
       visit(stats.episodes);
       visit(stats.rows);
     };
-    std::array<double, 19> values{};
+    std::array<double, 20> values{};
     std::size_t i = 0;
     each([&](auto value) { values[i++] = static_cast<double>(value); });
     weights.sum(values);
@@ -359,11 +380,11 @@ class PolicyGradientTrainer {
     return passes[0];
   }
 
-  /// Log-probabilities, and values where there are any, of every valid row under the trainer's weights before the
-  /// first step on this batch, where they are `wanted`; in as many passes as the actor with the most has, and none
-  /// where nobody has any.
-  template <class Trace>
-  void recompute(Model& model, Weights& weights, const Batch& records, bool wanted, Trace& trace) {
+  /// Calls pass(rows) for all rows that count, a micro-batch at a time, where they are `wanted`; in as many passes as
+  /// the actor with the most has, and none where nobody has any.
+  template <class Trace, class Pass>
+  void without_gradients(Weights& weights, bool wanted, const char* name, std::int64_t batch, Trace& trace,
+                         Pass pass) {
     if (wanted) {
       batches_.draw(mask_, shape_.per_row(), seed_);
       batches_.cut(1);
@@ -371,20 +392,17 @@ class PolicyGradientTrainer {
     const std::size_t mine = wanted ? batches_.micros(0) : 0;
     const std::int64_t passes = agreed_passes(weights, mine);
     if (passes == 0) return;
-    auto span = trace.span("proximal", records.number);
+    auto span = trace.span(name, batch);
     for (std::int64_t part = 0; part < passes; ++part) {
       weights.begin_pass({.backward = false});
-      if (static_cast<std::size_t>(part) >= mine) continue;
-      const Rows rows = batches_.micro(0, static_cast<std::size_t>(part));
-      forward(model, records, rows);
-      const auto scatter = [&](const std::vector<float>& from, std::size_t width, std::vector<float>& to) {
-        for (std::size_t i = 0; i < rows.size() && !to.empty(); ++i)
-          std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(i * width), width,
-                      to.begin() + static_cast<std::ptrdiff_t>(rows[i] * width));
-      };
-      scatter(current_, shape_.tokens(), proximal_);
-      if constexpr (has_values) scatter(value_, shape_.per_row(), value_now_);
+      if (static_cast<std::size_t>(part) < mine) pass(batches_.micro(0, static_cast<std::size_t>(part)));
     }
+  }
+  /// Puts what a pass made of these rows, `width` elements each, where the rows are in the batch.
+  static void scatter(Rows rows, const std::vector<float>& from, std::size_t width, std::vector<float>& to) {
+    for (std::size_t i = 0; i < rows.size() && !to.empty(); ++i)
+      std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+                  to.begin() + static_cast<std::ptrdiff_t>(rows[i] * width));
   }
 
   /// The values of what truncated episodes ended with, under the trainer's weights, where they are `wanted`.
@@ -461,6 +479,8 @@ class PolicyGradientTrainer {
     inputs.weight = gather(std::span<const float>(weight_), shape.per_row(), micro_weight_);
     if constexpr (Correction::needs_proximal)
       inputs.proximal = gather(records.proximal, shape.tokens(), micro_proximal_);
+    if (!reference_.empty())
+      inputs.reference = gather(std::span<const float>(reference_), shape.tokens(), micro_reference_);
     if constexpr (Correction::needs_versions) inputs.version = gather(records.version, 1, micro_version_);
     inputs.trained_version = records.number;
     const std::span<float> d_current = std::span(d_current_).first(tokens);
@@ -502,6 +522,7 @@ class PolicyGradientTrainer {
   std::vector<std::int64_t> micros_;  ///< of each mini-batch, on the actor with the most
   std::vector<std::uint8_t> mask_, present_B_;
   std::vector<float> weight_, advantage_, target_, return_B_, proximal_;
+  std::vector<float> reference_, micro_reference_;        ///< where there is a KL to pay
   std::vector<float> value_now_, log_ratio_, final_now_;  ///< where the estimator recomputes
   std::vector<std::int64_t> rows_, micro_version_;
   std::vector<float> current_, entropy_, behaviour_, micro_proximal_, d_current_, d_entropy_,

@@ -29,6 +29,7 @@ struct PolicyGradientKnobs {
   RewardLevel reward_level = RewardLevel::chunk;
   Aggregation aggregation = Aggregation::trajectory_equal;
   double entropy_bonus = 0;
+  double kl = 0;  ///< weight of the KL to the reference policy; not 0 only for models that know one
 };
 
 template <>
@@ -61,6 +62,7 @@ inline constexpr auto knob_docs<PolicyGradientKnobs> = std::to_array<KnobDoc>({
     {"reward_level", "what one reward covers"},
     {"aggregation", "how the loss is averaged: over valid steps, or every trajectory alike"},
     {"entropy_bonus", "weight of the entropy in the objective", 0, 10},
+    {"kl", "weight of the KL to the reference policy, which a model under LoRA is without its adapters", 0, 1e6},
 });
 
 /// Rules between members; found by validate(config).
@@ -103,7 +105,7 @@ struct boost::hana::accessors_impl<K>
     : dvla::members<&K::rollout_epochs, &K::epochs, &K::global_batch, &K::micro_batch, &K::learning_rate,
                     &K::decay_batches, &K::beta1, &K::beta2, &K::weight_decay, &K::gradient_clip,
                     &K::clip_low, &K::clip_high, &K::dual_clip, &K::log_ratio_clamp, &K::log_prob_level,
-                    &K::reward_level, &K::aggregation, &K::entropy_bonus> {};
+                    &K::reward_level, &K::aggregation, &K::entropy_bonus, &K::kl> {};
 template <class Algorithm>
 struct boost::hana::accessors_impl<dvla::DecoupledClipKnobs<Algorithm>>
     : dvla::more_members<Algorithm, &dvla::DecoupledClipKnobs<Algorithm>::weight_limit> {};

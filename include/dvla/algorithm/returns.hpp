@@ -9,6 +9,7 @@
 // (the action chunk). A step is (t, c); the step after (t, C-1) is (t+1, 0). Flags are uint8, 0 or not 0.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -69,6 +70,27 @@ inline void episode_returns(const RolloutExtents& extents, std::span<const float
         running = (terminated_TBC[step] | truncated_TBC[step]) == 0;
       }
     return_B[b] = static_cast<float>(sum);
+  }
+}
+
+/// DAPO's soft punishment of overlong episodes (arXiv 2503.14476, equation 13): `penalty` times how far into the last
+/// `buffer` control steps of a pass an episode lasts, from 0 to 1, is taken off its return.
+inline void punish_overlong(const RolloutExtents& extents, std::span<const std::uint8_t> terminated_TBC,
+                            std::span<const std::uint8_t> truncated_TBC, std::size_t buffer, double penalty,
+                            std::span<float> return_B) {
+  const auto [decisions, episodes, chunk] = extents;
+  detail::expect_size("punish_overlong: terminated", terminated_TBC.size(), extents.steps());
+  detail::expect_size("punish_overlong: truncated", truncated_TBC.size(), extents.steps());
+  detail::expect_size("punish_overlong: return", return_B.size(), episodes);
+  const std::size_t whole = decisions * chunk;
+  for (std::size_t b = 0; b < episodes; ++b) {
+    std::size_t length = 0;
+    for (bool running = true; length < whole && running; ++length) {
+      const std::size_t step = (length / chunk * episodes + b) * chunk + length % chunk;
+      running = (terminated_TBC[step] | truncated_TBC[step]) == 0;
+    }
+    const double into = static_cast<double>(length + buffer) - static_cast<double>(whole);
+    return_B[b] -= static_cast<float>(penalty * std::clamp(into / static_cast<double>(buffer), 0.0, 1.0));
   }
 }
 

@@ -15,6 +15,7 @@ struct LossStats {
   double policy_loss = 0;
   double entropy_loss = 0;       ///< -entropy_bonus * weighted mean entropy
   double entropy = 0;            ///< weighted mean entropy of a unit
+  double kl_loss = 0;            ///< weighted mean KL to the reference policy, times its weight
   double value_loss = 0;         ///< as it counts in loss(): with its coefficient
   std::size_t values = 0;        ///< not masked
   std::size_t values_clipped = 0;  ///< of them, clipped and therefore without a slope
@@ -29,7 +30,7 @@ struct LossStats {
   double kl_sum = 0;  ///< see approx_kl
   double anchor_weight_sum = 0;
 
-  double loss() const { return policy_loss + entropy_loss + value_loss; }
+  double loss() const { return policy_loss + entropy_loss + kl_loss + value_loss; }
   double ratio_mean() const { return mean(ratio_sum); }
   /// KL(behaviour || current) from the behaviour's own samples, Schulman's k3: mean of exp(x) - 1 - x, x =
   /// current - behaviour. Never negative.
@@ -44,6 +45,7 @@ struct LossStats {
     policy_loss += other.policy_loss;
     entropy_loss += other.entropy_loss;
     entropy += other.entropy;
+    kl_loss += other.kl_loss;
     value_loss += other.value_loss;
     values += other.values;
     values_clipped += other.values_clipped;

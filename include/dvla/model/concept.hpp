@@ -112,6 +112,16 @@ concept HasValues = ModelMachinery<Type> &&
   model.backward(in, in, in);
 };
 
+/// A model that knows a reference policy, which its training does not change (without its adapters, for one).
+/// - `reference(observation[N], decision[N], rows[n], log_prob[n*E])`: log-probabilities of stored decisions under it.
+///   For hooks it is a forward; keeps nothing for a backward pass.
+template <class Type>
+concept HasReference = ModelMachinery<Type> &&
+    requires(Type& model, const Observation& observation, const typename Type::Decision& decision,
+             std::span<const std::int64_t> rows, std::span<float> out) {
+  model.reference(observation, decision, rows, out);
+};
+
 /// Optional: a model that computes elsewhere than where units() has its weights.
 /// - `weights_written()`: the caller has written to them; copies them where they are computed with, in the
 ///   calling lane. Called after each writing, before the next call that computes.
