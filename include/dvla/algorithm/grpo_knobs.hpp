@@ -38,15 +38,6 @@ struct DecoupledClipKnobs : GrpoKnobs {
 };
 
 template <>
-inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action",
-                                                                                  "chunk"});
-template <>
-inline constexpr auto enum_names<RewardLevel> = std::to_array<std::string_view>({"action", "chunk"});
-template <>
-inline constexpr auto enum_names<Aggregation> = std::to_array<std::string_view>({"masked_mean",
-                                                                                 "trajectory_equal"});
-
-template <>
 inline constexpr auto knob_docs<GrpoKnobs> = std::to_array<KnobDoc>({
     {"group", "episodes that share a reset state", 2, 4096},
     {"rollout_epochs", "passes of all environments that make one batch", 1, 4096},
