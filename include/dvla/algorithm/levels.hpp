@@ -1,8 +1,12 @@
-// What an algorithm's arithmetic counts as one: names that knobs and arithmetic share, so that knobs need not
-// include the arithmetic.
+// What an algorithm's arithmetic counts as one: names that knobs of algorithms and models share with the
+// arithmetic, so that knobs need not include it.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <string_view>
+
+#include "dvla/core/knobs.hpp"
 
 namespace dvla {
 
@@ -15,5 +19,14 @@ enum class RewardLevel : std::uint8_t { action, chunk };
 
 /// Does every valid element weigh the same, or every trajectory (aggregation.hpp)?
 enum class Aggregation : std::uint8_t { masked_mean, trajectory_equal };
+
+template <>
+inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action",
+                                                                                  "chunk", "sequence"});
+template <>
+inline constexpr auto enum_names<RewardLevel> = std::to_array<std::string_view>({"action", "chunk"});
+template <>
+inline constexpr auto enum_names<Aggregation> = std::to_array<std::string_view>({"masked_mean",
+                                                                                 "trajectory_equal"});
 
 }  // namespace dvla

@@ -33,15 +33,6 @@ struct PolicyGradientKnobs {
 };
 
 template <>
-inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action",
-                                                                                  "chunk", "sequence"});
-template <>
-inline constexpr auto enum_names<RewardLevel> = std::to_array<std::string_view>({"action", "chunk"});
-template <>
-inline constexpr auto enum_names<Aggregation> = std::to_array<std::string_view>({"masked_mean",
-                                                                                 "trajectory_equal"});
-
-template <>
 inline constexpr auto knob_docs<PolicyGradientKnobs> = std::to_array<KnobDoc>({
     {"rollout_epochs", "passes of all environments that make one batch", 1, 4096},
     {"epochs", "passes of the trainer over a batch", 1, 1000},

@@ -122,6 +122,23 @@ concept HasReference = ModelMachinery<Type> &&
   model.reference(observation, decision, rows, out);
 };
 
+/// A model that WithValue can wrap: where its inputs ask for a value head it has one, beside the same policy
+/// as without, and gives the values that HasValues speaks of. Its policy says so by `static constexpr bool
+/// takes_value_head = true;`.
+/// - `act(observation[N], rows[n], decoding, seed, decision[N], action[N,C,A], value[N,V])`; the form without
+///   `value` computes none.
+/// - `values`, and `forward` and `backward` with values, as HasValues has them.
+template <class Type>
+concept TakesValueHead = ModelMachinery<Type> &&
+    requires(Type& model, const Observation& observation, typename Type::Decision& decision,
+             Field<float> action, Decoding decoding, std::uint64_t seed, std::span<const std::int64_t> rows,
+             std::span<float> out, std::span<const float> in) {
+  model.act(observation, rows, decoding, seed, decision, action, action);
+  model.values(observation, rows, out);
+  model.forward(observation, decision, rows, out, out, out);
+  model.backward(in, in, in);
+};
+
 /// Optional: a model that computes elsewhere than where units() has its weights.
 /// - `weights_written()`: the caller has written to them; copies them where they are computed with, in the
 ///   calling lane. Called after each writing, before the next call that computes.
@@ -155,6 +172,12 @@ struct Adapters {
   FrozenViews base{};     ///< of the frozen model, where it computes in host memory; empty: nowhere
 };
 
+/// A value head beside the action head of a model that takes one (WithValue, model/with_value.hpp).
+struct ValueHead {
+  std::int64_t values = 0;   ///< V a decision; 0: no head
+  OptimiserGroup group{};    ///< of all its parameters
+};
+
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which
 /// throws ConfigError in one sentence when they do not fit.
 struct ModelInputs {
@@ -165,6 +188,8 @@ struct ModelInputs {
   Device device = Device::cpu;
   /// Only for models that name their linear layers (model/parameters.hpp).
   Adapters adapters{};
+  /// Only for models that take a value head (TakesValueHead).
+  ValueHead value_head{};
 };
 
 /// Where the fields of an observation must lie that a model is given: in host memory, unless its machinery has

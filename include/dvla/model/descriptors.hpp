@@ -5,6 +5,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "dvla/algorithm/levels.hpp"
 #include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
@@ -64,6 +65,7 @@ struct TinyVLA {
   using knobs = typename Head::knobs;
   static constexpr bool runs_on_cuda = true;
   static constexpr bool takes_adapters = true;
+  static constexpr bool takes_value_head = true;
   static constexpr Spelling spelling{"TinyVLA<", type_name<Head>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = false;
@@ -114,6 +116,7 @@ struct SmolVLA {
   static constexpr std::string_view name = "SmolVLA";
   static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
+  static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
@@ -122,6 +125,15 @@ struct SmolVLA {
                   "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
   };
 };
+
+namespace detail {
+/// Whether a model has a value head where its inputs ask for one.
+template <class Policy>
+inline constexpr bool takes_value_head = [] {
+  if constexpr (requires { Policy::takes_value_head; }) return static_cast<bool>(Policy::takes_value_head);
+  return false;
+}();
+}  // namespace detail
 
 /// The knobs of a model under LoRA: its own, and those of the adapters.
 template <class Base>
@@ -187,11 +199,72 @@ struct LoRA {
                                                         dvla::mistake::takes_no_adapters<Model>>>;
   using knobs = typename detail::lora_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
+  static constexpr bool takes_value_head = detail::takes_value_head<Model>;
   static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = detail::has_value_head<Model>;
   template <bool Never>
   using missing = typename detail::missing_of_lora<Model, Never>::type;
+};
+
+/// The knobs of a model with a value head: its own, and those of the head.
+template <class Base>
+struct ValueKnobs : Base {
+  RewardLevel value_level = RewardLevel::chunk;  ///< chunk: V = 1; action: V = C
+  double value_learning_rate = 5;                ///< of the head, as a factor of the algorithm's
+};
+
+template <class Base>
+inline constexpr auto knob_docs<ValueKnobs<Base>> = joined_docs(
+    knob_docs<Base>,
+    std::to_array<KnobDoc>({
+        {"value_level", "what one value is of: a control step or a decision"},
+        {"value_learning_rate", "of the value head, as a factor of the algorithm's learning rate", 0, 1000},
+    }));
+
+namespace detail {
+template <class Model>
+struct value_knobs {
+  using type = NoKnobs;
+};
+template <class Model>
+requires takes_value_head<Model>
+struct value_knobs<Model> {
+  using type = ValueKnobs<typename Model::knobs>;
+};
+template <bool Never>
+struct value_missing {
+  static_assert(Never,
+                "dvla: WithValue<Model> is named but its machinery is not included: add #include "
+                "<dvla/model/with_value.hpp> and the header of the model that it wraps");
+};
+template <class Model, bool Never>
+struct missing_of_value {
+  using type = value_missing<Never>;
+};
+template <class Model, bool Never>
+requires requires { Model::built; }
+struct missing_of_value<Model, Never> {
+  using type = typename Model::template missing<Never>;
+};
+}  // namespace detail
+
+/// Another model with a value head beside its action head. The policy is the same.
+template <class Model>
+struct WithValue {
+  using slot = model_slot;
+  using mistake = dvla::mistake::first<
+      dvla::mistake::when<!PolicyFor<Model, model_slot>, dvla::mistake::value_head_of_no_model<Model>>,
+      dvla::mistake::when<detail::has_value_head<Model>, dvla::mistake::has_a_value_head_already<Model>>,
+      dvla::mistake::when<!detail::takes_value_head<Model>, dvla::mistake::takes_no_value_head<Model>>>;
+  using knobs = typename detail::value_knobs<Model>::type;
+  static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
+  static constexpr bool takes_adapters = detail::takes_adapters<Model>;
+  static constexpr Spelling spelling{"WithValue<", type_name<Model>, ">"};
+  static constexpr std::string_view name = spelling;
+  static constexpr bool has_value_head = true;
+  template <bool Never>
+  using missing = typename detail::missing_of_value<Model, Never>::type;
 };
 
 }  // namespace dvla
@@ -200,3 +273,7 @@ template <class Base>
 struct boost::hana::accessors_impl<dvla::LoraKnobs<Base>>
     : dvla::more_members<Base, &dvla::LoraKnobs<Base>::lora_rank, &dvla::LoraKnobs<Base>::lora_alpha,
                          &dvla::LoraKnobs<Base>::lora_targets, &dvla::LoraKnobs<Base>::base_checkpoint> {};
+template <class Base>
+struct boost::hana::accessors_impl<dvla::ValueKnobs<Base>>
+    : dvla::more_members<Base, &dvla::ValueKnobs<Base>::value_level,
+                         &dvla::ValueKnobs<Base>::value_learning_rate> {};

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <regex>
 #include <string>
@@ -36,9 +37,11 @@
 
 namespace dvla {
 
-/// Initial values of a parameter: centre + scale * N(0, 1).
+/// Initial values of a parameter: centre + scale * N(0, 1). Those of one stream are drawn independently of how
+/// many parameters the others have.
 struct InitialValues {
   double centre = 0, scale = 0;
+  std::int64_t stream = 0;
 };
 
 /// Declare everything, then `allocate` or `share`, once. One thread at a time.
@@ -67,6 +70,11 @@ class Parameters {
                InitialValues initial = {}, OptimiserGroup group = {}) {
     add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0);
   }
+  /// The same of what trains beside a frozen model too, as adapters do, and is left out of merged().
+  void declare_apart(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
+                     InitialValues initial = {}, OptimiserGroup group = {}) {
+    add(std::move(name), std::move(shape), member, initial, group, true);
+  }
   /// The layer `name`: its weight [out, in], `name`.weight, its bias if `bias`, and its adapter if the layer
   /// is a target.
   void declare_linear(const std::string& name, std::int64_t out, std::int64_t in, Linear& member,
@@ -92,15 +100,18 @@ class Parameters {
     make(nullptr);
     const c10::InferenceMode ordinary(false);
     const c10::NoGradGuard no_graph;
+    std::map<std::int64_t, std::int64_t> declared;  // so far, by stream
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const auto [centre, scale] = initial_[i];
+      const auto [centre, scale, stream] = initial_[i];
+      const std::uint64_t stream_seed = stream == 0 ? seed : mix_seed(seed, -stream);
+      const std::int64_t place = declared[stream]++;
       at::Tensor& to = homes_[i];
       if (parameters_[i].mapped) continue;
       if (scale == 0) {
         to.fill_(centre);
         continue;
       }
-      auto generator = at::detail::createCPUGenerator(mix_seed(seed, static_cast<std::int64_t>(i)));
+      auto generator = at::detail::createCPUGenerator(mix_seed(stream_seed, place));
       to.copy_(at::normal(centre, scale, to.sizes(), generator, to.options().dtype(at::kFloat)));
     }
     bring_over();
@@ -182,8 +193,16 @@ class Parameters {
       if (each.defined() && each.requires_grad())
         each.register_hook([this, unit](const at::Tensor&) { turn_back_to(unit); });
   }
-  /// A backward pass begins. Throws Error where no gradients are held.
-  void backward_begins() {
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  /// The network does without its last unit in this forward pass and in the backward pass, if one follows,
+  /// where it then says so again.
+  void pass_by(std::size_t unit) {
+    before(unit);
+    after(unit, {});
+  }
+  /// A backward pass begins. `passed_by`: its forward pass did without this unit. Throws Error where no
+  /// gradients are held.
+  void backward_begins(std::size_t passed_by = none) {
     if (!holds_)
       throw Error(
           "the model holds no gradients; call hold_gradients(true) on the model that is to be trained");
@@ -192,6 +211,10 @@ class Parameters {
     for (Block& block : blocks_)
       if (device_.apart() && block.gradients.defined())
         block.far_gradients.copy_(block.gradients, /*non_blocking=*/true);
+    if (passed_by == none || hooks_ == nullptr || device_.apart()) return;
+    turn_back_to(passed_by);
+    waiting_[passed_by] = 0;
+    hooks_->gradient_ready(passed_by);
   }
   /// A backward pass is over: what it did not reach, it adds nothing to.
   void backward_done() {
@@ -210,7 +233,7 @@ class Parameters {
 
   // ---- Adapters
   /// The weights that the model would have without adapters and with the same outputs: calls
-  /// `visit(parameter, tensor)` for each parameter that is no adapter, one at a time; its layer's product of
+  /// `visit(parameter, tensor)` for each parameter that is neither an adapter nor declared apart, one at a time; its layer's product of
   /// adapters is added, in float32, and rounded to the parameter's dtype.
   template <class Visit>
   void merged(Visit visit) const {
@@ -256,7 +279,6 @@ class Parameters {
     std::size_t index;
   };
 
-  static constexpr std::size_t none = static_cast<std::size_t>(-1);
   /// A backward pass goes on with `unit`, or ends: it has done with the one above.
   void turn_back_to(std::size_t unit) {
     if (unit == backward_at_) return;

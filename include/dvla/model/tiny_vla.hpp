@@ -8,7 +8,9 @@
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -70,8 +72,9 @@ class TinyVlaModel {
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 
+  /// See TakesValueHead for `value`.
   void act(const Observation& observation, std::span<const std::int64_t> rows, Decoding decoding,
-           std::uint64_t seed, Decision& decision, Field<float> action) {
+           std::uint64_t seed, Decision& decision, Field<float> action, Field<float> value = {}) {
     const auto lane = device_.enter();
     const c10::InferenceMode no_graph;
     const std::int64_t n = observation.instruction.count();
@@ -81,6 +84,11 @@ class TinyVlaModel {
                   " observations, but a decision or action of other extents");
     }
     if (rows.empty()) throw Error("TinyVLA: act without rows; give at least one");
+    if (!value.absent() && (need_value_head(), value.extents() != Extents{n, values_a_row()})) {
+      throw Error("TinyVLA: act was given " + std::to_string(n) +
+                  " observations, but values of other extents than [" + std::to_string(n) + ", " +
+                  std::to_string(values_a_row()) + "]");
+    }
     network_.parameters().call_begins();
     // All of them are read in place.
     const auto prefix =
@@ -91,24 +99,60 @@ class TinyVlaModel {
       return view(output);
     };
     head_.act(evaluate, rows, decoding, seed, decision, action);
+    if (value.absent()) return;
+    output = device_.download(network_.values(prefix, std::ssize(rows)), downloaded_);
+    for (std::size_t i = 0; i < rows.size(); ++i) copy_values(output, i, rows[i], value.at(rows[i]).span());
+  }
+
+  /// See HasValues. Throws Error where this model has no value head.
+  void values(const Observation& observation, std::span<const std::int64_t> rows, std::span<float> value) {
+    check_rows(rows, observation);
+    check_values(rows, value);
+    const auto lane = device_.enter();
+    const c10::InferenceMode no_graph;
+    network_.parameters().call_begins();
+    const at::Tensor output = device_.download(
+        network_.forward(observation, rows, {}, {}, detail::Outputs::values).values, downloaded_);
+    copy_values(output, rows, value);
   }
 
   void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
                std::span<float> log_prob, std::span<float> entropy) {
     check_rows(rows, decision.log_prob, observation, log_prob, entropy);
     head_.load(decision, rows);
-    run(observation, rows);
+    run(observation, rows, detail::Outputs::actions);
     head_.log_prob(view(host_output_), log_prob, entropy);
+  }
+  /// See HasValues. Throws Error where this model has no value head.
+  void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
+               std::span<float> log_prob, std::span<float> entropy, std::span<float> value) {
+    check_rows(rows, decision.log_prob, observation, log_prob, entropy);
+    check_values(rows, value);
+    head_.load(decision, rows);
+    run(observation, rows, detail::Outputs::both);
+    head_.log_prob(view(host_output_), log_prob, entropy);
+    copy_values(device_.download(value_, downloaded_), rows, value);
   }
 
   void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
+    const std::vector<float> none(value_.defined() ? static_cast<std::size_t>(value_.numel()) : 0);
+    backward(d_log_prob, d_entropy, none);
+  }
+  /// See HasValues. `d_value` is empty where forward gave no values.
+  void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy,
+                std::span<const float> d_value) {
     if (!output_.defined()) throw Error("TinyVLA: backward without a forward before it; call forward first");
     if (d_log_prob.size() != expected_ || d_entropy.size() != expected_) {
       throw Error("TinyVLA: backward was given gradients of another size than forward's rows");
     }
+    if (const auto count = value_.defined() ? static_cast<std::size_t>(value_.numel()) : 0;
+        d_value.size() != count)
+      throw Error("TinyVLA: backward was given slopes of " + std::to_string(d_value.size()) +
+                  " values, and forward gave " + std::to_string(count) +
+                  "; call the form of forward that gives values, and give a slope for each");
     at::Tensor d_output = at::empty(output_.sizes(), device_.host());
     head_.gradient(view(host_output_), d_log_prob, d_entropy, view(d_output));
-    propagate(d_output);
+    propagate(d_output, d_value);
   }
 
   double imitate(const Observation& observation, Field<float> action, std::span<const std::int64_t> rows,
@@ -123,15 +167,15 @@ class TinyVlaModel {
       }
     }
     head_.load_imitation(action, rows);
-    run(observation, rows);
+    run(observation, rows, detail::Outputs::actions);
     at::Tensor d_output = at::empty(output_.sizes(), device_.host());
     const double loss = head_.imitation(view(host_output_), scale, view(d_output));
-    propagate(d_output);
+    propagate(d_output, {});
     return loss;
   }
 
   const std::vector<Parameter>& parameters() const { return network_.parameters().parameters(); }
-  /// Embeddings, each block, output.
+  /// Embeddings, each block, output, and the value head where there is one; its query is among the embeddings.
   const std::vector<WeightUnit>& units() const { return network_.parameters().units(); }
   void hold_gradients(bool holds) { network_.parameters().hold_gradients(holds); }
   void hook_units(UnitHooks* hooks) { network_.parameters().hook(hooks); }
@@ -173,6 +217,31 @@ class TinyVlaModel {
   }
   std::int64_t elements() const { return head_.decision_layout({1}).log_prob.count(); }
 
+  std::int64_t values_a_row() const { return inputs_.value_head.values; }
+  void need_value_head() const {
+    if (values_a_row() == 0)
+      throw Error("TinyVLA: this model has no value head; make it as WithValue<TinyVLA<Head>>");
+  }
+  void check_values(std::span<const std::int64_t> rows, std::span<const float> value) const {
+    need_value_head();
+    if (value.size() != rows.size() * static_cast<std::size_t>(values_a_row()))
+      throw Error("TinyVLA: value needs rows x values a decision = " +
+                  std::to_string(rows.size() * static_cast<std::size_t>(values_a_row())) + " floats, not " +
+                  std::to_string(value.size()));
+  }
+  /// Of row i of `from` [n, V], which is `row` of the observation.
+  void copy_values(const at::Tensor& from, std::size_t i, std::int64_t row, std::span<float> to) const {
+    std::ranges::copy(view(from).subspan(i * to.size(), to.size()), to.begin());
+    for (const float value : to)
+      if (!std::isfinite(value))
+        throw Error("TinyVLA: the value of row " + std::to_string(row) +
+                    " is not finite; the weights or the observation hold NaN or infinity");
+  }
+  void copy_values(const at::Tensor& from, std::span<const std::int64_t> rows, std::span<float> to) const {
+    const auto V = static_cast<std::size_t>(values_a_row());
+    for (std::size_t i = 0; i < rows.size(); ++i) copy_values(from, i, rows[i], to.subspan(i * V, V));
+  }
+
   static std::span<const float> view(const at::Tensor& tensor) {
     return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
   }
@@ -180,23 +249,27 @@ class TinyVlaModel {
     return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
   }
 
-  void check_rows(std::span<const std::int64_t> rows, const Field<float>& per_row,
-                  const Observation& observation, std::span<const float> log_prob,
-                  std::span<const float> entropy) {
+  static void check_rows(std::span<const std::int64_t> rows, const Observation& observation) {
     const std::int64_t available = observation.instruction.count();
-    const Extents expected = head_.decision_layout({available}).log_prob.extents();
     if (rows.empty()) throw Error("TinyVLA: a call without rows; give at least one");
-    if (per_row.extents() != expected) {
-      throw Error(
-          "TinyVLA: decisions or actions do not have one row of [chunk, action dimensions] for each of " +
-          std::to_string(available) + " observations");
-    }
     for (const std::int64_t row : rows) {
       if (row < 0 || row >= available) {
         throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
                     std::to_string(available) + " rows");
       }
     }
+  }
+  void check_rows(std::span<const std::int64_t> rows, const Field<float>& per_row,
+                  const Observation& observation, std::span<const float> log_prob,
+                  std::span<const float> entropy) {
+    const std::int64_t available = observation.instruction.count();
+    const Extents expected = head_.decision_layout({available}).log_prob.extents();
+    if (per_row.extents() != expected) {
+      throw Error(
+          "TinyVLA: decisions or actions do not have one row of [chunk, action dimensions] for each of " +
+          std::to_string(available) + " observations");
+    }
+    check_rows(rows, observation);
     expected_ = rows.size() * static_cast<std::size_t>(elements());
     if (log_prob.size() != expected_ || entropy.size() != expected_) {
       throw Error("TinyVLA: log_prob and entropy need rows x chunk x action dimensions = " +
@@ -204,27 +277,36 @@ class TinyVlaModel {
     }
   }
 
-  void run(const Observation& observation, std::span<const std::int64_t> rows) {
+  void run(const Observation& observation, std::span<const std::int64_t> rows, detail::Outputs outputs) {
     const auto lane = device_.enter();
     const c10::InferenceMode ordinary(false);
     const c10::AutoGradMode with_graph(true);
     forget();  // the graph of a forward whose backward never came
     network_.parameters().call_begins();
-    output_ = network_.forward(observation, rows, head_.inputs(), head_.times());
+    auto results = network_.forward(observation, rows, head_.inputs(), head_.times(), outputs);
+    output_ = std::move(results.actions);
+    value_ = std::move(results.values);
     host_output_ = device_.download(output_, downloaded_);
   }
   void forget() {
     output_.reset();
     host_output_.reset();
+    value_.reset();
   }
 
-  void propagate(const at::Tensor& d_output) {
+  void propagate(const at::Tensor& d_output, std::span<const float> d_value) {
     const auto lane = device_.enter();
     const c10::InferenceMode ordinary(false);
-    const at::Tensor output = std::move(output_);
+    std::vector<at::Tensor> results{output_}, slopes{device_.upload(d_output)};
+    if (value_.defined()) {
+      at::Tensor slope = at::empty(value_.sizes(), device_.host());
+      std::ranges::copy(d_value, view(slope).begin());
+      results.push_back(value_);
+      slopes.push_back(device_.upload(slope));
+    }
     forget();
-    network_.parameters().backward_begins();
-    output.backward(device_.upload(d_output));
+    network_.backward_begins(results.size() > 1);
+    torch::autograd::backward(results, slopes);
     network_.parameters().backward_done();
   }
 
@@ -236,6 +318,7 @@ class TinyVlaModel {
   detail::TinyVlaNetwork network_;
   at::Tensor output_;       ///< of the last forward, with its graph, until backward
   at::Tensor host_output_;  ///< the same in host memory
+  at::Tensor value_;        ///< of the last forward, if it gave values, with its graph, until backward
   detail::StreamMark downloaded_;
   std::size_t expected_ = 0;
 };

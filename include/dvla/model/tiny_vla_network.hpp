@@ -3,11 +3,14 @@
 // Gemma) have it: instruction tokens see the instruction, observation tokens see instruction and observation,
 // action queries see everything, each block of tokens bidirectionally; all query heads share one key/value
 // head. So the instruction's keys are computed once per table, not per row, and a denoising step reruns only
-// the queries. Projections inside the blocks have no bias (LayerNorm's serves); the MLP is a ReLU, the
+// the queries. Where a value head is asked for, one query of its own goes the way of the action queries: it sees
+// the prefix and itself, nobody sees it, and no action's noise reaches it; after the last block a norm and a small
+// tanh MLP make the values of it. It is computed beside the action queries and not among them, so the policy is
+// the same to the bit with it and without. Projections inside the blocks have no bias (LayerNorm's serves); the MLP is a ReLU, the
 // cheapest to go back through on a CPU. No dropout, no cache across calls.
 //
-// Legend: n rows, I instructions in the table, L words, P observation tokens, Q action queries, d width,
-// h query heads, k = d / h features a head.
+// Legend: n rows, I instructions in the table, L words, P observation tokens, Q action queries, V values,
+// d width, h query heads, k = d / h features a head.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -22,6 +25,7 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -49,6 +53,9 @@ struct QueryShape {
   std::int64_t noise_inputs = 0;
 };
 
+/// What a forward pass is asked for.
+enum class Outputs { actions, values, both };
+
 class TinyVlaNetwork {
  public:
   /// Keys and values of instruction and observation, per block [padded(n), L + P, 2k].
@@ -63,6 +70,7 @@ class TinyVlaNetwork {
         patch_(knobs.patch),
         width_(knobs.width),
         heads_(knobs.attention_heads),
+        value_head_(inputs.value_head),
         table_(tokenise(spec_.instructions)),
         parameters_(knobs.dtype, inputs.adapters, device) {
     check(knobs, inputs);
@@ -114,24 +122,58 @@ class TinyVlaNetwork {
     return output(x, n);
   }
 
-  /// Both, block by block, for a backward pass: each unit is used once, and autograd keeps no second gradient of
-  /// a weight until the other part has come to it.
-  at::Tensor forward(const Observation& observation, std::span<const std::int64_t> rows,
-                     std::span<const float> noise, std::span<const float> times) {
+  /// Values [n, V]. Only with a value head, as all that is asked for values.
+  at::Tensor values(const Prefix& prefix, std::int64_t n) const {
+    parameters_.before(0);
+    at::Tensor x = value_query_;
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      parameters_.before(i + 1);
+      x = query_block(i, x, prefix[i]);
+    }
+    parameters_.before(value_unit());
+    return value(x, n);
+  }
+
+  /// All of it, block by block, for a backward pass: each unit is used once, and autograd keeps no second gradient
+  /// of a weight until the other part has come to it. What is not asked for is undefined.
+  struct Results {
+    at::Tensor actions, values;
+  };
+  Results forward(const Observation& observation, std::span<const std::int64_t> rows,
+                  std::span<const float> noise, std::span<const float> times,
+                  Outputs outputs = Outputs::actions) {
+    const bool acts = outputs != Outputs::values, judges = outputs != Outputs::actions;
+    const std::int64_t n = std::ssize(rows);
+    at::Tensor x, v;
     parameters_.before(0);
     PrefixState state = embed_prefix(observation, rows);
-    at::Tensor x = embed_queries(std::ssize(rows), noise, times).clone();  // it may be a parameter itself
-    parameters_.after(0, {x, state.language, state.x});
+    if (acts) x = embed_queries(n, noise, times).clone();  // it may be a parameter itself
+    if (judges) v = value_query_.clone();
+    parameters_.after(0, {x, v, state.language, state.x});
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       parameters_.before(i + 1);
       const at::Tensor kv = prefix_block(i, state);
-      x = query_block(i, x, kv);
-      parameters_.after(i + 1, {x, state.language, state.x});
+      if (acts) x = query_block(i, x, kv);
+      if (judges) v = query_block(i, v, kv);
+      parameters_.after(i + 1, {x, v, state.language, state.x});
     }
-    parameters_.before(blocks_.size() + 1);
-    x = output(x, std::ssize(rows));
-    parameters_.after(blocks_.size() + 1, {x});
-    return x;
+    if (acts) {
+      parameters_.before(blocks_.size() + 1);
+      x = output(x, n);
+      parameters_.after(blocks_.size() + 1, {x});
+    }
+    if (judges) {
+      parameters_.before(value_unit());
+      v = value(v, n);
+      parameters_.after(value_unit(), {v});
+    } else if (value_head_.values > 0) {
+      parameters_.pass_by(value_unit());
+    }
+    return {x, v};
+  }
+  /// A backward pass of such a forward begins, of one that gave values or of one that gave none.
+  void backward_begins(bool of_values) {
+    parameters_.backward_begins(value_head_.values > 0 && !of_values ? value_unit() : Parameters::none);
   }
 
   /// Activations at the peak of an inference of so many rows: the prefix of all blocks, and what one block
@@ -154,7 +196,10 @@ class TinyVlaNetwork {
     // A token of a block: the norms' inputs and outputs, the query, the attention's result, the hidden layer.
     const std::int64_t token = 10 * d;
     const std::int64_t observing = (B - 1) * P * (token + S * heads_) + P * 2 * d;
-    const std::int64_t asking = B * (Q * (token + (S + Q) * heads_) + (S + Q) * 2 * head_width_);
+    const auto by = [&](std::int64_t queries) {
+      return B * (queries * (token + (S + queries) * heads_) + (S + queries) * 2 * head_width_);
+    };
+    const std::int64_t asking = by(Q) + (value_head_.values > 0 ? by(1) : 0);
     const std::int64_t prefix = B * S * 2 * head_width_;
     // Instructions go through once, whatever the rows.
     const auto words = static_cast<std::int64_t>(spec_.instructions.size()) * table_.length;
@@ -169,6 +214,7 @@ class TinyVlaNetwork {
     return static_cast<std::size_t>(n * (observing + asking + prefix + backward) + reading + weight) *
                bytes_of(dtype()) +
            static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16 +
+           (value_head_.values > 0 ? static_cast<std::size_t>(n * (5 * d + 4 * value_head_.values)) * 4 : 0) +
            upcast_bytes();
   }
 
@@ -215,8 +261,8 @@ class TinyVlaNetwork {
   }
 
   /// Initial values: norms 1 and 0, biases 0, embeddings of unit scale; matrices N(0, 1 / inputs), those that
-  /// end a residual branch smaller by sqrt(2 * blocks), the output smaller by 10 so that the first policy is
-  /// nearly uniform.
+  /// end a residual branch smaller by sqrt(2 * blocks), the output and the values smaller by 10 so that the
+  /// first policy is nearly uniform and the first values nearly 0.
   void declare(int blocks, std::int64_t words) {
     const std::int64_t d = width_;
     Parameters& all = parameters_;
@@ -245,6 +291,14 @@ class TinyVlaNetwork {
       all.declare_linear("action.noise", d, shape_.noise_inputs, noise_, matrix(shape_.noise_inputs));
       all.declare_linear("action.time", d, d, time_, matrix(d));
     }
+    // The value head trains beside a frozen model too, and draws from a stream of its own.
+    const auto of_values = [&](const std::string& name, std::vector<std::int64_t> shape, at::Tensor& member,
+                               InitialValues initial = {}) {
+      initial.stream = 1;
+      all.declare_apart("value." + name, std::move(shape), member, initial, value_head_.group);
+    };
+    const std::int64_t V = value_head_.values;
+    if (V > 0) of_values("query", {1, 1, d}, value_query_, embedding);
     blocks_.resize(static_cast<std::size_t>(blocks));
     const double end = 1 / std::sqrt(2.0 * blocks);  // of a residual branch
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
@@ -262,7 +316,16 @@ class TinyVlaNetwork {
     all.begin_unit();
     norm("output.norm", output_norm_);
     all.declare_linear("output", shape_.outputs, d, output_, matrix(d, 0.1), /*bias=*/true);
+    if (V == 0) return;
+    all.begin_unit();
+    of_values("norm.weight", {d}, value_norm_.weight, {1, 0});
+    of_values("norm.bias", {d}, value_norm_.bias);
+    of_values("in.weight", {d, d}, value_in_.weight, matrix(d));
+    of_values("in.bias", {d}, value_in_.bias);
+    of_values("out.weight", {V, d}, value_out_.weight, matrix(d, 0.1));
+    of_values("out.bias", {V}, value_out_.bias);
   }
+  std::size_t value_unit() const { return blocks_.size() + 2; }
 
   PrefixState embed_prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     const Observation& given = checked(observation);
@@ -307,6 +370,12 @@ class TinyVlaNetwork {
   at::Tensor output(const at::Tensor& x, std::int64_t n) const {
     // What becomes log-probabilities is float32 whatever the rest is.
     return output_(normalised(x, output_norm_).to(at::kFloat)).flatten(1).narrow(0, 0, n);
+  }
+
+  /// [n, V], in float32 as the output.
+  at::Tensor value(const at::Tensor& x, std::int64_t n) const {
+    const at::Tensor hidden = at::tanh(value_in_(normalised(x, value_norm_).to(at::kFloat)));
+    return value_out_(hidden).flatten(1).narrow(0, 0, n);
   }
 
   at::Tensor normalised(const at::Tensor& x, const Norm& norm) const {
@@ -484,14 +553,15 @@ class TinyVlaNetwork {
   QueryShape shape_;
   int patch_;
   std::int64_t width_, heads_, head_width_ = 0;
+  ValueHead value_head_;
   InstructionTable table_;
   at::Tensor words_;  ///< [I, L] slots, int64
-  at::Tensor word_embedding_, word_position_, query_embedding_;
-  Linear proprioception_, noise_, time_, output_;
+  at::Tensor word_embedding_, word_position_, query_embedding_, value_query_;
+  Linear proprioception_, noise_, time_, output_, value_in_, value_out_;
   std::array<Linear, max_cameras> patch_embedding_;
   std::array<at::Tensor, max_cameras> patch_position_;
   std::vector<Block> blocks_;
-  Norm output_norm_;
+  Norm output_norm_, value_norm_;
   Parameters parameters_;
 };
 

@@ -126,8 +126,9 @@ struct schedule_is_staler_than_the_algorithm_allows {
 template <class Algorithm, class Model>
 struct algorithm_needs_a_value_head {
   static_assert(never<Algorithm>,
-                "dvla: the algorithm needs values, and the model has no value head; use a critic-free "
-                "algorithm such as GRPO, or a model with `static constexpr bool has_value_head = true;`");
+                "dvla: the algorithm needs values, and the model has no value head; wrap the model, as in "
+                "WithValue<TinyVLA<>>, use a critic-free algorithm such as GRPO, or write a model with "
+                "`static constexpr bool has_value_head = true;`");
 };
 
 template <class Placement>
@@ -288,6 +289,26 @@ struct takes_no_adapters {
       never<Model>,
       "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
       "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+};
+template <class Model>
+struct value_head_of_no_model {
+  static_assert(never<Model>,
+                "dvla: WithValue<Model> wraps a model, and this is none: write WithValue<TinyVLA<>>, for example");
+};
+template <class Model>
+struct has_a_value_head_already {
+  static_assert(never<Model>,
+                "dvla: WithValue<Model> gives a model a value head, and this one has one already; name it "
+                "without WithValue");
+};
+/// WithValue around a model that gives no values where its inputs ask for them.
+template <class Model>
+struct takes_no_value_head {
+  static_assert(
+      never<Model>,
+      "dvla: WithValue<Model> wraps a model that makes a value head where ModelInputs::value_head asks for one "
+      "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool takes_value_head = true;`, and "
+      "this one does not");
 };
 
 }  // namespace dvla::mistake
