@@ -203,6 +203,27 @@ TEST_CASE("merged weights are those of a base that gives the same log-probabilit
           doctest::Approx(expected[i]).epsilon(1e-4));
 }
 
+TEST_CASE("the reference policy of a model with adapters is the base as it was, whatever the adapters have learned") {
+  static_assert(HasReference<LoraModel<TinyVlaModel<TokenHead>>> && !HasReference<TinyVlaModel<TokenHead>>);
+  LoraKnobs<TokenHeadKnobs> knobs{small(4)};
+  LoraModel<TinyVlaModel<TokenHead>> adapted(knobs, state_inputs(), 3);
+  Rollout<TokenHead> base(small(4), state_inputs(), 6);
+  base.act(1);
+  const std::size_t count = base.storage.size();
+  std::vector<float> before(count), entropy(count), moved(count), reference(count), again(count);
+  adapted.forward(*base.observation, *base.decision, base.rows, before, entropy);  // B is 0
+  std::vector<float> weights = weights_of(adapted);
+  SplitMix64 random(5);
+  for (float& value : weights) value = static_cast<float>(0.05 * random.normal());
+  dvla::testing::detail::set_weights(adapted, weights);
+  adapted.forward(*base.observation, *base.decision, base.rows, moved, entropy);
+  adapted.reference(*base.observation, *base.decision, base.rows, reference);
+  adapted.forward(*base.observation, *base.decision, base.rows, again, entropy);
+  CHECK(moved != before);
+  CHECK(reference == before);
+  CHECK(again == moved);
+}
+
 TEST_CASE("a frozen base gets public weights, in files with an index or in one") {
   const dvla_test::TemporaryFolder folder;
   const TinyVlaModel<TokenHead> base(small(4), state_inputs(), 3);

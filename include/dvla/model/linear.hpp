@@ -57,7 +57,7 @@ inline at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
 struct Linear {
   at::Tensor weight, bias;          ///< [out, in], [out]
   at::Tensor adapter_a, adapter_b;  ///< [rank, in], [out, rank]
-  double scale = 0;                 ///< alpha / rank
+  double scale = 0;                 ///< alpha / rank; 0: as without an adapter
 
   /// x: [.., in], the result [.., out].
   at::Tensor operator()(const at::Tensor& x) const {
@@ -66,13 +66,13 @@ struct Linear {
             ? at::linear(x, like(weight, x), bias.defined() ? std::optional(like(bias, x)) : std::nullopt)
         : bias.defined() ? detail::product(x, weight) + bias
                          : detail::product(x, weight);
-    return adapter_a.defined() ? y + adapted(x) : y;
+    return adapter_a.defined() && scale != 0 ? y + adapted(x) : y;
   }
   /// residual + the above, without a bias; x: [n, in], residual: [n, out].
   at::Tensor add_to(const at::Tensor& residual, const at::Tensor& x) const {
     const at::Tensor y = x.scalar_type() == at::kFloat ? at::addmm(residual, x, weight.t())
                                                        : residual + detail::product(x, weight);
-    return adapter_a.defined() ? y + adapted(x) : y;
+    return adapter_a.defined() && scale != 0 ? y + adapted(x) : y;
   }
 
  private:

@@ -32,6 +32,12 @@ class LoraModel : public Base {
 
   LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
 
+  /// See HasReference: the frozen base is the reference policy.
+  void reference(const Observation& observation, const typename Base::Decision& decision,
+                 std::span<const std::int64_t> rows, std::span<float> log_prob) {
+    this->forward_without_adapters(observation, decision, rows, log_prob);
+  }
+
   template <class BaseKnobs>
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {

@@ -232,6 +232,10 @@ class Parameters {
   }
 
   // ---- Adapters
+  /// Whether the layers compute with theirs; they do at first.
+  void use_adapters(bool used) {
+    for (const Merge& each : merges_) each.layer->scale = used ? adapters_.alpha / adapters_.rank : 0;
+  }
   /// The weights that the model would have without adapters and with the same outputs: calls
   /// `visit(parameter, tensor)` for each parameter that is neither an adapter nor declared apart, one at a time; its layer's product of
   /// adapters is added, in float32, and rounded to the parameter's dtype.
@@ -260,7 +264,7 @@ class Parameters {
   };
   struct Merge {
     std::size_t adapter;
-    const Linear* layer;
+    Linear* layer;
   };
   /// Autograd has added all of this pass's gradient to one of the unit's tensors.
   struct Added final : torch::autograd::PostAccumulateGradHook {

@@ -134,6 +134,29 @@ class TinyVlaModel {
     copy_values(device_.download(value_, downloaded_), rows, value);
   }
 
+  /// Log-probabilities as forward gives them, without a graph and as if there were no adapters.
+  void forward_without_adapters(const Observation& observation, const Decision& decision,
+                                std::span<const std::int64_t> rows, std::span<float> log_prob) {
+    std::vector<float> entropy(log_prob.size());
+    check_rows(rows, decision.log_prob, observation, log_prob, entropy);
+    const auto lane = device_.enter();
+    const c10::InferenceMode no_graph;
+    head_.load(decision, rows);
+    Parameters& parameters = network_.parameters();
+    parameters.call_begins();
+    parameters.use_adapters(false);
+    try {
+      const at::Tensor output = device_.download(
+          network_.forward(observation, rows, head_.inputs(), head_.times(), detail::Outputs::actions).actions,
+          downloaded_);
+      parameters.use_adapters(true);
+      head_.log_prob(view(output), log_prob, entropy);
+    } catch (...) {
+      parameters.use_adapters(true);
+      throw;
+    }
+  }
+
   void backward(std::span<const float> d_log_prob, std::span<const float> d_entropy) {
     const std::vector<float> none(value_.defined() ? static_cast<std::size_t>(value_.numel()) : 0);
     backward(d_log_prob, d_entropy, none);
