@@ -4,18 +4,21 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include "dvla/algorithm/ppo.hpp"
 #include "dvla/environment/toy.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
+#include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/algorithm.hpp"
 #include "dvla/testing/linear_model.hpp"
 #include "dvla/trace/off.hpp"
+#include "test/sharding/actors.hpp"
 
 namespace {
 
@@ -274,4 +277,60 @@ TEST_CASE("A model whose values do not fit the rewards' level is refused in one 
   knobs.reward_level = dvla::RewardLevel::action;
   Learning<> world(knobs);
   CHECK_THROWS_WITH_AS(world.batch(), doctest::Contains("algorithm.reward_level asks for 2"), dvla::Error);
+}
+
+TEST_CASE_TEMPLATE("Actors that share a batch take the step of one that has all of it, on fresh data and on stale",
+                   Weights, dvla::UnshardedWeights<LinearValueModel>, dvla::ShardedWeights<LinearValueModel>) {
+  using Trainer = dvla::PpoTrainer<LinearValueModel, Weights, dvla::DecoupledClip>;
+  for (const std::int64_t number : {0, 2})
+    for (const auto targets : {dvla::ValueTargets::gae, dvla::ValueTargets::v_trace}) {
+      auto knobs = fast<typename Trainer::Knobs>();
+      knobs.global_batch = 0;
+      knobs.micro_batch = 16;
+      knobs.value_targets = targets;
+      Learning<> world(fast<Learning<>::Trainer::Knobs>(), 3, 12);
+      world.worker.rollout(*world.transition, *world.decision, 0);
+      const auto after = [&](int actors) {
+        std::vector<std::vector<float>> weights(static_cast<std::size_t>(actors));
+        std::vector<dvla::UpdateStats> stats(weights.size());
+        actors_test::run_actors(actors, [&](int actor, const dvla::GroupSource& groups) {
+          LinearValueModel model({.bins = 5, .chunk = 2},
+                                 {world.environment.observation_spec(), world.environment.action_spec(), 2}, 3);
+          Weights own(model, heap, {}, groups);
+          Trainer trainer(knobs, world.worker.shape(), 1, 1, actors);
+          dvla::OwnedRecord<dvla::Transition> mine(*world.transition, heap);
+          std::memcpy(mine.block().data(), world.transition.block().data(), mine.block().size());
+          for (std::int64_t b = 0; b < mine->group.count(); ++b) {
+            if (b % actors == actor) continue;
+            mine->group[b] = -1;  // another's: what stands there is poison
+            for (std::int64_t t = 0; t < mine->reward.extents()[0]; ++t)
+              mine->reward.at(t).at(b)[0] = std::numeric_limits<float>::quiet_NaN();
+          }
+          dvla::trace::Off off;
+          stats[static_cast<std::size_t>(actor)] = trainer.update(
+              model, own, *mine, *world.decision, number, [] {}, off);
+          own.gather_all();
+          weights[static_cast<std::size_t>(actor)] = [&] {
+            std::vector<float> all;
+            for (const dvla::WeightUnit& unit : model.units())
+              all.insert(all.end(), unit.floats().begin(), unit.floats().end());
+            return all;
+          }();
+        });
+        for (const auto& each : weights) CHECK(each == weights[0]);
+        return std::pair(weights[0], stats[0]);
+      };
+      const auto [alone, one] = after(1);
+      for (const int actors : {2, 3}) {
+        const auto [shared, several] = after(actors);
+        CHECK(several.episodes == one.episodes);
+        CHECK(several.rows == one.rows);
+        CHECK(several.loss.values == one.loss.values);
+        CHECK(several.success_rate == doctest::Approx(one.success_rate));
+        CHECK(several.mean_return == doctest::Approx(one.mean_return));
+        CHECK(several.explained_variance == doctest::Approx(one.explained_variance).epsilon(1e-3));
+        CHECK(several.loss.loss() == doctest::Approx(one.loss.loss()).epsilon(1e-3));
+        CHECK(actors_test::largest_difference(shared, alone) < 5e-3);  // of steps of 0.02
+      }
+    }
 }
