@@ -310,8 +310,8 @@ TEST_CASE_TEMPLATE("gradients of policy and values together are central differen
     calls.forward_with_values();
     calls.backward_with_values();
     const std::vector<float> whole = gradients_of(model), weights = weights_of(model);
-    for (const auto& [name, part] : gradients_by_name(model, true))
-      CHECK_MESSAGE(std::ranges::any_of(part, [](float value) { return value != 0; }), name);
+    for (const auto& each : gradients_by_name(model, true))
+      CHECK_MESSAGE(std::ranges::any_of(each.second, [](float value) { return value != 0; }), each.first);
     SplitMix64 random(17);
     for (int trial = 0; trial < 4; ++trial) {
       std::vector<double> direction(whole.size());
@@ -343,7 +343,8 @@ TEST_CASE_TEMPLATE("gradients of policy and values together are central differen
     const std::vector<float> of_log_prob = calls.of_log_prob(), of_entropy = calls.of_entropy(),
                              of_value = calls.of_value();
     const std::size_t E = of_log_prob.size() / calls.rows.size(), V = of_value.size() / calls.rows.size();
-    for (const auto& [first, count] : {std::pair<std::size_t, std::size_t>{0, 16}, {16, 8}}) {
+    for (const std::size_t first : {0, 16}) {
+      const std::size_t count = first == 0 ? 16 : 8;
       const auto part = [&](const auto& of, std::size_t width) {
         return std::span(of).subspan(first * width, count * width);
       };
