@@ -98,6 +98,31 @@ DOCTEST_TEST_CASE_TEMPLATE("log-probabilities and gradients are the CPU's", Head
   DOCTEST_CHECK(relative(gradients_of(gpu), gradients_of(cpu)) < 1e-3);
 }
 
+DOCTEST_TEST_CASE_TEMPLATE("so are values and their gradients", Head, TokenHead, FlowHead) {
+  const DualPoolMachinery memory(on_cuda());
+  const auto make = [](Device device) {
+    ModelInputs inputs = some_inputs(device);
+    inputs.value_head = {1, {}};
+    auto model = std::make_unique<TinyVlaModel<Head>>(typename Head::knobs{}, inputs, 3);
+    model->hold_gradients(true);
+    return model;
+  };
+  const auto gpu = make(Device::cuda), cpu = make(Device::cpu);
+  Calls<Head> calls(*cpu);
+  calls.act();
+  const auto learn = [&](TinyVlaModel<Head>& model) {
+    std::vector<float> log_prob(calls.storage.size()), entropy(log_prob.size()), value(33), again(33);
+    model.forward(*calls.observation, *calls.decision, calls.rows, log_prob, entropy, value);
+    model.backward(std::vector<float>(log_prob.size(), 1.0f), std::vector<float>(log_prob.size(), 0.5f),
+                   std::vector<float>(33, 1.0f));
+    model.values(*calls.observation, calls.rows, again);
+    DOCTEST_CHECK(relative(again, value) < 1e-4);
+    return value;
+  };
+  DOCTEST_CHECK(relative(learn(*gpu), learn(*cpu)) < 1e-4);
+  DOCTEST_CHECK(relative(gradients_of(*gpu), gradients_of(*cpu)) < 1e-3);
+}
+
 DOCTEST_TEST_CASE("one lane fills and swaps copies while another samples: no version is torn") {
   const DualPoolMachinery memory(on_cuda());
   using Model = TinyVlaModel<TokenHead>;

@@ -174,8 +174,8 @@ struct Adapters {
 
 /// A value head beside the action head of a model that takes one (WithValue, model/with_value.hpp).
 struct ValueHead {
-  std::int64_t values = 0;   ///< V a decision; 0: no head
-  OptimiserGroup group{};    ///< of all its parameters
+  std::int64_t values = 0;  ///< V a decision; 0: no head
+  OptimiserGroup group{};   ///< of all its parameters
 };
 
 /// What a model is built for: matched against its needs by its constructor `(knobs, inputs, seed)`, which

@@ -211,7 +211,7 @@ struct LoRA {
 template <class Base>
 struct ValueKnobs : Base {
   RewardLevel value_level = RewardLevel::chunk;  ///< chunk: V = 1; action: V = C
-  double value_learning_rate = 5;                ///< of the head, as a factor of the algorithm's
+  double value_learning_rate = 3;                ///< of the head, as a factor of the algorithm's
 };
 
 template <class Base>

@@ -292,8 +292,9 @@ struct takes_no_adapters {
 };
 template <class Model>
 struct value_head_of_no_model {
-  static_assert(never<Model>,
-                "dvla: WithValue<Model> wraps a model, and this is none: write WithValue<TinyVLA<>>, for example");
+  static_assert(
+      never<Model>,
+      "dvla: WithValue<Model> wraps a model, and this is none: write WithValue<TinyVLA<>>, for example");
 };
 template <class Model>
 struct has_a_value_head_already {
@@ -304,11 +305,12 @@ struct has_a_value_head_already {
 /// WithValue around a model that gives no values where its inputs ask for them.
 template <class Model>
 struct takes_no_value_head {
-  static_assert(
-      never<Model>,
-      "dvla: WithValue<Model> wraps a model that makes a value head where ModelInputs::value_head asks for one "
-      "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool takes_value_head = true;`, and "
-      "this one does not");
+  static_assert(never<Model>,
+                "dvla: WithValue<Model> wraps a model that makes a value head where ModelInputs::value_head "
+                "asks for one "
+                "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool takes_value_head "
+                "= true;`, and "
+                "this one does not");
 };
 
 }  // namespace dvla::mistake

@@ -464,6 +464,19 @@ std::vector<std::string> check_model(Make make, const ModelInputs& inputs) {
     detail::zero_gradients(model);
   }
 
+  if constexpr (HasValues<Model>) {  // so in a pass that asks for values
+    detail::UnitLog log;
+    std::vector<float> log_prob = batch.log_prob(model, batch.order), entropy = batch.last_entropy,
+                       value(static_cast<std::size_t>(batch.decision->value.count()));
+    model.hook_units(&log);
+    model.forward(*batch.observation, *batch.decision, batch.order, log_prob, entropy, value);
+    model.backward(log_prob, entropy, value);
+    model.hook_units(nullptr);
+    for (const std::string& fault : log.faults(model.units(), ModelElsewhere<Model>))
+      expect(false, fault + ", where values are asked for");
+    detail::zero_gradients(model);
+  }
+
   // A copy computes the same, from frozen parameters that are the same ones and trainable ones of its own.
   {
     const auto copied = std::make_unique<Model>(std::as_const(model), share_frozen);
