@@ -3,7 +3,7 @@
 // lifted, here only), decoupled clipping and GIPO; the same seeds for all, variants interleaved. Prints for each the area
 // under the success curve (mean success of its batches) and the success on 512 fresh episodes at the end, seed by
 // seed, and in how many seeds it is above the first. Writes <folder>/corrections_k<K>.svg with its numbers as .csv.
-//   bench_algorithm_corrections [seeds = 5] [iterations = 80] [environments = 256] [folder = .]
+//   bench_algorithm_corrections [seeds = 5] [iterations = 80] [environments = 256] [folder = .] [width = 128]
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
@@ -29,7 +29,7 @@ using P = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::TinyVLA<d
                          dvla::Trainer<dvla::BasicGRPO<Correction>>, dvla::Swimlane<4>>;
 
 struct Sizes {
-  int seeds = 5, iterations = 80, environments = 256;
+  int seeds = 5, iterations = 80, environments = 256, width = 128;
 };
 struct Outcome {
   std::vector<double> success;  ///< of each batch
@@ -44,6 +44,7 @@ Outcome train(int staleness, int seed, const Sizes& sizes) {
   config.run.demonstrations = 64;
   config.run.demonstration_noise = 0.2;
   config.environment.environments = sizes.environments;
+  config.model.width = sizes.width;
   config.schedule.staleness = staleness;
   config.algorithm.learning_rate = 6e-4;
   config.algorithm.beta2 = 0.999;
@@ -121,7 +122,7 @@ void draw(const std::vector<Variant>& variants, int staleness, const std::string
 
 int main(int argc, char** argv) {
   const auto number = [&](int at, int otherwise) { return argc > at ? std::atoi(argv[at]) : otherwise; };
-  const Sizes sizes{number(1, 5), number(2, 80), number(3, 256)};
+  const Sizes sizes{number(1, 5), number(2, 80), number(3, 256), number(5, 128)};
   const std::string folder = argc > 4 ? argv[4] : ".";
   for (const int staleness : {1, 4}) {
     std::vector<Variant> variants{{"Uncorrected", train<AnyLag>, {}},
