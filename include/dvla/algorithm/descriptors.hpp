@@ -10,7 +10,6 @@
 #include "dvla/algorithm/staleness.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
-#include "dvla/pipeline/mistake.hpp"
 
 namespace dvla {
 
@@ -19,23 +18,25 @@ namespace detail {
 template <class Correction>
 struct grpo_knobs {
   using type = GrpoKnobs;
-  using mistake = dvla::mistake::none;
 };
 template <class Correction>
 requires requires { typename Correction::knobs; }
 struct grpo_knobs<Correction> {
   static constexpr bool joins = std::is_base_of_v<GrpoKnobs, typename Correction::knobs>;
   using type = std::conditional_t<joins, typename Correction::knobs, GrpoKnobs>;
-  using mistake = std::conditional_t<
-      joins, dvla::mistake::none,
-      dvla::mistake::correction_does_not_join_the_knobs<Correction, typename Correction::knobs>>;
+  static_assert(
+      joins,
+      "dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
+      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
 };
 }  // namespace detail
 
 /// Group-relative policy optimisation. What it allows of staleness is its correction's.
 template <class Correction = DecoupledClip>
 struct BasicGRPO {
-  using mistake = dvla::mistake::not_a_correction<Correction>;
+  static_assert(StalenessPolicy<Correction>,
+                "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
+                "DecoupledClip, or your own as algorithm/staleness.hpp says");
   using slot = algorithm_slot;
   using knobs = GrpoKnobs;
   static constexpr std::string_view name = "GRPO";
@@ -43,7 +44,6 @@ struct BasicGRPO {
 };
 template <StalenessPolicy Correction>
 struct BasicGRPO<Correction> {
-  using mistake = typename detail::grpo_knobs<Correction>::mistake;
   using slot = algorithm_slot;
   using knobs = typename detail::grpo_knobs<Correction>::type;
   static constexpr Spelling spelling{"GRPO<", Correction::name, ">"};

@@ -11,7 +11,6 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
-#include "dvla/pipeline/mistake.hpp"
 
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
@@ -182,9 +181,12 @@ struct missing_of_lora<Model, Never> {
 template <class Model>
 struct LoRA {
   using slot = model_slot;
-  using mistake = std::conditional_t<!PolicyFor<Model, model_slot>, dvla::mistake::not_a_model<Model>,
-                                     std::conditional_t<detail::takes_adapters<Model>, dvla::mistake::none,
-                                                        dvla::mistake::takes_no_adapters<Model>>>;
+  static_assert(PolicyFor<Model, model_slot>,
+                "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
+  static_assert(
+      !PolicyFor<Model, model_slot> || detail::takes_adapters<Model>,
+      "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
+      "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
   using knobs = typename detail::lora_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};
