@@ -117,28 +117,22 @@ void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
 }
 
 namespace detail {
-/// What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
-/// sharded and connected may have changed since. Throws ConfigError where one of the three has another name.
-template <class Pipeline>
-void check_same_learner(const io::SafetensorsFile& file, const std::string& config) {
-  const nlohmann::json root = nlohmann::json::parse(config, nullptr, false);
-  if (!root.is_object())
-    throw FormatError("'" + file.path().string() + "': the config in its metadata is not valid JSON");
-  const auto pipeline = root.find("pipeline");
-  if (pipeline == root.end() || !pipeline->is_object()) return;
-  const auto compare = [&](const char* slot, std::string_view here) {
-    const auto there = pipeline->find(slot);
-    if (there == pipeline->end() || (there->is_string() && there->get<std::string>() == here)) return;
-    throw ConfigError("'" + file.path().string() + "' was written by another pipeline: its " + slot + " is " +
-                      one_line(there->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)) +
-                      ", here it is \"" + std::string(here) + "\"");
-  };
-  compare("environment", policy_name<typename Pipeline::environment>());
-  compare("model", policy_name<typename Pipeline::model>());
-  compare("algorithm", policy_name<typename Pipeline::algorithm>());
+/// In a checkpoint's metadata, as JSON text.
+inline const std::string& config_text(const io::SafetensorsFile& file) {
+  const auto config = file.metadata().find("config");
+  if (config == file.metadata().end())
+    throw FormatError("'" + file.path().string() +
+                      "' says nothing about its pipeline: metadata lacks config");
+  return config->second;
 }
-
 }  // namespace detail
+
+/// The configuration that a checkpoint was made with. Throws FormatError, and ConfigError where another
+/// pipeline wrote it.
+template <class Pipeline>
+Config<Pipeline> load_config(const io::SafetensorsFile& file) {
+  return from_json<Pipeline>(detail::config_text(file), {}, file.path().string());
+}
 
 /// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
 /// now. In a job every rank calls it. Throws FormatError or ConfigError, one sentence, and then leaves the run
@@ -149,11 +143,12 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   if (counters[1] != run.config().run.seed)
     throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[1]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
-  const auto config = file.metadata().find("config");
-  if (config == file.metadata().end())
-    throw FormatError("'" + file.path().string() +
-                      "' says nothing about its pipeline: metadata lacks config");
-  detail::check_same_learner<typename Run::pipeline>(file, config->second);
+  // What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
+  // sharded and connected may have changed since.
+  const std::string source = "'" + file.path().string() + "': ";
+  detail::check_policies<typename Run::pipeline>(
+      detail::parse_config(detail::config_text(file), source), source,
+      detail::list<environment_slot, model_slot, algorithm_slot>{});
   if (counters[0] < 0)
     throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
   const std::span<const double> curve = file.span<double>(detail::curve_name);
