@@ -196,7 +196,7 @@ TEST_CASE("text that is no UTF-8 is refused wherever it comes from, in one sente
         "--folder: run.folder is 'a?'; it must be text in UTF-8 without control characters (where runs are "
         "written)");
   CHECK(complaint({"--resume=\xc3"}).find("--resume: run.resume is '?'; it must be text in UTF-8") == 0);
-  CHECK(complaint({"--name", "\xc3\xa4"}).find("run.name is '?\?'; it must be 1 to 100 letters") == 0);
+  CHECK(complaint({"--name", "\xc3\xa4"}).find("run.name is '\xc3\xa4'; it must be 1 to 100 letters") == 0);
   CHECK(complaint({"--trace", "\xff"}).find("--trace: run.trace is '?'; it must be true or false") == 0);
   CHECK(complaint({"--config", "/no\xff.toml"}).find("--config: cannot read '/no?.toml'") == 0);
   CHECK(toml_complaint("[run]\nfolder = '\xff'").find("run.toml:") == 0);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/pipeline/config.hpp"
 
 namespace dvla {
@@ -91,54 +92,6 @@ std::vector<KnobRef> list_knobs(Config& config) {
 
 namespace detail {
 
-template <class Number>
-std::string number_text(Number number) {
-  char text[64];
-  return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
-}
-
-inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
-
-/// Bytes up to the first that no UTF-8 (RFC 3629) begins with: no overlong forms, no surrogates.
-inline std::size_t utf8_length(std::string_view text) {
-  std::size_t i = 0;
-  while (i < text.size()) {
-    const auto byte = [&](std::size_t k) {
-      return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0U;
-    };
-    const unsigned first = byte(0), second = byte(1);
-    const std::size_t more = first < 0x80    ? 0
-                             : first < 0xc2  ? 4
-                             : first < 0xe0  ? 1
-                             : first < 0xf0  ? 2
-                             : first <= 0xf4 ? 3
-                                             : 4;
-    if (more == 4 || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
-        (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f))
-      return i;
-    for (std::size_t k = 1; k <= more; ++k)
-      if ((byte(k) & 0xc0) != 0x80) return i;
-    i += more + 1;
-  }
-  return i;
-}
-
-/// Text from outside, fit for one line of an error: UTF-8 without control characters, at most about `most`
-/// bytes.
-inline std::string one_line(std::string_view text, std::size_t most = 80) {
-  const bool cut = text.size() > most;
-  std::string line;
-  for (text = text.substr(0, most); !text.empty();) {
-    const std::size_t good = utf8_length(text);
-    line += text.substr(0, good);
-    const bool split = cut && good + 4 > text.size();  // a character that the cut went through is left out
-    if (good < text.size() && !split) line += '?';
-    text.remove_prefix(split ? text.size() : std::min(good + 1, text.size()));
-  }
-  std::replace_if(line.begin(), line.end(), is_control, '?');
-  return cut ? line + "..." : line;
-}
-
 /// A knob's value as it is written in TOML; a choice or text comes in quotes.
 inline std::string knob_text(const KnobRef& knob) {
   const auto quoted = [](std::string_view text) {
@@ -199,7 +152,7 @@ inline std::string allowed(const KnobRef& knob) {
 }
 
 /// Whether the value that is there now is in range, finite, a known choice, sound text.
-inline bool is_sound(const KnobRef& knob) {
+inline bool value_is_sound(const KnobRef& knob) {
   return std::visit(
       [&]<class At>(const At& at) {
         if constexpr (std::is_same_v<At, Choice>) {
@@ -215,7 +168,7 @@ inline bool is_sound(const KnobRef& knob) {
       knob.value);
 }
 inline void check_knob(const KnobRef& knob) {
-  if (!is_sound(knob)) refuse(knob, "", knob_text(knob));
+  if (!value_is_sound(knob)) refuse(knob, "", knob_text(knob));
 }
 
 /// Writes what a source gave; throws ConfigError where the knob takes no such value. `source` opens the
@@ -248,7 +201,7 @@ inline void assign_knob(const KnobRef& knob, const Given& given, std::string_vie
         }
       },
       knob.value);
-  if (!taken || !is_sound(knob)) refuse(knob, source, given.shown);
+  if (!taken || !value_is_sound(knob)) refuse(knob, source, given.shown);
 }
 
 /// The candidate nearest to `word` by edits, if near enough to be a slip; else empty.
