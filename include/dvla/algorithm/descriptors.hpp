@@ -17,6 +17,7 @@ namespace detail {
 /// A correction's own knobs, or GrpoKnobs where it has none.
 template <class Correction>
 struct grpo_knobs {
+  static constexpr bool joins = true;
   using type = GrpoKnobs;
 };
 template <class Correction>
@@ -24,23 +25,22 @@ requires requires { typename Correction::knobs; }
 struct grpo_knobs<Correction> {
   static constexpr bool joins = std::is_base_of_v<GrpoKnobs, typename Correction::knobs>;
   using type = std::conditional_t<joins, typename Correction::knobs, GrpoKnobs>;
-  static_assert(
-      joins,
-      "dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
-      "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
 };
 }  // namespace detail
 
 /// Group-relative policy optimisation. What it allows of staleness is its correction's.
 template <class Correction = DecoupledClip>
 struct BasicGRPO {
-  static_assert(StalenessPolicy<Correction>,
-                "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
-                "DecoupledClip, or your own as algorithm/staleness.hpp says");
   using slot = algorithm_slot;
   using knobs = GrpoKnobs;
   static constexpr std::string_view name = "GRPO";
   static constexpr int max_staleness = 1024;
+  static consteval bool is_sound() {
+    static_assert(detail::never<Correction>,
+                  "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
+                  "DecoupledClip, or your own as algorithm/staleness.hpp says");
+    return false;
+  }
 };
 template <StalenessPolicy Correction>
 struct BasicGRPO<Correction> {
@@ -50,6 +50,13 @@ struct BasicGRPO<Correction> {
   static constexpr std::string_view name = spelling;
   static constexpr int max_staleness = Correction::max_staleness;
   static constexpr bool needs_values = false;
+  static consteval bool is_sound() {
+    static_assert(
+        detail::grpo_knobs<Correction>::joins,
+        "dvla: this staleness correction's knobs must derive from dvla::GrpoKnobs, whose knobs they join: "
+        "struct MyKnobs : dvla::GrpoKnobs { ... }; (algorithm/grpo_knobs.hpp)");
+    return detail::grpo_knobs<Correction>::joins;
+  }
   template <bool Never>
   struct missing {
     static_assert(Never,

@@ -181,12 +181,19 @@ struct missing_of_lora<Model, Never> {
 template <class Model>
 struct LoRA {
   using slot = model_slot;
-  static_assert(PolicyFor<Model, model_slot>,
-                "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
-  static_assert(
-      !PolicyFor<Model, model_slot> || detail::takes_adapters<Model>,
-      "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
-      "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+  static consteval bool is_sound() {
+    if constexpr (!PolicyFor<Model, model_slot>)
+      static_assert(detail::never<Model>,
+                    "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
+    else if constexpr (!detail::takes_adapters<Model>)
+      static_assert(
+          detail::never<Model>,
+          "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
+          "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+    else
+      return true;
+    return false;
+  }
   using knobs = typename detail::lora_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr Spelling spelling{"LoRA<", type_name<Model>, ">"};

@@ -25,17 +25,21 @@ namespace dvla {
 
 namespace detail {
 
-/// Whether a policy's machinery is included; else the policy's own sentence is the error.
-template <class Policy, class Pipeline>
-consteval bool is_included() {
-  if constexpr (!std::is_same_v<typename machinery<Policy, Pipeline>::type, no_machinery>)
-    return true;
-  else
-    return sizeof(typename Policy::template missing<false>) == 0;
-}
+/// Those of the policies whose machinery is not included.
 template <class Pipeline, class... Policies>
-consteval bool all_included(list<Policies...>) {
-  return (is_included<Policies, Pipeline>() && ...);
+auto left_out(list<Policies...>) -> decltype((
+    list<>{} + ... +
+    std::conditional_t<std::is_same_v<typename machinery<Policies, Pipeline>::type, no_machinery>,
+                       list<Policies>, list<>>{}));
+template <class Pipeline, class Policies>
+using left_out_t = decltype(left_out<Pipeline>(Policies{}));
+
+consteval bool none_left_out(list<>) { return true; }
+/// The first policy's own sentence is the error.
+template <class First, class... Rest>
+consteval bool none_left_out(list<First, Rest...>) {
+  struct sentence : First::template missing<false> {};
+  return false;
 }
 
 // As those of composition.hpp. Where a concept stands in a static_assert, the compiler's own note below the
@@ -45,7 +49,7 @@ template <class Pipeline>
 consteval bool environment_is_sound() {
   using Environment = typename machinery<typename Pipeline::environment, Pipeline>::type;
   using Knobs = knobs_t<typename Pipeline::environment>;
-  if constexpr (!is_included<typename Pipeline::environment, Pipeline>())
+  if constexpr (!none_left_out(left_out_t<Pipeline, list<typename Pipeline::environment>>{}))
     return false;
   else if constexpr (!EnvironmentMachinery<Environment>)
     static_assert(
@@ -66,7 +70,7 @@ template <class Pipeline>
 consteval bool model_is_sound() {
   using Model = typename machinery<typename Pipeline::model, Pipeline>::type;
   using Knobs = knobs_t<typename Pipeline::model>;
-  if constexpr (!is_included<typename Pipeline::model, Pipeline>())
+  if constexpr (!none_left_out(left_out_t<Pipeline, list<typename Pipeline::model>>{}))
     return false;
   else if constexpr (!requires { typename Model::Decision; })
     static_assert(never<Model>,
@@ -168,7 +172,7 @@ consteval bool buildable() {
     return false;
   else if constexpr (!detail::model_is_sound<Pipeline>())
     return false;
-  else if constexpr (!detail::all_included<Pipeline>(typename Pipeline::policies{}))
+  else if constexpr (!detail::none_left_out(detail::left_out_t<Pipeline, typename Pipeline::policies>{}))
     return false;
   else if constexpr (!detail::training_is_sound<Pipeline, Trace>())
     return false;

@@ -67,16 +67,9 @@ struct entry {
   using word = Word;
 };
 
-template <class... Lists>
-struct joined {
-  using type = list<>;
-};
-template <class... Types>
-struct joined<list<Types...>> {
-  using type = list<Types...>;
-};
-template <class... First, class... Second, class... Rest>
-struct joined<list<First...>, list<Second...>, Rest...> : joined<list<First..., Second...>, Rest...> {};
+/// One list behind the other; for decltype.
+template <class... First, class... Second>
+auto operator+(list<First...>, list<Second...>) -> list<First..., Second...>;
 
 /// What a part means in a word that holds `Slots`: a type that offers itself to several slots (InProcess) is
 /// the policy of the one slot that there is.
@@ -98,7 +91,14 @@ struct flat<Word> {
 
 /// The entries of a pipeline's parts, stage words opened.
 template <class... Parts>
-using flat_t = typename joined<typename flat<Parts>::type...>::type;
+using flat_t = decltype((list<>{} + ... + typename flat<Parts>::type{}));
+
+template <class... Entries>
+auto policies_of(list<Entries...>) -> list<typename Entries::policy...>;
+template <class... Parts>
+using policies_of_t = decltype(policies_of(flat_t<Parts...>{}));
+
+/// The first of `Policies` that fills the slot.
 
 template <class Policies, class Slot, class Default>
 struct found {
@@ -106,7 +106,7 @@ struct found {
 };
 template <class First, class... Rest, class Slot, class Default>
 struct found<list<First, Rest...>, Slot, Default>
-    : std::conditional_t<PolicyFor<typename First::policy, Slot>, std::type_identity<typename First::policy>,
+    : std::conditional_t<PolicyFor<First, Slot>, std::type_identity<First>,
                          found<list<Rest...>, Slot, Default>> {};
 template <class Policies, class Slot, class Default>
 using found_t = typename found<Policies, Slot, Default>::type;
@@ -160,13 +160,16 @@ inline constexpr bool held_by<Slot, void> = true;
 template <class Type>
 concept NamesASlot = Policy<Type> && is_one_of<typename Type::slot, all_slots>;
 
-/// False, for a static_assert in a branch that is a mistake; the compiler prints its arguments, the culprits.
-template <class...>
-inline constexpr bool never = false;
-
 // What can be wrong with a composition. Each function is true, or its first mistake is one error with one
 // sentence, and it is false: then nothing is asked of what would rest on it, and Pipeline goes on with the
 // best table it can make, so that nothing else fails.
+
+/// What a policy says of its own arguments.
+template <class Policy>
+consteval bool arguments_are_sound() {
+  if constexpr (requires { Policy::is_sound(); }) return Policy::is_sound();
+  return true;
+}
 
 /// One policy alone, in the stage word around it.
 template <class Entry>
@@ -185,6 +188,8 @@ consteval bool policy_is_sound() {
     static_assert(never<Policy>,
                   "dvla: this is not a policy; a policy is a complete struct with `using slot = "
                   "dvla::environment_slot;` or another of the nine slots (core/slot.hpp)");
+  else if constexpr (!arguments_are_sound<Policy>())
+    return false;
   else if constexpr (!held_by<typename Policy::slot, Word>)
     static_assert(
         never<Word, Policy, typename Policy::slot>,
@@ -218,12 +223,11 @@ consteval bool policy_is_sound() {
 consteval bool slots_are_filled_once(list<>) { return true; }
 template <class First, class... Rest>
 consteval bool slots_are_filled_once(list<First, Rest...>) {
-  using policy = typename First::policy;
-  using other = found_t<list<Rest...>, typename policy::slot, void>;
+  using other = found_t<list<Rest...>, typename First::slot, void>;
   if constexpr (std::is_void_v<other>)
     return slots_are_filled_once(list<Rest...>{});
   else
-    static_assert(never<typename policy::slot, policy, other>,
+    static_assert(never<typename First::slot, First, other>,
                   "dvla: two policies fill the same slot; name only one of them, or swap with "
                   "P::replace<Policy>");
   return false;
@@ -280,13 +284,14 @@ consteval bool policies_fit() {
 }
 
 template <class Pipeline, class... Entries>
-consteval bool is_sound(list<Entries...>) {
+consteval bool composition_is_sound(list<Entries...>) {
   if constexpr (sizeof...(Entries) == 0)
     static_assert(never<Pipeline>,
                   "dvla: an empty Pipeline; name at least an environment and an algorithm: "
                   "Pipeline<Sampler<MuJoCo<Push>>, Trainer<GRPO>>");
   else if constexpr ((policy_is_sound<Entries>() && ...))
-    if constexpr (slots_are_filled_once(list<Entries...>{})) return policies_fit<choice<list<Entries...>>>();
+    if constexpr (slots_are_filled_once(list<typename Entries::policy...>{}))
+      return policies_fit<choice<list<typename Entries::policy...>>>();
   return false;
 }
 
@@ -302,19 +307,12 @@ template <class... Kept, class... New, class... Parts>
 struct replaced<list<Kept...>, list<New...>, Parts...> {
   template <class Old>
   static constexpr bool stays = [] {
-    if constexpr (!Policy<typename Old::policy>)
-      return false;
-    else
-      return (!PolicyFor<typename New::policy, typename Old::policy::slot> && ...);
+    if constexpr (Policy<Old>) return (!PolicyFor<New, typename Old::slot> && ...);
+    return false;
   }();
-  template <class Rest>
-  struct wrap;
   template <class... Rest>
-  struct wrap<list<Rest...>> {
-    using type = Pipeline<Rest..., Parts...>;
-  };
-  using type = typename wrap<
-      typename joined<std::conditional_t<stays<Kept>, list<typename Kept::policy>, list<>>...>::type>::type;
+  static auto with(list<Rest...>) -> Pipeline<Rest..., Parts...>;
+  using type = decltype(with((list<>{} + ... + std::conditional_t<stays<Kept>, list<Kept>, list<>>{})));
 };
 
 }  // namespace detail
@@ -324,9 +322,10 @@ struct replaced<list<Kept...>, list<New...>, Parts...> {
 /// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type
 /// (table.hpp), `P::describe()` every choice as text. A wrong list is one error with one sentence.
 template <class... Parts>
-struct Pipeline : detail::composed<detail::is_sound<Pipeline<Parts...>>(detail::flat_t<Parts...>{})> {
+struct Pipeline
+    : detail::composed<detail::composition_is_sound<Pipeline<Parts...>>(detail::flat_t<Parts...>{})> {
  private:
-  using named = detail::flat_t<Parts...>;
+  using named = detail::policies_of_t<Parts...>;
   using chosen = detail::choice<named>;
 
  public:
@@ -343,11 +342,11 @@ struct Pipeline : detail::composed<detail::is_sound<Pipeline<Parts...>>(detail::
   using policies = detail::list<environment, model, algorithm, sharding, data_plane, control_plane, memory,
                                 placement, schedule>;
   template <class Slot>
-  using policy = typename detail::at_slot<policies, Slot>::type;
+  using policy = detail::found_t<policies, Slot, void>;
   template <class Slot>
   static constexpr bool is_default = std::is_void_v<detail::found_t<named, Slot, void>>;
   template <class... New>
-  using replace = typename detail::replaced<named, detail::flat_t<New...>, New...>::type;
+  using replace = typename detail::replaced<named, detail::policies_of_t<New...>, New...>::type;
   using config = Config<Pipeline>;
 
   static constexpr auto table() {

@@ -29,17 +29,20 @@ struct CoLocated {
 /// Some ranks roll out, the others train. Without a ratio, knobs say it at run time.
 template <int Rollouts = 0, int Actors = 0>
 struct Separated {
-  static_assert(
-      Rollouts >= 0 && Actors >= 0,
-      "dvla: Separated<Rollouts, Actors> needs shares of at least 0: Separated<3, 1>, or Separated<> "
-      "to choose at run time");
   static constexpr bool fixed = Rollouts != 0 || Actors != 0;
   using slot = placement_slot;
   using knobs = std::conditional_t<fixed, NoKnobs, SeparatedKnobs>;
   static constexpr std::string_view name = type_name<Separated>;
   static constexpr bool separates_roles = true;
-  static constexpr bool has_rollouts = Rollouts != 0 || Actors == 0;
-  static constexpr bool has_actors = Actors != 0 || Rollouts == 0;
+  static consteval bool is_sound() {
+    static_assert(
+        Rollouts >= 0 && Actors >= 0,
+        "dvla: Separated<Rollouts, Actors> needs shares of at least 0: Separated<3, 1>, or Separated<> "
+        "to choose at run time");
+    return Rollouts >= 0 && Actors >= 0;
+  }
+  static constexpr bool has_rollouts = Rollouts > 0 || Actors == 0;
+  static constexpr bool has_actors = Actors > 0 || Rollouts == 0;
   static Roles roles(const knobs& shares, const Topology& topology) {
     if constexpr (fixed)
       return detail::separate(Rollouts, Actors, std::string(name), topology);

@@ -14,12 +14,16 @@ namespace dvla {
 /// Four lanes at once; weights at most K versions old, K <= Max chosen at run time (knob `staleness`).
 template <int Max = 1>
 struct Swimlane {
-  static_assert(Max >= 0 && Max <= 1024,
-                "dvla: Swimlane<Max> needs a staleness bound from 0 (synchronous) to 1024: Swimlane<1>");
   using slot = schedule_slot;
   using knobs = SwimlaneKnobs;
   static constexpr std::string_view name = type_name<Swimlane>;
   static constexpr int max_staleness = Max;
+  static consteval bool is_sound() {
+    constexpr bool bounded = Max >= 0 && Max <= 1024;
+    static_assert(bounded,
+                  "dvla: Swimlane<Max> needs a staleness bound from 0 (synchronous) to 1024: Swimlane<1>");
+    return bounded;
+  }
   static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
   template <bool Never>
   struct missing {
