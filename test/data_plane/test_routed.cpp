@@ -142,10 +142,10 @@ TEST_CASE("A job of one process needs no channel") {
   CHECK(plane->report().payload_bytes_copied == 0);
 }
 
-TEST_CASE("Rollouts with more than one chunk a part, and shares of unequal width") {
+TEST_CASE("Rollouts with more than one piece a part, and shares of unequal width") {
   Job job{.roles = {{0, 1, 2}, {3, 4}}, .shape = {.decisions = 7, .pixels = 200, .group = 2}};
   job.groups_per_rollout = 5;
-  CHECK(job.plan().routes[0].bytes > static_cast<std::int64_t>(dvla::detail::piece_bytes));
+  CHECK(job.bytes_of(job.plan().routes[0]) > static_cast<std::int64_t>(dvla::detail::piece_bytes));
   const auto plan = job.plan();
   std::size_t bytes = 0;
   for (int actor = 0; actor < 2; ++actor)

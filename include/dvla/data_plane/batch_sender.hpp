@@ -254,14 +254,16 @@ class BatchSender : public Endpoint<ReceivingActor> {
     if (!accepts(ask(actor, part, MessageKind::go, between_messages)))  // waits for a buffer there
       return false;
     StripCursor from(strips);
-    in_chunks(
+    Checksum sum;
+    in_pieces(
         static_cast<std::size_t>(part.bytes), actor.staging.data(),
-        [&](std::span<std::byte> chunk) {
-          const std::size_t payload = chunk.size() - seal_bytes;
-          gather(block, from, chunk.first(payload));
-          seal_chunk(chunk, payload);
+        [&](std::span<std::byte> piece) {
+          gather(block, from, piece);
+          sum.update(piece);
         },
-        [&](std::span<std::byte> chunk) { actor.channel->send(chunk, options_.deadline); });
+        [&](std::span<std::byte> piece) { actor.channel->send(piece, options_.deadline); });
+    const std::uint64_t seal = sum.value();
+    actor.channel->send(std::as_bytes(std::span(&seal, 1)), options_.deadline);
     {
       const std::scoped_lock lock(mutex_);
       report_.bytes_sent += part.bytes;

@@ -29,7 +29,7 @@ enum class Refusal : std::uint32_t {
   outdated,  ///< of one that is being trained on, or that was; of a version that came, or before one that did
   early,     ///< of a batch further ahead than both sides' buffers allow
   duplicate,  ///< came already
-  damaged,    ///< a chunk's checksum is wrong
+  damaged,    ///< its checksum is wrong
   ended,      ///< the actor trains on no more batches
   count_
 };
@@ -59,7 +59,7 @@ struct PlaneMessage {
   std::int64_t batch = 0;  ///< or version. hello: first wished; offer: first possible; goodbye: the last
   std::int64_t first_group = 0;  ///< of the part, among the rollout's own
   std::int64_t groups = 0;
-  std::int64_t bytes = 0;  ///< of the part, without the chunks' checksums; hello: number of buffers
+  std::int64_t bytes = 0;  ///< of the part, without its checksum; hello: number of buffers
   std::int64_t oldest_version = 0;
   std::int64_t env_steps = 0;
   std::int64_t chunk_steps = 0;
