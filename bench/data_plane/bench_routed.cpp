@@ -96,7 +96,8 @@ class Rank {
       if (!sends && !takes) continue;
       const auto place = static_cast<std::size_t>(sends ? route.actor : route.rollout);
       const int peer = sends ? roles.actors[place] : roles.rollouts[place];
-      pairs_.push_back({cluster_.channel("alone", peer, limit), static_cast<std::size_t>(route.groups * group_bytes()),
+      pairs_.push_back({cluster_.channel("alone", peer, limit),
+                        static_cast<std::size_t>(route.groups * group_bytes()),
                         std::vector<std::byte>(dvla::detail::piece_bytes, std::byte{1})});
     }
     dvla::RoutedLayouts<Decision> layouts;

@@ -99,7 +99,7 @@ TEST_CASE("A slow trainer holds the rollouts back: memory stays what it was, not
     // Each rollout: K + 1 buffers of its own, K + 1 at the actor, and the one that it asks a buffer for.
     CHECK(most_ahead <= 2 * (2 * (staleness + 1) + 1));
     const Trajectory share = layout(job.shape, 8), batch = layout(job.shape, 16);
-    const std::size_t part = static_cast<std::size_t>(job.plan().routes[0].bytes) + 128;
+    const std::size_t part = static_cast<std::size_t>(job.bytes_of(job.plan().routes[0])) + 128;
     const auto buffers = static_cast<std::size_t>(staleness + 1);
     CHECK(ledgers[0].pool_high_water <= buffers * record_bytes(share) + part);
     CHECK(ledgers[2].pool_high_water <= buffers * record_bytes(batch) + 2 * part);
@@ -172,7 +172,7 @@ TEST_CASE("Rollouts with more than one piece a part, and shares of unequal width
   CHECK(sum.wrong == "");
   CHECK(sum.committed == sum.trained_ids);
   std::int64_t planned = 0;
-  for (const dvla::Route& route : plan.routes) planned += route.bytes;
+  for (const dvla::Route& route : plan.routes) planned += job.bytes_of(route);
   CHECK(sum.bytes_sent == 3 * planned);
 }
 

@@ -89,13 +89,11 @@ TEST_CASE("Every rank is both: nothing crosses when sizes are balanced, and only
 
 TEST_CASE("Three rollouts to one actor, one to three, and a rank that is both among rollouts") {
   const RoutingPlan gather = plan_routes(equal(3, 2), 4, 1);
-  CHECK(gather.routes == std::vector<Route>{{0, 0, 0, 2, 0, false},
-                                            {1, 0, 0, 2, 8, false},
-                                            {2, 0, 0, 2, 16, false}});
+  CHECK(gather.routes ==
+        std::vector<Route>{{0, 0, 0, 2, 0, false}, {1, 0, 0, 2, 8, false}, {2, 0, 0, 2, 16, false}});
   const RoutingPlan scatter = plan_routes(equal(1, 6), 4, 3);
-  CHECK(scatter.routes == std::vector<Route>{{0, 0, 0, 2, 0, false},
-                                             {0, 1, 2, 2, 0, false},
-                                             {0, 2, 4, 2, 0, false}});
+  CHECK(scatter.routes ==
+        std::vector<Route>{{0, 0, 0, 2, 0, false}, {0, 1, 2, 2, 0, false}, {0, 2, 4, 2, 0, false}});
   const RoutingPlan hybrid = plan_routes(equal(3, 2), 4, 1, {-1, 0, -1});
   CHECK(hybrid.routes[1].local);
   CHECK_FALSE(hybrid.routes[0].local);

@@ -31,7 +31,7 @@ struct Route {
   std::int64_t first_group = 0;    ///< among the rollout's own groups
   std::int64_t groups = 0;         ///< at least 1
   std::int64_t first_episode = 0;  ///< column of the actor's batch where they go
-  bool local = false;  ///< both are one rank: nothing is sent
+  bool local = false;              ///< both are one rank: nothing is sent
   bool operator==(const Route&) const = default;
 };
 

@@ -37,11 +37,8 @@ class C10dChannel final : public Channel {
   int other() const { return 1 - links_->place(); }
   template <class Start>
   void transfer(const char* peers_part, std::size_t size, std::chrono::nanoseconds limit, Start start) {
-    const auto until = deadline_after(limit);
     try {
-      Links::Transfers transfers;
-      start(transfers);
-      links_->finish(transfers, until);
+      links_->run(limit, start);
     } catch (const LinkBroken& broken) {
       if (!broken.late) throw channel_broken(name_, rank_, peer_, broken.why);
       throw channel_deadline(name_, rank_, peer_, peers_part + (" " + std::to_string(size)) + " bytes",
@@ -96,7 +93,8 @@ class C10dGroup final : public JobGroup {
     for (std::size_t first = 0; first < part.size(); first += block) {
       const std::size_t count = std::min(block, part.size() - first);
       for (int member = 0; member < size(); ++member) {
-        const float* values = (member == rank() ? part_of(all, member) : part_of(theirs, member)).data() + first;
+        const float* values =
+            (member == rank() ? part_of(all, member) : part_of(theirs, member)).data() + first;
         if (member == 0) std::copy_n(values, count, total);
         if (member > 0)
           for (std::size_t i = 0; i < count; ++i) total[i] += values[i];
@@ -119,11 +117,8 @@ class C10dGroup final : public JobGroup {
   /// `start(transfers, kind)` puts this call's sends and receives under way.
   template <class Start>
   void exchange(GroupCall call, Start start) {
-    const auto until = deadline_after(limit_);
     try {
-      Links::Transfers transfers;
-      start(transfers, 1 + static_cast<int>(call));
-      links_->finish(transfers, until);
+      links_->run(limit_, [&](Links::Transfers& transfers) { start(transfers, 1 + static_cast<int>(call)); });
     } catch (const LinkBroken& broken) {
       if (broken.late) throw late(member(broken.peer), call);
       throw lost(member(broken.peer), call, broken.why);

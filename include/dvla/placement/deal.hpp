@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,21 @@ inline std::vector<int> all_ranks(const Topology& topology) {
   std::vector<int> ranks;
   for (int rank = 0; rank < topology.world(); ++rank) ranks.push_back(rank);
   return ranks;
+}
+
+/// `count` things in proportion to `weight`: those that are not `dealt` yet go, one by one, to whom most is
+/// missing; of equals to the first.
+inline void deal(std::int64_t count, const std::vector<double>& weight, std::vector<std::int64_t>& dealt) {
+  const double all = std::accumulate(weight.begin(), weight.end(), 0.0);
+  const auto missing = [&](std::size_t i) {  // times `all`
+    return static_cast<double>(count) * weight[i] - all * static_cast<double>(dealt[i]);
+  };
+  for (auto left = count - std::accumulate(dealt.begin(), dealt.end(), std::int64_t{0}); left > 0; --left) {
+    std::size_t neediest = 0;
+    for (std::size_t i = 1; i < weight.size(); ++i)
+      if (missing(i) > missing(neediest)) neediest = i;
+    ++dealt[neediest];
+  }
 }
 
 /// For a placement that lets every rank train, now or later.
@@ -34,28 +50,20 @@ inline std::vector<int> spread(int count, const Topology& topology) {
     throw ConfigError(std::to_string(count) + " of the job's " + std::to_string(topology.world()) +
                       " ranks are to train, but only " + std::to_string(world) +
                       " can: the others join as rollouts (DVLA_STORE)");
-  std::vector<std::vector<int>> ranks;  // of each machine
-  for (int rank = 0; rank < topology.world(); ++rank) {
-    if (topology.has_joined(rank)) continue;
+  std::vector<double> ranks;  // of each machine
+  for (int rank : all_ranks(topology)) {
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
     if (ranks.size() <= node) ranks.resize(node + 1);
-    ranks[node].push_back(rank);
+    if (!topology.has_joined(rank)) ++ranks[node];
   }
-  std::vector<std::size_t> dealt(ranks.size(), 0);
-  const auto missing = [&](std::size_t node) {  // times `world`
-    return count * std::ssize(ranks[node]) - world * static_cast<std::int64_t>(dealt[node]);
-  };
-  std::vector<bool> is_chosen(topology.node.size());
-  for (int left = count; left > 0; --left) {
-    auto neediest = static_cast<std::size_t>(topology.node.front());  // at first: it does not go empty
-    for (std::size_t node = 0; node < ranks.size() && left < count; ++node)
-      if (missing(node) > missing(neediest) || (missing(node) == missing(neediest) && node < neediest))
-        neediest = node;
-    is_chosen[static_cast<std::size_t>(ranks[neediest][dealt[neediest]++])] = true;
-  }
+  std::vector<std::int64_t> dealt(ranks.size(), 0);
+  dealt[static_cast<std::size_t>(topology.node.front())] = 1;
+  deal(count, ranks, dealt);
   std::vector<int> chosen;
   for (int rank : all_ranks(topology))
-    if (is_chosen[static_cast<std::size_t>(rank)]) chosen.push_back(rank);
+    if (!topology.has_joined(rank) &&
+        dealt[static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)])]-- > 0)
+      chosen.push_back(rank);
   return chosen;
 }
 

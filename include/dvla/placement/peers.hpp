@@ -1,6 +1,6 @@
 // One end of a plane between processes: the ranks at the other ends, each with a channel and a thread that
 // talks to it, under one lock. What the data plane's two ends (data_plane/endpoint.hpp) and the control plane
-// (control_plane/weight_links.hpp) have in common: who is there, who is lost, who comes again, and the
+// (control_plane/broadcast.hpp) have in common: who is there, who is lost, who comes again, and the
 // sentences of waits that run out. Knows no messages.
 #pragma once
 
