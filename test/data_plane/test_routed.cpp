@@ -355,7 +355,7 @@ TEST_CASE("Layouts, plans and jobs that do not fit are refused before anything i
   refused([](auto& layouts, auto&, auto&, auto&) {
     layouts.rollout->decision.bins = dvla::Field<std::int32_t>({8, 3});
   });
-  refused([](auto&, auto& plan, auto&, auto&) { plan.routes[0].local = false; });
+  refused([](auto&, auto& plan, auto&, auto&) { plan.routes[0].actor = 1; });
   refused([](auto&, auto& plan, auto&, auto&) { plan.routes.clear(); });
   refused([](auto&, auto&, auto& roles, auto&) { roles.rollouts = {0, 1}; });
   refused([](auto&, auto&, auto&, auto& options) { options.buffers = 0; });

@@ -72,31 +72,26 @@ TEST_CASE("Rollouts = actors with equal sizes: point to point, i to i") {
   for (const int ranks : {1, 2, 3, 5}) {
     const RoutingPlan plan = plan_routes(equal(ranks, 4), 8, ranks);
     REQUIRE(plan.routes.size() == static_cast<std::size_t>(ranks));
-    for (int i = 0; i < ranks; ++i)
-      CHECK(plan.routes[static_cast<std::size_t>(i)] == Route{i, i, 0, 4, 0, false});
+    for (int i = 0; i < ranks; ++i) CHECK(plan.routes[static_cast<std::size_t>(i)] == Route{i, i, 4, 0, 0});
   }
 }
 
 TEST_CASE("Every rank is both: nothing crosses when sizes are balanced, and only the excess when not") {
   const RoutingPlan even = plan_routes(equal(4, 6), 2, 4, {0, 1, 2, 3});
-  for (const Route& route : even.routes) CHECK(route.local);
+  for (const Route& route : even.routes) CHECK(route.rollout == route.actor);
   const RoutingPlan uneven = plan_routes({6, 2}, 1, 2, {0, 1});
   CHECK(groups_to(uneven, 0) == 4);
   CHECK(groups_to(uneven, 1) == 4);
-  CHECK(uneven.routes ==
-        std::vector<Route>{{0, 0, 0, 4, 0, true}, {0, 1, 4, 2, 0, false}, {1, 1, 0, 2, 2, true}});
+  CHECK(uneven.routes == std::vector<Route>{{0, 0, 4, 0, 0}, {0, 1, 2, 4, 0}, {1, 1, 2, 0, 2}});
 }
 
 TEST_CASE("Three rollouts to one actor, one to three, and a rank that is both among rollouts") {
   const RoutingPlan gather = plan_routes(equal(3, 2), 4, 1);
-  CHECK(gather.routes ==
-        std::vector<Route>{{0, 0, 0, 2, 0, false}, {1, 0, 0, 2, 8, false}, {2, 0, 0, 2, 16, false}});
+  CHECK(gather.routes == std::vector<Route>{{0, 0, 2, 0, 0}, {1, 0, 2, 0, 8}, {2, 0, 2, 0, 16}});
   const RoutingPlan scatter = plan_routes(equal(1, 6), 4, 3);
-  CHECK(scatter.routes ==
-        std::vector<Route>{{0, 0, 0, 2, 0, false}, {0, 1, 2, 2, 0, false}, {0, 2, 4, 2, 0, false}});
+  CHECK(scatter.routes == std::vector<Route>{{0, 0, 2, 0, 0}, {0, 1, 2, 2, 0}, {0, 2, 2, 4, 0}});
   const RoutingPlan hybrid = plan_routes(equal(3, 2), 4, 1, {-1, 0, -1});
-  CHECK(hybrid.routes[1].local);
-  CHECK_FALSE(hybrid.routes[0].local);
+  CHECK(hybrid.routes == gather.routes);
 }
 
 TEST_CASE("Random plans: whole, repeatable, balanced within one group") {
@@ -169,7 +164,7 @@ TEST_CASE(
     for (const Route& route : plan.routes) {
       REQUIRE(nodes.rollouts.at(static_cast<std::size_t>(route.rollout)) ==
               nodes.actors.at(static_cast<std::size_t>(route.actor)));
-      if (kind == 2) REQUIRE(route.local);
+      if (kind == 2) REQUIRE(same_rank.at(static_cast<std::size_t>(route.rollout)) == route.actor);
     }
   }
 }
@@ -221,9 +216,7 @@ TEST_CASE("A damaged plan is refused, whatever was done to it") {
     bad.routes.pop_back();
     bad.routes.pop_back();
   });
-  forged([](RoutingPlan& bad) { bad.routes[0].first_group = 1; });
   forged([](RoutingPlan& bad) { bad.routes[1].actor = 5; });
-  forged([](RoutingPlan& bad) { bad.routes[1].first_episode += 8; });
   forged([](RoutingPlan& bad) { bad.routes[0].groups = std::int64_t{1} << 40; });
   forged([](RoutingPlan& bad) { bad.group_episodes = 0; });
   forged([](RoutingPlan& bad) { std::swap(bad.routes[0], bad.routes.back()); });
@@ -232,7 +225,7 @@ TEST_CASE("A damaged plan is refused, whatever was done to it") {
 TEST_CASE("A job of one process agrees with itself, and on refusing what cannot be planned") {
   dvla::LoneCluster cluster;
   const RoutingPlan plan = dvla::agree_on_routes(cluster, {}, 3, 4, std::chrono::seconds(1));
-  CHECK(plan.routes == std::vector<Route>{{0, 0, 0, 3, 0, true}});
+  CHECK(plan.routes == std::vector<Route>{{0, 0, 3, 0, 0}});
   CHECK_THROWS_AS(dvla::agree_on_routes(cluster, {}, 0, 4, std::chrono::seconds(1), "other"),
                   dvla::ConfigError);
 }

@@ -170,7 +170,9 @@ class CountingCluster final : public dvla::Cluster {
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
     return cluster_.get(key, limit);
   }
-  bool has(const std::string& key) override { return cluster_.has(key); }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return cluster_.has_within(key, limit);
+  }
   std::int64_t count(const std::string& key) override { return cluster_.count(key); }
 
  private:

@@ -115,12 +115,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
   /// False: it is not being filled with this batch.
   bool drop(const Token& token) {
     const std::scoped_lock lock(mutex_);
-    for (std::size_t i = 0; i < buffers_.size(); ++i) {
-      Buffer& buffer = buffers_[i];
-      if (static_cast<std::int64_t>(i) != token.buffer || buffer.part.batch != token.batch) continue;
-      return std::exchange(buffer.filling, false);
-    }
-    return false;
+    if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size()) return false;
+    Buffer& buffer = buffers_[static_cast<std::size_t>(token.buffer)];
+    return buffer.part.batch == token.batch && std::exchange(buffer.filling, false);
   }
 
   /// Waits until all that was committed is acknowledged, then tells every actor the last batch. An actor that

@@ -165,8 +165,8 @@ class Endpoint : public Peers<PeerType> {
       auto peer = std::find_if(peers_.begin(), peers_.end(),
                                [&](const PeerType& each) { return each.index == other; });
       if (peer == peers_.end()) {
-        peers_.emplace_back(other, route.local, rank_name(job.roles, ranks[static_cast<std::size_t>(other)]),
-                            staging, job.pool);
+        const int rank = ranks[static_cast<std::size_t>(other)];
+        peers_.emplace_back(other, rank == job.rank, rank_name(job.roles, rank), staging, job.pool);
         peer = std::prev(peers_.end());
       }
       peer_of_.push_back(&*peer);

@@ -320,7 +320,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     const std::int64_t buffers = options_.buffers;
     if (batch < rollout.expected_from) return Refusal::outdated;
     // Other actors may be ahead, so the batch that was agreed on may be.
-    if (!routes_[route].local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
+    if (!rollout.local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
       return Refusal::early;
     newest_ = std::max(newest_, batch);
     Slot& slot = slot_of(batch);

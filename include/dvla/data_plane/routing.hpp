@@ -16,6 +16,7 @@
 #include <numeric>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -28,15 +29,14 @@ namespace dvla {
 struct Route {
   int rollout = 0;
   int actor = 0;
-  std::int64_t first_group = 0;    ///< among the rollout's own groups
   std::int64_t groups = 0;         ///< at least 1
+  std::int64_t first_group = 0;    ///< among the rollout's own groups
   std::int64_t first_episode = 0;  ///< column of the actor's batch where they go
-  bool local = false;              ///< both are one rank: nothing is sent
   bool operator==(const Route&) const = default;
 };
 
 /// The routes in the order of rollouts and of their groups. An actor's columns are in that order too, so one
-/// actor sees the batch as one process would have made it.
+/// actor sees the batch as one process would have made it: where groups and columns lie follows.
 struct RoutingPlan {
   int rollouts = 0;
   int actors = 0;
@@ -57,67 +57,59 @@ struct RoutingPlan {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::Route, rollout, actor, first_group, groups, first_episode, local);
+BOOST_HANA_ADAPT_STRUCT(dvla::Route, rollout, actor, groups);
 BOOST_HANA_ADAPT_STRUCT(dvla::RoutingPlan, rollouts, actors, group_episodes, routes);
 
 namespace dvla {
 
-inline constexpr std::int64_t most_columns = std::int64_t{1} << 31;
-
-/// Throws ConfigError unless the plan is whole: every group of every rollout once, every column of every
-/// actor once, no actor without groups.
-inline void check_routes(const RoutingPlan& plan) {
-  auto require = [](bool holds, const std::string& what) {
-    if (!holds) throw ConfigError("routing plan: " + what);
+/// The plan, with the places of groups and columns. Throws ConfigError where routes are out of range or order,
+/// or an actor gets no group.
+inline RoutingPlan placed(RoutingPlan plan) {
+  const auto require = [](bool holds, const auto&... what) {
+    if (!holds) throw ConfigError(detail::concat("routing plan: ", what...));
   };
+  constexpr std::int64_t most = std::int64_t{1} << 31;
   require(plan.rollouts > 0 && plan.actors > 0, "it needs a rollout and an actor at least");
-  require(plan.group_episodes > 0 && plan.group_episodes < most_columns, "a group has 1 episode at least");
-  int rollout = 0;
-  std::int64_t next = 0;
+  require(plan.group_episodes > 0 && plan.group_episodes < most, "a group has 1 episode at least");
+  Route last;
   std::vector<std::int64_t> columns(static_cast<std::size_t>(plan.actors), 0);
-  for (const Route& route : plan.routes) {
-    const std::string name =
-        "route from rollout " + std::to_string(route.rollout) + " to actor " + std::to_string(route.actor);
-    require(route.rollout >= rollout && route.rollout < plan.rollouts && route.actor >= 0 &&
-                route.actor < plan.actors && route.groups > 0 && route.groups < most_columns,
-            name + " is out of range or out of order");
-    if (route.rollout != rollout) next = 0;
-    rollout = route.rollout;
-    require(route.first_group == next, name + " leaves out or repeats a group");
+  for (Route& route : plan.routes) {
+    require(route.rollout >= last.rollout && route.rollout < plan.rollouts && route.actor >= 0 &&
+                route.actor < plan.actors && route.groups > 0 && route.groups < most,
+            "route from rollout ", route.rollout, " to actor ", route.actor,
+            " is out of range or out of order");
     std::int64_t& column = columns[static_cast<std::size_t>(route.actor)];
-    require(route.first_episode == column, name + " leaves out or repeats a column");
-    next += route.groups;
+    route.first_group = route.rollout == last.rollout ? last.first_group + last.groups : 0;
+    route.first_episode = column;
     column += route.groups * plan.group_episodes;
-    require(next < most_columns && column < most_columns, name + " has too many groups");
+    require(route.first_group < most && column < most, "rollout ", route.rollout, " or actor ", route.actor,
+            " has too many groups");
+    last = route;
   }
   for (int actor = 0; actor < plan.actors; ++actor)
-    require(columns[static_cast<std::size_t>(actor)] > 0,
-            "actor " + std::to_string(actor) + " gets no group");
+    require(columns[static_cast<std::size_t>(actor)] > 0, "actor ", actor, " gets no group");
+  return plan;
 }
 
 /// `groups[r]`: how many rollout r has in a batch. Ranks that `topology` does not have are on machine 0. Throws
 /// ConfigError for numbers that are none, and where there are fewer groups than actors.
-inline RoutingPlan plan_routes(const std::vector<std::int64_t>& groups, std::int64_t group_episodes,
+inline RoutingPlan plan_routes(std::vector<std::int64_t> groups, std::int64_t group_episodes,
                                const Roles& roles, const Topology& topology = {}) {
-  const auto require = [](bool holds, const std::string& what) {
-    if (!holds) throw ConfigError("routing: " + what);
+  const auto require = [](bool holds, const auto&... what) {
+    if (!holds) throw ConfigError(detail::concat("routing: ", what...));
   };
   const std::size_t R = groups.size(), A = roles.actors.size();
-  require(A >= 1 && R >= 1 && group_episodes >= 1,
-          std::to_string(R) + " rollouts, " + std::to_string(A) + " actors, groups of " +
-              std::to_string(group_episodes) + " episodes; 1 of each is needed at least");
-  require(R == roles.rollouts.size(), "sizes are of " + std::to_string(R) + " rollouts, the job has " +
-                                          std::to_string(roles.rollouts.size()));
+  require(A >= 1 && R >= 1 && group_episodes >= 1, R, " rollouts, ", A, " actors, groups of ", group_episodes,
+          " episodes; 1 of each is needed at least");
+  require(R == roles.rollouts.size(), "sizes are of ", R, " rollouts, the job has ", roles.rollouts.size());
   std::int64_t total = 0;
-  for (std::size_t rollout = 0; rollout < R; ++rollout) {
-    require(groups[rollout] >= 0 && groups[rollout] < most_columns,
-            "rollout " + std::to_string(rollout) + " has " + std::to_string(groups[rollout]) +
-                " groups a batch; it must be from 0 to 2^31 - 1");
-    total += groups[rollout];
+  for (const std::int64_t each : groups) {
+    require(each >= 0 && each < std::int64_t{1} << 31, "a rollout has ", each,
+            " groups a batch; it must be from 0 to 2^31 - 1");
+    total += each;
   }
-  require(total >= std::ssize(roles.actors),
-          std::to_string(total) + " groups a batch for " + std::to_string(A) +
-              " actors; each needs one: raise environments or lower the number of actors");
+  require(total >= std::ssize(roles.actors), total, " groups a batch for ", A,
+          " actors; each needs one: raise environments or lower the number of actors");
   // Positions in the order of machines: what is near in it is near in the job.
   const auto by_machine = [&](const std::vector<int>& ranks) {
     const auto node = [&](std::size_t i) {
@@ -135,13 +127,10 @@ inline RoutingPlan plan_routes(const std::vector<std::int64_t>& groups, std::int
     room[actor_order[i]] = share_of(total, static_cast<int>(A), static_cast<int>(i)).count;
 
   RoutingPlan plan{static_cast<int>(R), static_cast<int>(A), group_episodes, {}};
-  std::vector<std::int64_t> given(R, 0);
   const auto give = [&](std::size_t rollout, std::size_t actor) {
-    const std::int64_t count = std::min(groups[rollout] - given[rollout], room[actor]);
-    if (count == 0) return;
-    plan.routes.push_back({static_cast<int>(rollout), static_cast<int>(actor), given[rollout], count, 0,
-                           roles.rollouts[rollout] == roles.actors[actor]});
-    given[rollout] += count;
+    const std::int64_t count = std::min(groups[rollout], room[actor]);
+    if (count > 0) plan.routes.push_back({static_cast<int>(rollout), static_cast<int>(actor), count});
+    groups[rollout] -= count;
     room[actor] -= count;
   };
   // A rank that is both keeps its first groups; the rest goes on in the order of machines.
@@ -152,14 +141,7 @@ inline RoutingPlan plan_routes(const std::vector<std::int64_t>& groups, std::int
     for (const std::size_t actor : actor_order) give(rollout, actor);
   std::stable_sort(plan.routes.begin(), plan.routes.end(),
                    [](const Route& a, const Route& b) { return a.rollout < b.rollout; });
-  std::vector<std::int64_t> columns(A, 0);
-  for (Route& route : plan.routes) {
-    std::int64_t& column = columns[static_cast<std::size_t>(route.actor)];
-    route.first_episode = column;
-    column += route.groups * group_episodes;
-  }
-  check_routes(plan);
-  return plan;
+  return placed(std::move(plan));
 }
 
 /// For the job's store, and for the ranks to compare.
@@ -168,9 +150,7 @@ inline std::string serialise(const RoutingPlan& plan) { return sealed_text(plan)
 /// The plan that `serialise` wrote. Throws FormatError for any other bytes, ConfigError for a plan that is
 /// not whole; never anything else.
 inline RoutingPlan parse_routes(std::string_view text) {
-  RoutingPlan plan = parse_sealed<RoutingPlan>(text, "routing plan of the leader, whose program differs");
-  check_routes(plan);
-  return plan;
+  return placed(parse_sealed<RoutingPlan>(text, "routing plan of the leader, whose program differs"));
 }
 
 /// Every rank calls it: rollouts give the number of their groups (others: nothing), the leader plans from all

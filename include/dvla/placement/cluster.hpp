@@ -50,12 +50,9 @@ class Cluster {
   /// The job's small store of texts. `get` waits until somebody has put `key`.
   virtual void put(const std::string& key, const std::string& value) = 0;
   virtual std::string get(const std::string& key, std::chrono::nanoseconds limit) = 0;
-  virtual bool has(const std::string& key) = 0;
+  bool has(const std::string& key) { return has_within(key, std::chrono::nanoseconds::max()); }
   /// The same for whoever cannot wait for a store that is stopped: DeadlineError after `limit`.
-  virtual bool has_within(const std::string& key, std::chrono::nanoseconds limit) {
-    (void)limit;
-    return has(key);
-  }
+  virtual bool has_within(const std::string& key, std::chrono::nanoseconds limit) = 0;
   /// Puts `value`, which is not empty, unless somebody has put a text there before; returns what is there.
   /// DeadlineError after `limit` where the store does not answer.
   virtual std::string put_once(const std::string& key, const std::string& value,
@@ -86,8 +83,7 @@ class Cluster {
 
 namespace detail {
 inline DeadlineError store_deadline(const std::string& key, int rank, std::chrono::nanoseconds limit) {
-  return DeadlineError("rank " + std::to_string(rank) + " waited " + seconds_text(limit) +
-                       " for somebody to put '" + key + "' into the job's store");
+  return waited(rank, limit, "for somebody to put '", key, "' into the job's store");
 }
 }  // namespace detail
 
@@ -137,7 +133,7 @@ class LoneCluster final : public Cluster {
       throw detail::store_deadline(key, 0, limit);
     return store_[key];
   }
-  bool has(const std::string& key) override {
+  bool has_within(const std::string& key, std::chrono::nanoseconds) override {
     const std::scoped_lock lock(mutex_);
     return store_.contains(key);
   }

@@ -143,8 +143,8 @@ class JobGroup : public Group {
         concat(member(place_), " lost ", whom, " in ", call_name(call), " of group '", name_, "': ", why));
   }
   DeadlineError late(const std::string& whom, GroupCall call) const {
-    return DeadlineError(concat(member(place_), " waited ", seconds_text(limit_), " for ", whom, " in ",
-                                call_name(call), " of group '", name_, "'"));
+    return waited(members_[static_cast<std::size_t>(place_)], limit_, "for ", whom, " in ", call_name(call),
+                  " of group '", name_, "'");
   }
 
   const std::vector<int> members_;

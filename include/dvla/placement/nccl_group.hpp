@@ -138,8 +138,8 @@ class NcclGroup final : public JobGroup {
             return nccl;
           },
           [&] {
-            return DeadlineError(member(place_) + " waited " + seconds_text(limit_) +
-                                 " for NCCL to connect group '" + name_ + "'");
+            return waited(members_[static_cast<std::size_t>(place_)], limit_, "for NCCL to connect group '",
+                          name_, "'");
           });
     } catch (const PeerError& error) {
       throw PeerError(member(place_) + " cannot connect group '" + name_ + "' by NCCL: " + error.what());

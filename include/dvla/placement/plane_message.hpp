@@ -33,12 +33,11 @@ enum class Refusal : std::uint32_t {
   ended,      ///< the actor trains on no more batches
   count_
 };
-inline constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> refusal_names{
-    "none",     "malformed", "foreign",   "incarnation", "layout",
-    "outdated", "early",     "duplicate", "damaged",     "ended"};
 inline std::string_view refusal_name(Refusal refusal) {
-  const auto i = static_cast<std::size_t>(refusal);
-  return i < refusal_names.size() ? refusal_names[i] : "unknown";
+  static constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> names{
+      "none",     "malformed", "foreign",   "incarnation", "layout",
+      "outdated", "early",     "duplicate", "damaged",     "ended"};
+  return names.at(static_cast<std::size_t>(refusal));
 }
 
 namespace detail {

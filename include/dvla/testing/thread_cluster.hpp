@@ -342,7 +342,7 @@ class ThreadCluster final : public Cluster {
     if (!done) throw dvla::detail::store_deadline(key, rank(), limit);
     return hub_->texts[key];
   }
-  bool has(const std::string& key) override {
+  bool has_within(const std::string& key, std::chrono::nanoseconds) override {
     const std::scoped_lock lock(hub_->mutex);
     throw_if_killed();
     return hub_->texts.contains(key);
