@@ -224,8 +224,8 @@ TEST_CASE("A damaged plan is refused, whatever was done to it") {
 
 TEST_CASE("A job of one process agrees with itself, and on refusing what cannot be planned") {
   dvla::LoneCluster cluster;
-  const RoutingPlan plan = dvla::agree_on_routes(cluster, {}, 3, 4, std::chrono::seconds(1));
+  const RoutingPlan plan = dvla::agree_on_routes(cluster, {}, {3}, 4, std::chrono::seconds(1));
   CHECK(plan.routes == std::vector<Route>{{0, 0, 3, 0, 0}});
-  CHECK_THROWS_AS(dvla::agree_on_routes(cluster, {}, 0, 4, std::chrono::seconds(1), "other"),
+  CHECK_THROWS_AS(dvla::agree_on_routes(cluster, {}, {0}, 4, std::chrono::seconds(1), "other"),
                   dvla::ConfigError);
 }

@@ -178,9 +178,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   std::int64_t receive(std::span<const WeightUnit> destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
     if (trainable_bytes(destination) != bytes_)
-      throw Error("control plane: weights are " + std::to_string(bytes_) + " bytes and the destination " +
-                  std::to_string(trainable_bytes(destination)) +
-                  "; trainer and sampler must have the same model");
+      throw Error(detail::concat("control plane: weights are ", bytes_, " bytes and the destination ",
+                                 trainable_bytes(destination),
+                                 "; trainer and sampler must have the same model"));
     std::unique_lock lock(mutex_);
     const std::int64_t version = await(lock, at_least, limit);
     slots_.read(version, 1);
@@ -250,8 +250,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
                                                  const Roles& roles, const GlooKnobs& knobs) {
     if (knobs.streams < 1 || knobs.streams > 64)
-      throw ConfigError("control plane: streams is " + std::to_string(knobs.streams) +
-                        "; it must be from 1 to 64");
+      throw ConfigError(
+          detail::concat("control plane: streams is ", knobs.streams, "; it must be from 1 to 64"));
     if (parts.empty()) parts = equal_parts(bytes, static_cast<int>(roles.actors.size()));
     check_weight_parts(bytes, parts, roles.actors.size());
     std::vector<detail::PartLayout> all;
@@ -445,10 +445,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
 
   void listen(Peer& peer) {
     for (;;) {
-      detail::MessageBytes bytes;
-      peer.channel->receive(bytes, idle);
       detail::PlaneMessage next;
-      const Refusal why = read_message(bytes, next)
+      const Refusal why = receive_message(*peer.channel, idle, next)
                               ? check_weights(next, message(peer, detail::MessageKind::part, peer.last))
                               : Refusal::malformed;
       if (why != Refusal::none)

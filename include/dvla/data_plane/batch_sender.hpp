@@ -282,7 +282,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
   }
   PlaneMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
     PlaneMessage answer;
-    if (!receive(actor, limit, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
+    if (!receive_message(*actor.channel, limit, answer) ||
+        (answer.kind != expected && answer.kind != MessageKind::refused))
       refuse("got an answer from ", actor.name, " that is none; the ranks' programs differ");
     return answer;
   }

@@ -185,15 +185,6 @@ class Endpoint : public Peers<PeerType> {
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
   std::int64_t bytes(std::size_t route) const { return static_cast<std::int64_t>(bytes_in(strips_[route])); }
 
-  /// False: these bytes were no message; `message` is then empty.
-  static bool receive(Peer& peer, std::chrono::nanoseconds limit, PlaneMessage& message) {
-    MessageBytes bytes;
-    peer.channel->receive(bytes, limit);
-    if (read_message(bytes, message)) return true;
-    message = {};
-    return false;
-  }
-
   const RoutedOptions options_;
   const int index_;  // which rollout, or which actor, this rank is
   const std::int64_t group_episodes_;

@@ -390,7 +390,8 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   PlaneMessage greeting(SendingRollout& rollout, MessageKind kind) {
     PlaneMessage message;
     Refusal refusal = Refusal::malformed;
-    if (receive(rollout, options_.deadline, message) && message.kind == kind && message.batch >= 0)
+    if (receive_message(*rollout.channel, options_.deadline, message) && message.kind == kind &&
+        message.batch >= 0)
       refusal = check_sender(rollout, message);
     if (refusal == Refusal::none && message.fingerprint != fingerprint_) refusal = Refusal::layout;
     if (refusal == Refusal::none) return message;
@@ -401,7 +402,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// False: goodbye.
   bool take_message(SendingRollout& rollout) {
     PlaneMessage message;
-    const bool is_message = receive(rollout, between_messages, message);
+    const bool is_message = receive_message(*rollout.channel, between_messages, message);
     Refusal refusal = is_message ? check_sender(rollout, message) : Refusal::malformed;
     if (refusal == Refusal::none && message.kind == MessageKind::goodbye) {
       {
@@ -475,8 +476,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     reply(rollout, MessageKind::refused, message, why);
   }
   Refusal check_sender(const SendingRollout& rollout, const PlaneMessage& message) const {
-    if (message.rollout != rollout.index || message.actor != index_) return Refusal::foreign;
-    return message.incarnation == rollout.incarnation ? Refusal::none : Refusal::incarnation;
+    return check_pair(message, rollout.index, index_, rollout.incarnation);
   }
 
   const bool only_actor_, may_return_;

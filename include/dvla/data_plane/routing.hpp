@@ -153,31 +153,23 @@ inline RoutingPlan parse_routes(std::string_view text) {
   return placed(parse_sealed<RoutingPlan>(text, "routing plan of the leader, whose program differs"));
 }
 
-/// Every rank calls it: rollouts give the number of their groups (others: nothing), the leader plans from all
-/// of them, everybody gets the same plan, through the job's store under `name`. A rank that comes later (a
-/// restarted rollout) gets the plan that there is. Throws DeadlineError, and what plan_routes throws.
-inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles, std::int64_t own_groups,
-                                   std::int64_t group_episodes, std::chrono::nanoseconds limit,
-                                   const std::string& name = "routes") {
-  const int rollout = roles.rollout(cluster.rank());
-  auto key = [&](int index) { return name + "/groups/" + std::to_string(index); };
-  if (rollout >= 0) cluster.put(key(rollout), json_text(own_groups));
-  if (cluster.rank() == roles.leader() && !cluster.has(name + "/plan")) {
-    std::vector<std::int64_t> groups;
-    for (int r = 0; r < static_cast<int>(roles.rollouts.size()); ++r)
-      groups.push_back(
-          parse_json<std::int64_t>(cluster.get(key(r), limit), "groups of rollout " + std::to_string(r)));
-    std::string answer;
+/// Every rank calls it: the leader plans from its `groups`, everybody gets the same plan, through the job's
+/// store under `name`. A rank that comes later (a restarted rollout) gets the plan that there is. Throws
+/// DeadlineError, and what plan_routes throws.
+inline RoutingPlan agree_on_routes(Cluster& cluster, const Roles& roles,
+                                   const std::vector<std::int64_t>& groups, std::int64_t group_episodes,
+                                   std::chrono::nanoseconds limit, const std::string& name = "routes") {
+  const std::string key = name + "/plan", refused = "refused ";
+  if (cluster.rank() == roles.leader() && !cluster.has(key)) {
     try {
-      answer = serialise(plan_routes(groups, group_episodes, roles, cluster.topology()));
-    } catch (const Error& error) {
-      cluster.put(name + "/plan", std::string("refused ") + error.what());  // so that nobody waits in vain
+      cluster.put(key, serialise(plan_routes(groups, group_episodes, roles, cluster.topology())));
+    } catch (const ConfigError& error) {
+      cluster.put(key, refused + error.what());  // so that nobody waits in vain
       throw;
     }
-    cluster.put(name + "/plan", answer);
   }
-  const std::string text = cluster.get(name + "/plan", limit);
-  if (text.starts_with("refused ")) throw ConfigError(text.substr(8));
+  const std::string text = cluster.get(key, limit);
+  if (text.starts_with(refused)) throw ConfigError(text.substr(refused.size()));
   return parse_routes(text);
 }
 

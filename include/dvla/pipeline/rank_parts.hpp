@@ -96,11 +96,13 @@ class RankParts {
         notices_(ground.notices),
         on_hang_(ground.on_hang) {
     job_.roll_call(Job::first_call);
-    if constexpr (routed)
-      plan_ = agree_on_routes(
-          job_.cluster(), job_.roles(),
-          job_.rolls_out() ? settings_.own_groups(job_).count * settings_.rollout_epochs() : 0,
-          settings_.group(), settings_.deadline());
+    if constexpr (routed) {
+      std::vector<std::int64_t> groups;  // of each rollout, in a batch
+      for (int rollout = 0; rollout < job_.rollouts(); ++rollout)
+        groups.push_back(job_.share_of_groups(settings_.groups(), rollout).count *
+                         settings_.rollout_epochs());
+      plan_ = agree_on_routes(job_.cluster(), job_.roles(), groups, settings_.group(), settings_.deadline());
+    }
     if (!job_.trains()) model_.hold_gradients(false);
     if (job_.trains() && job_.alone()) make_weights();
     if (job_.rolls_out()) make_worker(threads);

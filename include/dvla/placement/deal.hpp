@@ -37,9 +37,9 @@ inline void deal(std::int64_t count, const std::vector<double>& weight, std::vec
 /// For a placement that lets every rank train, now or later.
 inline void refuse_joined(std::string_view placement, const Topology& topology) {
   if (!topology.joined.empty())
-    throw ConfigError("rank " + std::to_string(topology.joined.front()) +
-                      " joins the job (DVLA_STORE), so it can only roll out, but under " +
-                      std::string(placement) + " every rank may train; choose separated or hybrid");
+    throw ConfigError(concat("rank ", topology.joined.front(),
+                             " joins the job (DVLA_STORE), so it can only roll out, but under ", placement,
+                             " every rank may train; choose separated or hybrid"));
 }
 
 /// `count` of the ranks that did not join, ascending: of each machine its first ones, in proportion to how
@@ -47,9 +47,8 @@ inline void refuse_joined(std::string_view placement, const Topology& topology) 
 inline std::vector<int> spread(int count, const Topology& topology) {
   const std::int64_t world = topology.world() - std::ssize(topology.joined);
   if (count < 1 || count > world)
-    throw ConfigError(std::to_string(count) + " of the job's " + std::to_string(topology.world()) +
-                      " ranks are to train, but only " + std::to_string(world) +
-                      " can: the others join as rollouts (DVLA_STORE)");
+    throw ConfigError(concat(count, " of the job's ", topology.world(), " ranks are to train, but only ",
+                             world, " can: the others join as rollouts (DVLA_STORE)"));
   std::vector<double> ranks;  // of each machine
   for (int rank : all_ranks(topology)) {
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
@@ -82,10 +81,9 @@ inline Roles separate(int rollouts, int actors, const std::string& name, const T
   const int world = topology.world();
   const std::int64_t shares = std::int64_t{rollouts} + actors;
   if (rollouts < 1 || actors < 1 || world % shares != 0)
-    throw ConfigError(name + " is " + std::to_string(rollouts) + ":" + std::to_string(actors) +
-                      " and the job has " + std::to_string(world) + (world == 1 ? " rank" : " ranks") +
-                      "; both shares must be at least 1, and the ranks a multiple of their sum, " +
-                      std::to_string(shares));
+    throw ConfigError(concat(
+        name, " is ", rollouts, ":", actors, " and the job has ", world, world == 1 ? " rank" : " ranks",
+        "; both shares must be at least 1, and the ranks a multiple of their sum, ", shares));
   return separated(static_cast<int>(world / shares) * actors, topology);
 }
 

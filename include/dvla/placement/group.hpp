@@ -45,8 +45,8 @@ class Group {
 
   void broadcast(std::span<std::byte> bytes, int root) {
     if (root < 0 || root >= size())
-      throw Error("group '" + name_ + "': root is " + std::to_string(root) + "; it must be from 0 to " +
-                  std::to_string(size() - 1));
+      throw Error(
+          detail::concat("group '", name_, "': root is ", root, "; it must be from 0 to ", size() - 1));
     hand_out(bytes, root);
   }
   void sum(std::span<float> values) {
@@ -97,8 +97,8 @@ class Group {
 
   void check_parts(std::size_t all, std::size_t part) const {
     if (all != part * static_cast<std::size_t>(size()))
-      throw Error("group '" + name_ + "': the whole has " + std::to_string(all) + " values; it must have " +
-                  std::to_string(size()) + " parts of " + std::to_string(part));
+      throw Error(detail::concat("group '", name_, "': the whole has ", all, " values; it must have ", size(),
+                                 " parts of ", part));
   }
   /// In the order of ranks.
   template <class Type, class Operation>

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "dvla/core/checksum.hpp"
+#include "dvla/placement/channel.hpp"
 
 namespace dvla {
 
@@ -91,6 +92,20 @@ inline bool read_message(const MessageBytes& bytes, PlaneMessage& message) {
          std::min({std::int64_t{message.rollout}, std::int64_t{message.actor}, message.incarnation,
                    message.first_group, message.groups, message.bytes, message.env_steps,
                    message.chunk_steps}) >= 0;
+}
+
+/// Whether a message of that incarnation, between that rollout and that actor, is this one's.
+inline Refusal check_pair(const PlaneMessage& message, int rollout, int actor, std::int64_t incarnation) {
+  if (message.rollout != rollout || message.actor != actor) return Refusal::foreign;
+  return message.incarnation == incarnation ? Refusal::none : Refusal::incarnation;
+}
+/// False: what came is no message; `message` is then empty.
+inline bool receive_message(Channel& channel, std::chrono::nanoseconds limit, PlaneMessage& message) {
+  MessageBytes bytes;
+  channel.receive(bytes, limit);
+  if (read_message(bytes, message)) return true;
+  message = {};
+  return false;
 }
 
 }  // namespace detail
