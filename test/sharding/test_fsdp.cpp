@@ -34,26 +34,19 @@ const std::vector<FsdpKnobs> modes{{.release = UnitRelease::after_use},
 /// Passes everything on and counts what a ring of members would send.
 struct CountingGroup final : dvla::Group {
   CountingGroup(std::shared_ptr<dvla::Group> inner, std::int64_t& count)
-      : group(std::move(inner)), bytes(count) {}
+      : Group("counted"), group(std::move(inner)), bytes(count) {}
   int rank() const override { return group->rank(); }
   int size() const override { return group->size(); }
-  void broadcast(std::span<std::byte> values, int root) override { group->broadcast(values, root); }
-  void sum(std::span<float> values) override { group->sum(values); }
-  void sum(std::span<double> values) override {
-    bytes += (size() - 1) * static_cast<std::int64_t>(values.size_bytes());
-    group->sum(values);
-  }
-  void max(std::span<std::int64_t> values) override { group->max(values); }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
+  void close() noexcept override { group->close(); }
+  void hand_out(std::span<std::byte> values, int root) override { group->broadcast(values, root); }
+  void gather(dvla::GroupCall, std::span<const std::byte> part, std::span<std::byte> all) override {
     bytes += static_cast<std::int64_t>(all.size() - part.size());
     group->all_gather(part, all);
   }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
+  void scatter(dvla::GroupCall, std::span<const float> all, std::span<float> part) override {
     bytes += static_cast<std::int64_t>(all.size_bytes() - part.size_bytes());
     group->reduce_scatter(all, part);
   }
-  void barrier() override { group->barrier(); }
-  void close() noexcept override { group->close(); }
   std::shared_ptr<dvla::Group> group;
   std::int64_t& bytes;
 };
