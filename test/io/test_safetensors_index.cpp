@@ -12,7 +12,7 @@ using namespace dvla_test;
 
 namespace {
 namespace fs = std::filesystem;
-const fs::path golden = fs::path(__FILE__).parent_path().parent_path() / "golden/io/hub";
+const fs::path golden = DVLA_TEST_DIR "/golden/io/hub";
 constexpr const char* index_name = "model.safetensors.index.json";
 
 template <class T>
