@@ -40,12 +40,6 @@ inline std::unique_ptr<DevicePools> make_device_pools(Device device,
   check_device(device);
   return device == Device::cpu ? nullptr : cuda_form.load()->make_pools(options, pinned);
 }
-inline std::vector<PoolReport> joined_reports(std::vector<PoolReport> host,
-                                              const std::unique_ptr<DevicePools>& device) {
-  if (device)
-    for (PoolReport& report : device->report()) host.push_back(std::move(report));
-  return host;
-}
 }  // namespace detail
 
 }  // namespace dvla
