@@ -22,12 +22,7 @@ struct Swimlane {
   using mistake = std::conditional_t<(Max >= 0 && Max <= 1024), dvla::mistake::none,
                                      dvla::mistake::staleness_bound_is_out_of_range<Max>>;
   static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Swimlane is named but its machinery is not included: add #include "
-                  "<dvla/schedule/swimlane.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Swimlane", "dvla/schedule/swimlane.hpp");
 };
 
 /// One phase after the other, each on all cores.
@@ -37,12 +32,7 @@ struct Synchronous {
   static constexpr std::string_view name = "Synchronous";
   static constexpr int max_staleness = 0;
   static constexpr bool in_turn = true;  ///< so the trainer's own model can sample
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Synchronous is named but its machinery is not included: add #include "
-                  "<dvla/schedule/synchronous.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Synchronous", "dvla/schedule/synchronous.hpp");
 };
 
 /// A recorded run again, in one thread: the same weights decide at the same chunk boundaries. How old they
@@ -53,12 +43,7 @@ struct Replay {
   static constexpr std::string_view name = "Replay";
   static constexpr int max_staleness = 0;
   static constexpr bool staleness_is_recorded = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Replay is named but its machinery is not included: add #include "
-                  "<dvla/schedule/replay.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Replay", "dvla/schedule/replay.hpp");
 };
 
 }  // namespace dvla
