@@ -12,8 +12,8 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/process_limits.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/descriptors.hpp"
-#include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/environment_pool.hpp"
 #include "dvla/memory/memory_knobs.hpp"
 #include "dvla/memory/model_pool.hpp"
@@ -55,7 +55,8 @@ class Pools {
   Pools(std::initializer_list<PoolOptions> host, Device device,
         const std::vector<DevicePoolOptions>& on_device) {
     for (const PoolOptions& options : host) host_.push_back(std::make_unique<HostPool>(options));
-    device_ = make_device_pools(device, on_device, environment().region());
+    check_device(device);
+    if (device != Device::cpu) device_ = cuda_form.load()->make_pools(on_device, environment().region());
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -149,11 +150,12 @@ class checked_stages {
     call("reception", "receive", category_, token, [&] { stages_.receive(token); });
     return true;
   }
-  void observe(const Token& token) {
+  bool observe(Token& token) {
     if constexpr (ObservingStages<Stages>) {
       auto span = recorder_.span("observe", token.batch, "observer");
-      run_stage("observer", token.batch, [&] { stages_.observe(token); });
+      run_stage("observer", token.batch, [&] { stages_.observe(std::as_const(token)); });
     }
+    return true;
   }
 
   /// Valid when the training lane is done.

@@ -86,7 +86,9 @@ class OwnedPieces {
   }
   /// Forgets the moments, keeps the weights: between warm start and reinforcement learning.
   void reset_optimiser() {
-    std::fill(moments_.begin(), moments_.end(), 0.0F);
+    for (const Owned& each : owned_)
+      for (const std::span<float> moments : {each.piece.first_moment, each.piece.second_moment})
+        std::fill(moments.begin(), moments.end(), 0.0F);
     steps_ = 0;
   }
   /// One for each unit of which the actor steps anything: all that a checkpoint has to hold, as views, and the
@@ -134,34 +136,21 @@ class OwnedPieces {
       : group_(std::move(group)),
         units_(std::move(units)),
         layout_(units_, sharded ? actors() : 1),
-        parts_(sharded ? layout_.parts() : equal_parts(trainable_bytes(units_), actors())),
-        moments_(&memory),
-        masters_(&memory) {
+        parts_(sharded ? layout_.parts() : equal_parts(trainable_bytes(units_), actors())) {
     const int owner = sharded ? actor() : 0;
-    std::size_t all = 0, in_16_bits = 0;
     for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-      const auto count = static_cast<std::size_t>(layout_.within(unit, owner).count);
-      all += count;
-      if (units_[unit].dtype != Dtype::f32) in_16_bits += count;
-    }
-    moments_.resize(2 * all);
-    masters_.resize(in_16_bits);
-    std::size_t at = 0, master = 0;
-    for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-      if (units_[unit].count() > 0) group_->broadcast(units_[unit].values, 0);
+      const WeightUnit& here = units_[unit];
+      if (here.count() > 0) group_->broadcast(here.values, 0);
       const auto part = layout_.within(unit, owner);
       const auto first = static_cast<std::size_t>(part.offset), count = static_cast<std::size_t>(part.count);
       if (count == 0) continue;
-      const std::span<float> moments(moments_);
-      ShardPiece piece{
-          layout_.range(unit, owner), {}, moments.subspan(at, count), moments.subspan(all + at, count)};
-      const std::size_t bytes = bytes_of(units_[unit].dtype);
-      const bool own = units_[unit].dtype == Dtype::f32;
-      piece.weight = own ? units_[unit].floats().subspan(first, count)
-                         : std::span<float>(masters_).subspan(master, count);
-      owned_.push_back({unit, part.offset, units_[unit].values.subspan(first * bytes, count * bytes), piece});
-      at += count;
-      if (!own) master += count;
+      const bool masters = here.dtype != Dtype::f32;
+      const std::span<float> state(states_.emplace_back((masters ? 3 : 2) * count, 0.0F, &memory));
+      const ShardPiece piece{layout_.range(unit, owner),
+                             masters ? state.subspan(2 * count) : here.floats().subspan(first, count),
+                             state.first(count), state.subspan(count, count)};
+      const std::size_t bytes = bytes_of(here.dtype);
+      owned_.push_back({unit, part.offset, here.values.subspan(first * bytes, count * bytes), piece});
     }
     take_parameters();
   }
@@ -202,7 +191,7 @@ class OwnedPieces {
     ShardPiece piece;
   };
   std::vector<WeightPart> parts_;
-  std::pmr::vector<float> moments_, masters_;
+  std::vector<std::pmr::vector<float>> states_;  ///< a unit's moments, and masters
   std::vector<Owned> owned_;
   std::int64_t steps_ = 0;
 };
