@@ -2,13 +2,14 @@
 // in the same order on every actor.
 #pragma once
 
+#include <condition_variable>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <future>
+#include <mutex>
 #include <thread>
 #include <utility>
-
-#include "dvla/handoff/mailbox.hpp"
 
 namespace dvla::detail {
 
@@ -23,12 +24,12 @@ class JobThread {
   JobThread& operator=(const JobThread&) = delete;
   /// Does what was posted, then ends.
   ~JobThread() {
-    jobs_.close();
+    put({});
     thread_.join();
   }
 
   Done post(std::function<void()> job) {
-    std::packaged_task<void()> task([this, job = std::move(job)] {
+    Task task([this, job = std::move(job)] {
       if (error_) std::rethrow_exception(error_);
       try {
         job();
@@ -38,7 +39,7 @@ class JobThread {
       }
     });
     last_ = task.get_future();
-    jobs_.push(std::move(task), forever, {});
+    put(std::move(task));
     return last_;
   }
   /// Until all that was posted is done.
@@ -47,12 +48,29 @@ class JobThread {
   }
 
  private:
-  static constexpr std::chrono::nanoseconds forever = std::chrono::nanoseconds::max();
+  using Task = std::packaged_task<void()>;  // an empty one is the last
+
+  void put(Task task) {
+    {
+      const std::scoped_lock lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    changed_.notify_one();
+  }
+  Task take() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !tasks_.empty(); });
+    Task task = std::move(tasks_.front());
+    tasks_.pop_front();
+    return task;
+  }
   void work() {
-    while (auto job = jobs_.pop(forever, {})) (*job)();
+    for (Task task = take(); task.valid(); task = take()) task();
   }
 
-  mailbox<std::packaged_task<void()>> jobs_{256};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Task> tasks_;
   Done last_;
   std::exception_ptr error_;  ///< of the jobs' thread
   std::thread thread_;
