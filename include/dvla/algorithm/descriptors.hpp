@@ -50,7 +50,12 @@ struct BasicGRPO<Correction> {
   static constexpr std::string_view name = spelling;
   static constexpr int max_staleness = Correction::max_staleness;
   static constexpr bool needs_values = false;
-  DVLA_NEEDS_HEADER("GRPO", "dvla/algorithm/grpo.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: GRPO is named but its machinery is not included: add #include "
+                  "<dvla/algorithm/grpo.hpp>");
+  };
 };
 using GRPO = BasicGRPO<>;
 
