@@ -40,12 +40,7 @@ struct MuJoCo {
   using slot = environment_slot;
   using knobs = MujocoKnobs;
   static constexpr std::string_view name = type_name<MuJoCo>;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: MuJoCo<Task> is named but its machinery is not included: add #include "
-                  "<dvla/environment/mujoco.hpp>");
-  };
+  DVLA_NEEDS_HEADER("MuJoCo<Task>", "dvla/environment/mujoco.hpp");
 };
 
 /// Arithmetic instead of physics: for tests and benches.
@@ -53,12 +48,7 @@ struct Toy {
   using slot = environment_slot;
   using knobs = ToyKnobs;
   static constexpr std::string_view name = "Toy";
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Toy is named but its machinery is not included: add #include "
-                  "<dvla/environment/toy.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Toy", "dvla/environment/toy.hpp");
 };
 
 /// ManiSkill's tasks (SAPIEN, PhysX). Declared, not built in this version.

@@ -62,7 +62,7 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   checkpoint.tensors =
       weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
                        checkpoint_prefix);
-  checkpoint.metadata[detail::weights_key] = enum_names<CheckpointWeights>[static_cast<std::size_t>(kind)];
+  checkpoint.metadata[detail::weights_key] = enum_name(kind);
   checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));

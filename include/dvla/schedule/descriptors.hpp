@@ -25,12 +25,7 @@ struct Swimlane {
     return bounded;
   }
   static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Swimlane is named but its machinery is not included: add #include "
-                  "<dvla/schedule/swimlane.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Swimlane", "dvla/schedule/swimlane.hpp");
 };
 
 /// One phase after the other, each on all cores.
@@ -40,12 +35,7 @@ struct Synchronous {
   static constexpr std::string_view name = "Synchronous";
   static constexpr int max_staleness = 0;
   static constexpr bool in_turn = true;  ///< so the trainer's own model can sample
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Synchronous is named but its machinery is not included: add #include "
-                  "<dvla/schedule/synchronous.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Synchronous", "dvla/schedule/synchronous.hpp");
 };
 
 /// A recorded run again, in one thread: the same weights decide at the same chunk boundaries. How old they
@@ -56,12 +46,7 @@ struct Replay {
   static constexpr std::string_view name = "Replay";
   static constexpr int max_staleness = 0;
   static constexpr bool staleness_is_recorded = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Replay is named but its machinery is not included: add #include "
-                  "<dvla/schedule/replay.hpp>");
-  };
+  DVLA_NEEDS_HEADER("Replay", "dvla/schedule/replay.hpp");
 };
 
 }  // namespace dvla

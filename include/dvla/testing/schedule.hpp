@@ -75,7 +75,7 @@ class WatchedStages {
            started_.load(std::memory_order_relaxed) <= std::min(token.batch + staleness_, last_))
       gate_.acquire_for(patience);
     pass(1, token);
-    token.version = ++trained;
+    ++trained;
   }
   void distribute(Token& token) {
     weights_[slot(token)] = token.version;
