@@ -17,7 +17,12 @@ struct InProcessWeights {
   using slot = control_plane_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "InProcess";
-  DVLA_NEEDS_HEADER("ControlPlane<InProcess>", "dvla/control_plane/in_process.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: ControlPlane<InProcess> is named but its machinery is not included: add #include "
+                  "<dvla/control_plane/in_process.hpp>");
+  };
 };
 template <>
 struct InProcess::in<control_plane_slot> {
@@ -39,7 +44,12 @@ struct Gloo {
   using knobs = GlooKnobs;
   static constexpr std::string_view name = "Gloo";
   static constexpr bool spans_processes = true;
-  DVLA_NEEDS_HEADER("Gloo", "dvla/control_plane/broadcast.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Gloo is named but its machinery is not included: add #include "
+                  "<dvla/control_plane/broadcast.hpp>");
+  };
 };
 
 }  // namespace dvla

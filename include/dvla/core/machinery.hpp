@@ -4,7 +4,7 @@
 //     struct machinery<MuJoCo<Task>, Pipeline> { using type = MujocoBatch<Task>; };
 // A user's policy that specialises nothing is its own machinery. Asking for the machinery of a descriptor
 // whose header is not included (or that is declared but not built) fails with one sentence, from the
-// descriptor's member template `missing` (DVLA_NEEDS_HEADER). Naming, composing and describing need no machinery.
+// descriptor's member template `missing`. Naming, composing and describing need no machinery.
 #pragma once
 
 #include <concepts>
@@ -28,14 +28,6 @@ template <class Type>
 concept Descriptor = Policy<Type> && requires {
   typename Type::template missing<false>;
 };
-
-/// The member `missing` of the shipped policy `name`, whose machinery is in `header`.
-#define DVLA_NEEDS_HEADER(name, header)                                                                    \
-  template <bool Never>                                                                                    \
-  struct missing {                                                                                         \
-    static_assert(Never,                                                                                   \
-                  "dvla: " name " is named but its machinery is not included: add #include <" header ">"); \
-  }
 
 namespace detail {
 

@@ -17,7 +17,12 @@ struct InProcessData {
   using knobs = NoKnobs;
   static constexpr std::string_view name = "InProcess";
   static constexpr bool zero_copy = true;
-  DVLA_NEEDS_HEADER("DataPlane<InProcess>", "dvla/data_plane/in_process.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: DataPlane<InProcess> is named but its machinery is not included: add #include "
+                  "<dvla/data_plane/in_process.hpp>");
+  };
 };
 template <>
 struct InProcess::in<data_plane_slot> {

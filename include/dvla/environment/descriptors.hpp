@@ -40,7 +40,12 @@ struct MuJoCo {
   using slot = environment_slot;
   using knobs = MujocoKnobs;
   static constexpr std::string_view name = type_name<MuJoCo>;
-  DVLA_NEEDS_HEADER("MuJoCo<Task>", "dvla/environment/mujoco.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: MuJoCo<Task> is named but its machinery is not included: add #include "
+                  "<dvla/environment/mujoco.hpp>");
+  };
 };
 
 /// Arithmetic instead of physics: for tests and benches.
@@ -48,7 +53,12 @@ struct Toy {
   using slot = environment_slot;
   using knobs = ToyKnobs;
   static constexpr std::string_view name = "Toy";
-  DVLA_NEEDS_HEADER("Toy", "dvla/environment/toy.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Toy is named but its machinery is not included: add #include "
+                  "<dvla/environment/toy.hpp>");
+  };
 };
 
 /// ManiSkill's tasks (SAPIEN, PhysX). Declared, not built in this version.

@@ -15,7 +15,12 @@ struct DualPool {
   using slot = memory_slot;
   using knobs = MemoryKnobs;
   static constexpr std::string_view name = "DualPool";
-  DVLA_NEEDS_HEADER("DualPool", "dvla/memory/dual_pool.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: DualPool is named but its machinery is not included: add #include "
+                  "<dvla/memory/dual_pool.hpp>");
+  };
 };
 
 /// One pool for both: the baseline.
@@ -23,7 +28,12 @@ struct SinglePool {
   using slot = memory_slot;
   using knobs = MemoryKnobs;
   static constexpr std::string_view name = "SinglePool";
-  DVLA_NEEDS_HEADER("SinglePool", "dvla/memory/single_pool.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: SinglePool is named but its machinery is not included: add #include "
+                  "<dvla/memory/single_pool.hpp>");
+  };
 };
 
 }  // namespace dvla

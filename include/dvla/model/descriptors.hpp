@@ -66,7 +66,12 @@ struct TinyVLA {
   static constexpr Spelling spelling{"TinyVLA<", type_name<Head>, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = false;
-  DVLA_NEEDS_HEADER("TinyVLA<Head>", "dvla/model/tiny_vla.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: TinyVLA<Head> is named but its machinery is not included: add #include "
+                  "<dvla/model/tiny_vla.hpp>");
+  };
 };
 
 /// pi0.5: PaliGemma with a flow-matching action expert. Declared, not built in this version.

@@ -25,7 +25,12 @@ struct Swimlane {
     return bounded;
   }
   static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
-  DVLA_NEEDS_HEADER("Swimlane", "dvla/schedule/swimlane.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Swimlane is named but its machinery is not included: add #include "
+                  "<dvla/schedule/swimlane.hpp>");
+  };
 };
 
 /// One phase after the other, each on all cores.
@@ -35,7 +40,12 @@ struct Synchronous {
   static constexpr std::string_view name = "Synchronous";
   static constexpr int max_staleness = 0;
   static constexpr bool in_turn = true;  ///< so the trainer's own model can sample
-  DVLA_NEEDS_HEADER("Synchronous", "dvla/schedule/synchronous.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Synchronous is named but its machinery is not included: add #include "
+                  "<dvla/schedule/synchronous.hpp>");
+  };
 };
 
 /// A recorded run again, in one thread: the same weights decide at the same chunk boundaries. How old they
@@ -46,7 +56,12 @@ struct Replay {
   static constexpr std::string_view name = "Replay";
   static constexpr int max_staleness = 0;
   static constexpr bool staleness_is_recorded = true;
-  DVLA_NEEDS_HEADER("Replay", "dvla/schedule/replay.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Replay is named but its machinery is not included: add #include "
+                  "<dvla/schedule/replay.hpp>");
+  };
 };
 
 }  // namespace dvla

@@ -17,7 +17,12 @@ struct Unsharded {
   using slot = sharding_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Unsharded";
-  DVLA_NEEDS_HEADER("Unsharded", "dvla/sharding/unsharded.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Unsharded is named but its machinery is not included: add #include "
+                  "<dvla/sharding/unsharded.hpp>");
+  };
 };
 
 /// When a unit's gathered values go back, to be gathered again for the next use: after each use; after the
@@ -39,7 +44,12 @@ struct FSDP {
   using knobs = FsdpKnobs;
   static constexpr std::string_view name = "FSDP";
   static constexpr bool spans_processes = true;
-  DVLA_NEEDS_HEADER("FSDP", "dvla/sharding/fsdp.hpp");
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: FSDP is named but its machinery is not included: add #include "
+                  "<dvla/sharding/fsdp.hpp>");
+  };
 };
 
 }  // namespace dvla
