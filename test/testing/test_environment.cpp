@@ -140,7 +140,7 @@ TEST_CASE("each broken promise is found and named") {
       {Break::row, "on the last rows of the batch"},
       {Break::group, "(a group) do not show the same state"},
       {Break::seed, "the seed is not used"},
-      {Break::guard, "bytes outside of the observation's rows"},
+      {Break::guard, "bytes outside of the field proprioception"},
       {Break::unwritten, "not finite, or was not written"},
       {Break::not_finite, "not finite, or was not written"},
       {Break::range, "far from [-1, 1]"},
