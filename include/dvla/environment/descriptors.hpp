@@ -29,6 +29,22 @@ inline void check(const MujocoKnobs& knobs) {
                       "; it must be 0 for no camera, or from 16 to 512");
 }
 
+namespace detail {
+/// For an environment that is made without a pipeline, which would have asked this before.
+template <class Knobs>
+const Knobs& checked(const Knobs& knobs) {
+  for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
+    const auto number = static_cast<double>(value);
+    if (number < doc.least || number > doc.most)
+      throw ConfigError(concat("environment.", name, " is ", std::to_string(value), "; it must be from ",
+                               static_cast<std::int64_t>(doc.least), " to ",
+                               static_cast<std::int64_t>(doc.most)));
+  });
+  check(knobs);
+  return knobs;
+}
+}  // namespace detail
+
 // Tasks of the MuJoCo environment.
 struct Push;
 struct Reach;

@@ -142,29 +142,21 @@ class OsmesaContext final : public GlContext {
 
 inline std::unique_ptr<GlContext> GlContext::make() {
   // What worked once is kept: MuJoCo's GL functions cannot be exchanged.
-  static std::mutex mutex;
-  static std::string chosen;
-  const std::lock_guard lock(mutex);
-  if (chosen.empty()) {
+  static const bool egl = [] {
     const char* const wish = std::getenv("MUJOCO_GL");
     const std::string name = wish == nullptr ? "" : wish;
-    if (!name.empty() && name != "egl" && name != "osmesa") {
+    if (!name.empty() && name != "egl" && name != "osmesa")
       throw ConfigError("MUJOCO_GL=" + name + " is not known; use egl or osmesa");
-    }
     if (name != "osmesa") {
       try {
-        auto context = std::make_unique<EglContext>();
-        chosen = "egl";
-        return context;
+        return EglContext(), true;
       } catch (const Error&) {
         if (name == "egl") throw;
       }
     }
-    auto context = std::make_unique<OsmesaContext>();
-    chosen = "osmesa";
-    return context;
-  }
-  if (chosen == "egl") return std::make_unique<EglContext>();
+    return OsmesaContext(), false;
+  }();
+  if (egl) return std::make_unique<EglContext>();
   return std::make_unique<OsmesaContext>();
 }
 

@@ -148,10 +148,9 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
 namespace detail {
 /// Whether a model declares its linear layers by name, so that adapters can stand beside them.
 template <class Policy>
-inline constexpr bool takes_adapters = [] {
-  if constexpr (requires { Policy::takes_adapters; }) return static_cast<bool>(Policy::takes_adapters);
-  return false;
-}();
+inline constexpr bool takes_adapters = requires {
+  requires static_cast<bool>(Policy::takes_adapters);
+};
 template <class Model>
 struct lora_knobs {
   using type = NoKnobs;

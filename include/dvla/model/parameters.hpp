@@ -82,7 +82,7 @@ class Parameters {
     add(key + ".lora_A.weight", {adapters_.rank, in}, member.adapter_a, {0, scale}, {}, true);
     add(key + ".lora_B.weight", {out, adapters_.rank}, member.adapter_b, {}, {}, true);
     member.scale = adapters_.alpha / adapters_.rank;
-    merges_.push_back({parameters_.size() - 1, &member});
+    adapted_.push_back(&member);
   }
 
   // ---- Memory
@@ -94,8 +94,10 @@ class Parameters {
     const c10::NoGradGuard no_graph;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const auto [centre, scale] = initial_[i];
-      at::Tensor& to = homes_[i];
-      if (parameters_[i].mapped) continue;
+      const Parameter& each = parameters_[i];
+      if (each.mapped) continue;
+      const at::Tensor to =  // where units() has it
+          each.trainable && device_.apart() ? view(each.data, each.shape, host()) : *members_[i];
       if (scale == 0) {
         to.fill_(centre);
         continue;
@@ -103,7 +105,8 @@ class Parameters {
       auto generator = at::detail::createCPUGenerator(mix_seed(seed, static_cast<std::int64_t>(i)));
       to.copy_(at::normal(centre, scale, to.sizes(), generator, to.options().dtype(at::kFloat)));
     }
-    bring_over();
+    written();
+    uploaded_.wait();
   }
   /// The copy of a model: the same frozen tensors, which `original` keeps alive, the values of the others.
   void share(const Parameters& original) {
@@ -218,7 +221,7 @@ class Parameters {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       at::Tensor value = *members_[i];
       if (parameters_[i].trainable && adapters_.rank > 0) continue;
-      for (const auto& [adapter, layer] : merges_)
+      for (const Linear* layer : adapted_)
         if (members_[i] == &layer->weight)
           value =
               value.to(at::kFloat)
@@ -234,10 +237,6 @@ class Parameters {
     at::Tensor values, far_values;  ///< the same one where the network computes in host memory
     at::Tensor gradients, far_gradients;
     at::Tensor frozen;
-  };
-  struct Merge {
-    std::size_t adapter;
-    const Linear* layer;
   };
   /// Autograd has added all of this pass's gradient to one of the unit's tensors.
   struct Added final : torch::autograd::PostAccumulateGradHook {
@@ -310,7 +309,7 @@ class Parameters {
   }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {
-    if (adapters_.rank > 0 && merges_.empty())
+    if (adapters_.rank > 0 && adapted_.empty())
       throw ConfigError("model.lora_targets is '" + adapters_.targets +
                         "', which matches no linear layer; they are " + layers_);
     const c10::InferenceMode ordinary(false);
@@ -327,7 +326,6 @@ class Parameters {
     units_.resize(blocks_.size());
     trainable_in_.resize(blocks_.size());
     gradients_.resize(parameters_.size());
-    homes_.resize(parameters_.size());
     for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
       Block& block = blocks_[unit];
       units_[unit].dtype = dtype_;
@@ -346,7 +344,6 @@ class Parameters {
       each.data = units_[each.unit].values.data() + bytes;
       *members_[i] =
           view(static_cast<std::byte*>(block.far_values.mutable_data_ptr()) + bytes, each.shape, here());
-      homes_[i] = device_.apart() ? view(each.data, each.shape, host()) : *members_[i];
       members_[i]->requires_grad_(true);
       ++trainable_in_[each.unit];
       auto& runs = units_[each.unit].runs;
@@ -361,13 +358,8 @@ class Parameters {
                     static_cast<std::size_t>(next[each.unit]) * bytes_of(dtype_);
         next[each.unit] += each.count();
       }
-      homes_[i] = *members_[i] = view(each.data, each.shape, here());
+      *members_[i] = view(each.data, each.shape, here());
     }
-  }
-  void bring_over() {
-    if (!device_.apart()) return;
-    written();
-    uploaded_.wait();
   }
   /// Of trainable tensors: where somebody is to be told, or gradients are to be added up in float32.
   void rehook() {
@@ -384,14 +376,13 @@ class Parameters {
   detail::ComputeDevice device_;
   std::vector<Parameter> parameters_;
   std::vector<InitialValues> initial_;
-  std::vector<at::Tensor*> members_;  ///< by parameter: what the network computes with
-  std::vector<at::Tensor> homes_;     ///< by parameter: what units() is made of; frozen: the same as members_
+  std::vector<at::Tensor*> members_;   ///< by parameter: what the network computes with
   std::vector<at::Tensor> gradients_;  ///< by parameter, float32, while they are held
   std::vector<Block> blocks_;          ///< by unit
   std::vector<WeightUnit> units_;
   std::vector<std::size_t> trainable_in_, waiting_;  ///< by unit: its tensors; those without their gradient
-  std::vector<Merge> merges_;
-  std::string layers_;  ///< names of the linear layers, for the message
+  std::vector<const Linear*> adapted_;               ///< layers with an adapter
+  std::string layers_;                               ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
   bool holds_ = false;
