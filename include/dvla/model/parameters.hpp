@@ -94,10 +94,8 @@ class Parameters {
     const c10::NoGradGuard no_graph;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const auto [centre, scale] = initial_[i];
-      const Parameter& each = parameters_[i];
-      if (each.mapped) continue;
-      const at::Tensor to =  // where units() has it
-          each.trainable && device_.apart() ? view(each.data, each.shape, host()) : *members_[i];
+      at::Tensor& to = homes_[i];
+      if (parameters_[i].mapped) continue;
       if (scale == 0) {
         to.fill_(centre);
         continue;
@@ -326,6 +324,7 @@ class Parameters {
     units_.resize(blocks_.size());
     trainable_in_.resize(blocks_.size());
     gradients_.resize(parameters_.size());
+    homes_.resize(parameters_.size());
     for (std::size_t unit = 0; unit < blocks_.size(); ++unit) {
       Block& block = blocks_[unit];
       units_[unit].dtype = dtype_;
@@ -344,6 +343,7 @@ class Parameters {
       each.data = units_[each.unit].values.data() + bytes;
       *members_[i] =
           view(static_cast<std::byte*>(block.far_values.mutable_data_ptr()) + bytes, each.shape, here());
+      homes_[i] = device_.apart() ? view(each.data, each.shape, host()) : *members_[i];
       members_[i]->requires_grad_(true);
       ++trainable_in_[each.unit];
       auto& runs = units_[each.unit].runs;
@@ -358,7 +358,7 @@ class Parameters {
                     static_cast<std::size_t>(next[each.unit]) * bytes_of(dtype_);
         next[each.unit] += each.count();
       }
-      *members_[i] = view(each.data, each.shape, here());
+      homes_[i] = *members_[i] = view(each.data, each.shape, here());
     }
   }
   /// Of trainable tensors: where somebody is to be told, or gradients are to be added up in float32.
@@ -376,7 +376,8 @@ class Parameters {
   detail::ComputeDevice device_;
   std::vector<Parameter> parameters_;
   std::vector<InitialValues> initial_;
-  std::vector<at::Tensor*> members_;   ///< by parameter: what the network computes with
+  std::vector<at::Tensor*> members_;  ///< by parameter: what the network computes with
+  std::vector<at::Tensor> homes_;     ///< by parameter: what units() is made of; frozen: the same as members_
   std::vector<at::Tensor> gradients_;  ///< by parameter, float32, while they are held
   std::vector<Block> blocks_;          ///< by unit
   std::vector<WeightUnit> units_;

@@ -11,7 +11,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -75,7 +74,13 @@ class TinyVlaModel {
            std::uint64_t seed, Decision& decision, Field<float> action) {
     const auto lane = device_.enter();
     const c10::InferenceMode no_graph;
-    check_rows(observation, rows, {decision.log_prob, action});
+    const std::int64_t n = observation.instruction.count();
+    const Extents expected = head_.decision_layout({n}).log_prob.extents();
+    if (decision.log_prob.extents() != expected || action.extents() != expected) {
+      throw Error("TinyVLA: act was given " + std::to_string(n) +
+                  " observations, but a decision or action of other extents");
+    }
+    if (rows.empty()) throw Error("TinyVLA: act without rows; give at least one");
     network_.parameters().call_begins();
     const auto prefix = network_.prefix(observation, rows);
     at::Tensor output;
@@ -88,12 +93,7 @@ class TinyVlaModel {
 
   void forward(const Observation& observation, const Decision& decision, std::span<const std::int64_t> rows,
                std::span<float> log_prob, std::span<float> entropy) {
-    check_rows(observation, rows, {decision.log_prob});
-    expected_ = rows.size() * static_cast<std::size_t>(head_.decision_layout({1}).log_prob.count());
-    if (log_prob.size() != expected_ || entropy.size() != expected_) {
-      throw Error("TinyVLA: log_prob and entropy need rows x chunk x action dimensions = " +
-                  std::to_string(expected_) + " floats");
-    }
+    check_rows(rows, decision.log_prob, observation, log_prob, entropy);
     head_.load(decision, rows);
     run(observation, rows);
     head_.log_prob(view(host_output_), log_prob, entropy);
@@ -111,7 +111,8 @@ class TinyVlaModel {
 
   double imitate(const Observation& observation, Field<float> action, std::span<const std::int64_t> rows,
                  double scale) {
-    check_rows(observation, rows, {action});
+    const std::vector<float> sizes(rows.size() * static_cast<std::size_t>(elements()));
+    check_rows(rows, action, observation, sizes, sizes);
     for (const std::int64_t row : rows) {
       for (const float value : action.at(row).span()) {
         if (!std::isfinite(value)) {
@@ -168,6 +169,7 @@ class TinyVlaModel {
   static detail::QueryShape shape_of(const HeadMachinery& head) {
     return {head.queries(), head.outputs(), head.noise_inputs()};
   }
+  std::int64_t elements() const { return head_.decision_layout({1}).log_prob.count(); }
 
   static std::span<const float> view(const at::Tensor& tensor) {
     return {tensor.const_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
@@ -176,22 +178,27 @@ class TinyVlaModel {
     return {tensor.mutable_data_ptr<float>(), static_cast<std::size_t>(tensor.numel())};
   }
 
-  /// Each field has a row for each of the observation's, and the rows are among them.
-  void check_rows(const Observation& observation, std::span<const std::int64_t> rows,
-                  std::initializer_list<Field<float>> fields) const {
+  void check_rows(std::span<const std::int64_t> rows, const Field<float>& per_row,
+                  const Observation& observation, std::span<const float> log_prob,
+                  std::span<const float> entropy) {
     const std::int64_t available = observation.instruction.count();
     const Extents expected = head_.decision_layout({available}).log_prob.extents();
     if (rows.empty()) throw Error("TinyVLA: a call without rows; give at least one");
-    for (const Field<float>& each : fields)
-      if (each.extents() != expected)
-        throw Error(
-            "TinyVLA: decisions or actions do not have one row of [chunk, action dimensions] for each of " +
-            std::to_string(available) + " observations");
+    if (per_row.extents() != expected) {
+      throw Error(
+          "TinyVLA: decisions or actions do not have one row of [chunk, action dimensions] for each of " +
+          std::to_string(available) + " observations");
+    }
     for (const std::int64_t row : rows) {
       if (row < 0 || row >= available) {
         throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
                     std::to_string(available) + " rows");
       }
+    }
+    expected_ = rows.size() * static_cast<std::size_t>(elements());
+    if (log_prob.size() != expected_ || entropy.size() != expected_) {
+      throw Error("TinyVLA: log_prob and entropy need rows x chunk x action dimensions = " +
+                  std::to_string(expected_) + " floats");
     }
   }
 

@@ -84,7 +84,7 @@ class TinyVlaNetwork {
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
 
-  /// Of these rows of `observation`, which has them.
+  /// Of these rows of `observation`.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     parameters_.before(0);
     PrefixState state = embed_prefix(observation, rows);
@@ -333,6 +333,10 @@ class TinyVlaNetwork {
     at::Tensor choice = at::zeros({padded(std::ssize(rows)), words_.size(0)}, device_.host());
     float* out = choice.mutable_data_ptr<float>();
     for (const std::int64_t row : rows) {
+      if (row < 0 || row >= observation.instruction.count()) {
+        throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
+                    std::to_string(observation.instruction.count()) + " rows");
+      }
       const std::int32_t which = observation.instruction[row];
       if (which < 0 || which >= words_.size(0)) {
         throw Error("TinyVLA: row " + std::to_string(row) + " has instruction " + std::to_string(which) +
