@@ -32,12 +32,7 @@ class ClusterCheck {
   /// made and then fails.
   ClusterCheck(Cluster& cluster, std::chrono::nanoseconds limit, std::chrono::nanoseconds brief,
                std::chrono::nanoseconds late)
-      : cluster_(cluster),
-        rank_(cluster.rank()),
-        world_(cluster.world()),
-        limit_(limit),
-        brief_(brief),
-        late_(late) {}
+      : cluster_(cluster), limit_(limit), brief_(brief), late_(late) {}
 
   std::vector<std::string> run() {
     section("topology", [&] {
@@ -306,8 +301,8 @@ class ClusterCheck {
   }
 
   Cluster& cluster_;
-  int rank_, world_;
-  std::chrono::nanoseconds limit_, brief_, late_;
+  const int rank_ = cluster_.rank(), world_ = cluster_.world();
+  const std::chrono::nanoseconds limit_, brief_, late_;
   std::string section_;
   std::vector<std::string> violations_;
 };
