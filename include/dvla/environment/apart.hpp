@@ -132,8 +132,15 @@ class ApartWorker {
     if (errno == EPIPE || errno == ECONNRESET) throw Error(end(std::chrono::milliseconds(200)));
     throw Error(std::string("its process took no command: ") + std::strerror(errno));
   }
-  /// An answer to `call` that has come. Throws Error otherwise.
-  ApartAnswer receive(std::int64_t call) {
+  /// The answer to `call`; nothing if none comes before `until`. Throws Error where what comes is none.
+  std::optional<ApartAnswer> receive(std::int64_t call, Clock::time_point until) {
+    pollfd answered{socket(), POLLIN, 0};
+    int ready = 0;
+    do {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+      ready = ::poll(&answered, 1, static_cast<int>(std::max<std::int64_t>(left, 0)));
+    } while (ready < 0 && errno == EINTR);  // a handler asks the lanes to stop; this call has its deadline
+    if (ready <= 0) return std::nullopt;
     text_.resize(std::size_t{1} << 18);
     ssize_t size = -1;
     do size = ::recv(socket(), text_.data(), text_.size(), MSG_TRUNC);
@@ -399,32 +406,17 @@ class ApartBatch {
     if (!worker(call).child.end().empty()) call.why += ", and was killed";
   }
   /// For all of their answers, until the deadline; whoever has none then, or gives none, is killed.
-  void wait(std::vector<Call*> asked, std::chrono::milliseconds limit, const std::string& what) {
+  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what) {
     const auto until = Clock::now() + limit;
-    std::vector<pollfd> sockets;
-    while (!asked.empty()) {
-      sockets.clear();
-      for (const Call* each : asked) sockets.push_back({worker(*each).child.socket(), POLLIN, 0});
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-      const int ready =
-          ::poll(sockets.data(), sockets.size(), static_cast<int>(std::max<std::int64_t>(left.count(), 0)));
-      if (ready < 0 && errno == EINTR)
-        continue;  // its handler asks the lanes to stop; this call has its deadline
-      for (std::size_t i = 0; i < asked.size(); ++i) {
-        Call& each = *asked[i];
-        if (sockets[i].revents == 0) continue;
-        try {
-          each.answer = worker(each).child.receive(each.command.call);
-        } catch (const Error& error) {
-          give_up(each, error.what());
-        }
+    for (Call* each : asked) {
+      try {
+        each->answer = worker(*each).child.receive(each->command.call, until);
+        if (!each->answer)
+          give_up(*each, "its process did not come back from " + what + " within " +
+                             std::to_string(limit.count()) + " ms");
+      } catch (const Error& error) {
+        give_up(*each, error.what());
       }
-      std::erase_if(asked, [](const Call* each) { return each->answer || !each->why.empty(); });
-      if (ready >= 0 && left.count() > 0) continue;
-      for (Call* each : asked)
-        give_up(*each, "its process did not come back from " + what + " within " +
-                           std::to_string(limit.count()) + " ms");
-      return;
     }
   }
 
