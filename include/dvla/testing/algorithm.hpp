@@ -171,7 +171,8 @@ class AlgorithmProbe {
 
   /// One update of the world.
   template <class BeforeStep>
-  static UpdateStats run(Machinery& algorithm, World& world, std::int64_t batch, BeforeStep before_step) {
+  static UpdateStats plain_update(Machinery& algorithm, World& world, std::int64_t batch,
+                                  BeforeStep before_step) {
     trace::Off off;
     return algorithm.update(world.model, world.weights, *world.transition, *world.decision, batch,
                             before_step, off);
@@ -182,7 +183,7 @@ class AlgorithmProbe {
     const std::uint64_t records = world.checksum();
     const std::int64_t steps = world.weights.steps();
     int calls = 0;
-    const UpdateStats stats = run(algorithm, world, batch, [&] {
+    const UpdateStats stats = plain_update(algorithm, world, batch, [&] {
       ++calls;
       expect(world.parameters() == start && world.weights.steps() == steps,
              where + ": before_step must be called before the first change of the weights");
@@ -255,7 +256,7 @@ class AlgorithmProbe {
         }
       }
       Machinery algorithm = machinery(world, knobs_);
-      run(algorithm, world, 0, [] {});
+      plain_update(algorithm, world, 0, [] {});
       return world.parameters();
     };
     expect(weights_with(0, 0) == weights_with(5, 1),
@@ -267,7 +268,7 @@ class AlgorithmProbe {
     Machinery algorithm = machinery(world, knobs_);
     const std::vector<float> start = world.parameters();
     expect.refused<std::domain_error>("an update whose before_step throws", "were not packed", [&] {
-      run(algorithm, world, 0, [] { throw std::domain_error("the last weights were not packed"); });
+      plain_update(algorithm, world, 0, [] { throw std::domain_error("the last weights were not packed"); });
     });
     expect(world.parameters() == start, "when before_step throws, the weights must not have changed");
   }
@@ -279,7 +280,7 @@ class AlgorithmProbe {
     Machinery algorithm = machinery(world, knobs_);
     const std::vector<float> start = world.parameters();
     expect.refused("an update with log-probabilities that are not numbers", "",
-                   [&] { run(algorithm, world, 0, [] {}); });
+                   [&] { plain_update(algorithm, world, 0, [] {}); });
     expect(world.parameters() == start, "log-probabilities that are not numbers must not reach the weights");
   }
 
