@@ -82,7 +82,7 @@ class Parameters {
     add(key + ".lora_A.weight", {adapters_.rank, in}, member.adapter_a, {0, scale}, {}, true);
     add(key + ".lora_B.weight", {out, adapters_.rank}, member.adapter_b, {}, {}, true);
     member.scale = adapters_.alpha / adapters_.rank;
-    adapted_.push_back(&member);
+    merges_.push_back({parameters_.size() - 1, &member});
   }
 
   // ---- Memory
@@ -103,8 +103,7 @@ class Parameters {
       auto generator = at::detail::createCPUGenerator(mix_seed(seed, static_cast<std::int64_t>(i)));
       to.copy_(at::normal(centre, scale, to.sizes(), generator, to.options().dtype(at::kFloat)));
     }
-    written();
-    uploaded_.wait();
+    bring_over();
   }
   /// The copy of a model: the same frozen tensors, which `original` keeps alive, the values of the others.
   void share(const Parameters& original) {
@@ -219,7 +218,7 @@ class Parameters {
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       at::Tensor value = *members_[i];
       if (parameters_[i].trainable && adapters_.rank > 0) continue;
-      for (const Linear* layer : adapted_)
+      for (const auto& [adapter, layer] : merges_)
         if (members_[i] == &layer->weight)
           value =
               value.to(at::kFloat)
@@ -235,6 +234,10 @@ class Parameters {
     at::Tensor values, far_values;  ///< the same one where the network computes in host memory
     at::Tensor gradients, far_gradients;
     at::Tensor frozen;
+  };
+  struct Merge {
+    std::size_t adapter;
+    const Linear* layer;
   };
   /// Autograd has added all of this pass's gradient to one of the unit's tensors.
   struct Added final : torch::autograd::PostAccumulateGradHook {
@@ -307,7 +310,7 @@ class Parameters {
   }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {
-    if (adapters_.rank > 0 && adapted_.empty())
+    if (adapters_.rank > 0 && merges_.empty())
       throw ConfigError("model.lora_targets is '" + adapters_.targets +
                         "', which matches no linear layer; they are " + layers_);
     const c10::InferenceMode ordinary(false);
@@ -361,6 +364,11 @@ class Parameters {
       homes_[i] = *members_[i] = view(each.data, each.shape, here());
     }
   }
+  void bring_over() {
+    if (!device_.apart()) return;
+    written();
+    uploaded_.wait();
+  }
   /// Of trainable tensors: where somebody is to be told, or gradients are to be added up in float32.
   void rehook() {
     waiting_ = trainable_in_;
@@ -382,8 +390,8 @@ class Parameters {
   std::vector<Block> blocks_;          ///< by unit
   std::vector<WeightUnit> units_;
   std::vector<std::size_t> trainable_in_, waiting_;  ///< by unit: its tensors; those without their gradient
-  std::vector<const Linear*> adapted_;               ///< layers with an adapter
-  std::string layers_;                               ///< names of the linear layers, for the message
+  std::vector<Merge> merges_;
+  std::string layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
   bool holds_ = false;

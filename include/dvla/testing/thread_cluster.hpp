@@ -4,6 +4,7 @@
 // process needs.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <utility>
@@ -21,23 +22,34 @@ using dvla::detail::seconds_text;
 struct Process {
   explicit Process(int which) : rank(which) {}
   const int rank;
-  bool killed = false, frozen = false;
+  std::atomic<bool> killed{false}, frozen{false};
 };
 
 inline std::string rank_text(int rank) { return "rank " + std::to_string(rank); }
 
-/// What a channel's two ends, or a group's members, share; guarded by the hub's mutex.
+/// What a channel's two ends, or a group's members, share. Its mutex is taken after the hub's.
 struct Common {
   Common(std::string name_, std::vector<int> members_)
       : name(std::move(name_)), members(std::move(members_)), processes(members.size()) {}
 
   const std::string name;
   const std::vector<int> members;
+  std::mutex mutex;
+  std::condition_variable changed;
   std::vector<std::shared_ptr<Process>> processes;  ///< in the order of members; null: not here yet
   std::string broken;                               ///< why; empty: in order
 
+  void poke() {
+    const std::scoped_lock lock(mutex);
+    changed.notify_all();
+  }
   void end(const std::string& why) {
+    const std::scoped_lock lock(mutex);
+    end_locked(why);
+  }
+  void end_locked(const std::string& why) {
     if (broken.empty()) broken = why;
+    changed.notify_all();
   }
   bool frozen() const {
     for (const auto& process : processes)
@@ -56,7 +68,9 @@ struct Common {
 
 struct Wire : Common {
   using Common::Common;
-  std::span<const std::byte> offers[2];  ///< from the lower rank, from the higher one; empty: none
+  struct Offer {
+    std::span<const std::byte> bytes;  ///< empty: none
+  } offers[2];                         ///< from the lower rank, from the higher one
 };
 
 struct Board : Common {
@@ -72,70 +86,61 @@ struct Board : Common {
   std::int64_t round = 0;
 };
 
-/// What all ranks share.
 struct Hub {
   explicit Hub(std::vector<int> node) {
     topology.node = std::move(node);
     for (int rank = 0; rank < topology.world(); ++rank) processes.push_back(std::make_shared<Process>(rank));
   }
   Topology topology;
-  std::mutex mutex;  ///< of all that stands below, wires and boards included
+  std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::shared_ptr<Process>> processes;
   std::map<std::string, std::shared_ptr<Common>> commons;  ///< all that were ever made
   std::map<std::string, std::string> texts;
   std::map<std::string, std::int64_t> counters;
 
-  /// For a call without the mutex.
-  void end(Common& common, const std::string& why) {
-    const std::scoped_lock lock(mutex);
-    common.end(why);
+  /// For each channel and group of `rank`; with the mutex held.
+  template <class Visit>
+  void for_each_of(int rank, Visit visit) {
+    for (auto& [key, common] : commons)
+      if (Roles::place(common->members, rank) >= 0) visit(*common);
     changed.notify_all();
-  }
-  /// The caller waits until `ready`; false: not within the limit.
-  template <class Ready>
-  bool wait(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds limit, Ready ready) {
-    changed.notify_all();  // of what the caller has done
-    return changed.wait_until(lock, deadline_after(limit), ready);
   }
 };
 
 class ThreadChannel final : public Channel {
  public:
-  ThreadChannel(std::shared_ptr<Hub> hub, std::shared_ptr<Wire> wire, int place)
-      : hub_(std::move(hub)),
-        wire_(std::move(wire)),
-        place_(place),
-        peer_(rank_text(wire_->members[peer_place()])) {}
+  ThreadChannel(std::shared_ptr<Wire> wire, int place)
+      : wire_(std::move(wire)), place_(place), peer_(rank_text(wire_->members[peer_place()])) {}
   ~ThreadChannel() override { close(); }
 
   void send(std::span<const std::byte> bytes, std::chrono::nanoseconds limit) override {
     if (bytes.empty()) return;
-    std::unique_lock lock(hub_->mutex);
+    std::unique_lock lock(wire_->mutex);
     throw_if_broken();
-    auto& offer = wire_->offers[place_];
+    auto& offer = wire_->offers[place_].bytes;
     offer = bytes;
+    wire_->changed.notify_all();
     wait(lock, limit, "receive " + std::to_string(bytes.size()) + " bytes", [&] { return offer.empty(); });
   }
   void receive(std::span<std::byte> bytes, std::chrono::nanoseconds limit) override {
     if (bytes.empty()) return;
-    std::unique_lock lock(hub_->mutex);
+    std::unique_lock lock(wire_->mutex);
     throw_if_broken();
-    auto& offer = wire_->offers[peer_place()];
+    auto& offer = wire_->offers[peer_place()].bytes;
     wait(lock, limit, "send " + std::to_string(bytes.size()) + " bytes",
          [&] { return !offer.empty() && !wire_->frozen(); });
     if (offer.size() != bytes.size()) {
       const std::string text = peer_ + " sent " + std::to_string(offer.size()) + " bytes where " +
                                std::to_string(bytes.size()) + " were to be received";
-      wire_->end(text);
-      hub_->changed.notify_all();
+      wire_->end_locked(text);
       throw Error("channel '" + wire_->name + "': " + text);
     }
     std::memcpy(bytes.data(), offer.data(), bytes.size());
     offer = {};
-    hub_->changed.notify_all();
+    wire_->changed.notify_all();
   }
-  void close() noexcept override { hub_->end(*wire_, rank_text(rank()) + " closed it"); }
+  void close() noexcept override { wire_->end(rank_text(rank()) + " closed it"); }
   const std::string& peer() const override { return peer_; }
 
  private:
@@ -147,16 +152,15 @@ class ThreadChannel final : public Channel {
   template <class Ready>
   void wait(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds limit, const std::string& action,
             Ready ready) {
-    const bool done = hub_->wait(lock, limit, [&] { return !wire_->broken.empty() || ready(); });
+    const bool done = wire_->changed.wait_until(lock, deadline_after(limit),
+                                                [&] { return !wire_->broken.empty() || ready(); });
     if (done && ready()) return;
-    wire_->offers[place_] = {};
+    wire_->offers[place_].bytes = {};
     throw_if_broken();
-    wire_->end(rank_text(rank()) + " gave up after " + seconds_text(limit));
-    hub_->changed.notify_all();
+    wire_->end_locked(rank_text(rank()) + " gave up after " + seconds_text(limit));
     throw dvla::detail::channel_deadline(wire_->name, rank(), peer_, action, limit);
   }
 
-  std::shared_ptr<Hub> hub_;
   std::shared_ptr<Wire> wire_;
   int place_;
   std::string peer_;
@@ -165,10 +169,11 @@ class ThreadChannel final : public Channel {
 /// Whoever comes last computes for all, in the order of ranks.
 class ThreadGroup final : public Group {
  public:
-  ThreadGroup(std::shared_ptr<Hub> hub, std::shared_ptr<Board> board, int rank,
-              std::chrono::nanoseconds limit)
-      : hub_(std::move(hub)), board_(std::move(board)), rank_(rank), limit_(limit) {}
-  ~ThreadGroup() override { hub_->end(*board_, name() + " left it"); }
+  ThreadGroup(std::shared_ptr<Board> board, int rank, std::chrono::nanoseconds limit)
+      : board_(std::move(board)), rank_(rank), limit_(limit) {}
+  ~ThreadGroup() override {
+    board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " left it");
+  }
 
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(board_->members.size()); }
@@ -206,7 +211,9 @@ class ThreadGroup final : public Group {
   void barrier() override {
     run("barrier", {}, {}, [](auto&) {});
   }
-  void close() noexcept override { hub_->end(*board_, name() + " closed it"); }
+  void close() noexcept override {
+    board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " closed it");
+  }
 
  private:
   using Parts = std::vector<Board::Part>;
@@ -234,10 +241,9 @@ class ThreadGroup final : public Group {
         [](auto& parts) { give(parts, fold<Type>(parts, std::plus<Type>())); });
   }
 
-  std::string name() const { return rank_text(board_->members[static_cast<std::size_t>(rank_)]); }
   std::string who() const {
-    return name() + " in " + board_->parts[static_cast<std::size_t>(rank_)].what + " of group '" +
-           board_->name + "'";
+    return rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " in " +
+           board_->parts[static_cast<std::size_t>(rank_)].what + " of group '" + board_->name + "'";
   }
   void check_alike() {
     for (std::size_t i = 1; i < board_->parts.size(); ++i) {
@@ -247,22 +253,23 @@ class ThreadGroup final : public Group {
         return rank_text(board_->members[place]) + " calls " + part.what + " of " +
                std::to_string(part.in_size) + " bytes";
       };
-      board_->end(one(0, a) + ", and " + one(i, b));
+      board_->end_locked(one(0, a) + ", and " + one(i, b));
     }
   }
   template <class Compute>
   void run(std::string what, std::span<const std::byte> in, std::span<std::byte> out, Compute compute) {
-    std::unique_lock lock(hub_->mutex);
+    std::unique_lock lock(board_->mutex);
     auto& parts = board_->parts;
     auto& mine = parts[static_cast<std::size_t>(rank_)];
     mine = {std::move(what), in.data(), out.data(), in.size(), out.size(), true};
     const std::int64_t round = board_->round;
+    board_->changed.notify_all();
     const auto all_here = [&] {
       return !board_->frozen() && std::all_of(parts.begin(), parts.end(), [](auto& p) { return p.here; });
     };
-    const bool done = hub_->wait(
-        lock, limit_, [&] { return board_->round != round || !board_->broken.empty() || all_here(); });
-    hub_->changed.notify_all();  // whichever way it ends
+    const bool done = board_->changed.wait_until(lock, deadline_after(limit_), [&] {
+      return board_->round != round || !board_->broken.empty() || all_here();
+    });
     if (board_->round != round) return;
     mine.here = false;
     if (!board_->broken.empty()) throw PeerError(who() + ": " + board_->broken);
@@ -271,7 +278,7 @@ class ThreadGroup final : public Group {
           who() + " waited " + seconds_text(limit_) + " for " + board_->absent([&](auto i) {
             return (i == static_cast<std::size_t>(rank_) || parts[i].here) && !board_->processes[i]->frozen;
           });
-      board_->end(text);
+      board_->end_locked(text);
       throw DeadlineError(text);
     }
     mine.here = true;
@@ -280,9 +287,9 @@ class ThreadGroup final : public Group {
     compute(parts);
     for (auto& part : parts) part.here = false;
     ++board_->round;
+    board_->changed.notify_all();
   }
 
-  std::shared_ptr<Hub> hub_;
   std::shared_ptr<Board> board_;
   int rank_;
   std::chrono::nanoseconds limit_;
@@ -312,9 +319,7 @@ class ThreadCluster final : public Cluster {
   void kill(int rank) {
     const std::scoped_lock lock(hub_->mutex);
     process(rank)->killed = true;
-    for (auto& [key, common] : hub_->commons)
-      if (Roles::place(common->members, rank) >= 0) common->end(detail::rank_text(rank) + " was killed");
-    hub_->changed.notify_all();
+    hub_->for_each_of(rank, [&](auto& common) { common.end(detail::rank_text(rank) + " was killed"); });
   }
   /// As SIGSTOP: what the rank sends and receives waits, until thaw() or the limit.
   void freeze(int rank) { set_frozen(rank, true); }
@@ -341,13 +346,13 @@ class ThreadCluster final : public Cluster {
                                    std::chrono::nanoseconds limit) override {
     check_peer(name, peer);
     const std::vector<int> members{std::min(rank(), peer), std::max(rank(), peer)};
-    return std::make_unique<detail::ThreadChannel>(hub_, meet<detail::Wire>("channel", name, members, limit),
+    return std::make_unique<detail::ThreadChannel>(meet<detail::Wire>("channel", name, members, limit),
                                                    rank() < peer ? 0 : 1);
   }
   std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
                                std::chrono::nanoseconds limit) override {
     check_members(name, members);
-    return std::make_unique<detail::ThreadGroup>(hub_, meet<detail::Board>("group", name, members, limit),
+    return std::make_unique<detail::ThreadGroup>(meet<detail::Board>("group", name, members, limit),
                                                  Roles::place(members, rank()), limit);
   }
 
@@ -359,7 +364,8 @@ class ThreadCluster final : public Cluster {
   }
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
     std::unique_lock lock(hub_->mutex);
-    const bool done = hub_->wait(lock, limit, [&] { return process_->killed || hub_->texts.contains(key); });
+    const bool done = hub_->changed.wait_until(lock, dvla::detail::deadline_after(limit),
+                                               [&] { return process_->killed || hub_->texts.contains(key); });
     throw_if_killed();
     if (!done) throw dvla::detail::store_deadline(key, rank(), limit);
     return hub_->texts[key];
@@ -373,7 +379,8 @@ class ThreadCluster final : public Cluster {
   std::string put_once(const std::string& key, const std::string& value,
                        std::chrono::nanoseconds limit) override {
     std::unique_lock lock(hub_->mutex);
-    const bool done = hub_->wait(lock, limit, [&] { return process_->killed || !process_->frozen; });
+    const bool done = hub_->changed.wait_until(lock, dvla::detail::deadline_after(limit),
+                                               [&] { return process_->killed || !process_->frozen; });
     throw_if_killed();
     if (!done) throw dvla::detail::store_deadline(key, rank(), limit);
     hub_->texts.try_emplace(key, value);
@@ -397,7 +404,7 @@ class ThreadCluster final : public Cluster {
   void set_frozen(int rank, bool frozen) {
     const std::scoped_lock lock(hub_->mutex);
     process(rank)->frozen = frozen;
-    hub_->changed.notify_all();
+    hub_->for_each_of(rank, [](auto& common) { common.poke(); });
   }
   void throw_if_killed() const {
     if (process_->killed) throw PeerError(detail::rank_text(rank()) + " was killed");
@@ -416,18 +423,28 @@ class ThreadCluster final : public Cluster {
     const auto shared = std::static_pointer_cast<Type>(entry);
     const auto place = static_cast<std::size_t>(Roles::place(members, rank()));
     const auto here = [&](std::size_t i) { return shared->processes[i] != nullptr; };
-    if (here(place))
-      throw Error(detail::rank_text(rank()) + " has made " + key + " before; names must be new");
-    shared->processes[place] = process_;
-    const auto all_here = [&] { return std::ranges::count(shared->processes, nullptr) == 0; };
+    {
+      const std::scoped_lock inner(shared->mutex);
+      if (here(place))
+        throw Error(detail::rank_text(rank()) + " has made " + key + " before; names must be new");
+      shared->processes[place] = process_;
+    }
+    hub_->changed.notify_all();
+    const auto count_missing = [&] {
+      std::size_t missing = 0;
+      for (std::size_t i = 0; i < members.size(); ++i) missing += here(i) ? 0U : 1U;
+      return missing;
+    };
     const auto gone = [&] {  // a member that will never come
       for (std::size_t i = 0; i < members.size(); ++i)
         if (!here(i) && process(members[i])->killed) return members[i];
       return -1;
     };
-    const bool done = hub_->wait(lock, limit, [&] { return process_->killed || all_here() || gone() >= 0; });
+    const bool done = hub_->changed.wait_until(lock, dvla::detail::deadline_after(limit), [&] {
+      return process_->killed || count_missing() == 0 || gone() >= 0;
+    });
     throw_if_killed();
-    if (done && all_here()) return shared;
+    if (done && count_missing() == 0) return shared;
     const std::string who = detail::rank_text(rank());
     if (const int dead = gone(); dead >= 0) {
       shared->end(detail::rank_text(dead) + " was killed");
