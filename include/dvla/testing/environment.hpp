@@ -117,7 +117,7 @@ class EnvironmentProbe {
         rows_(std::min<std::int64_t>(check.rows, environment.size())) {}
 
   std::vector<std::string> run() {
-    if (!statics()) return wrong_.sentences;
+    if (!specs_hold()) return wrong_.sentences;
     Starts seeds;
     for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back({mix_seed(check_.seed, i)});
     Arena one(1), two(2);
@@ -149,7 +149,7 @@ class EnvironmentProbe {
     return " (row " + std::to_string(row) + ", control step " + std::to_string(step) + ")";
   }
 
-  bool statics() {
+  bool specs_hold() {
     if (environment_.size() < 2) fault("size() is below 2; give the suite a batch of at least two rows");
     try {
       check_specs(environment_, "that is checked");
