@@ -79,15 +79,10 @@ struct Pi05 {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Pi05";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Pi05 is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("Pi05",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 /// OpenVLA-OFT: parallel decoding of action tokens. Declared, not built in this version.
@@ -95,15 +90,10 @@ struct OpenVLAOFT {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "OpenVLAOFT";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: OpenVLAOFT is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("OpenVLAOFT",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 /// SmolVLA: a small flow-matching VLA. Declared, not built in this version.
@@ -111,15 +101,10 @@ struct SmolVLA {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "SmolVLA";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = false;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: SmolVLA is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("SmolVLA",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 /// The knobs of a model under LoRA: its own, and those of the adapters.
@@ -147,10 +132,9 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
 namespace detail {
 /// Whether a model declares its linear layers by name, so that adapters can stand beside them.
 template <class Policy>
-inline constexpr bool takes_adapters = [] {
-  if constexpr (requires { Policy::takes_adapters; }) return static_cast<bool>(Policy::takes_adapters);
-  return false;
-}();
+inline constexpr bool takes_adapters = requires {
+  requires static_cast<bool>(Policy::takes_adapters);
+};
 template <class Model>
 struct lora_knobs {
   using type = NoKnobs;

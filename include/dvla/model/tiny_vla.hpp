@@ -82,9 +82,7 @@ class TinyVlaModel {
     }
     if (rows.empty()) throw Error("TinyVLA: act without rows; give at least one");
     network_.parameters().call_begins();
-    // All of them are read in place.
-    const auto prefix =
-        network_.prefix(observation, std::ssize(rows) == n ? std::span<const std::int64_t>{} : rows);
+    const auto prefix = network_.prefix(observation, rows);
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
       output = device_.download(network_.queries(prefix, std::ssize(rows), noise, times), downloaded_);
