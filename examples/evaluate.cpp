@@ -84,14 +84,8 @@ int main(int argc, char** argv) try {
     return 0;
   }
   const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
-  const auto text = file.metadata().find("config");
-  if (text == file.metadata().end())
-    throw dvla::FormatError("'" + file.path().string() +
-                            "' has no configuration in its metadata; is it a checkpoint of dvla?");
-  auto settings = nlohmann::ordered_json::parse(text->second, nullptr, /*allow_exceptions=*/false);
-  if (settings.is_object()) settings["memory"]["device"] = "cpu";  // wherever it was trained
-  dvla::Config<Quickstart> config = dvla::from_json<Quickstart>(
-      settings.is_discarded() ? text->second : settings.dump(), {}, file.path().string());
+  auto config = dvla::load_config<Quickstart>(file);
+  config.memory.device = dvla::Device::cpu;  // wherever it was trained
   if (arguments.seed >= 0) config.run.seed = arguments.seed;
   const std::int64_t episodes =
       arguments.episodes > 0 ? arguments.episodes : std::max(config.run.evaluation_episodes, 1);

@@ -36,15 +36,8 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(checkpoint);
-    const auto config = file.metadata().find("config");
-    if (config == file.metadata().end())
-      throw dvla::FormatError("'" + file.path().string() +
-                              "' has no configuration in its metadata; is it a checkpoint of dvla?");
-    // The model of the run, without a run.
-    auto settings_there = nlohmann::ordered_json::parse(config->second, nullptr, /*allow_exceptions=*/false);
-    if (settings_there.is_object()) settings_there["memory"]["device"] = "cpu";  // wherever it was trained
-    const auto knobs = dvla::from_json<Adapters>(
-        settings_there.is_discarded() ? config->second : settings_there.dump(), {}, file.path().string());
+    auto knobs = dvla::load_config<Adapters>(file);  // for the model of the run, without a run
+    knobs.memory.device = dvla::Device::cpu;         // wherever it was trained
     const dvla::RunSettings<Adapters> settings(knobs);
     using Environment = dvla::machinery_t<Adapters::environment, Adapters>;
     dvla::machinery_t<Adapters::model, Adapters> model(

@@ -125,10 +125,7 @@ void mailbox_between_threads() {
 /// sleep.
 struct Sleepers {
   void sample(dvla::Token&) { std::this_thread::sleep_for(4ms); }
-  void train(dvla::Token& token) {
-    std::this_thread::sleep_for(4ms);
-    token.version = token.batch + 1;
-  }
+  void train(dvla::Token&) { std::this_thread::sleep_for(4ms); }
   void distribute(dvla::Token&) { std::this_thread::sleep_for(100us); }
   void receive(dvla::Token&) { std::this_thread::sleep_for(100us); }
 };

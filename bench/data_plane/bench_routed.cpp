@@ -49,6 +49,12 @@ Trajectory layout(std::int64_t episodes) {
       Decision{dvla::Field<std::int32_t>({T, episodes, C, 4}), dvla::Field<float>({T, episodes, C, 4})});
 }
 
+/// On the wire.
+std::int64_t group_bytes() {
+  return static_cast<std::int64_t>(
+      dvla::bytes_in(dvla::detail::column_strips(layout(group), group, 0, group)));
+}
+
 /// The first ranks train, the others roll out.
 struct Ratio {
   int rollouts, actors;
@@ -63,17 +69,11 @@ struct Ratio {
     return roles;
   }
   dvla::RoutingPlan plan() const {
-    const std::int64_t one = dvla::group_bytes(layout(group), group, group);
-    return dvla::plan_routes(std::vector(static_cast<std::size_t>(rollouts),
-                                         std::vector(static_cast<std::size_t>(groups / rollouts), one)),
-                             group, roles());
+    return dvla::plan_routes(std::vector(static_cast<std::size_t>(rollouts), groups / rollouts), group,
+                             roles());
   }
   std::int64_t episodes() const { return groups * group; }
-  std::int64_t bytes() const {
-    std::int64_t all = 0;
-    for (const dvla::Route& route : plan().routes) all += route.bytes;
-    return all;
-  }
+  std::int64_t bytes() const { return groups * group_bytes(); }
 };
 
 struct Command {
@@ -96,7 +96,8 @@ class Rank {
       if (!sends && !takes) continue;
       const auto place = static_cast<std::size_t>(sends ? route.actor : route.rollout);
       const int peer = sends ? roles.actors[place] : roles.rollouts[place];
-      pairs_.push_back({cluster_.channel("alone", peer, limit), static_cast<std::size_t>(route.bytes),
+      pairs_.push_back({cluster_.channel("alone", peer, limit),
+                        static_cast<std::size_t>(route.groups * group_bytes()),
                         std::vector<std::byte>(dvla::detail::piece_bytes, std::byte{1})});
     }
     dvla::RoutedLayouts<Decision> layouts;
@@ -163,7 +164,7 @@ class Rank {
 };
 
 void compare(int rollouts, int actors, int rounds, std::int64_t batches, std::int64_t mib) {
-  const std::int64_t one = dvla::group_bytes(layout(group), group, group);
+  const std::int64_t one = group_bytes();
   const int parts = std::max(rollouts, actors);
   const Ratio ratio{rollouts, actors, std::max<std::int64_t>((mib << 20) / one / parts, 1) * parts};
   bench::Ranks<Command, Answer> ranks(rollouts + actors, [&](const dvla::Launch& launch) {

@@ -46,10 +46,7 @@ class simulated_stages {
     }
   }
   void sample(Token& token) { spend(rollout_[static_cast<std::size_t>(token.batch)]); }
-  void train(Token& token) {
-    spend(actor_[static_cast<std::size_t>(token.batch)]);
-    token.version = token.batch + 1;
-  }
+  void train(Token& token) { spend(actor_[static_cast<std::size_t>(token.batch)]); }
   void distribute(Token&) { spend(sync_); }
   void receive(Token&) { spend(sync_); }
 

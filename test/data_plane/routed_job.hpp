@@ -117,10 +117,13 @@ struct Job {
   std::chrono::nanoseconds deadline = 20s;
 
   dvla::RoutingPlan plan() const {
-    const std::int64_t one = dvla::group_bytes(layout(shape, shape.group), shape.group, shape.group);
-    const std::vector<std::vector<std::int64_t>> bytes(
-        roles.rollouts.size(), std::vector<std::int64_t>(static_cast<std::size_t>(groups_per_rollout), one));
-    return dvla::plan_routes(bytes, shape.group, roles);
+    return dvla::plan_routes(std::vector(roles.rollouts.size(), groups_per_rollout), shape.group, roles);
+  }
+  /// Of a part that takes this route.
+  std::int64_t bytes_of(const dvla::Route& route) const {
+    const std::int64_t episodes = route.groups * shape.group;
+    return static_cast<std::int64_t>(
+        dvla::bytes_in(dvla::detail::column_strips(layout(shape, episodes), episodes, 0, episodes)));
   }
   std::unique_ptr<Plane> plane(dvla::Cluster& cluster, dvla::EnvironmentPool& pool,
                                std::int64_t incarnation = 0, std::int64_t first_batch = 0) const {

@@ -52,7 +52,7 @@ TEST_CASE("A trajectory is one contiguous block in the environment pool, every f
       const auto* start = reinterpret_cast<const std::byte*>(field.data());
       CHECK(reinterpret_cast<std::uintptr_t>(start) % 64 == 0);
       CHECK(start >= first);
-      CHECK(start + field.bytes() <= first + plane.bytes_per_trajectory());
+      CHECK(start + field.bytes() <= first + dvla::record_bytes(trajectory));
       CHECK(pool.contains(start));
       ++fields;
     });

@@ -99,7 +99,7 @@ TEST_CASE("A slow trainer holds the rollouts back: memory stays what it was, not
     // Each rollout: K + 1 buffers of its own, K + 1 at the actor, and the one that it asks a buffer for.
     CHECK(most_ahead <= 2 * (2 * (staleness + 1) + 1));
     const Trajectory share = layout(job.shape, 8), batch = layout(job.shape, 16);
-    const std::size_t part = static_cast<std::size_t>(job.plan().routes[0].bytes) + 128;
+    const std::size_t part = static_cast<std::size_t>(job.bytes_of(job.plan().routes[0])) + 128;
     const auto buffers = static_cast<std::size_t>(staleness + 1);
     CHECK(ledgers[0].pool_high_water <= buffers * record_bytes(share) + part);
     CHECK(ledgers[2].pool_high_water <= buffers * record_bytes(batch) + 2 * part);
@@ -142,10 +142,10 @@ TEST_CASE("A job of one process needs no channel") {
   CHECK(plane->report().payload_bytes_copied == 0);
 }
 
-TEST_CASE("Rollouts with more than one chunk a part, and shares of unequal width") {
+TEST_CASE("Rollouts with more than one piece a part, and shares of unequal width") {
   Job job{.roles = {{0, 1, 2}, {3, 4}}, .shape = {.decisions = 7, .pixels = 200, .group = 2}};
   job.groups_per_rollout = 5;
-  CHECK(job.plan().routes[0].bytes > static_cast<std::int64_t>(dvla::detail::piece_bytes));
+  CHECK(job.bytes_of(job.plan().routes[0]) > static_cast<std::int64_t>(dvla::detail::piece_bytes));
   const auto plan = job.plan();
   std::size_t bytes = 0;
   for (int actor = 0; actor < 2; ++actor)
@@ -172,7 +172,7 @@ TEST_CASE("Rollouts with more than one chunk a part, and shares of unequal width
   CHECK(sum.wrong == "");
   CHECK(sum.committed == sum.trained_ids);
   std::int64_t planned = 0;
-  for (const dvla::Route& route : plan.routes) planned += route.bytes;
+  for (const dvla::Route& route : plan.routes) planned += job.bytes_of(route);
   CHECK(sum.bytes_sent == 3 * planned);
 }
 
@@ -355,7 +355,7 @@ TEST_CASE("Layouts, plans and jobs that do not fit are refused before anything i
   refused([](auto& layouts, auto&, auto&, auto&) {
     layouts.rollout->decision.bins = dvla::Field<std::int32_t>({8, 3});
   });
-  refused([](auto&, auto& plan, auto&, auto&) { plan.routes[0].local = false; });
+  refused([](auto&, auto& plan, auto&, auto&) { plan.routes[0].actor = 1; });
   refused([](auto&, auto& plan, auto&, auto&) { plan.routes.clear(); });
   refused([](auto&, auto&, auto& roles, auto&) { roles.rollouts = {0, 1}; });
   refused([](auto&, auto&, auto&, auto& options) { options.buffers = 0; });

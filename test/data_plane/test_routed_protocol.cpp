@@ -33,7 +33,7 @@ struct Speaker {
   PlaneMessage part(std::int64_t batch) const {
     PlaneMessage part = message(MessageKind::part, batch);
     part.groups = job.groups_per_rollout;
-    part.bytes = job.plan().routes[0].bytes;
+    part.bytes = job.bytes_of(job.plan().routes[0]);
     part.oldest_version = batch + 100;
     return part;
   }
@@ -58,7 +58,7 @@ struct Speaker {
     CHECK(last_answer.batch == 0);
     CHECK(ask(message(MessageKind::start, 0)).kind == MessageKind::accepted);
   }
-  /// The chunks of a right part, `spoil`ed before they are sent. The answer to them.
+  /// The bytes and the checksum of a right part; one bit is changed under it to `spoil` them. The answer.
   PlaneMessage send_batch(std::int64_t batch, bool spoil) {
     CHECK(ask(part(batch)).kind == MessageKind::go);
     dvla::OwnedRecord<Trajectory> record(layout(job.shape, job.episodes_per_rollout()),
@@ -66,12 +66,13 @@ struct Speaker {
     for (std::int64_t i = 0; i < job.episodes_per_rollout(); ++i)
       write_episode(*record, i, id_of(batch, i), static_cast<std::int32_t>(i / job.shape.group), batch + 100);
     const Strips strips = column_strips(*record, job.episodes_per_rollout(), 0, job.episodes_per_rollout());
-    std::vector<std::byte> chunk(bytes_in(strips) + seal_bytes);
+    std::vector<std::byte> bytes(bytes_in(strips));
     StripCursor from(strips);
-    gather(record.block().data(), from, std::span(chunk).first(chunk.size() - seal_bytes));
-    seal_chunk(chunk, chunk.size() - seal_bytes);
-    if (spoil) chunk[chunk.size() / 2] ^= std::byte{1};
-    channel->send(chunk, 5s);
+    gather(record.block().data(), from, bytes);
+    const std::uint64_t seal = dvla::checksum(bytes);
+    if (spoil) bytes[bytes.size() / 2] ^= std::byte{1};
+    channel->send(bytes, 5s);
+    channel->send(std::as_bytes(std::span(&seal, 1)), 5s);
     return answer();
   }
 };

@@ -68,7 +68,7 @@ def misbehave(kind, call):
 
 start = receive()
 pool = memoryview(mmap.mmap(4, start["pool_bytes"]))
-rows = {}
+spec, rows = start["spec"], {}
 answer(start["call"])
 
 
@@ -77,13 +77,13 @@ def floats(offset, first, count):
 
 
 def show(command, index):
-    row, cameras = rows[index], start["cameras"]
+    row, cameras = rows[index], spec["observation"]["cameras"]
     for offset, camera in zip(command["frames"], cameras):
         size = camera["height"] * camera["width"] * 3
         pool[offset + index * size:offset + (index + 1) * size] = bytes([row["colour"]]) * size
     if command["proprioception"] >= 0:
         shown = floats(command["proprioception"], index * 2, 2)
-        shown[0], shown[1] = row["target"], row["steps"] / start["horizon"]
+        shown[0], shown[1] = row["target"], row["steps"] / spec["horizon"]
     pool[command["instruction"] + 4 * index:command["instruction"] + 4 * index + 4].cast("i")[0] = row["colour"] % 2
 
 
@@ -106,9 +106,9 @@ while True:
             if not row["over"]:
                 made += 1
                 row["steps"] += 1
-                action = floats(command["action"], (index * chunk + c) * start["actions"], start["actions"])
+                action = floats(command["action"], (index * chunk + c) * spec["action"]["dimensions"], 1)
                 row["solved"] = abs(action[0] - row["target"]) < 0.3
-                row["over"] = 1 if row["solved"] else 2 if row["steps"] >= start["horizon"] else 0
+                row["over"] = 1 if row["solved"] else 2 if row["steps"] >= spec["horizon"] else 0
                 reward = float(row["solved"])
             floats(command["reward"], index * chunk + c, 1)[0] = reward
             pool[command["terminated"] + index * chunk + c] = row["over"] == 1

@@ -25,12 +25,12 @@ dvla::ApartOptions stub(std::int64_t rows, int workers, std::vector<std::string>
   dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
                              .rows = rows,
                              .workers = workers,
-                             .horizon = 6};
+                             .spec = {.observation = {.cameras = {{"top", 2, 3}},
+                                                      .proprioception = 2,
+                                                      .instructions = {"go left", "go right"}},
+                                      .action = {1},
+                                      .horizon = 6}};
   options.program.insert(options.program.end(), arguments.begin(), arguments.end());
-  options.observation.cameras = {{"top", 2, 3}};
-  options.observation.proprioception = 2;
-  options.observation.instructions = {"go left", "go right"};
-  options.action = {1};
   options.deadline = std::chrono::milliseconds(1500);
   return options;
 }

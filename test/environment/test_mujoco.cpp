@@ -341,11 +341,12 @@ TEST_CASE("a case is an instruction and an initial state that all instructions s
 }
 
 TEST_CASE("wrong use is one sentence") {
-  CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(0, 16), heap()); }), "environment.environments = 0"));
-  CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(1, 10001), heap()); }), "1 .. 10000"));
+  CHECK(
+      has(message_of([] { MujocoBatch<Push> bad(knobs(0, 16), heap()); }), "environment.environments is 0"));
+  CHECK(has(message_of([] { MujocoBatch<Push> bad(knobs(1, 10001), heap()); }), "from 1 to 10000"));
   MujocoKnobs camera = knobs(1, 16);
   camera.camera_pixels = 8;
-  CHECK(has(message_of([&] { MujocoBatch<Push> bad(camera, heap()); }), "camera_pixels = 8"));
+  CHECK(has(message_of([&] { MujocoBatch<Push> bad(camera, heap()); }), "camera_pixels is 8"));
 
   MujocoBatch<Push> environment(knobs(4, 16), heap());
   Arena arena(1);

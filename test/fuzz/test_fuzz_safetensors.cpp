@@ -81,8 +81,7 @@ class Mutator {
 }  // namespace
 
 TEST_CASE("twenty thousand mutated files are refused cleanly or read within their bounds") {
-  const auto golden =
-      std::filesystem::path(__FILE__).parent_path().parent_path() / "golden/io/golden.safetensors";
+  const auto golden = DVLA_TEST_DIR "/golden/io/golden.safetensors";
   std::ifstream in(golden, std::ios::binary);
   const std::string whole{std::istreambuf_iterator<char>(in), {}};
   REQUIRE(dvla_test::check_safetensors(std::as_bytes(std::span(whole))));

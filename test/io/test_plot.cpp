@@ -101,7 +101,6 @@ TEST_CASE("charts that make no sense are refused with a sentence") {
   CHECK(contains(why([](LineChart& c) { c.series[0].y.pop_back(); }), "different lengths"));
   CHECK(contains(why([](LineChart& c) { c.series[1].low.clear(); }), "different lengths"));
   CHECK(contains(why([](LineChart& c) { c.y_range = {1.0, 0.0}; }), "y_range"));
-  CHECK(contains(why([](LineChart& c) { c.width = 10; }), "width and height"));
   CHECK(contains(why([](LineChart&) {}, "a.csv"), "ends in .svg"));
   CHECK(contains(why([](LineChart&) {}, "no/a.svg"), "No such file"));
   CHECK(files_in(folder.path()) == 0);

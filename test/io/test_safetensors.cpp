@@ -8,8 +8,7 @@ using namespace dvla::io;
 using namespace dvla_test;
 
 namespace {
-const std::filesystem::path golden =
-    std::filesystem::path(__FILE__).parent_path().parent_path() / "golden/io/golden.safetensors";
+const std::filesystem::path golden = DVLA_TEST_DIR "/golden/io/golden.safetensors";
 
 template <class T>
 std::vector<T> values(const SafetensorsFile& file, const std::string& name) {

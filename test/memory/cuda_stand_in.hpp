@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "dvla/memory/device_pools.hpp"
+#include "dvla/memory/cuda_form.hpp"
 
 namespace dvla_test {
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "dvla/model/calls.hpp"
+#include "test/io/temporary_folder.hpp"
 #include "test/pipeline/toy_pipeline.hpp"
 
 namespace {
@@ -43,16 +44,6 @@ struct OwnModel : dvla::testing::LinearModel {
 };
 using P = dvla::Pipeline<dvla::Sampler<dvla::Toy, OwnModel>, dvla::Trainer<dvla::GRPO>>;
 
-template <class Call>
-std::string words_of(Call call) {
-  try {
-    call();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 }  // namespace
 
 TEST_CASE("What a model throws names model, call, rows and extents, and no backtrace") {
@@ -75,7 +66,7 @@ TEST_CASE("What a model throws names model, call, rows and extents, and no backt
     throws_in.clear();
     run.self_test();  // which train() would begin with
     throws_in = each.call;
-    const std::string words = words_of([&] { run.train(); });
+    const std::string words = dvla_test::message_of<std::exception>([&] { run.train(); });
     CAPTURE(words);
     CHECK(words.starts_with(each.where + "the model OwnModel failed in " + each.call + " of "));
     CHECK(words.ends_with(why));
@@ -84,14 +75,14 @@ TEST_CASE("What a model throws names model, call, rows and extents, and no backt
     CAPTURE(call);
     dvla::Run<P, dvla::trace::Off> run(config);
     throws_in = call;
-    const std::string words = words_of([&] { run.self_test(); });
+    const std::string words = dvla_test::message_of<std::exception>([&] { run.self_test(); });
     CAPTURE(words);
     CHECK(words.find("the model OwnModel failed in " + call + " of ") != std::string::npos);
     CHECK(words.ends_with(why));
   }
   throws_in = "imitate";
   dvla::Run<P, dvla::trace::Off> run(config);
-  const std::string words = words_of([&] { run.warm_start(); });
+  const std::string words = dvla_test::message_of<std::exception>([&] { run.warm_start(); });
   CAPTURE(words);
   CHECK(words.find("the model OwnModel failed in imitate of ") != std::string::npos);
   throws_in.clear();
@@ -99,7 +90,7 @@ TEST_CASE("What a model throws names model, call, rows and extents, and no backt
 
 TEST_CASE("An Error passes as it is, and the original is nested in the sentence") {
   const dvla::Observation none;
-  CHECK(words_of([&] {
+  CHECK(dvla_test::message_of<std::exception>([&] {
           dvla::in_model<OwnModel>("act", 1, none, [] { throw dvla::ConfigError("model.width is 3"); });
         }) == "model.width is 3");
   try {

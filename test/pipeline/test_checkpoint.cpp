@@ -230,7 +230,7 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   CHECK(contains(foreign({1, 1}, {nan, 10, 5}), "run.curve has nan at element 0: it must be finite"));
   CHECK(contains(foreign({1, 1}, {0.5, infinity, 5}), "run.curve has inf at element 1"));
   CHECK(contains(foreign({1, 1}, {0.5, 10, -5}), "run.curve has -5"));
-  CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve counts beyond 2^53"));
+  CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve has 100000000000000000"));
   for (const double value : {nan, infinity, -infinity}) {
     CAPTURE(value);
     CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"model.weight.0", 1, value}),

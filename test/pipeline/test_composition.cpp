@@ -34,9 +34,7 @@ struct Careful {
 template <template <class...> class Word>
 std::string refusals() {
   return []<class... Policies>(detail::list<Policies...>) {
-    return std::string{(
-        std::is_same_v<typename detail::mistake_in<Policies, Word<Policies>>::type, mistake::none> ? '.'
-                                                                                                   : 'x')...};
+    return std::string{(detail::held_by<typename Policies::slot, Word<Policies>> ? '.' : 'x')...};
   }(Pipeline<Toy, GRPO>::policies{});
 }
 

@@ -408,7 +408,7 @@ TEST_CASE("From the command line: the end code and one line for a mistake") {
     CHECK(contains(text, part));
   }
   CHECK(main_with({"--name", "\xff"}, &text) == 1);
-  CHECK(text.starts_with("error: --name: run.name is \"?\"; it must be text in UTF-8"));
+  CHECK(text.starts_with("error: --name: run.name is '?'; it must be text in UTF-8"));
   CHECK(main_with({"--folder", "\xff"}, &text) == 1);
   CHECK(text.starts_with("error: --folder: run.folder is"));
   CHECK(main_with({"--trace", "false", "--name", "untraced"}) == 0);

@@ -30,14 +30,14 @@ struct ApartEnvironment : dvla::ApartBatch {
   ApartEnvironment(const dvla::ToyKnobs& knobs, std::pmr::memory_resource& pool)
       : ApartBatch(options(knobs), pool) {}
   static dvla::ApartOptions options(const dvla::ToyKnobs& knobs) {
-    dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
-                               .rows = knobs.environments,
-                               .workers = 4,
-                               .horizon = knobs.horizon};
+    dvla::ApartOptions options{
+        .program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
+        .rows = knobs.environments,
+        .workers = 4,
+        .spec = {.observation = {.cameras = {}, .proprioception = 2, .instructions = {"go left", "go right"}},
+                 .action = {1},
+                 .horizon = knobs.horizon}};
     options.program.insert(options.program.end(), arguments.begin(), arguments.end());
-    options.observation.proprioception = 2;
-    options.observation.instructions = {"go left", "go right"};
-    options.action = {1};
     options.deadline = std::chrono::milliseconds(2000);
     return options;
   }

@@ -228,7 +228,7 @@ TEST_CASE("An evaluation by cases plays each once and reports success by task; a
            {"a", "'a' is no number and no range"},
            {"1,", "'' is no number"},
            {"-4", "'-4' is no number"},
-           {"1 2", "two numbers have only a space between them"},
+           {"1 2", "'1 2' is no number and no range"},
            {"99999999999999999999", "is no number"}}) {
     CAPTURE(text);
     config.run.evaluation_cases = text;

@@ -224,7 +224,7 @@ TEST_CASE_TEMPLATE("A pool that is bounded below what the plan needs is refused 
     return dvla_test::message_of<dvla::ConfigError>([&] { Run<P> run(config); });
   };
   const auto mib = [](std::size_t bytes) { return static_cast<std::int64_t>(bytes >> 20); };
-  const auto needs = [](std::size_t bytes) { return dvla::MemoryPlan::mebibytes(bytes); };
+  const auto needs = [](std::size_t bytes) { return dvla::mebibytes(bytes); };
   REQUIRE(mib(model) > 2);
   if (dual) {
     const std::int64_t little = mib(model);  // rounded down

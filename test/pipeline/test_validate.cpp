@@ -74,13 +74,6 @@ TEST_CASE("text is UTF-8, whichever field it stands in") {
   }
 }
 
-TEST_CASE("errors show text in one line of sound UTF-8, cut between characters") {
-  CHECK(dvla::detail::one_line("a\nb\xff\xc3\xa4\xc3") == "a?b?\xc3\xa4?");
-  CHECK(dvla::detail::one_line("ab\xc3\xa4z", 3) == "ab...");
-  CHECK(dvla::detail::one_line("ab\xc3\xa4z", 4) == "ab\xc3\xa4...");
-  CHECK(dvla::detail::one_line(std::string(100, '\xff'), 80).size() < 90);
-}
-
 TEST_CASE("rules between members of one slot") {
   CHECK(complaint([](auto& c) { c.algorithm.micro_batch = 100; }) ==
         "algorithm.global_batch is 512; it must be a multiple of algorithm.micro_batch, which is 100");

@@ -1,24 +1,21 @@
 // Who makes the actors' groups: the job, or what a program with NCCL has set.
 #include <doctest/doctest.h>
 
-#include "dvla/placement/nccl_form.hpp"
+#include "dvla/placement/make_group.hpp"
 #include "dvla/testing/thread_cluster.hpp"
 
 using namespace dvla;
 using namespace std::chrono_literals;
 
 namespace {
-class Noted final : public NcclForm {
- public:
-  std::string names;
-  std::unique_ptr<Group> group(Cluster& cluster, const std::string& name, const std::vector<int>& members,
-                               std::chrono::nanoseconds) override {
-    CHECK(cluster.rank() == 0);
-    CHECK(members == std::vector<int>{0, 1});
-    names += name;
-    return std::make_unique<LoneGroup>(name);
-  }
-};
+std::string noted;
+std::unique_ptr<Group> note(Cluster& cluster, const std::string& name, const std::vector<int>& members,
+                            std::chrono::nanoseconds) {
+  CHECK(cluster.rank() == 0);
+  CHECK(members == std::vector<int>{0, 1});
+  noted += name;
+  return std::make_unique<LoneGroup>(name);
+}
 }  // namespace
 
 TEST_CASE("without NCCL the job makes every group, and nccl is refused") {
@@ -37,13 +34,12 @@ TEST_CASE("without NCCL the job makes every group, and nccl is refused") {
 
 TEST_CASE("with it, it makes the groups of several") {
   const auto ranks = testing::ThreadCluster::make(2);
-  Noted noted;
-  nccl_form = &noted;
+  make_nccl_group = note;
   CHECK_NOTHROW(check_collectives(Collectives::nccl, Device::cuda));
   CHECK_THROWS_AS(check_collectives(Collectives::nccl, Device::cpu), ConfigError);
   make_group(Collectives::nccl, *ranks[0], "alone", {0}, 1s);
-  CHECK(noted.names == "");
+  CHECK(noted == "");
   make_group(Collectives::nccl, *ranks[0], "pair", {0, 1}, 1s);
-  CHECK(noted.names == "pair");
-  nccl_form = nullptr;
+  CHECK(noted == "pair");
+  make_nccl_group = nullptr;
 }

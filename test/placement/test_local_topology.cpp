@@ -113,35 +113,24 @@ class CountingChannel final : public dvla::Channel {
 class CountingGroup final : public dvla::Group {
  public:
   CountingGroup(std::unique_ptr<dvla::Group> group, Ledger& ledger, bool crosses)
-      : group_(std::move(group)), ledger_(ledger), crosses_(crosses) {}
+      : Group("counted"), group_(std::move(group)), ledger_(ledger), crosses_(crosses) {}
   int rank() const override { return group_->rank(); }
   int size() const override { return group_->size(); }
-  void broadcast(std::span<std::byte> bytes, int root) override {
+  void close() noexcept override { group_->close(); }
+
+ protected:
+  void hand_out(std::span<std::byte> bytes, int root) override {
     if (root == rank()) note(bytes);
     group_->broadcast(bytes, root);
   }
-  void sum(std::span<float> values) override {
-    note(std::as_bytes(values));
-    group_->sum(values);
-  }
-  void sum(std::span<double> values) override {
-    note(std::as_bytes(values));
-    group_->sum(values);
-  }
-  void max(std::span<std::int64_t> values) override {
-    note(std::as_bytes(values));
-    group_->max(values);
-  }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
+  void gather(dvla::GroupCall, std::span<const std::byte> part, std::span<std::byte> all) override {
     note(part);
     group_->all_gather(part, all);
   }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
+  void scatter(dvla::GroupCall, std::span<const float> all, std::span<float> part) override {
     note(std::as_bytes(all));
     group_->reduce_scatter(all, part);
   }
-  void barrier() override { group_->barrier(); }
-  void close() noexcept override { group_->close(); }
 
  private:
   void note(std::span<const std::byte> bytes) { ledger_.note("group", bytes, crosses_); }
@@ -181,7 +170,9 @@ class CountingCluster final : public dvla::Cluster {
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
     return cluster_.get(key, limit);
   }
-  bool has(const std::string& key) override { return cluster_.has(key); }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return cluster_.has_within(key, limit);
+  }
   std::int64_t count(const std::string& key) override { return cluster_.count(key); }
 
  private:

@@ -36,7 +36,9 @@ class OneGpu final : public Cluster {
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
     return lone_.get(key, limit);
   }
-  bool has(const std::string& key) override { return lone_.has(key); }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return lone_.has_within(key, limit);
+  }
   std::int64_t count(const std::string& key) override { return lone_.count(key); }
 
  private:

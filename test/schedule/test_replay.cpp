@@ -98,7 +98,6 @@ class HashStages {
     Buffer& buffer = buffers_[static_cast<std::size_t>(token.buffer)];
     trainer = {mixed(trainer.value, buffer.trajectory), token.batch + 1};
     buffer.made = trainer;
-    token.version = trainer.version;
     after.push_back(trainer.value);
   }
   void distribute(Token&) { delay(2); }

@@ -216,9 +216,7 @@ struct careless {  // no observe, no enter
     if (what == 0) token.version = -1;
     if (what == 1) ++token.batch;
   }
-  void train(dvla::Token& token) {
-    if (what != 2) token.version = token.batch + 1;
-  }
+  void train(dvla::Token&) {}
   void distribute(dvla::Token&) {}
   void receive(dvla::Token&) {}
   int what;
@@ -227,12 +225,10 @@ struct careless {  // no observe, no enter
 
 TEST_CASE("stages that break their side of the contract are told what and where") {
   dvla::run_options how = options(3, 1);
-  careless old_weights{0}, other_batch{1}, no_version{2}, good{3};
+  careless old_weights{0}, other_batch{1}, good{2};
   CHECK_THROWS_WITH_AS(SwimlaneRunner<1>::run(old_weights, how),
                        doctest::Contains("reports weight version -1"), dvla::LaneError);
   CHECK_THROWS_WITH_AS(SwimlaneRunner<1>::run(other_batch, how),
                        doctest::Contains("changed the token's batch"), dvla::LaneError);
-  CHECK_THROWS_WITH_AS(SwimlaneRunner<1>::run(no_version, how),
-                       doctest::Contains("token.version = token.batch + 1"), dvla::LaneError);
   CHECK(SwimlaneRunner<1>::run(good, how).batches == 3);
 }

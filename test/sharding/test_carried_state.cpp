@@ -80,8 +80,8 @@ std::vector<float> move(const Batch& batch, const LinearKnobs& knobs, int world,
       next.gather_all();
       for (const dvla::ShardPiece& piece : next.pieces())
         CHECK(std::equal(piece.weight.begin(), piece.weight.end(),
-                         state.values[0].begin() + piece.range.offset));
-      CHECK(bytes_of_model(*fresh) == carried(*batch.model(knobs), state.values[0]));
+                         state.values[2].begin() + piece.range.offset));
+      CHECK(bytes_of_model(*fresh) == carried(*batch.model(knobs), state.values[2]));
       CHECK(next.steps() == 3);
       steps(next, *fresh, 2);
       next.gather_all();

@@ -34,26 +34,19 @@ const std::vector<FsdpKnobs> modes{{.release = UnitRelease::after_use},
 /// Passes everything on and counts what a ring of members would send.
 struct CountingGroup final : dvla::Group {
   CountingGroup(std::shared_ptr<dvla::Group> inner, std::int64_t& count)
-      : group(std::move(inner)), bytes(count) {}
+      : Group("counted"), group(std::move(inner)), bytes(count) {}
   int rank() const override { return group->rank(); }
   int size() const override { return group->size(); }
-  void broadcast(std::span<std::byte> values, int root) override { group->broadcast(values, root); }
-  void sum(std::span<float> values) override { group->sum(values); }
-  void sum(std::span<double> values) override {
-    bytes += (size() - 1) * static_cast<std::int64_t>(values.size_bytes());
-    group->sum(values);
-  }
-  void max(std::span<std::int64_t> values) override { group->max(values); }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
+  void close() noexcept override { group->close(); }
+  void hand_out(std::span<std::byte> values, int root) override { group->broadcast(values, root); }
+  void gather(dvla::GroupCall, std::span<const std::byte> part, std::span<std::byte> all) override {
     bytes += static_cast<std::int64_t>(all.size() - part.size());
     group->all_gather(part, all);
   }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
+  void scatter(dvla::GroupCall, std::span<const float> all, std::span<float> part) override {
     bytes += static_cast<std::int64_t>(all.size_bytes() - part.size_bytes());
     group->reduce_scatter(all, part);
   }
-  void barrier() override { group->barrier(); }
-  void close() noexcept override { group->close(); }
   std::shared_ptr<dvla::Group> group;
   std::int64_t& bytes;
 };
@@ -730,17 +723,12 @@ TEST_CASE("A layout cuts each unit for all actors; one without trainable element
   of_six.values = std::as_writable_bytes(std::span(six));
   of_six.dtype = Dtype::bf16;
   const dvla::ShardLayout layout(std::array{of_one, of_none, of_seven, of_six}, 3);
-  CHECK(layout.shard() == 1 + 0 + 3 + 2);
-  CHECK(layout.largest_padded() == 9);
-  CHECK(!layout.padded(3));
   CHECK(layout.within(0, 2).count == 0);
   CHECK(layout.part(1) == 0);
   CHECK(layout.within(2, 2) == dvla::WeightRange{6, 1});
   CHECK(layout.range(2, 2) == dvla::WeightRange{7, 1});
   CHECK(layout.range(3, 1) == dvla::WeightRange{10, 2});
-  CHECK(layout.packed(1) == dvla::WeightPart{{16, 12}, {36, 4}});
-  CHECK(layout.gather_bytes(2) == 2 * 3 * 4);
-  CHECK(layout.gather_bytes(3) == 2 * 2 * 2);
+  CHECK(layout.parts()[1] == dvla::WeightPart{{16, 12}, {36, 4}});
   CHECK(layout.reduce_bytes(3) == 2 * 2 * 4);
 }
 

@@ -131,7 +131,7 @@ TEST_CASE("each broken promise is found and named") {
           {Break::two_calls, "before_step must be called exactly once, not 2 times"},
           {Break::no_call_if_idle,
            "no episode is solved: before_step must be called exactly once, not 0 times"},
-          {Break::swallows, "what before_step throws must leave update"},
+          {Break::swallows, "must be refused: an update whose before_step throws"},
           {Break::writes, "fresh data: the records must stay as they are"},
           {Break::other_rate, "success_rate must be the share of solved episodes"},
           {Break::other_return, "mean_return must be the episodes' mean return"},

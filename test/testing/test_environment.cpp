@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dvla/testing/environment.hpp"
+#include "test/testing/found.hpp"
 
 using namespace dvla;
 
@@ -117,48 +118,37 @@ class Drift {
   ObservationSpec spec_;
 };
 
-std::string all_of(const std::vector<std::string>& sentences) {
-  std::string text;
-  for (const std::string& sentence : sentences) text += sentence + "\n";
-  return text;
+std::string said(Break how) {
+  Drift environment(how);
+  return lines(testing::check_environment(environment));
 }
 
 }  // namespace
 
-TEST_CASE("an environment that keeps its promises gets no complaint") {
-  Drift environment(Break::nothing);
-  CHECK(all_of(testing::check_environment(environment)) == "");
-}
+TEST_CASE("an environment that keeps its promises gets no complaint") { CHECK(said(Break::nothing) == ""); }
 
 TEST_CASE("each broken promise is found and named") {
-  struct Case {
-    Break how;
-    std::string sentence;
-  };
-  const std::vector<Case> cases = {
-      {Break::history, "played twice from the same seeds"},
-      {Break::row, "on the last rows of the batch"},
-      {Break::group, "(a group) do not show the same state"},
-      {Break::seed, "the seed is not used"},
-      {Break::guard, "bytes outside of the observation's rows"},
-      {Break::unwritten, "not finite, or was not written"},
-      {Break::not_finite, "not finite, or was not written"},
-      {Break::range, "far from [-1, 1]"},
-      {Break::sticky, "terminated or truncated changed after"},
-      {Break::both, "both terminated and truncated"},
-      {Break::solved_cut, "succeeded() is true but the episode is not terminated"},
-      {Break::reward, "a reward after the episode's end"},
-      {Break::moved, "the observation changed after the episode's end"},
-      {Break::horizon, "neither terminated nor truncated at the horizon"},
-      {Break::count, "transitions, terminated and truncated say"},
-      {Break::instruction, "no index into the table"},
-      {Break::others, "a row that was not asked for was written"},
-      {Break::fails, "row 1 failed: it does not want to"},
-      {Break::expert, "the expert's action is not within its bounds"}};
-  for (const Case& broken : cases) {
-    Drift environment(broken.how);
-    const std::string said = all_of(testing::check_environment(environment));
-    CAPTURE(said);
-    CHECK_MESSAGE(said.find(broken.sentence) != std::string::npos, broken.sentence);
-  }
+  check_each_is_found<Break>(
+      {
+          {Break::history, "played twice from the same seeds"},
+          {Break::row, "on the last rows of the batch"},
+          {Break::group, "(a group) do not show the same state"},
+          {Break::seed, "the seed is not used"},
+          {Break::guard, "bytes outside of the field proprioception"},
+          {Break::unwritten, "not finite, or was not written"},
+          {Break::not_finite, "not finite, or was not written"},
+          {Break::range, "far from [-1, 1]"},
+          {Break::sticky, "terminated or truncated changed after"},
+          {Break::both, "both terminated and truncated"},
+          {Break::solved_cut, "succeeded() is true but the episode is not terminated"},
+          {Break::reward, "a reward after the episode's end"},
+          {Break::moved, "the observation changed after the episode's end"},
+          {Break::horizon, "neither terminated nor truncated at the horizon"},
+          {Break::count, "transitions, terminated and truncated say"},
+          {Break::instruction, "no index into the table"},
+          {Break::others, "a row that was not asked for was written"},
+          {Break::fails, "row 1 failed: it does not want to"},
+          {Break::expert, "the expert's action is not within its bounds"},
+      },
+      said);
 }

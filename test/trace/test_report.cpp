@@ -105,7 +105,6 @@ struct quick {
   void train(dvla::Token& token) {
     auto span = recorder.span("forward", token.batch);
     pause();
-    token.version = token.batch + 1;
   }
   void distribute(dvla::Token&) {}
   void receive(dvla::Token&) {}

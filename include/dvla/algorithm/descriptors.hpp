@@ -11,7 +11,6 @@
 #include "dvla/algorithm/staleness.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
-#include "dvla/pipeline/mistake.hpp"
 
 namespace dvla {
 
@@ -21,16 +20,12 @@ template <class Correction, class Algorithm>
 struct joined_knobs {
   static constexpr bool joins = !requires { typename Correction::knobs; };  // that is no template
   using type = Algorithm;
-  using mistake =
-      std::conditional_t<joins, dvla::mistake::none, dvla::mistake::correction_does_not_join_the_knobs<Correction>>;
 };
 template <class Correction, class Algorithm>
 requires requires { typename Correction::template knobs<Algorithm>; }
 struct joined_knobs<Correction, Algorithm> {
   static constexpr bool joins = std::is_base_of_v<Algorithm, typename Correction::template knobs<Algorithm>>;
   using type = std::conditional_t<joins, typename Correction::template knobs<Algorithm>, Algorithm>;
-  using mistake =
-      std::conditional_t<joins, dvla::mistake::none, dvla::mistake::correction_does_not_join_the_knobs<Correction>>;
 };
 
 // What the policy gradients differ in, to a pipeline.
@@ -94,22 +89,34 @@ struct Ppo {
 /// A clipped policy gradient (algorithm/policy_gradient.hpp). What it allows of staleness is its correction's.
 template <class Kind, class Correction>
 struct PolicyGradient {
-  using mistake = dvla::mistake::not_a_correction<Correction>;
   using slot = algorithm_slot;
   using knobs = typename Kind::knobs;
   static constexpr std::string_view name = Kind::name;
   static constexpr int max_staleness = 1024;
+  static consteval bool is_sound() {
+    static_assert(detail::never<Correction>,
+                  "dvla: BasicGRPO<Correction> needs a staleness correction, and this is none: Uncorrected, "
+                  "DecoupledClip, or your own as algorithm/staleness.hpp says");
+    return false;
+  }
 };
 template <class Kind, StalenessPolicy Correction>
 struct PolicyGradient<Kind, Correction> {
-  using mistake = typename detail::joined_knobs<Correction, typename Kind::knobs>::mistake;
+  using joined = detail::joined_knobs<Correction, typename Kind::knobs>;
   using slot = algorithm_slot;
-  using knobs = typename detail::joined_knobs<Correction, typename Kind::knobs>::type;
+  using knobs = typename joined::type;
   static constexpr Spelling spelling{Kind::name, "<", Correction::name, ">"};
   static constexpr std::string_view name = spelling;
   static constexpr int max_staleness = Correction::max_staleness;
   static constexpr bool needs_values = Kind::needs_values;
   static constexpr bool takes_several_episodes = Kind::takes_several_episodes;
+  static consteval bool is_sound() {
+    static_assert(
+        joined::joins,
+        "dvla: this staleness correction's knobs must derive from the algorithm's, whose knobs they join: "
+        "template <class Algorithm> struct knobs : Algorithm { ... }; (algorithm/staleness.hpp)");
+    return joined::joins;
+  }
   template <bool Never>
   using missing = typename Kind::template missing<Never>;
 };

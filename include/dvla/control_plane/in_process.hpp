@@ -45,8 +45,8 @@ class InProcessWeightPlane {
     {
       const std::scoped_lock lock(mutex_);
       if (version <= latest_)
-        throw Error("control plane: version " + std::to_string(version) + " cannot follow version " +
-                    std::to_string(latest_) + "; versions strictly increase");
+        throw Error(detail::concat("control plane: version ", version, " cannot follow version ", latest_,
+                                   "; versions strictly increase"));
       latest_ = version;
       ++report_.published;
     }
@@ -65,21 +65,20 @@ class InProcessWeightPlane {
       const bool there = changed_.wait_until(lock, detail::deadline_after(limit),
                                              [&] { return latest_ >= wanted || closed_; });
       if (closed_)
-        throw Error("control plane: closed while reception waited for version " + std::to_string(wanted));
+        throw Error(detail::concat("control plane: closed while reception waited for version ", wanted));
       if (!there)
-        throw DeadlineError("control plane: weight reception waited " + detail::seconds_text(limit) +
-                            " for version " + std::to_string(wanted) +
-                            " from weight distribution; the latest is " + std::to_string(latest_) +
-                            "; is the training lane behind?");
+        throw DeadlineError(detail::concat(
+            "control plane: weight reception waited ", detail::seconds_text(limit), " for version ", wanted,
+            " from weight distribution; the latest is ", latest_, "; is the training lane behind?"));
       version = latest_;
     }
     if (&destination == &source_) return version;
     const std::size_t bytes = copy_weights(source_, destination);
     const bool verify = verify_every_ > 0 && version % verify_every_ == 0;
     if (verify && weights_checksum(source_) != weights_checksum(destination))
-      throw Error("control plane: version " + std::to_string(version) +
-                  " is not in the sampler's copy what it is in the trainer's model; nobody may write to "
-                  "either while it is installed");
+      throw Error(detail::concat("control plane: version ", version,
+                                 " is not in the sampler's copy what it is in the trainer's model; nobody "
+                                 "may write to either while it is installed"));
     const std::scoped_lock lock(mutex_);
     ++report_.installed;
     report_.installed_bytes += static_cast<std::int64_t>(bytes);

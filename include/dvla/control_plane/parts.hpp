@@ -26,21 +26,19 @@ inline std::vector<WeightPart> equal_parts(std::size_t bytes, int actors) {
   std::vector<WeightPart> parts;
   for (int actor = 0; actor < actors; ++actor) {
     const Share share = share_of(static_cast<std::int64_t>(bytes), actors, actor);
-    parts.push_back(share.count > 0 ? WeightPart{{static_cast<std::size_t>(share.first),
-                                                  static_cast<std::size_t>(share.count)}}
-                                    : WeightPart{});
+    parts.push_back(
+        WeightPart{{static_cast<std::size_t>(share.first), static_cast<std::size_t>(share.count)}});
   }
   return parts;
 }
 
 /// Throws ConfigError unless the parts are `actors` many and cover [0, bytes), each byte once.
 inline void check_weight_parts(std::size_t bytes, const std::vector<WeightPart>& parts, std::size_t actors) {
-  auto refuse = [](const std::string& why) {
-    throw ConfigError("control plane: the actors' parts " + why +
-                      "; every byte of the weights belongs to one");
+  const auto refuse = [](const auto&... why) {
+    throw ConfigError(detail::concat("control plane: the actors' parts ", why...,
+                                     "; every byte of the weights belongs to one"));
   };
-  if (parts.size() != actors)
-    refuse("are " + std::to_string(parts.size()) + " and the actors " + std::to_string(actors));
+  if (parts.size() != actors) refuse("are ", parts.size(), " and the actors ", actors);
   std::vector<ByteRange> all;
   for (const WeightPart& part : parts) all.insert(all.end(), part.begin(), part.end());
   std::sort(all.begin(), all.end(),
@@ -49,11 +47,10 @@ inline void check_weight_parts(std::size_t bytes, const std::vector<WeightPart>&
   for (const ByteRange& range : all) {
     if (range.bytes > bytes - next) refuse("reach beyond the weights");
     if (range.bytes > 0 && range.offset != next)
-      refuse((range.offset < next ? "overlap at byte " : "leave out byte ") +
-             std::to_string(std::min(next, range.offset)));
+      refuse(range.offset < next ? "overlap at byte " : "leave out byte ", std::min(next, range.offset));
     next += range.bytes;
   }
-  if (next != bytes) refuse("leave out byte " + std::to_string(next));
+  if (next != bytes) refuse("leave out byte ", next);
 }
 
 namespace detail {

@@ -1,7 +1,7 @@
 // WeightSlots: two versions of every actor's part, and the rule by which a version is whole: all actors'
 // parts of it are there. Bounded: a part is overwritten only when a newer version is whole, or when its
 // version can never be (an actor has gone on without it, as after a restart), and when nobody reads it. Not
-// thread-safe: whoever owns it (weight_links.hpp) holds a lock, and waits where `free` says no.
+// thread-safe: whoever owns it (broadcast.hpp) holds a lock, and waits where `free` says no.
 #pragma once
 
 #include <algorithm>

@@ -26,8 +26,8 @@ namespace dvla::detail {
 
 /// What is wrong with a message where `expected` announces the last version that came from that actor.
 inline Refusal check_weights(const PlaneMessage& message, const PlaneMessage& expected) {
-  if (message.actor != expected.actor || message.rollout != expected.rollout) return Refusal::foreign;
-  if (message.incarnation != expected.incarnation) return Refusal::incarnation;
+  const Refusal pair = check_pair(message, expected.rollout, expected.actor, expected.incarnation);
+  if (pair != Refusal::none) return pair;
   if (message.fingerprint != expected.fingerprint) return Refusal::layout;
   if (message.kind == MessageKind::goodbye)
     return message.batch >= expected.batch ? Refusal::none : Refusal::outdated;
@@ -89,6 +89,8 @@ class WeightStreams final : public Channel {
     const std::size_t size = std::size_t{count == 1 ? 4U : 1U} << 20;
     std::vector<std::uint64_t> sums(count);
     std::vector<std::future<void>> streams;
+    std::mutex failing;
+    std::exception_ptr first;
     for (std::size_t which = 0; which < count; ++which)
       streams.push_back(std::async(which > 0 ? std::launch::async : std::launch::deferred, [&, which] {
         try {
@@ -97,20 +99,17 @@ class WeightStreams final : public Channel {
             move(*channels_[which], part.subspan(at, std::min(size, part.size() - at)), sum);
           sums[which] = sum.value();
         } catch (...) {
-          const std::scoped_lock lock(failing_);
-          if (!std::exchange(failed_, true)) first_ = std::current_exception();
+          const std::scoped_lock lock(failing);
+          if (!first) first = std::current_exception();
           close();
         }
       }));
     for (std::future<void>& stream : streams) stream.get();
-    if (failed_) std::rethrow_exception(first_);
+    if (first) std::rethrow_exception(first);
     return count == 1 ? sums[0] : checksum(std::as_bytes(std::span(sums)));
   }
 
   const std::vector<std::unique_ptr<Channel>> channels_;
-  std::mutex failing_;
-  bool failed_ = false;  // and closed
-  std::exception_ptr first_;
 };
 
 }  // namespace dvla::detail

@@ -11,9 +11,7 @@
 namespace dvla {
 
 enum class Device : std::uint8_t { cpu, cuda };
-constexpr const char* device_name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 template <>
-inline constexpr auto enum_names<Device> = std::to_array<std::string_view>({device_name(Device::cpu),
-                                                                            device_name(Device::cuda)});
+inline constexpr auto enum_names<Device> = std::to_array<std::string_view>({"cpu", "cuda"});
 
 }  // namespace dvla

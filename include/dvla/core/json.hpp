@@ -131,7 +131,7 @@ Json json_of(const Value& value) {
   } else if constexpr (detail::is_optional<Value>) {
     return value ? json_of<Json>(*value) : Json();
   } else if constexpr (std::is_enum_v<Value>) {
-    return std::string(enum_names<Value>[static_cast<std::size_t>(value)]);
+    return enum_name(value);
   } else if constexpr (std::is_arithmetic_v<Value> || std::is_same_v<Value, std::string>) {
     return value;
   } else {

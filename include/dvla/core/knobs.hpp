@@ -58,6 +58,10 @@ constexpr std::array<KnobDoc, Inherited + Own> joined_docs(const std::array<Knob
 /// Specialise for each enum that is a knob: the spelling of its enumerators 0, 1, ...
 template <class Enum>
 inline constexpr std::array<std::string_view, 0> enum_names{};
+template <class Enum>
+std::string enum_name(Enum value) {
+  return std::string(enum_names<Enum>[static_cast<std::size_t>(value)]);
+}
 
 /// For policies with nothing to tune.
 struct NoKnobs {};

@@ -44,39 +44,20 @@ struct included_machinery<Policy, no_machinery> : Policy::template missing<false
 
 /// Compile-time facts that a policy may state; false where it does not.
 template <class Policy>
-inline constexpr bool spans_processes = [] {
-  if constexpr (requires { Policy::spans_processes; }) return static_cast<bool>(Policy::spans_processes);
-  return false;
-}();
+concept spans_processes = static_cast<bool>(Policy::spans_processes);
 template <class Policy>
-inline constexpr bool separates_roles = [] {
-  if constexpr (requires { Policy::separates_roles; }) return static_cast<bool>(Policy::separates_roles);
-  return false;
-}();
+concept separates_roles = static_cast<bool>(Policy::separates_roles);
 template <class Policy>
-inline constexpr bool needs_values = [] {
-  if constexpr (requires { Policy::needs_values; }) return static_cast<bool>(Policy::needs_values);
-  return false;
-}();
+concept needs_values = static_cast<bool>(Policy::needs_values);
 template <class Policy>
-inline constexpr bool runs_on_cuda = [] {
-  if constexpr (requires { Policy::runs_on_cuda; }) return static_cast<bool>(Policy::runs_on_cuda);
-  return false;
-}();
+concept runs_on_cuda = static_cast<bool>(Policy::runs_on_cuda);
 template <class Policy>
-inline constexpr bool has_value_head = [] {
-  if constexpr (requires { Policy::has_value_head; }) return static_cast<bool>(Policy::has_value_head);
-  return false;
-}();
+concept has_value_head = static_cast<bool>(Policy::has_value_head);
 
 /// A placement covers both roles unless it says otherwise.
 template <class Policy>
-inline constexpr bool covers_roles = [] {
-  bool covers = true;
-  if constexpr (requires { Policy::has_rollouts; }) covers = covers && Policy::has_rollouts;
-  if constexpr (requires { Policy::has_actors; }) covers = covers && Policy::has_actors;
-  return covers;
-}();
+concept covers_roles = (!requires { Policy::has_rollouts; } || static_cast<bool>(Policy::has_rollouts)) &&
+                       (!requires { Policy::has_actors; } || static_cast<bool>(Policy::has_actors));
 
 }  // namespace detail
 
@@ -91,3 +72,11 @@ using machinery_t =
     typename detail::included_machinery<Policy, typename machinery<Policy, Pipeline>::type>::type;
 
 }  // namespace dvla
+
+/// In a policy that is declared, and not built in this version: its member `missing`, which says what to use instead.
+#define DVLA_NOT_BUILT(name, instead)                                                               \
+  static constexpr bool built = false;                                                              \
+  template <bool Never>                                                                             \
+  struct missing {                                                                                  \
+    static_assert(Never, "dvla: " name " is declared but not built in this version; use " instead); \
+  }

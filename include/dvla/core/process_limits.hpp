@@ -28,6 +28,13 @@ struct ProcessLimits {
 
 namespace detail {
 
+/// What stands in `text` before the next `end`; that and `end` are taken off it.
+inline std::string_view take(std::string_view& text, char end) {
+  const std::string_view before = text.substr(0, text.find(end));
+  text.remove_prefix(std::min(text.size(), before.size() + 1));
+  return before;
+}
+
 /// `text`, blanks around it left out, as a whole number that is not negative; nothing for "max", "-1" or
 /// anything else.
 inline std::optional<std::uint64_t> whole_number(std::string_view text) {
@@ -40,58 +47,40 @@ inline std::optional<std::uint64_t> whole_number(std::string_view text) {
   return number;
 }
 
-inline std::optional<double> cores_of(std::optional<std::uint64_t> quota,
-                                      std::optional<std::uint64_t> period) {
-  if (!quota || !period || *quota == 0 || *period == 0) return {};
-  return static_cast<double>(*quota) / static_cast<double>(*period);
-}
-
 /// Of cpu.max: "150000 100000" is 1.5 cores, "max 100000" no limit.
 inline std::optional<double> cores_of_cpu_max(std::string_view text) {
-  const std::size_t gap = text.find(' ');
-  if (gap == std::string_view::npos) return {};
-  return cores_of(whole_number(text.substr(0, gap)), whole_number(text.substr(gap)));
+  const auto quota = whole_number(take(text, ' ')), period = whole_number(text);
+  if (!quota || !period || *quota == 0 || *period == 0) return {};
+  return static_cast<double>(*quota) / static_cast<double>(*period);
 }
 
 /// Of a file with lines `name:   12 kB` (/proc/meminfo, /proc/self/status).
 inline std::optional<std::uint64_t> bytes_of_line(std::string_view text, std::string_view name) {
   while (!text.empty()) {
-    const std::string_view line = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(text.size(), line.size() + 1));
-    if (line.size() <= name.size() || line.substr(0, name.size()) != name || line[name.size()] != ':')
-      continue;
-    if (line.size() < 3 || line.substr(line.size() - 3) != " kB") return {};
-    const auto kibibytes = whole_number(line.substr(name.size() + 1, line.size() - name.size() - 4));
+    std::string_view line = take(text, '\n');
+    if (take(line, ':') != name) continue;
+    if (!line.ends_with(" kB")) return {};
+    const auto kibibytes = whole_number(line.substr(0, line.size() - 3));
     if (!kibibytes || *kibibytes > std::numeric_limits<std::uint64_t>::max() / 1024) return {};
     return *kibibytes * 1024;
   }
   return {};
 }
 
-/// A group of this process: where its controllers' files would stand, and its path below that.
+/// A group of this process.
 struct CgroupPath {
-  bool unified;                    ///< cgroup v2
-  std::vector<std::string> names;  ///< v1: the controllers of this hierarchy
-  std::string path;                ///< "/a/b"; "/" is the root
+  std::string controllers;  ///< v1: of this hierarchy, "cpu,cpuacct"; v2: empty
+  std::string path;         ///< below where the files of its controllers are mounted: "/a/b"; "/" is the root
 };
 
 /// Of /proc/self/cgroup: lines `number:controllers:path`; those that are not are left out.
 inline std::vector<CgroupPath> cgroup_paths(std::string_view text) {
   std::vector<CgroupPath> found;
   while (!text.empty()) {
-    const std::string_view line = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(text.size(), line.size() + 1));
-    const std::size_t first = line.find(':');
-    const std::size_t second = first == std::string_view::npos ? first : line.find(':', first + 1);
-    if (second == std::string_view::npos || second + 1 == line.size() || line[second + 1] != '/') continue;
-    std::string_view controllers = line.substr(first + 1, second - first - 1);
-    CgroupPath group{controllers.empty(), {}, std::string(line.substr(second + 1))};
-    while (!controllers.empty()) {
-      const std::string_view one = controllers.substr(0, controllers.find(','));
-      controllers.remove_prefix(std::min(controllers.size(), one.size() + 1));
-      group.names.emplace_back(one);
-    }
-    found.push_back(std::move(group));
+    std::string_view line = take(text, '\n');
+    take(line, ':');
+    const std::string_view controllers = take(line, ':');
+    if (line.starts_with('/')) found.push_back({std::string(controllers), std::string(line)});
   }
   return found;
 }
@@ -115,45 +104,32 @@ void walk_up(const std::string& mount, std::string path, Visit&& visit) {
 template <class Read>
 ProcessLimits process_limits(Read&& read) {
   ProcessLimits limits;
-  const auto number = [&](const std::string& path) -> std::optional<std::uint64_t> {
-    const std::optional<std::string> text = read(path);
-    return text ? detail::whole_number(*text) : std::nullopt;
-  };
+  const auto text = [&](const std::string& path) -> std::string { return read(path).value_or(""); };
   const auto cores = [&](std::optional<double> more) {
     if (more) limits.quota_cores = std::min(limits.quota_cores, *more);
   };
   const auto memory = [&](std::optional<std::uint64_t> more) {
     if (more && *more > 0) limits.memory_bytes = std::min(limits.memory_bytes, *more);
   };
-  if (const std::optional<std::string> text = read("/proc/meminfo"))
-    memory(detail::bytes_of_line(*text, "MemTotal"));
+  memory(detail::bytes_of_line(text("/proc/meminfo"), "MemTotal"));
   const std::string root = "/sys/fs/cgroup";
-  const std::optional<std::string> own = read("/proc/self/cgroup");
-  for (const detail::CgroupPath& group : detail::cgroup_paths(own.value_or(""))) {
-    if (group.unified) {
-      for (const std::string& mount : {root, root + "/unified"}) {
-        detail::walk_up(mount, group.path, [&](const std::string& folder) {
-          if (const std::optional<std::string> text = read(folder + "/cpu.max"))
-            cores(detail::cores_of_cpu_max(*text));
-          memory(number(folder + "/memory.max"));
+  for (const auto& [controllers, path] : detail::cgroup_paths(text("/proc/self/cgroup"))) {
+    for (const char* mount : {"", "/unified"})
+      if (controllers.empty())
+        detail::walk_up(root + mount, path, [&](const std::string& folder) {
+          cores(detail::cores_of_cpu_max(text(folder + "/cpu.max")));
+          memory(detail::whole_number(text(folder + "/memory.max")));
         });
-      }
-    }
-    for (const std::string& name : group.names) {  // "cpu,cpuacct" is mounted under that name or as cpu
-      if (name != "cpu" && name != "memory") continue;
-      std::string together;
-      for (const std::string& one : group.names) together += (together.empty() ? "" : ",") + one;
-      for (const std::string& mount : {root + "/" + name, root + "/" + together}) {
-        detail::walk_up(mount, group.path, [&](const std::string& folder) {
-          if (name == "memory") {
-            memory(number(folder + "/memory.limit_in_bytes"));
-          } else {
-            cores(detail::cores_of(number(folder + "/cpu.cfs_quota_us"),
-                                   number(folder + "/cpu.cfs_period_us")));
-          }
+    for (const std::string name : {"cpu", "memory"}) {
+      if (("," + controllers + ",").find("," + name + ",") == std::string::npos) continue;
+      for (const std::string& mount : {name, controllers})  // "cpu,cpuacct" is mounted as that or as cpu
+        detail::walk_up(root + "/" + mount, path, [&](const std::string& folder) {
+          if (name == "memory")
+            memory(detail::whole_number(text(folder + "/memory.limit_in_bytes")));
+          else
+            cores(detail::cores_of_cpu_max(text(folder + "/cpu.cfs_quota_us") + " " +
+                                           text(folder + "/cpu.cfs_period_us")));
         });
-        if (together == name) break;
-      }
     }
   }
   return limits;

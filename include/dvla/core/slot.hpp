@@ -53,15 +53,12 @@ namespace detail {
 template <class... Types>
 struct list {};
 
+/// False, for a static_assert in a branch that is a mistake; the compiler prints its arguments, the culprits.
+template <class...>
+inline constexpr bool never = false;
+
 using all_slots = list<environment_slot, model_slot, algorithm_slot, sharding_slot, data_plane_slot,
                        control_plane_slot, memory_slot, placement_slot, schedule_slot>;
-
-/// The one of `Policies` that fills Slot.
-template <class Policies, class Slot>
-struct at_slot;
-template <class First, class... Rest, class Slot>
-struct at_slot<list<First, Rest...>, Slot>
-    : std::conditional_t<PolicyFor<First, Slot>, std::type_identity<First>, at_slot<list<Rest...>, Slot>> {};
 
 }  // namespace detail
 

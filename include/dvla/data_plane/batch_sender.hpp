@@ -115,12 +115,9 @@ class BatchSender : public Endpoint<ReceivingActor> {
   /// False: it is not being filled with this batch.
   bool drop(const Token& token) {
     const std::scoped_lock lock(mutex_);
-    for (std::size_t i = 0; i < buffers_.size(); ++i) {
-      Buffer& buffer = buffers_[i];
-      if (static_cast<std::int64_t>(i) != token.buffer || buffer.part.batch != token.batch) continue;
-      return std::exchange(buffer.filling, false);
-    }
-    return false;
+    if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size()) return false;
+    Buffer& buffer = buffers_[static_cast<std::size_t>(token.buffer)];
+    return buffer.part.batch == token.batch && std::exchange(buffer.filling, false);
   }
 
   /// Waits until all that was committed is acknowledged, then tells every actor the last batch. An actor that
@@ -254,14 +251,16 @@ class BatchSender : public Endpoint<ReceivingActor> {
     if (!accepts(ask(actor, part, MessageKind::go, between_messages)))  // waits for a buffer there
       return false;
     StripCursor from(strips);
-    in_chunks(
+    Checksum sum;
+    in_pieces(
         static_cast<std::size_t>(part.bytes), actor.staging.data(),
-        [&](std::span<std::byte> chunk) {
-          const std::size_t payload = chunk.size() - seal_bytes;
-          gather(block, from, chunk.first(payload));
-          seal_chunk(chunk, payload);
+        [&](std::span<std::byte> piece) {
+          gather(block, from, piece);
+          sum.update(piece);
         },
-        [&](std::span<std::byte> chunk) { actor.channel->send(chunk, options_.deadline); });
+        [&](std::span<std::byte> piece) { actor.channel->send(piece, options_.deadline); });
+    const std::uint64_t seal = sum.value();
+    actor.channel->send(std::as_bytes(std::span(&seal, 1)), options_.deadline);
     {
       const std::scoped_lock lock(mutex_);
       report_.bytes_sent += part.bytes;
@@ -283,7 +282,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
   }
   PlaneMessage answer(ReceivingActor& actor, MessageKind expected, std::chrono::nanoseconds limit) {
     PlaneMessage answer;
-    if (!receive(actor, limit, answer) || (answer.kind != expected && answer.kind != MessageKind::refused))
+    if (!receive_message(*actor.channel, limit, answer) ||
+        (answer.kind != expected && answer.kind != MessageKind::refused))
       refuse("got an answer from ", actor.name, " that is none; the ranks' programs differ");
     return answer;
   }

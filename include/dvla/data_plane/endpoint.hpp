@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <iterator>
 #include <memory_resource>
 #include <span>
@@ -81,16 +82,25 @@ class PoolBytes {
   std::pmr::vector<Line> lines_;
 };
 
-/// A part of `bytes` in chunks, in order: `make` fills one, seal included, while `use` is at the one before.
-/// `staging`: room for the part, or for two chunks.
+/// What is sent at a time of a part. Large enough that the rendezvous of a message costs little, small enough
+/// to be still in a cache when it is checked or scattered.
+inline constexpr std::size_t piece_bytes = std::size_t{4} << 20;
+
+/// A part of `bytes` in pieces, in order: `make` fills one while `use` is at the one before, so that memory is
+/// read or written while the channel carries. `staging`: room for the part, or for two pieces.
 template <class Make, class Use>
-void in_chunks(std::size_t bytes, std::byte* staging, Make make, Use use) {
-  const auto chunk = [&](std::size_t i) {
-    return std::span(staging + i % 2 * (piece_bytes + seal_bytes),
-                     std::min(piece_bytes, bytes - i * piece_bytes) + seal_bytes);
+void in_pieces(std::size_t bytes, std::byte* staging, Make make, Use use) {
+  const auto piece = [&](std::size_t at) {
+    return std::span(staging + at / piece_bytes % 2 * piece_bytes, std::min(piece_bytes, bytes - at));
   };
-  in_turns(
-      pieces_of(bytes), [&](std::size_t i) { make(chunk(i)); }, [&](std::size_t i) { use(chunk(i)); });
+  if (bytes > 0) make(piece(0));
+  for (std::size_t at = 0; at < bytes; at += piece_bytes) {
+    std::future<void> next;
+    if (bytes - at > piece_bytes)
+      next = std::async(std::launch::async, [&] { make(piece(at + piece_bytes)); });
+    use(piece(at));
+    if (next.valid()) next.get();
+  }
 }
 
 /// What an endpoint is made from.
@@ -108,7 +118,7 @@ struct RoutedPeer : Peer {
              std::pmr::memory_resource& pool)
       : Peer(index_, std::move(name_)), local(local_), staging(local_ ? 0 : staging_bytes, pool) {}
   const bool local;   ///< it is this rank itself, and needs no channel
-  PoolBytes staging;  ///< for a part's chunks on their way
+  PoolBytes staging;  ///< for a part's pieces on their way
 };
 
 /// `PeerType` derives from RoutedPeer. Derived classes call stop() in their destructors. What is here when it
@@ -148,15 +158,15 @@ class Endpoint : public Peers<PeerType> {
       strips_.push_back(column_strips(layout, columns, first, route.groups * group_episodes_));
       staging = std::max(staging, bytes_in(strips_.back()));
     }
-    staging = staging <= piece_bytes ? staging + seal_bytes : 2 * (piece_bytes + seal_bytes);
+    staging = std::min(staging, 2 * piece_bytes);
     const std::vector<int>& ranks = sends ? job.roles.actors : job.roles.rollouts;
     for (const Route& route : routes_) {
       const int other = sends ? route.actor : route.rollout;
       auto peer = std::find_if(peers_.begin(), peers_.end(),
                                [&](const PeerType& each) { return each.index == other; });
       if (peer == peers_.end()) {
-        peers_.emplace_back(other, route.local, rank_name(job.roles, ranks[static_cast<std::size_t>(other)]),
-                            staging, job.pool);
+        const int rank = ranks[static_cast<std::size_t>(other)];
+        peers_.emplace_back(other, rank == job.rank, rank_name(job.roles, rank), staging, job.pool);
         peer = std::prev(peers_.end());
       }
       peer_of_.push_back(&*peer);
@@ -174,15 +184,6 @@ class Endpoint : public Peers<PeerType> {
   std::int64_t episodes(std::size_t route) const { return routes_[route].groups * group_episodes_; }
   /// What crosses for a route: the plan counts the padding of a record of its own besides.
   std::int64_t bytes(std::size_t route) const { return static_cast<std::int64_t>(bytes_in(strips_[route])); }
-
-  /// False: these bytes were no message; `message` is then empty.
-  static bool receive(Peer& peer, std::chrono::nanoseconds limit, PlaneMessage& message) {
-    MessageBytes bytes;
-    peer.channel->receive(bytes, limit);
-    if (read_message(bytes, message)) return true;
-    message = {};
-    return false;
-  }
 
   const RoutedOptions options_;
   const int index_;  // which rollout, or which actor, this rank is

@@ -44,14 +44,12 @@ class InProcessTrajectories {
                         std::pmr::memory_resource& environment_pool, bool seal = false)
       : seal_(seal) {
     if (buffers < 1)
-      throw ConfigError("data plane: " + std::to_string(buffers) +
-                        " trajectory buffers; at least 1 is needed");
+      throw ConfigError(detail::concat("data plane: ", buffers, " trajectory buffers; at least 1 is needed"));
     while (slots_.size() < static_cast<std::size_t>(buffers))
       slots_.emplace_back(trajectory_layout(transition, decision), environment_pool);
   }
 
   int buffers() const { return static_cast<int>(slots_.size()); }
-  std::size_t bytes_per_trajectory() const { return slots_.front().trajectory.block().size(); }
 
   /// Sampler: the buffer to fill with token.batch. Again for the same batch gives the same buffer. Throws
   /// Error, naming both batches, if another batch still has it.
@@ -78,9 +76,9 @@ class InProcessTrajectories {
   Trajectory<Decision>& consume(const Token& token) {
     Slot& slot = expect(token, {State::sent, State::reading}, "cannot be read as batch");
     if (seal_ && slot.state == State::sent && record_checksum(*slot.trajectory) != slot.trajectory->checksum)
-      throw Error("data plane: batch " + std::to_string(token.batch) + " in buffer " +
-                  std::to_string(token.buffer) +
-                  " changed after its hand-over: something still writes to it; look for a stray view");
+      throw Error(detail::concat(
+          "data plane: batch ", token.batch, " in buffer ", token.buffer,
+          " changed after its hand-over: something still writes to it; look for a stray view"));
     slot.state.store(State::reading, std::memory_order_release);
     return *slot.trajectory;
   }
@@ -122,8 +120,7 @@ class InProcessTrajectories {
 
   Slot& at(const Token& token, const char* cannot) {
     if (token.buffer >= 0 && token.buffer < buffers()) return slots_[static_cast<std::size_t>(token.buffer)];
-    refuse(token, cannot,
-           "there are " + std::to_string(buffers()) + " buffers; use the tokens that the schedule gave");
+    refuse(token, cannot, "there are ", buffers(), " buffers; use the tokens that the schedule gave");
   }
   /// The token's buffer, where it is in one of these states with the token's batch.
   Slot& expect(const Token& token, std::initializer_list<State> states, const char* cannot) {
@@ -133,13 +130,13 @@ class InProcessTrajectories {
     const State state = slot.state.load(std::memory_order_acquire);
     const std::int64_t batch = slot.batch.load(std::memory_order_relaxed);
     if (batch == token.batch && std::find(states.begin(), states.end(), state) != states.end()) return slot;
-    refuse(token, cannot,
-           std::string("it ") + says.at(static_cast<std::size_t>(state)) + std::to_string(batch) +
-               "; a buffer goes produce, commit, consume, release");
+    refuse(token, cannot, "it ", says.at(static_cast<std::size_t>(state)), batch,
+           "; a buffer goes produce, commit, consume, release");
   }
-  [[noreturn]] static void refuse(const Token& token, const char* cannot, const std::string& why) {
-    throw Error("data plane: buffer " + std::to_string(token.buffer) + " " + cannot + " " +
-                std::to_string(token.batch) + ": " + why);
+  template <class... Why>
+  [[noreturn]] static void refuse(const Token& token, const char* cannot, const Why&... why) {
+    throw Error(
+        detail::concat("data plane: buffer ", token.buffer, " ", cannot, " ", token.batch, ": ", why...));
   }
 
   const bool seal_;

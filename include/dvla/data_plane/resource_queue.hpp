@@ -6,8 +6,8 @@
 //   free -> open (parts arrive) -> reading (the trainer's alone) -> free,
 // or from open, where the trainer gives the batch up, to given_up until the last arriving part has ended. A
 // part is admitted only when its batch's buffer is free or open, so a slow trainer holds its rollouts back,
-// and nothing grows or is lost meanwhile. A part comes chunk by chunk through a staging block, each proved
-// before any byte of it is put into the batch.
+// and nothing grows or is lost meanwhile. A part comes piece by piece through a staging block; one that does
+// not match its checksum is damaged, and its columns are cleared before the trainer sees them.
 #pragma once
 
 #include <algorithm>
@@ -320,7 +320,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     const std::int64_t buffers = options_.buffers;
     if (batch < rollout.expected_from) return Refusal::outdated;
     // Other actors may be ahead, so the batch that was agreed on may be.
-    if (!routes_[route].local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
+    if (!rollout.local && batch - std::max(next_, rollout.expected_from) >= buffers + rollout.buffers)
       return Refusal::early;
     newest_ = std::max(newest_, batch);
     Slot& slot = slot_of(batch);
@@ -390,7 +390,8 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   PlaneMessage greeting(SendingRollout& rollout, MessageKind kind) {
     PlaneMessage message;
     Refusal refusal = Refusal::malformed;
-    if (receive(rollout, options_.deadline, message) && message.kind == kind && message.batch >= 0)
+    if (receive_message(*rollout.channel, options_.deadline, message) && message.kind == kind &&
+        message.batch >= 0)
       refusal = check_sender(rollout, message);
     if (refusal == Refusal::none && message.fingerprint != fingerprint_) refusal = Refusal::layout;
     if (refusal == Refusal::none) return message;
@@ -401,7 +402,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   /// False: goodbye.
   bool take_message(SendingRollout& rollout) {
     PlaneMessage message;
-    const bool is_message = receive(rollout, between_messages, message);
+    const bool is_message = receive_message(*rollout.channel, between_messages, message);
     Refusal refusal = is_message ? check_sender(rollout, message) : Refusal::malformed;
     if (refusal == Refusal::none && message.kind == MessageKind::goodbye) {
       {
@@ -430,7 +431,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     bool whole = false;
     try {
       reply(rollout, MessageKind::go, part);
-      whole = receive_chunks(rollout, strips_[route], block);
+      whole = receive_part(rollout, strips_[route], block);
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       rollout.stop_expecting();  // before the part is missed
@@ -446,18 +447,20 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       settle(route, part.batch, Part::damaged);
     return whole ? Refusal::none : Refusal::damaged;
   }
-  /// False: a chunk was damaged; the rest is still received, so that the channel stays in step.
-  bool receive_chunks(SendingRollout& rollout, const Strips& strips, std::byte* block) {
+  /// False: what came does not match its checksum.
+  bool receive_part(SendingRollout& rollout, const Strips& strips, std::byte* block) {
     StripCursor to(strips);
-    bool whole = true;
-    in_chunks(
+    Checksum sum;
+    in_pieces(
         bytes_in(strips), rollout.staging.data(),
-        [&](std::span<std::byte> chunk) { rollout.channel->receive(chunk, options_.deadline); },
-        [&](std::span<std::byte> chunk) {
-          whole = whole && chunk_is_whole(chunk);
-          if (whole) scatter(chunk.first(chunk.size() - seal_bytes), block, to);
+        [&](std::span<std::byte> piece) { rollout.channel->receive(piece, options_.deadline); },
+        [&](std::span<std::byte> piece) {
+          sum.update(piece);
+          scatter(piece, block, to);
         });
-    return whole;
+    std::uint64_t seal = 0;
+    rollout.channel->receive(std::as_writable_bytes(std::span(&seal, 1)), options_.deadline);
+    return seal == sum.value();
   }
 
   void reply(SendingRollout& rollout, MessageKind kind, PlaneMessage message, Refusal why = Refusal::none) {
@@ -473,8 +476,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     reply(rollout, MessageKind::refused, message, why);
   }
   Refusal check_sender(const SendingRollout& rollout, const PlaneMessage& message) const {
-    if (message.rollout != rollout.index || message.actor != index_) return Refusal::foreign;
-    return message.incarnation == rollout.incarnation ? Refusal::none : Refusal::incarnation;
+    return check_pair(message, rollout.index, index_, rollout.incarnation);
   }
 
   const bool only_actor_, may_return_;

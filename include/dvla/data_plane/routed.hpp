@@ -60,7 +60,7 @@ class RoutedTrajectories {
       : cluster_(cluster),
         roles_(roles),
         layouts_(std::move(layouts)),
-        plan_(std::move(plan)),
+        plan_(placed(std::move(plan))),
         options_(options) {
     const int rollout = roles.rollout(cluster.rank()), actor = roles.actor(cluster.rank());
     check(rollout, actor);
@@ -195,7 +195,6 @@ class RoutedTrajectories {
     const auto require = [](bool holds, const auto&... what) {
       if (!holds) throw ConfigError(detail::concat("data plane: ", what...));
     };
-    check_routes(plan_);
     require(options_.buffers >= 1 && options_.buffers <= 1 << 20, options_.buffers,
             " trajectory buffers; at least 1 is needed");
     require(options_.first_batch >= 0 && options_.incarnation >= 0,
@@ -213,11 +212,6 @@ class RoutedTrajectories {
     };
     fits(layouts_.rollout, rollout, plan_.episodes_from(rollout), "rollout");
     fits(layouts_.actor, actor, plan_.episodes_to(actor), "actor");
-    for (const Route& route : plan_.routes)
-      require(route.local == (roles_.rollouts[static_cast<std::size_t>(route.rollout)] ==
-                              roles_.actors[static_cast<std::size_t>(route.actor)]),
-              "the plan's route from rollout ", route.rollout, " to actor ", route.actor,
-              " is wrong about which ranks they are");
   }
   std::unique_ptr<Channel> channel(int rollout, int actor, std::int64_t incarnation,
                                    std::chrono::nanoseconds limit) {

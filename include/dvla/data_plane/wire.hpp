@@ -5,11 +5,10 @@
 // A conversation by the messages of placement/plane_message.hpp, rollout's end first (all sizes are known to
 // both, so nothing is read that was not announced):
 //   hello -> offer, start -> accepted                  once: who, which layout, from which batch on
-//   part -> go, chunks -> accepted                     one route's share of one batch
-//   part -> refused | part -> go, chunks -> refused    with a reason; the part is dropped
+//   part -> go, bytes, their checksum -> accepted                     one route's share of one batch
+//   part -> refused | part -> go, bytes, their checksum -> refused    with a reason; the part is dropped
 //   goodbye -> accepted                                the last batch that will come
-// A chunk is at most 4 MiB of the part and 8 bytes more, their checksum: proved before any byte of it is put
-// into a batch.
+// What comes goes to its columns of the batch at once, which hold nothing until the whole part is proved.
 #pragma once
 
 #include <algorithm>
@@ -53,9 +52,9 @@ Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t fir
     const Extents& extents = field.extents();
     const int dimension = extents.rank() == 1 ? 0 : 1;
     if (extents[dimension] != episodes)
-      throw ConfigError(std::string("data plane: field '") + name + "' has " +
-                        std::to_string(extents[dimension]) + " episodes where the batch has " +
-                        std::to_string(episodes) + "; a record's fields are [T, B, ...] or [B]");
+      throw ConfigError(concat("data plane: field '", name, "' has ", extents[dimension],
+                               " episodes where the batch has ", episodes,
+                               "; a record's fields are [T, B, ...] or [B]"));
     using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
     const auto column = static_cast<std::size_t>(extents.tail(dimension + 1).count()) * sizeof(Element);
     const ByteRange strip{offset + static_cast<std::size_t>(first) * column,
@@ -135,27 +134,6 @@ void fingerprint_layout(const Type& record, Checksum& sum) {
   });
 }
 
-inline constexpr std::size_t seal_bytes = sizeof(std::uint64_t);
-
-/// Writes the checksum behind `payload` bytes of `chunk`.
-inline std::span<const std::byte> seal_chunk(std::span<std::byte> chunk, std::size_t payload) {
-  const std::uint64_t sum = checksum(chunk.first(payload));
-  std::memcpy(chunk.data() + payload, &sum, sizeof sum);
-  return chunk.first(payload + seal_bytes);
-}
-inline bool chunk_is_whole(std::span<const std::byte> chunk) {
-  const std::size_t payload = chunk.size() - seal_bytes;
-  std::uint64_t sum = 0;
-  std::memcpy(&sum, chunk.data() + payload, sizeof sum);
-  return sum == checksum(chunk.first(payload));
-}
-
 }  // namespace detail
-
-/// Bytes on the wire of one GRPO group of a batch with this layout: what routing plans with.
-template <Record Type>
-std::int64_t group_bytes(const Type& layout, std::int64_t episodes, std::int64_t group_episodes) {
-  return static_cast<std::int64_t>(bytes_in(detail::column_strips(layout, episodes, 0, group_episodes)));
-}
 
 }  // namespace dvla

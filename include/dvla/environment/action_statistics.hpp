@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -36,9 +35,8 @@ class ActionStatistics {
 
   Adapter read() {
     std::ifstream file(path_, std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    if (!file.is_open() || file.bad()) refuse("it cannot be read");
-    file_ = nlohmann::json::parse(text, nullptr, false);
+    if (!file) refuse("it cannot be read");
+    file_ = nlohmann::json::parse(file, nullptr, false);
     if (!file_.is_object()) refuse("it is no JSON object, or holds NaN");
     const nlohmann::json& all = file_.contains("norm_stats") ? file_["norm_stats"] : file_;
     openpi_ = all.is_object() && all.contains("actions");

@@ -35,12 +35,11 @@ struct AdapterKnobs {
 /// "bounds", or what the statistics are.
 inline std::string adapter_name(const AdapterKnobs& knobs) {
   if (knobs.action_statistics.empty()) return "bounds";
-  std::string name(enum_names<ActionForm>[static_cast<std::size_t>(knobs.action_form)]);
+  std::string name = enum_name(knobs.action_form);
   if (!knobs.action_key.empty()) name += " of " + knobs.action_key;
   name += " in " + knobs.action_statistics;
   if (!knobs.action_order.empty()) name += ", order " + knobs.action_order;
-  if (knobs.action_gripper != Gripper::as_is)
-    name += ", gripper " + std::string(enum_names<Gripper>[static_cast<std::size_t>(knobs.action_gripper)]);
+  if (knobs.action_gripper != Gripper::as_is) name += ", gripper " + enum_name(knobs.action_gripper);
   if (!knobs.state_statistics) name += ", proprioception as it is";
   return name;
 }

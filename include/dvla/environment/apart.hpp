@@ -34,17 +34,12 @@
 
 namespace dvla {
 
-struct ApartCamera {
-  int height = 0, width = 0;
-};
-
 /// The first thing that a child is told, and answers as it does any command. It has rows [first, first + rows) of
 /// the batch. The pool is `pool_bytes` from offset 0 of descriptor 4. A child whose socket is closed is to end.
 struct ApartStart {
-  std::int64_t call = 0, first = 0, rows = 0, horizon = 0;
+  std::int64_t call = 0, first = 0, rows = 0;
   std::uint64_t pool_bytes = 0;
-  std::vector<ApartCamera> cameras{};
-  int proprioception = 0, actions = 0;  ///< P, A
+  EnvironmentSpec spec{};
 };
 
 /// A reset (`chunk` is 0) or a step of these rows, numbers of the batch. Fields are as in Outcome and Transition,
@@ -74,9 +69,7 @@ struct ApartAnswer {
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartCamera, height, width);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, horizon, pool_bytes, cameras, proprioception,
-                        actions);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, pool_bytes, spec);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartCommand, call, chunk, rows, seeds, cases, frames, proprioception,
                         instruction, action, reward, terminated, truncated);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartFailure, row, why);
@@ -88,9 +81,7 @@ struct ApartOptions {
   std::vector<std::string> program;  ///< and its arguments; found on PATH
   std::int64_t rows = 1;             ///< N
   int workers = 1;
-  std::int64_t horizon = 1;
-  ObservationSpec observation{};
-  ActionSpec action{};
+  EnvironmentSpec spec{};
   /// Of one step or reset, and of a start, which a reset may have to make first. Their sum is to be less than
   /// run.step_deadline_s, beyond which the whole run ends.
   std::chrono::milliseconds deadline{60'000}, start_deadline{120'000};
@@ -141,8 +132,15 @@ class ApartWorker {
     if (errno == EPIPE || errno == ECONNRESET) throw Error(end(std::chrono::milliseconds(200)));
     throw Error(std::string("its process took no command: ") + std::strerror(errno));
   }
-  /// An answer to `call` that has come. Throws Error otherwise.
-  ApartAnswer receive(std::int64_t call) {
+  /// The answer to `call`; nothing if none comes before `until`. Throws Error where what comes is none.
+  std::optional<ApartAnswer> receive(std::int64_t call, Clock::time_point until) {
+    pollfd answered{socket(), POLLIN, 0};
+    int ready = 0;
+    do {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+      ready = ::poll(&answered, 1, static_cast<int>(std::max<std::int64_t>(left, 0)));
+    } while (ready < 0 && errno == EINTR);  // a handler asks the lanes to stop; this call has its deadline
+    if (ready <= 0) return std::nullopt;
     text_.resize(std::size_t{1} << 18);
     ssize_t size = -1;
     do size = ::recv(socket(), text_.data(), text_.size(), MSG_TRUNC);
@@ -203,9 +201,9 @@ class ApartBatch {
   }
 
   std::int64_t size() const { return options_.rows; }
-  std::int64_t horizon() const { return options_.horizon; }
-  const ObservationSpec& observation_spec() const { return options_.observation; }
-  const ActionSpec& action_spec() const { return options_.action; }
+  std::int64_t horizon() const { return options_.spec.horizon; }
+  const ObservationSpec& observation_spec() const { return options_.spec.observation; }
+  const ActionSpec& action_spec() const { return options_.spec.action; }
   bool succeeded(std::int64_t row) const { return states_.at(static_cast<std::size_t>(row)).solved; }
 
   void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
@@ -385,15 +383,11 @@ class ApartBatch {
         each.why = error.what();
         continue;
       }
-      ApartStart start{.call = each.command.call = ++own.calls,
-                       .first = first_of(each.worker),
-                       .rows = first_of(each.worker + 1) - first_of(each.worker),
-                       .horizon = options_.horizon,
-                       .pool_bytes = pool_.region().size(),
-                       .proprioception = options_.observation.proprioception,
-                       .actions = options_.action.dimensions};
-      for (const CameraSpec& camera : options_.observation.cameras)
-        start.cameras.push_back({camera.height, camera.width});
+      const ApartStart start{.call = each.command.call = ++own.calls,
+                             .first = first_of(each.worker),
+                             .rows = first_of(each.worker + 1) - first_of(each.worker),
+                             .pool_bytes = pool_.region().size(),
+                             .spec = options_.spec};
       ask(each, json_text(start), asked);
     }
     wait(asked, options_.start_deadline, "its start");
@@ -412,32 +406,17 @@ class ApartBatch {
     if (!worker(call).child.end().empty()) call.why += ", and was killed";
   }
   /// For all of their answers, until the deadline; whoever has none then, or gives none, is killed.
-  void wait(std::vector<Call*> asked, std::chrono::milliseconds limit, const std::string& what) {
+  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what) {
     const auto until = Clock::now() + limit;
-    std::vector<pollfd> sockets;
-    while (!asked.empty()) {
-      sockets.clear();
-      for (const Call* each : asked) sockets.push_back({worker(*each).child.socket(), POLLIN, 0});
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-      const int ready =
-          ::poll(sockets.data(), sockets.size(), static_cast<int>(std::max<std::int64_t>(left.count(), 0)));
-      if (ready < 0 && errno == EINTR)
-        continue;  // its handler asks the lanes to stop; this call has its deadline
-      for (std::size_t i = 0; i < asked.size(); ++i) {
-        Call& each = *asked[i];
-        if (sockets[i].revents == 0) continue;
-        try {
-          each.answer = worker(each).child.receive(each.command.call);
-        } catch (const Error& error) {
-          give_up(each, error.what());
-        }
+    for (Call* each : asked) {
+      try {
+        each->answer = worker(*each).child.receive(each->command.call, until);
+        if (!each->answer)
+          give_up(*each, "its process did not come back from " + what + " within " +
+                             std::to_string(limit.count()) + " ms");
+      } catch (const Error& error) {
+        give_up(*each, error.what());
       }
-      std::erase_if(asked, [](const Call* each) { return each->answer || !each->why.empty(); });
-      if (ready >= 0 && left.count() > 0) continue;
-      for (Call* each : asked)
-        give_up(*each, "its process did not come back from " + what + " within " +
-                           std::to_string(limit.count()) + " ms");
-      return;
     }
   }
 

@@ -145,3 +145,4 @@ BOOST_HANA_ADAPT_STRUCT(dvla::ObservationSpec, cameras, proprioception, instruct
 BOOST_HANA_ADAPT_STRUCT(dvla::ActionBounds, low, high);
 BOOST_HANA_ADAPT_STRUCT(dvla::ActionSpec, dimensions, categories, bounds);
 BOOST_HANA_ADAPT_STRUCT(dvla::EnvironmentSpec, observation, action, horizon, cases);
+BOOST_HANA_ADAPT_STRUCT(dvla::Outcome, reward, terminated, truncated, next);

@@ -29,6 +29,22 @@ inline void check(const MujocoKnobs& knobs) {
                       "; it must be 0 for no camera, or from 16 to 512");
 }
 
+namespace detail {
+/// For an environment that is made without a pipeline, which would have asked this before.
+template <class Knobs>
+const Knobs& checked(const Knobs& knobs) {
+  for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
+    const auto number = static_cast<double>(value);
+    if (number < doc.least || number > doc.most)
+      throw ConfigError(concat("environment.", name, " is ", std::to_string(value), "; it must be from ",
+                               static_cast<std::int64_t>(doc.least), " to ",
+                               static_cast<std::int64_t>(doc.most)));
+  });
+  check(knobs);
+  return knobs;
+}
+}  // namespace detail
+
 // Tasks of the MuJoCo environment.
 struct Push;
 struct Reach;
@@ -66,13 +82,7 @@ struct ManiSkill {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "ManiSkill";
-  static constexpr bool built = false;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: ManiSkill is declared but not built in this version; use MuJoCo<Task> or Toy, or "
-                  "write your own environment (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("ManiSkill", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
 };
 
 /// LIBERO's tasks in native MuJoCo. Declared, not built in this version.
@@ -80,13 +90,7 @@ struct Libero {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Libero";
-  static constexpr bool built = false;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Libero is declared but not built in this version; use MuJoCo<Task> or Toy, or write "
-                  "your own environment (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("Libero", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
 };
 
 /// Any environment with Gymnasium's interface. Declared, not built in this version.
@@ -94,13 +98,7 @@ struct Gymnasium {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Gymnasium";
-  static constexpr bool built = false;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Gymnasium is declared but not built in this version; use MuJoCo<Task> or Toy, or "
-                  "write your own environment (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("Gymnasium", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
 };
 
 }  // namespace dvla

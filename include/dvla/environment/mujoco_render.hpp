@@ -15,6 +15,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
@@ -30,142 +31,105 @@ namespace dvla {
 
 namespace detail {
 
-/// An offscreen GL context that can be current on one thread at a time.
-class GlContext {
- public:
-  virtual ~GlContext() = default;
-  virtual void acquire() = 0;
-  virtual void release() = 0;
+/// An offscreen GL context that can be current on one thread at a time: (true) makes it so on the calling
+/// thread, (false) lets it go. Copies are the same context, which goes with the last of them.
+using GlContext = std::function<void(bool current)>;
 
-  /// Of the back end that MUJOCO_GL names, or the first that works.
-  static std::unique_ptr<GlContext> make();
+inline void* open_library(const char* library, const char* package) {
+  void* const handle = dlopen(library, RTLD_NOW | RTLD_GLOBAL);
+  if (handle == nullptr)
+    throw Error(std::string(library) +
+                " cannot be loaded, so nothing can be drawn; install the Debian package " + package);
+  return handle;
+}
+template <class Function>
+Function symbol(void* handle, const char* name) {
+  void* const address = dlsym(handle, name);
+  if (address == nullptr) throw Error(std::string("the GL library lacks ") + name);
+  return reinterpret_cast<Function>(address);
+}
 
- protected:
-  static void* open(const char* library, const char* package) {
-    void* const handle = dlopen(library, RTLD_NOW | RTLD_GLOBAL);
-    if (handle == nullptr) {
-      throw Error(std::string(library) +
-                  " cannot be loaded, so nothing can be drawn; install the Debian package " + package);
-    }
-    return handle;
+inline GlContext egl_context() {
+  void* const egl = open_library("libEGL.so.1", "libegl1 (and libgl1-mesa-dri for drawing on the CPU)");
+  const auto address = symbol<void* (*)(const char*)>(egl, "eglGetProcAddress");
+  const auto initialize = symbol<unsigned (*)(void*, int*, int*)>(egl, "eglInitialize");
+  const auto bind = symbol<unsigned (*)(unsigned)>(egl, "eglBindAPI");
+  const auto choose = symbol<unsigned (*)(void*, const int*, void**, int, int*)>(egl, "eglChooseConfig");
+  const auto create = symbol<void* (*)(void*, void*, void*, const int*)>(egl, "eglCreateContext");
+  const auto destroy = symbol<unsigned (*)(void*, void*)>(egl, "eglDestroyContext");
+  const auto make_current = symbol<unsigned (*)(void*, void*, void*, void*)>(egl, "eglMakeCurrent");
+  using Devices = unsigned (*)(int, void**, int*);
+  using Platform = void* (*)(unsigned, void*, const int*);
+  const auto devices = reinterpret_cast<Devices>(address("eglQueryDevicesEXT"));
+  const auto platform = reinterpret_cast<Platform>(address("eglGetPlatformDisplayEXT"));
+  if (devices == nullptr || platform == nullptr) throw Error("EGL offers no devices; try MUJOCO_GL=osmesa");
+  void* found[16] = {};
+  int count = 0;
+  if (devices(16, found, &count) == 0) count = 0;
+  constexpr unsigned device_platform = 0x313F, opengl = 0x30A2;
+  constexpr std::array<int, 13> wanted = {0x3033, 0x0001,  // surface type: pbuffer
+                                          0x3040, 0x0008,  // renderable: OpenGL
+                                          0x3024, 8,       // red
+                                          0x3023, 8,       // green
+                                          0x3022, 8,       // blue
+                                          0x3025, 24,      // depth
+                                          0x3038};         // end
+  for (int i = 0; i < count; ++i) {
+    void* const display = platform(device_platform, found[i], nullptr);
+    if (display == nullptr || initialize(display, nullptr, nullptr) == 0) continue;
+    void* config = nullptr;
+    int configs = 0;
+    if (choose(display, wanted.data(), &config, 1, &configs) == 0 || configs < 1 || bind(opengl) == 0)
+      continue;
+    void* const made = create(display, config, nullptr, nullptr);
+    if (made == nullptr) continue;
+    const std::shared_ptr<void> context(made, [=](void* it) { destroy(display, it); });
+    return [=](bool current) {
+      if (make_current(display, nullptr, nullptr, current ? context.get() : nullptr) == 0 && current)
+        throw Error("EGL could not make its context current");
+    };
   }
-  template <class Function>
-  static Function symbol(void* handle, const char* name) {
-    void* const address = dlsym(handle, name);
-    if (address == nullptr) throw Error(std::string("the GL library lacks ") + name);
-    return reinterpret_cast<Function>(address);
-  }
-};
+  throw Error(
+      "EGL finds no device that can draw; install the Debian package libgl1-mesa-dri or set "
+      "MUJOCO_GL=osmesa");
+}
 
-class EglContext final : public GlContext {
- public:
-  EglContext() {
-    void* const egl = open("libEGL.so.1", "libegl1 (and libgl1-mesa-dri for drawing on the CPU)");
-    const auto address = symbol<void* (*)(const char*)>(egl, "eglGetProcAddress");
-    const auto initialize = symbol<unsigned (*)(void*, int*, int*)>(egl, "eglInitialize");
-    const auto bind = symbol<unsigned (*)(unsigned)>(egl, "eglBindAPI");
-    const auto choose = symbol<unsigned (*)(void*, const int*, void**, int, int*)>(egl, "eglChooseConfig");
-    const auto create = symbol<void* (*)(void*, void*, void*, const int*)>(egl, "eglCreateContext");
-    destroy_ = symbol<unsigned (*)(void*, void*)>(egl, "eglDestroyContext");
-    make_current_ = symbol<unsigned (*)(void*, void*, void*, void*)>(egl, "eglMakeCurrent");
-    using Devices = unsigned (*)(int, void**, int*);
-    using Platform = void* (*)(unsigned, void*, const int*);
-    const auto devices = reinterpret_cast<Devices>(address("eglQueryDevicesEXT"));
-    const auto platform = reinterpret_cast<Platform>(address("eglGetPlatformDisplayEXT"));
-    if (devices == nullptr || platform == nullptr) throw Error("EGL offers no devices; try MUJOCO_GL=osmesa");
-    void* found[16] = {};
-    int count = 0;
-    if (devices(16, found, &count) == 0) count = 0;
-    constexpr unsigned device_platform = 0x313F, opengl = 0x30A2;
-    constexpr std::array<int, 13> wanted = {0x3033, 0x0001,  // surface type: pbuffer
-                                            0x3040, 0x0008,  // renderable: OpenGL
-                                            0x3024, 8,       // red
-                                            0x3023, 8,       // green
-                                            0x3022, 8,       // blue
-                                            0x3025, 24,      // depth
-                                            0x3038};         // end
-    for (int i = 0; i < count && context_ == nullptr; ++i) {
-      void* const display = platform(device_platform, found[i], nullptr);
-      if (display == nullptr || initialize(display, nullptr, nullptr) == 0) continue;
-      void* config = nullptr;
-      int configs = 0;
-      if (choose(display, wanted.data(), &config, 1, &configs) == 0 || configs < 1 || bind(opengl) == 0)
-        continue;
-      context_ = create(display, config, nullptr, nullptr);
-      display_ = display;
-    }
-    if (context_ == nullptr) {
-      throw Error(
-          "EGL finds no device that can draw; install the Debian package libgl1-mesa-dri or set "
-          "MUJOCO_GL=osmesa");
-    }
-  }
-  ~EglContext() override { destroy_(display_, context_); }
-  void acquire() override {
-    if (make_current_(display_, nullptr, nullptr, context_) == 0)
-      throw Error("EGL could not make its context current");
-  }
-  void release() override { make_current_(display_, nullptr, nullptr, nullptr); }
-
- private:
-  unsigned (*destroy_)(void*, void*) = nullptr;
-  unsigned (*make_current_)(void*, void*, void*, void*) = nullptr;
-  void* display_ = nullptr;
-  void* context_ = nullptr;
-};
-
-class OsmesaContext final : public GlContext {
- public:
-  OsmesaContext() {
-    void* const mesa = open("libOSMesa.so.8", "libosmesa6");
-    const auto create = symbol<void* (*)(unsigned, int, int, int, void*)>(mesa, "OSMesaCreateContextExt");
-    destroy_ = symbol<void (*)(void*)>(mesa, "OSMesaDestroyContext");
-    make_current_ = symbol<unsigned char (*)(void*, void*, unsigned, int, int)>(mesa, "OSMesaMakeCurrent");
-    context_ = create(0x1908 /* RGBA */, 24, 8, 0, nullptr);
-    if (context_ == nullptr) throw Error("OSMesa could not make a context");
-  }
-  ~OsmesaContext() override { destroy_(context_); }
-  void acquire() override {
-    // A default frame buffer of one pixel: MuJoCo draws into its own offscreen buffer.
-    if (make_current_(context_, pixel_.data(), 0x1401 /* bytes */, 1, 1) == 0) {
+inline GlContext osmesa_context() {
+  void* const mesa = open_library("libOSMesa.so.8", "libosmesa6");
+  const auto create = symbol<void* (*)(unsigned, int, int, int, void*)>(mesa, "OSMesaCreateContextExt");
+  const auto destroy = symbol<void (*)(void*)>(mesa, "OSMesaDestroyContext");
+  const auto make_current =
+      symbol<unsigned char (*)(void*, void*, unsigned, int, int)>(mesa, "OSMesaMakeCurrent");
+  const std::shared_ptr<void> context(create(0x1908 /* RGBA */, 24, 8, 0, nullptr), destroy);
+  if (context == nullptr) throw Error("OSMesa could not make a context");
+  // A default frame buffer of one pixel: MuJoCo draws into its own offscreen buffer.
+  const auto pixel = std::make_shared<std::array<std::uint8_t, 4>>();
+  return [=](bool current) {
+    if (!current)
+      make_current(nullptr, nullptr, 0x1401 /* bytes */, 0, 0);
+    else if (make_current(context.get(), pixel->data(), 0x1401, 1, 1) == 0)
       throw Error("OSMesa could not make its context current");
-    }
-  }
-  void release() override { make_current_(nullptr, nullptr, 0x1401, 0, 0); }
+  };
+}
 
- private:
-  void (*destroy_)(void*) = nullptr;
-  unsigned char (*make_current_)(void*, void*, unsigned, int, int) = nullptr;
-  void* context_ = nullptr;
-  std::array<std::uint8_t, 4> pixel_{};
-};
-
-inline std::unique_ptr<GlContext> GlContext::make() {
+/// Of the back end that MUJOCO_GL names, or the first that works.
+inline GlContext gl_context() {
   // What worked once is kept: MuJoCo's GL functions cannot be exchanged.
-  static std::mutex mutex;
-  static std::string chosen;
-  const std::lock_guard lock(mutex);
-  if (chosen.empty()) {
+  static const bool egl = [] {
     const char* const wish = std::getenv("MUJOCO_GL");
     const std::string name = wish == nullptr ? "" : wish;
-    if (!name.empty() && name != "egl" && name != "osmesa") {
+    if (!name.empty() && name != "egl" && name != "osmesa")
       throw ConfigError("MUJOCO_GL=" + name + " is not known; use egl or osmesa");
-    }
     if (name != "osmesa") {
       try {
-        auto context = std::make_unique<EglContext>();
-        chosen = "egl";
-        return context;
+        return egl_context() != nullptr;
       } catch (const Error&) {
         if (name == "egl") throw;
       }
     }
-    auto context = std::make_unique<OsmesaContext>();
-    chosen = "osmesa";
-    return context;
-  }
-  if (chosen == "egl") return std::make_unique<EglContext>();
-  return std::make_unique<OsmesaContext>();
+    return osmesa_context() == nullptr;
+  }();
+  return egl ? egl_context() : osmesa_context();
 }
 
 }  // namespace detail
@@ -182,7 +146,7 @@ class MujocoRenderer {
   void frames(std::span<const std::int64_t> rows, int pixels, Field<std::uint8_t> out, Data data) {
     const std::lock_guard lock(mutex_);
     if (!frames_) frames_ = std::make_unique<Canvas>(model_, pool_, pixels, pixels, 0, 0);
-    const Current current(*frames_->gl);
+    const Current current(frames_->gl);
     for (const std::int64_t row : rows) frames_->draw(model_, data(row), pixels, pixels, out.at(row).span());
   }
 
@@ -201,24 +165,24 @@ class MujocoRenderer {
       picture_.reset();
       picture_ = std::make_unique<Canvas>(model_, pool_, width, height, 2048, 4);
     }
-    const Current current(*picture_->gl);
+    const Current current(picture_->gl);
     picture_->draw(model_, data, width, height, rgb, width < 240 ? nullptr : caption);
   }
 
  private:
   struct Current {
-    explicit Current(detail::GlContext& context) : gl(context) { gl.acquire(); }
-    ~Current() { gl.release(); }
+    explicit Current(const detail::GlContext& context) : gl(context) { gl(true); }
+    ~Current() { gl(false); }
     Current(const Current&) = delete;
     Current& operator=(const Current&) = delete;
-    detail::GlContext& gl;
+    const detail::GlContext& gl;
   };
 
   /// A context with MuJoCo's scene and buffers in it.
   struct Canvas {
     Canvas(const mjModel& model, std::pmr::memory_resource& pool, int w, int h, int shadow_size, int samples)
-        : width(w), height(h), gl(detail::GlContext::make()) {
-      const Current current(*gl);
+        : width(w), height(h), gl(detail::gl_context()) {
+      const Current current(gl);
       detail::MujocoMemory::Scope memory(pool);
       mjModel look = model;  // shallow: only the visual settings are changed, and only for this call
       look.vis.global.offwidth = w;
@@ -252,7 +216,7 @@ class MujocoRenderer {
       scene.flags[mjRND_REFLECTION] = shadow_size > 0;
     }
     ~Canvas() {
-      const Current current(*gl);
+      const Current current(gl);
       clear();
     }
     Canvas(const Canvas&) = delete;
@@ -284,7 +248,7 @@ class MujocoRenderer {
 
     static constexpr int max_geometries = 200;
     int width, height;
-    std::unique_ptr<detail::GlContext> gl;
+    detail::GlContext gl;
     mjvScene scene;
     mjrContext context;
     mjvOption option;

@@ -33,7 +33,7 @@ class ToyEnvironment {
 
   /// `pool` must outlive this.
   ToyEnvironment(const ToyKnobs& knobs, std::pmr::memory_resource& pool)
-      : knobs_(checked(knobs)),
+      : knobs_(detail::checked(knobs)),
         spec_(spec(knobs)),
         rows_(static_cast<std::size_t>(knobs.environments), &pool),
         shown_(static_cast<std::size_t>(knobs.environments) * static_cast<std::size_t>(knobs.proprioception),
@@ -109,15 +109,6 @@ class ToyEnvironment {
   };
   static constexpr std::int64_t block = 32;  // rows a task
 
-  static const ToyKnobs& checked(const ToyKnobs& knobs) {
-    if (knobs.environments < 1 || knobs.horizon < 1 || knobs.proprioception < 1 || knobs.actions < 1 ||
-        knobs.step_cost_ns < 0 || knobs.categories < 0 || knobs.categories == 1) {
-      throw ConfigError(
-          "Toy: environments, horizon, proprioception and actions must be at least 1, step_cost_ns at least "
-          "0, categories 0 or at least 2");
-    }
-    return knobs;
-  }
   Row& row(std::int64_t index) { return rows_[static_cast<std::size_t>(index)]; }
   std::span<float> shown(std::int64_t index) {
     const auto width = static_cast<std::size_t>(knobs_.proprioception);

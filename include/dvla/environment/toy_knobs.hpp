@@ -1,6 +1,7 @@
 // What a user tunes in the Toy environment of tests and benches.
 #pragma once
 
+#include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 
 namespace dvla {
@@ -23,6 +24,12 @@ inline constexpr auto knob_docs<ToyKnobs> = std::to_array<KnobDoc>({
     {"categories", "every action dimension is one of so many; 0 = continuous, else at least 2", 0, 1024},
     {"step_cost_ns", "busy work added to every control step of a row", 0, 1e9, "ns"},
 });
+
+/// Rules beyond ranges; found by validate(config).
+inline void check(const ToyKnobs& knobs) {
+  if (knobs.categories == 1)
+    throw ConfigError("environment.categories is 1; it must be 0 for continuous actions, or at least 2");
+}
 
 }  // namespace dvla
 

@@ -3,7 +3,7 @@
 // made from it are INSTALLED; with K + 1 permits no batch is trained more than K versions late.
 #pragma once
 
-#include <atomic>
+#include <cstdint>
 #include <string>
 
 #include "dvla/handoff/semaphore.hpp"
@@ -22,31 +22,14 @@ class credit {
 
   int permits() const noexcept { return permits_; }
 
-  bool try_acquire() noexcept {
-    if (!free_.try_acquire()) return false;
-    taken_.fetch_add(1, std::memory_order_relaxed);
-    return true;
-  }
-
+  bool try_acquire() noexcept { return free_.try_acquire(); }
   /// False: cancelled. Throws DeadlineError, worded by `reason`, when no permit comes back within `limit`.
   bool acquire(std::chrono::nanoseconds limit, const wait_reason& reason) {
-    const wait_result result = free_.acquire_for(limit);
-    if (result == wait_result::timed_out) throw deadline_error(reason, limit);
-    if (result == wait_result::closed) return false;
-    taken_.fetch_add(1, std::memory_order_relaxed);
-    return true;
+    return free_.acquire(limit, reason);
   }
 
   /// False, and nothing changed, if no permit is out.
-  bool try_release() noexcept {
-    int taken = taken_.load(std::memory_order_relaxed);
-    do
-      if (taken <= 0) return false;
-    while (!taken_.compare_exchange_weak(taken, taken - 1, std::memory_order_relaxed));
-    free_.release();
-    return true;
-  }
-
+  bool try_release() noexcept { return free_.try_release(static_cast<std::uint32_t>(permits_)); }
   /// Throws Error if more permits come back than went out.
   void release() {
     if (!try_release())
@@ -66,7 +49,6 @@ class credit {
 
   const int permits_;
   timed_semaphore free_;
-  std::atomic<int> taken_{0};
 };
 
 }  // namespace dvla

@@ -24,11 +24,14 @@
 namespace dvla {
 
 namespace detail {
-/// Runs one stage of one batch. What it throws leaves as a LaneError with the original nested in it.
+/// Runs one stage of one batch. What it throws leaves as a LaneError with the original nested in it, but for
+/// the LaneError of another stage that ran inside it.
 template <class Work>
 void run_stage(const std::string& lane, std::int64_t batch, Work&& work) {
   try {
     work();
+  } catch (const LaneError&) {
+    throw;
   } catch (...) {
     std::throw_with_nested(LaneError(lane, batch, error_text(std::current_exception())));
   }

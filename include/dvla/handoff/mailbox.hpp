@@ -32,8 +32,7 @@ class mailbox {
   /// Waits up to `limit` for room. False: the mailbox is closed and the item was not taken.
   /// Throws DeadlineError, worded by `reason`, when it stays full.
   bool push(Item item, std::chrono::nanoseconds limit, const wait_reason& reason) {
-    if (!granted(room_.acquire_for(limit), limit, reason)) return false;
-    return put(std::move(item));
+    return room_.acquire(limit, reason) && put(std::move(item));
   }
 
   /// Never waits. False: full or closed.
@@ -42,7 +41,7 @@ class mailbox {
   /// Waits up to `limit` for an item, oldest first. Empty: closed and nothing left (or cancelled).
   /// Throws DeadlineError, worded by `reason`, when nothing comes.
   std::optional<Item> pop(std::chrono::nanoseconds limit, const wait_reason& reason) {
-    if (!granted(items_.acquire_for(limit), limit, reason)) return std::nullopt;
+    if (!items_.acquire(limit, reason)) return std::nullopt;
     return take();
   }
 
@@ -62,11 +61,6 @@ class mailbox {
     if (capacity == 0 || capacity >= (1u << 30))
       throw ConfigError("mailbox capacity is " + std::to_string(capacity) + ", choose 1 to 1073741823");
     return capacity;
-  }
-
-  static bool granted(wait_result result, std::chrono::nanoseconds limit, const wait_reason& reason) {
-    if (result == wait_result::timed_out) throw deadline_error(reason, limit);
-    return result == wait_result::acquired;
   }
 
   bool put(Item item) {

@@ -43,6 +43,12 @@ class timed_semaphore {
     return false;
   }
 
+  /// As acquire_for. False: closed. Throws DeadlineError, worded by `reason`, when `limit` is over.
+  bool acquire(std::chrono::nanoseconds limit, const wait_reason& reason) {
+    const wait_result result = acquire_for(limit);
+    if (result == wait_result::timed_out) throw deadline_error(reason, limit);
+    return result == wait_result::acquired;
+  }
   /// Takes a permit, or says why not: closed (and no permit left) or `limit` over.
   wait_result acquire_for(std::chrono::nanoseconds limit) noexcept {
     if (try_acquire()) return wait_result::acquired;
@@ -61,6 +67,15 @@ class timed_semaphore {
   void release() noexcept {
     word_.fetch_add(1, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0) wake(1);
+  }
+  /// False, and nothing changed, if there are `most` permits already.
+  bool try_release(std::uint32_t most) noexcept {
+    std::uint32_t word = word_.load(std::memory_order_relaxed);
+    do
+      if ((word & count_mask) >= most) return false;
+    while (!word_.compare_exchange_weak(word, word + 1, std::memory_order_seq_cst));
+    if (parked_.load(std::memory_order_seq_cst) > 0) wake(1);
+    return true;
   }
 
   /// No more permits will come: waiters take what is left, then get `closed`.

@@ -16,10 +16,10 @@ enum class lane_kind : std::uint8_t { sampling, training, distribution, receptio
 /// Each member is called from its own lane's thread, one batch after the other, in batch order:
 ///   sample(token)      fills trajectory buffer token.buffer for batch token.batch. token.version comes in as the
 ///                      version that is installed when the rollout starts; lower it if older weights were used.
-///   train(token)       consumes the buffer, makes version token.batch + 1 and stores that in token.version.
+///   train(token)       consumes the buffer and makes version token.batch + 1, which is token.version from then on.
 ///   distribute(token)  packs the weights of token.version and publishes them.
 ///   receive(token)     installs them for the sampler. When it returns, the buffer may be filled anew.
-/// Stages change nothing of a token but its version. What they throw stops all lanes (see LaneError).
+/// Of a token sample and arrive change the version, nothing else is changed. What they throw stops all lanes (see LaneError).
 /// Optional:
 ///   observe(const Token&)       called for each finished batch, in order, off the lanes' critical path. The
 ///                               batch's trajectory buffer may be in use again by then: keep what it needs

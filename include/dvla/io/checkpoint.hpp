@@ -170,29 +170,19 @@ class CheckpointFolder {
   }
   /// Of which step a file of that name is, -1 if of none, and whether it is the one that counts on the others.
   static std::pair<std::int64_t, bool> place_of(std::string_view name) {
-    constexpr std::string_view prefix = "step-";
+    const auto digit = [](char each) { return each >= '0' && each <= '9'; };
+    if (name.ends_with(index_suffix)) name.remove_suffix(index_suffix.size());
+    std::string form;  // of the name, with 0 for every number
+    for (const char each : name)
+      if (!digit(each) || !form.ends_with('0')) form += digit(each) ? '0' : each;
+    const bool whole = form == "step-0.safetensors";
     std::int64_t step = -1;
-    if (name.starts_with(prefix)) std::from_chars(name.begin() + prefix.size(), name.end(), step);
-    const std::string stem = std::string(prefix) + std::to_string(step);
-    if (step < 0 || !name.starts_with(stem)) return {-1, false};
-    std::string_view rest = name.substr(stem.size());
-    if (rest.ends_with(index_suffix)) rest.remove_suffix(index_suffix.size());
-    if (rest == suffix) return {step, true};
-    if (!rest.ends_with(suffix)) return {-1, false};  // nobody else's file, of which this folder takes none
-    rest.remove_suffix(suffix.size());
-    const auto numbers = [&rest](std::string_view before) {  // <before>i-of-n
-      if (!rest.starts_with(before)) return false;
-      rest.remove_prefix(before.size());
-      for (const std::string_view after : {"-of-", ""}) {
-        const std::size_t digits = std::min(rest.find_first_not_of("0123456789"), rest.size());
-        if (digits == 0 || !rest.substr(digits).starts_with(after)) return false;
-        rest.remove_prefix(digits + after.size());
-      }
-      return true;
-    };
-    const bool actor = rest.starts_with(".actor-");
-    const bool part = (!actor || numbers(".actor-")) && ((actor && rest.empty()) || numbers("-"));
-    return {part && rest.empty() ? step : -1, false};
+    if (whole || form == "step-0-0-of-0.safetensors" || form == "step-0.actor-0-of-0.safetensors" ||
+        form == "step-0.actor-0-of-0-0-of-0.safetensors")
+      std::from_chars(name.data() + 5, name.data() + name.size(), step);
+    if (step < 0 || (name[5] == '0' && digit(name[6])))
+      return {-1, false};  // nobody else's file is this folder's
+    return {step, whole};
   }
   template <class Visit>
   void for_each_name(Visit visit) const {
@@ -228,11 +218,11 @@ class CheckpointFolder {
   }
   template <class Goes>
   void remove_names(Goes goes) const {
-    std::vector<std::filesystem::path> doomed;
+    std::vector<std::filesystem::path> found;
     for_each_name([&](const std::string& name) {
-      if (goes(name)) doomed.push_back(folder_ / name);
+      if (goes(name)) found.push_back(folder_ / name);
     });
-    for (const std::filesystem::path& file : doomed) remove(file);
+    for (const std::filesystem::path& file : found) remove(file);
   }
   static void remove(const std::filesystem::path& file) {
     if (::unlink(file.c_str()) != 0 && errno != ENOENT)

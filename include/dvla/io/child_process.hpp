@@ -2,12 +2,11 @@
 // are handed over as they are. Standard input is /dev/null. Does not stream and does not feed input.
 #pragma once
 
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
-#include <array>
 #include <chrono>
 #include <initializer_list>
 #include <thread>
@@ -69,97 +68,72 @@ struct ChildResult {
 
 /// Runs arguments[0] (found on PATH) in `folder`. Throws DeadlineError after killing the program and its
 /// process group when it takes longer than `deadline`, Error when it prints more than `max_output` bytes or
-/// cannot be started. Thread-safe; one helper thread lives as long as the call.
+/// cannot be started. Thread-safe.
 inline ChildResult run_child(const std::vector<std::string>& arguments, const std::filesystem::path& folder,
                              std::chrono::milliseconds deadline,
                              std::size_t max_output = std::size_t{64} << 20) {
   if (arguments.empty()) throw Error("cannot run a program: no name is given");
   const std::string& program = arguments[0];
-  struct Pipe {
-    detail::FileDescriptor read, write;
-    explicit Pipe(const std::string& name) {
-      std::array<int, 2> ends{};
-      if (::pipe2(ends.data(), O_CLOEXEC) != 0) detail::throw_errno("make a pipe to run", name);
-      read = detail::FileDescriptor(ends[0]);
-      write = detail::FileDescriptor(ends[1]);
+  // It prints into files that have no name: nobody needs to read while it runs, and who it leaves behind may
+  // go on printing.
+  struct Output {
+    detail::FileDescriptor file{::memfd_create("output of a program", MFD_CLOEXEC)};
+
+    std::size_t size() const {
+      struct stat status {};
+      return ::fstat(file.get(), &status) == 0 ? static_cast<std::size_t>(status.st_size) : 0;
     }
-  };
-  Pipe out(program), err(program), ended(program);
+    std::string text() const {
+      std::string all(size(), '\0');
+      const ssize_t count = ::pread(file.get(), all.data(), all.size(), 0);
+      all.resize(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+      return all;
+    }
+  } out, err;
+  if (!out.file.is_open() || !err.file.is_open())
+    detail::throw_errno("make room for what is printed by", program);
 
   const auto until = std::chrono::steady_clock::now() + deadline;
-  pid_t child = -1;
-  const int code = detail::spawn(child, arguments, folder,
-                                 {{STDOUT_FILENO, out.write.get()}, {STDERR_FILENO, err.write.get()}});
-  out.write.close();
-  err.write.close();
-  if (code == ENOENT && std::filesystem::is_directory(folder.empty() ? "." : folder))
-    return {127, "", program + ": not found on PATH"};
-  if (code != 0) detail::throw_errno("run the program", program, code);
-
-  // The waiter leaves the child unreaped (WNOWAIT), so its id stays ours until waitpid: kill never hits
-  // another.
   struct Running {
-    pid_t child;
-    std::jthread waiter{};
+    pid_t child = -1;
     int status = 0;
 
-    bool reap() {
-      if (waiter.joinable()) waiter.join();
-      pid_t reaped = -1;
-      do reaped = ::waitpid(child, &status, 0);
-      while (reaped < 0 && errno == EINTR);
-      return std::exchange(child, -1) == reaped;
+    void reap() {
+      while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+      }
+      child = -1;
     }
     ~Running() {  // Left early, by an exception: nothing of the program may stay.
       if (child < 0) return;
       ::kill(-child, SIGKILL);
       reap();
     }
-  } process{child};
-  process.waiter = std::jthread([&ended, child] {
-    siginfo_t info{};
-    while (::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
-    }
-    ended.write.close();
-  });
+  } process;
+  const int code = detail::spawn(process.child, arguments, folder,
+                                 {{STDOUT_FILENO, out.file.get()}, {STDERR_FILENO, err.file.get()}});
+  if (code != 0) process.child = -1;
+  if (code == ENOENT && std::filesystem::is_directory(folder.empty() ? "." : folder))
+    return {127, "", program + ": not found on PATH"};
+  if (code != 0) detail::throw_errno("run the program", program, code);
 
-  ChildResult result;
-  const auto drain = [&](detail::FileDescriptor& from, std::string& to) {
-    std::array<char, 16384> buffer;
-    const ssize_t count = ::read(from.get(), buffer.data(), buffer.size());
-    if (count > 0) to.append(buffer.data(), static_cast<std::size_t>(count));
-    if (count == 0 || (count < 0 && errno != EINTR && errno != EAGAIN)) from.close();
-    return count > 0;
-  };
-  const auto check_size = [&] {
-    if (result.out.size() + result.err.size() > max_output)
+  // WNOWAIT leaves the child unreaped, so its id stays ours until waitpid: kill never hits another.
+  for (bool running = true; running;) {
+    siginfo_t info{};
+    if (::waitid(P_PID, static_cast<id_t>(process.child), &info, WEXITED | WNOHANG | WNOWAIT) != 0 &&
+        errno != EINTR)
+      detail::throw_errno("learn the exit code of", program);
+    running = info.si_pid == 0;
+    if (out.size() + err.size() > max_output)
       throw Error("the program '" + program + "' printed more than " + std::to_string(max_output) +
                   " bytes and was killed");
-  };
-  ::fcntl(out.read.get(), F_SETFL, O_NONBLOCK);
-  ::fcntl(err.read.get(), F_SETFL, O_NONBLOCK);
-  for (bool running = true; running;) {
-    const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now()).count();
-    // poll ignores negative descriptors, so closed ends need no care.
-    std::array<pollfd, 3> waits{
-        {{ended.read.get(), POLLIN, 0}, {out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}}};
-    if (left > 0) ::poll(waits.data(), waits.size(), static_cast<int>(std::min<std::int64_t>(left, 1 << 30)));
-    if (waits[1].revents != 0) drain(out.read, result.out);
-    if (waits[2].revents != 0) drain(err.read, result.err);
-    running = waits[0].revents == 0;
-    if (running && left <= 0) {
+    if (running && std::chrono::steady_clock::now() >= until)
       throw DeadlineError("the program '" + program + "' did not end within " +
                           std::to_string(deadline.count()) + " ms and was killed");
-    }
-    check_size();
+    if (running) std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
-  // Ended: take what is still in the pipes, but don't wait for grandchildren that hold them open.
-  while (drain(out.read, result.out)) check_size();
-  while (drain(err.read, result.err)) check_size();
-  if (!process.reap()) detail::throw_errno("learn the exit code of", program);
-  result.exit_code = WIFEXITED(process.status) ? WEXITSTATUS(process.status) : 128 + WTERMSIG(process.status);
-  return result;
+  process.reap();
+  return {WIFEXITED(process.status) ? WEXITSTATUS(process.status) : 128 + WTERMSIG(process.status),
+          out.text(), err.text()};
 }
 
 }  // namespace dvla::io

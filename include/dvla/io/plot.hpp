@@ -3,10 +3,10 @@
 // can draw their own.
 #pragma once
 
-#include <charconv>
 #include <cmath>
 #include <optional>
 
+#include "dvla/core/text.hpp"
 #include "dvla/io/atomic_file.hpp"
 #include "dvla/io/child_process.hpp"
 
@@ -23,7 +23,6 @@ struct LineChart {
   std::string title, x_title, y_title;
   std::optional<std::pair<double, double>> y_range;  ///< {0, 1} for success rates
   std::vector<PlotSeries> series;
-  int width = 800, height = 480;  ///< pixels, 200..4000
 };
 
 struct LineChartFiles {
@@ -32,11 +31,7 @@ struct LineChartFiles {
 
 namespace detail {
 
-/// The shortest text that reads back as the same number; locale-free.
-inline std::string number_text(double value) {
-  std::array<char, 32> buffer{};
-  return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr};
-}
+using dvla::detail::number_text;
 
 /// `text` between `quote`s that are doubled inside: how gnuplot's single quotes and CSV's double quotes work.
 inline std::string quoted(const std::string& text, char quote) {
@@ -60,8 +55,6 @@ inline void check_chart(const LineChart& chart, const std::filesystem::path& svg
   check_text(chart.title, "title");
   check_text(chart.x_title, "x title");
   check_text(chart.y_title, "y title");
-  if (chart.width < 200 || chart.width > 4000 || chart.height < 200 || chart.height > 4000)
-    refuse("width and height must lie in 200..4000");
   if (chart.y_range && !(std::isfinite(chart.y_range->first) && std::isfinite(chart.y_range->second) &&
                          chart.y_range->first < chart.y_range->second))
     refuse("y_range must be two finite numbers, the lower one first");
@@ -97,17 +90,17 @@ inline std::string chart_script(const LineChart& chart, const std::string& csv_n
                                               "E69F00", "56B4E9", "000000"};
   // "./" first: gnuplot takes a name that begins with '<' or '|' for a command.
   std::string script = "# gnuplot -d " + quoted("./" + svg_name + ".gnuplot", '\'') + " > picture.svg\n";
-  script += "set terminal svg noenhanced size " + std::to_string(chart.width) + "," +
-            std::to_string(chart.height) +
-            " font 'DejaVu Sans,Helvetica,Arial,sans-serif,13' background '#ffffff' linewidth 1\n"
-            "set datafile separator comma\n"
-            "set border 3 linecolor rgb '#777777'\n"
-            "set tics nomirror out scale 0.6 textcolor rgb '#333333'\n"
-            "set grid linecolor rgb '#dddddd' linewidth 1 linetype 1 dashtype solid\n"
-            "set key outside bottom center horizontal reverse Left samplen 2 width 2 height 0.6 textcolor "
-            "rgb '#333333'\n"
-            "set lmargin 9\nset rmargin 4\n"
-            "set autoscale xfix\n";
+  script +=
+      "set terminal svg noenhanced size 800,480 font 'DejaVu Sans,Helvetica,Arial,sans-serif,13' background "
+      "'#ffffff' linewidth 1\n"
+      "set datafile separator comma\n"
+      "set border 3 linecolor rgb '#777777'\n"
+      "set tics nomirror out scale 0.6 textcolor rgb '#333333'\n"
+      "set grid linecolor rgb '#dddddd' linewidth 1 linetype 1 dashtype solid\n"
+      "set key outside bottom center horizontal reverse Left samplen 2 width 2 height 0.6 textcolor "
+      "rgb '#333333'\n"
+      "set lmargin 9\nset rmargin 4\n"
+      "set autoscale xfix\n";
   double widest = 0;
   for (const PlotSeries& series : chart.series)
     for (const double x : series.x) widest = std::max(widest, std::abs(x));

@@ -23,34 +23,28 @@ enum class RunFolderMode {
 
 /// The files of one run. Plain paths; making one creates <root>/<name>/ and checkpoint/ inside.
 struct RunFolder {
+  static constexpr const char* job_name = "job.txt";
+
   std::filesystem::path folder;
-  std::filesystem::path
-      events;  ///< a TensorBoard file that does not exist yet; each start of a run has its own
-  std::filesystem::path trace, success_svg, before_gif, after_gif, config, report, checkpoint;
-  std::filesystem::path job;  ///< names the job that writes here, for its own restarts
+  /// A TensorBoard file that does not exist yet; each start of a run has its own.
+  std::filesystem::path events{};
+  std::filesystem::path trace = folder / "trace.json", success_svg = folder / "success.svg",
+                        before_gif = folder / "before.gif", after_gif = folder / "after.gif",
+                        config = folder / "config.json", report = folder / "report.json",
+                        checkpoint = folder / "checkpoint";
+  std::filesystem::path job = folder / job_name;  ///< names the job that writes here, for its own restarts
 
   /// The recording of what was trained from that batch on.
   std::filesystem::path hand_overs(std::int64_t first_batch) const {
     return folder / ("hand_overs" + (first_batch > 0 ? "-" + std::to_string(first_batch) : "") + ".json");
   }
 
-  static constexpr const char* job_name = "job.txt";
-
   /// `name`: see check_run_name. Throws ConfigError for a bad name or a folder that `mode` does not allow,
   /// Error when the disk refuses.
   static RunFolder open(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
     namespace fs = std::filesystem;
     check_run_name(name);
-    RunFolder run;
-    run.folder = root / name;
-    run.trace = run.folder / "trace.json";
-    run.success_svg = run.folder / "success.svg";
-    run.before_gif = run.folder / "before.gif";
-    run.after_gif = run.folder / "after.gif";
-    run.config = run.folder / "config.json";
-    run.report = run.folder / "report.json";
-    run.checkpoint = run.folder / "checkpoint";
-    run.job = run.folder / job_name;
+    RunFolder run{root / name};
     try {
       const bool exists = fs::exists(fs::symlink_status(run.folder));
       if (exists && !fs::is_directory(run.folder))

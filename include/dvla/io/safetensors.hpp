@@ -8,6 +8,7 @@
 #include <concepts>
 #include <cstdio>
 #include <deque>
+#include <memory>
 #include <type_traits>
 
 #include "dvla/io/atomic_file.hpp"
@@ -22,20 +23,11 @@ constexpr Dtype dtype_of() {
   static_assert((std::is_arithmetic_v<T> && !std::same_as<T, bool> &&
                  !std::same_as<T, char>)&&!std::same_as<T, long double>,
                 "dtype_of<T>: T must be float, double or a sized integer");
-  if constexpr (std::same_as<T, double>)
-    return Dtype::F64;
-  else if constexpr (std::same_as<T, float>)
-    return Dtype::F32;
-  else if constexpr (std::is_signed_v<T>)
-    return sizeof(T) == 8   ? Dtype::I64
-           : sizeof(T) == 4 ? Dtype::I32
-           : sizeof(T) == 2 ? Dtype::I16
-                            : Dtype::I8;
-  else
-    return sizeof(T) == 8   ? Dtype::U64
-           : sizeof(T) == 4 ? Dtype::U32
-           : sizeof(T) == 2 ? Dtype::U16
-                            : Dtype::U8;
+  constexpr char kind = std::is_floating_point_v<T> ? 'F' : std::is_signed_v<T> ? 'I' : 'U';
+  Dtype dtype{};
+  while (dtype_name(dtype)[0] != kind || dtype_bytes(dtype) != sizeof(T))
+    dtype = static_cast<Dtype>(static_cast<int>(dtype) + 1);
+  return dtype;
 }
 
 /// A tensor inside a mapped file; valid while the SafetensorsFile lives. Row-major, contiguous.
@@ -80,7 +72,7 @@ class SafetensorsFile {
       throw FormatError("'" + path_.string() + "' is not a sound index of safetensors files: " + why);
     };
     const std::map<std::string, std::string> file_of = parse_safetensors_index(
-        {reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()}, path_.string());
+        {static_cast<const char*>(text.get()), text.get_deleter().size}, path_.string());
     std::set<std::string> files;
     for (const auto& [tensor, file] : file_of) files.insert(file);
     for (const std::string& file : files) {
@@ -125,7 +117,7 @@ class SafetensorsFile {
     const TensorInfo& info = *found->second.info;
     const File& file = files_[found->second.file];
     return {info.dtype, info.shape,
-            file.mapping.bytes().subspan(file.header.data_offset + info.begin, info.end - info.begin)};
+            bytes_of(file.mapping).subspan(file.header.data_offset + info.begin, info.end - info.begin)};
   }
 
   /// The elements, in place. Throws FormatError when the element type differs or the data is not aligned for
@@ -145,33 +137,14 @@ class SafetensorsFile {
   }
 
  private:
-  class Mapping {
-   public:
-    Mapping() = default;
-    Mapping(int descriptor, std::size_t size, const std::filesystem::path& path) : size_(size) {
-      if (size == 0) return;  // mmap refuses empty files; the parser says what is wrong with them.
-      address_ = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-      if (address_ == MAP_FAILED) {
-        address_ = nullptr;
-        detail::throw_errno("map", path);
-      }
-    }
-    Mapping(Mapping&& other) noexcept
-        : address_(std::exchange(other.address_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-    Mapping& operator=(Mapping&& other) noexcept {
-      std::swap(address_, other.address_);
-      std::swap(size_, other.size_);
-      return *this;
-    }
-    ~Mapping() {
-      if (address_ != nullptr) ::munmap(address_, size_);
-    }
-    std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(address_), size_}; }
-
-   private:
-    void* address_ = nullptr;
-    std::size_t size_ = 0;
+  struct Unmap {
+    std::size_t size;
+    void operator()(void* address) const { ::munmap(address, size); }
   };
+  using Mapping = std::unique_ptr<void, Unmap>;
+  static std::span<const std::byte> bytes_of(const Mapping& mapping) {
+    return {static_cast<const std::byte*>(mapping.get()), mapping.get_deleter().size};
+  }
 
   struct File {
     Mapping mapping;
@@ -192,11 +165,16 @@ class SafetensorsFile {
       throw FormatError("'" + path.string() + "' is not a sound safetensors file: it is " +
                         (S_ISDIR(status.st_mode) ? "a folder without model.safetensors or its index"
                                                  : "not a regular file"));
-    return Mapping(file.get(), static_cast<std::size_t>(status.st_size), path);
+    const auto size = static_cast<std::size_t>(status.st_size);
+    if (size == 0)
+      return Mapping(nullptr, {0});  // mmap refuses empty files; the parser says what is wrong with them.
+    void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (address == MAP_FAILED) detail::throw_errno("map", path);
+    return Mapping(address, {size});
   }
   void add(const std::filesystem::path& path) {
     Mapping mapping = map(path);
-    SafetensorsHeader header = parse_safetensors(mapping.bytes(), path.string());
+    SafetensorsHeader header = parse_safetensors(bytes_of(mapping), path.string());
     files_.push_back({std::move(mapping), std::move(header)});
   }
 

@@ -23,26 +23,14 @@ inline constexpr std::string_view index_suffix = ".index.json";
 /// FormatError, and nothing else but std::bad_alloc.
 inline std::map<std::string, std::string> parse_safetensors_index(std::string_view text,
                                                                   const std::string& label) {
-  using Json = nlohmann::json;
   const auto refuse = [&](const std::string& why) -> void {
     throw FormatError("'" + label + "' is not a sound index of safetensors files: " + why);
   };
   if (text.size() > max_safetensors_header_bytes) refuse("it has more than 100 MB");
-  std::string member, twice;
-  std::set<std::string> seen;
-  const auto look = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event != Json::parse_event_t::key) return true;
-    const auto& key = parsed.get_ref<const std::string&>();
-    if (depth == 1) member = key;
-    if (depth == 2 && member == "weight_map" && !seen.insert(key).second) twice = key;
-    return true;
-  };
-  const Json root = Json::parse(text, look, false);
-  if (root.is_discarded()) refuse("it is not valid JSON");
+  const nlohmann::json root = detail::parse_strictly(text, refuse);
   if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object() ||
       root["weight_map"].empty())
     refuse("it has no weight_map from tensors to files");
-  if (!twice.empty()) refuse("tensor " + detail::printable(twice) + " has two files");
   std::map<std::string, std::string> files;
   for (const auto& [tensor, value] : root["weight_map"].items()) {
     if (!value.is_string()) refuse("tensor " + detail::printable(tensor) + " has no file's name");

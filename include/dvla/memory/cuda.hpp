@@ -24,7 +24,6 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -33,7 +32,6 @@
 #include "dvla/core/device.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/memory/cuda_form.hpp"
-#include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/lane_stream.hpp"
 
 namespace dvla {
@@ -79,15 +77,13 @@ class CappedSegments {
   }
   PoolReport report() const {
     const std::scoped_lock lock(mutex_);
-    PoolReport report;
-    report.name = options_.name;
-    report.capacity = options_.bytes;
-    report.in_use = in_use_;
-    report.high_water = high_water_;
-    report.largest_free = options_.bytes - in_use_;
-    report.allocations = allocations_;
-    report.live = live_;
-    return report;
+    return {.name = options_.name,
+            .capacity = options_.bytes,
+            .in_use = in_use_,
+            .high_water = high_water_,
+            .largest_free = options_.bytes - in_use_,
+            .allocations = allocations_,
+            .live = live_};
   }
 
  private:
@@ -139,27 +135,15 @@ class CudaPool {
   bool in_place_ = true;
 };
 
-/// Host memory that the GPU copies from and to by itself, as long as this lives.
-class PinnedRegion {
- public:
-  explicit PinnedRegion(std::span<std::byte> region) : region_(region) {
-    check_cuda(cudaHostRegister(region.data(), region.size(), cudaHostRegisterPortable),
-               "pinning " + std::to_string(region.size()) + " bytes of the environment pool");
-  }
-  ~PinnedRegion() { (void)cudaHostUnregister(region_.data()); }
-  PinnedRegion(const PinnedRegion&) = delete;
-  PinnedRegion& operator=(const PinnedRegion&) = delete;
-
- private:
-  std::span<std::byte> region_;
-};
-
 class CudaPools final : public DevicePools {
  public:
-  CudaPools(const std::vector<DevicePoolOptions>& options, std::span<std::byte> pinned) : one_(live_) {
+  /// `pinned`: host memory that the GPU copies from and to by itself, as long as this lives.
+  CudaPools(const std::vector<DevicePoolOptions>& options, std::span<std::byte> pinned) {
     at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
     const c10::cuda::CUDAGuard guard(cuda_device());
-    pinned_.emplace(pinned);
+    check_cuda(cudaHostRegister(pinned.data(), pinned.size(), cudaHostRegisterPortable),
+               "pinning " + std::to_string(pinned.size()) + " bytes of the environment pool");
+    pinned_ = {pinned.data(), [](void* region) { (void)cudaHostUnregister(region); }};
     for (const DevicePoolOptions& pool : options) pools_.push_back(std::make_unique<CudaPool>(pool));
   }
   /// Models have gone before. cuBLAS keeps workspaces, which came from the pools.
@@ -176,22 +160,16 @@ class CudaPools final : public DevicePools {
 
  private:
   /// Streams belong to the process, so two of these would take each other's tensors.
-  struct One {
-    explicit One(std::atomic<bool>& which) : live(which) {
-      if (live.exchange(true))
-        throw Error(
-            "CUDA pools: this process has such pools already; there is one set in a process, so end the "
-            "other run first");
-    }
-    ~One() { live = false; }
-    One(const One&) = delete;
-    One& operator=(const One&) = delete;
-    std::atomic<bool>& live;
-  };
+  static std::shared_ptr<void> only_one() {
+    if (live_.exchange(true))
+      throw Error(
+          "CUDA pools: this process has such pools already; there is one set in a process, so end the "
+          "other run first");
+    return {nullptr, [](void*) { live_ = false; }};
+  }
   inline static std::atomic<bool> live_{false};
 
-  One one_;
-  std::optional<PinnedRegion> pinned_;
+  std::shared_ptr<void> only_ = only_one(), pinned_;
   std::vector<std::unique_ptr<CudaPool>> pools_;
 };
 

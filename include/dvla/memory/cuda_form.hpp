@@ -11,12 +11,29 @@
 
 #include "dvla/core/device.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/memory/host_pool.hpp"
 #include "dvla/memory/memory_knobs.hpp"
 
 namespace dvla {
 
-struct DevicePoolOptions;
-class DevicePools;
+/// One pool of device memory.
+struct DevicePoolOptions {
+  std::string name;         ///< in errors and reports: "CUDA model pool"
+  std::size_t bytes = 0;    ///< the bound
+  std::string knob;         ///< what raises the bound: "--cuda-model-pool-mib"
+  bool environment = true;  ///< it holds what comes from environments and goes back: observations, noise,
+                            ///< gradients of outputs
+  bool model = true;        ///< it holds all other tensors: parameters, gradients, activations, workspaces
+};
+
+/// The CUDA form of the two pools. Paper: "dual-pool VRAM".
+class DevicePools {
+ public:
+  virtual ~DevicePools() = default;
+  /// One entry a pool. `in_use` is what the pool has taken from the GPU, tensors and free blocks between
+  /// them.
+  virtual std::vector<PoolReport> report() const = 0;
+};
 
 /// What a program that was built with CUDA can do (memory/cuda.hpp).
 class CudaForm {

@@ -5,13 +5,15 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/process_limits.hpp"
+#include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/descriptors.hpp"
-#include "dvla/memory/device_pools.hpp"
 #include "dvla/memory/environment_pool.hpp"
 #include "dvla/memory/memory_knobs.hpp"
 #include "dvla/memory/model_pool.hpp"
@@ -32,39 +34,53 @@ inline std::size_t host_pool_bytes(std::int64_t mib, Device device, const char* 
   if (mib != 0) return pool_bytes(mib, knob);
   return device == Device::cpu ? static_cast<std::size_t>(usable_memory_bytes()) : std::size_t{1} << 30;
 }
-}  // namespace detail
 
-/// Thread-safe after construction. Both pools live as long as this; what is placed in them must go first,
+/// What the memory policies are made of: one pool for both, or the environment's and the model's, and those of
+/// the device. Thread-safe after construction. Pools live as long as this; what is placed in them must go first,
 /// except tensors (TorchAllocator).
-class DualPoolMachinery {
+class Pools {
  public:
-  explicit DualPoolMachinery(const MemoryKnobs& knobs)
-      : environment_(
-            detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device, "--environment-pool-mib")),
-        model_(detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib")),
-        device_(detail::make_device_pools(
-            knobs.device,
-            {{.name = "CUDA environment pool",
-              .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib"),
-              .knob = "--cuda-environment-pool-mib",
-              .model = false},
-             {.name = "CUDA model pool",
-              .bytes = detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
-              .knob = "--cuda-model-pool-mib",
-              .environment = false}},
-            environment_.region())) {}
-
-  HostPool& environment() { return environment_; }
-  HostPool& model() { return model_; }
+  HostPool& environment() { return *host_.front(); }
+  HostPool& model() { return *host_.back(); }
   /// One entry a pool.
   std::vector<PoolReport> report() const {
-    return detail::joined_reports({environment_.report(), model_.report()}, device_);
+    std::vector<PoolReport> all;
+    for (const auto& pool : host_) all.push_back(pool->report());
+    if (device_)
+      for (PoolReport& report : device_->report()) all.push_back(std::move(report));
+    return all;
+  }
+
+ protected:
+  Pools(std::initializer_list<PoolOptions> host, Device device,
+        const std::vector<DevicePoolOptions>& on_device) {
+    for (const PoolOptions& options : host) host_.push_back(std::make_unique<HostPool>(options));
+    check_device(device);
+    if (device != Device::cpu) device_ = cuda_form.load()->make_pools(on_device, environment().region());
   }
 
  private:
-  EnvironmentPool environment_;
-  ModelPool model_;
+  std::vector<std::unique_ptr<HostPool>> host_;
   std::unique_ptr<DevicePools> device_;
+};
+}  // namespace detail
+
+class DualPoolMachinery : public detail::Pools {
+ public:
+  explicit DualPoolMachinery(const MemoryKnobs& knobs)
+      : Pools({EnvironmentPool::options(detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
+                                                                "--environment-pool-mib")),
+               ModelPool::options(
+                   detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib"))},
+              knobs.device,
+              {{.name = "CUDA environment pool",
+                .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib"),
+                .knob = "--cuda-environment-pool-mib",
+                .model = false},
+               {.name = "CUDA model pool",
+                .bytes = detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
+                .knob = "--cuda-model-pool-mib",
+                .environment = false}}) {}
 };
 
 template <class Pipeline>

@@ -11,9 +11,10 @@ namespace dvla {
 
 class EnvironmentPool : public HostPool {
  public:
-  explicit EnvironmentPool(std::size_t bytes)
-      : HostPool(
-            {.name = "environment pool", .bytes = bytes, .knob = "--environment-pool-mib", .shared = true}) {}
+  explicit EnvironmentPool(std::size_t bytes) : HostPool(options(bytes)) {}
+  static PoolOptions options(std::size_t bytes) {
+    return {.name = "environment pool", .bytes = bytes, .knob = "--environment-pool-mib", .shared = true};
+  }
 };
 
 }  // namespace dvla

@@ -110,18 +110,15 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
 
   PoolReport report() const {
     const std::scoped_lock lock(mutex_);
-    PoolReport report;
-    report.name = options_.name;
-    report.capacity = count_ * granule;
-    report.in_use = in_use_ * granule;
-    report.high_water = high_water_ * granule;
-    report.largest_free = largest_free() * granule;
-    if (in_use_ < count_)
-      report.fragmentation =
-          1.0 - static_cast<double>(largest_free()) / static_cast<double>(count_ - in_use_);
-    report.allocations = allocations_;
-    report.live = live_;
-    return report;
+    const std::size_t largest = largest_free(), free = count_ - in_use_;
+    return {.name = options_.name,
+            .capacity = count_ * granule,
+            .in_use = in_use_ * granule,
+            .high_water = high_water_ * granule,
+            .largest_free = largest * granule,
+            .fragmentation = free > 0 ? 1.0 - static_cast<double>(largest) / static_cast<double>(free) : 0,
+            .allocations = allocations_,
+            .live = live_};
   }
 
  private:

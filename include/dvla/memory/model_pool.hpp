@@ -10,8 +10,10 @@ namespace dvla {
 
 class ModelPool : public HostPool {
  public:
-  explicit ModelPool(std::size_t bytes)
-      : HostPool({.name = "model pool", .bytes = bytes, .knob = "--model-pool-mib"}) {}
+  explicit ModelPool(std::size_t bytes) : HostPool(options(bytes)) {}
+  static PoolOptions options(std::size_t bytes) {
+    return {.name = "model pool", .bytes = bytes, .knob = "--model-pool-mib"};
+  }
 };
 
 }  // namespace dvla

@@ -3,38 +3,25 @@
 // DualPoolMachinery.
 #pragma once
 
-#include <memory>
-#include <vector>
-
 #include "dvla/core/machinery.hpp"
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/dual_pool.hpp"
 
 namespace dvla {
 
-class SinglePoolMachinery {
+class SinglePoolMachinery : public detail::Pools {
  public:
   explicit SinglePoolMachinery(const MemoryKnobs& knobs)
-      : pool_({.name = "single pool",
-               .bytes = detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
-                                                "--environment-pool-mib") +
-                        detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib"),
-               .knob = "--environment-pool-mib or --model-pool-mib"}),
-        device_(detail::make_device_pools(
-            knobs.device,
-            {{.name = "CUDA pool",
-              .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib") +
-                       detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
-              .knob = "--cuda-environment-pool-mib or --cuda-model-pool-mib"}},
-            pool_.region())) {}
-
-  HostPool& environment() { return pool_; }
-  HostPool& model() { return pool_; }
-  std::vector<PoolReport> report() const { return detail::joined_reports({pool_.report()}, device_); }
-
- private:
-  HostPool pool_;
-  std::unique_ptr<DevicePools> device_;
+      : Pools({{.name = "single pool",
+                .bytes = detail::host_pool_bytes(knobs.environment_pool_mib, knobs.device,
+                                                 "--environment-pool-mib") +
+                         detail::host_pool_bytes(knobs.model_pool_mib, knobs.device, "--model-pool-mib"),
+                .knob = "--environment-pool-mib or --model-pool-mib"}},
+              knobs.device,
+              {{.name = "CUDA pool",
+                .bytes = detail::pool_bytes(knobs.cuda_environment_pool_mib, "--cuda-environment-pool-mib") +
+                         detail::pool_bytes(knobs.cuda_model_pool_mib, "--cuda-model-pool-mib"),
+                .knob = "--cuda-environment-pool-mib or --cuda-model-pool-mib"}}) {}
 };
 
 template <class Pipeline>

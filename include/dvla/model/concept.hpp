@@ -206,8 +206,8 @@ inline void check_devices(const ObservationSpec& given, std::string_view environ
   const auto check = [&](const std::string& field, Device lies) {
     if (lies != read)
       throw ConfigError("the environment " + std::string(environment) + " gives " + field + " on " +
-                        device_name(lies) + ", and the model " + std::string(model) + " reads it on " +
-                        device_name(read) + "; choose others of one device");
+                        enum_name(lies) + ", and the model " + std::string(model) + " reads it on " +
+                        enum_name(read) + "; choose others of one device");
   };
   for (const CameraSpec& camera : given.cameras)
     check("the frames of its camera '" + camera.name + "'", camera.device);

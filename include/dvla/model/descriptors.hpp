@@ -12,7 +12,6 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
-#include "dvla/pipeline/mistake.hpp"
 
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
@@ -82,15 +81,10 @@ struct Pi05 {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Pi05";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: Pi05 is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("Pi05",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 /// OpenVLA-OFT: parallel decoding of action tokens. Declared, not built in this version.
@@ -98,15 +92,10 @@ struct OpenVLAOFT {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "OpenVLAOFT";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: OpenVLAOFT is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("OpenVLAOFT",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 /// SmolVLA: a small flow-matching VLA. Declared, not built in this version.
@@ -114,16 +103,11 @@ struct SmolVLA {
   using slot = model_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "SmolVLA";
-  static constexpr bool built = false;
   static constexpr bool takes_adapters = true;
   static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
-  template <bool Never>
-  struct missing {
-    static_assert(Never,
-                  "dvla: SmolVLA is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
-  };
+  DVLA_NOT_BUILT("SmolVLA",
+                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
 };
 
 namespace detail {
@@ -160,10 +144,9 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
 namespace detail {
 /// Whether a model declares its linear layers by name, so that adapters can stand beside them.
 template <class Policy>
-inline constexpr bool takes_adapters = [] {
-  if constexpr (requires { Policy::takes_adapters; }) return static_cast<bool>(Policy::takes_adapters);
-  return false;
-}();
+inline constexpr bool takes_adapters = requires {
+  requires static_cast<bool>(Policy::takes_adapters);
+};
 template <class Model>
 struct lora_knobs {
   using type = NoKnobs;
@@ -194,9 +177,19 @@ struct missing_of_lora<Model, Never> {
 template <class Model>
 struct LoRA {
   using slot = model_slot;
-  using mistake = std::conditional_t<!PolicyFor<Model, model_slot>, dvla::mistake::not_a_model<Model>,
-                                     std::conditional_t<detail::takes_adapters<Model>, dvla::mistake::none,
-                                                        dvla::mistake::takes_no_adapters<Model>>>;
+  static consteval bool is_sound() {
+    if constexpr (!PolicyFor<Model, model_slot>)
+      static_assert(detail::never<Model>,
+                    "dvla: LoRA<Model> wraps a model, and this is none: write LoRA<TinyVLA<>>, for example");
+    else if constexpr (!detail::takes_adapters<Model>)
+      static_assert(
+          detail::never<Model>,
+          "dvla: LoRA<Model> wraps a model that declares its linear layers by name (model/parameters.hpp) "
+          "and says so by `static constexpr bool takes_adapters = true;`, and this one does not");
+    else
+      return true;
+    return false;
+  }
   using knobs = typename detail::lora_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr bool takes_value_head = detail::takes_value_head<Model>;
@@ -253,10 +246,25 @@ struct missing_of_value<Model, Never> {
 template <class Model>
 struct WithValue {
   using slot = model_slot;
-  using mistake = dvla::mistake::first<
-      dvla::mistake::when<!PolicyFor<Model, model_slot>, dvla::mistake::value_head_of_no_model<Model>>,
-      dvla::mistake::when<detail::has_value_head<Model>, dvla::mistake::has_a_value_head_already<Model>>,
-      dvla::mistake::when<!detail::takes_value_head<Model>, dvla::mistake::takes_no_value_head<Model>>>;
+  static consteval bool is_sound() {
+    if constexpr (!PolicyFor<Model, model_slot>)
+      static_assert(
+          detail::never<Model>,
+          "dvla: WithValue<Model> wraps a model, and this is none: write WithValue<TinyVLA<>>, for example");
+    else if constexpr (detail::has_value_head<Model>)
+      static_assert(detail::never<Model>,
+                    "dvla: WithValue<Model> gives a model a value head, and this one has one already; name it "
+                    "without WithValue");
+    else if constexpr (!detail::takes_value_head<Model>)
+      static_assert(
+          detail::never<Model>,
+          "dvla: WithValue<Model> wraps a model that makes a value head where ModelInputs::value_head asks for one "
+          "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool takes_value_head = true;`, and "
+          "this one does not");
+    else
+      return true;
+    return false;
+  }
   using knobs = typename detail::value_knobs<Model>::type;
   static constexpr bool runs_on_cuda = detail::runs_on_cuda<Model>;
   static constexpr bool takes_adapters = detail::takes_adapters<Model>;

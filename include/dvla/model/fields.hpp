@@ -26,7 +26,7 @@ at::Tensor tensor_of(const Field<Element>& field) {
                 "dvla: tensor_of takes fields of float, std::int32_t and std::uint8_t");
   if (field.device() != Device::cpu)
     throw Error(std::string("tensor_of reads fields on cpu, and this one lies on ") +
-                device_name(field.device()));
+                enum_name(field.device()));
   constexpr at::ScalarType type = std::same_as<Element, float>          ? at::kFloat
                                   : std::same_as<Element, std::int32_t> ? at::kInt
                                                                         : at::kByte;

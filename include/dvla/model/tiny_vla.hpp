@@ -90,9 +90,7 @@ class TinyVlaModel {
                   std::to_string(values_a_row()) + "]");
     }
     network_.parameters().call_begins();
-    // All of them are read in place.
-    const auto prefix =
-        network_.prefix(observation, std::ssize(rows) == n ? std::span<const std::int64_t>{} : rows);
+    const auto prefix = network_.prefix(observation, rows);
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
       output = device_.download(network_.queries(prefix, std::ssize(rows), noise, times), downloaded_);

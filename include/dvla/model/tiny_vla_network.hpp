@@ -17,12 +17,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/tanh.h>
@@ -96,8 +92,7 @@ class TinyVlaNetwork {
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
 
-  /// `rows` empty: all n rows of `observation` in order, read in place (n a multiple of 8, 16 or more;
-  /// otherwise proprioception is copied). Otherwise those rows, gathered.
+  /// Of these rows of `observation`.
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     parameters_.before(0);
     PrefixState state = embed_prefix(observation, rows);
@@ -328,9 +323,9 @@ class TinyVlaNetwork {
   std::size_t value_unit() const { return blocks_.size() + 2; }
 
   PrefixState embed_prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const Observation& given = checked(observation);
-    const at::Tensor choice = instruction_choice(given, rows);
-    at::Tensor x = observation_tokens(given, rows);
+    check(observation);
+    const at::Tensor choice = instruction_choice(observation, rows);
+    at::Tensor x = observation_tokens(observation, rows);
     return {choice, at::embedding(word_embedding_, words_) + word_position_, x};
   }
   /// Keys and values of block i, for the queries; `state` becomes what the next block sees of the prefix.
@@ -404,11 +399,9 @@ class TinyVlaNetwork {
 
   /// One row of 0 and a 1 for each observation: as a matrix product, choosing an instruction costs nothing.
   at::Tensor instruction_choice(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const std::int64_t n = row_count(observation, rows);
-    at::Tensor choice = at::zeros({padded(n), words_.size(0)}, device_.host());
+    at::Tensor choice = at::zeros({padded(std::ssize(rows)), words_.size(0)}, device_.host());
     float* out = choice.mutable_data_ptr<float>();
-    for (std::int64_t i = 0; i < n; ++i, out += words_.size(0)) {
-      const std::int64_t row = rows.empty() ? i : rows[static_cast<std::size_t>(i)];
+    for (const std::int64_t row : rows) {
       if (row < 0 || row >= observation.instruction.count()) {
         throw Error("TinyVLA: row " + std::to_string(row) + " was asked for, but the batch has " +
                     std::to_string(observation.instruction.count()) + " rows");
@@ -419,55 +412,41 @@ class TinyVlaNetwork {
                     ", but the environment's table has " + std::to_string(words_.size(0)));
       }
       out[which] = 1;
+      out += words_.size(0);
     }
     return device_.upload(choice).to(precision());
   }
 
   /// Tokens of proprioception and of all cameras' patches, [n, P, d]. Rows were checked before.
   at::Tensor observation_tokens(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const std::int64_t n = row_count(observation, rows);
+    const std::int64_t n = padded(std::ssize(rows));
     std::vector<at::Tensor> parts;
     if (spec_.proprioception > 0) {
-      const at::Tensor values = proprioception(observation.proprioception, rows, n).to(precision());
-      parts.push_back(proprioception_(values).view({padded(n), proprioception_tokens, width_}));
+      at::Tensor values = at::zeros({n, spec_.proprioception}, device_.host());
+      float* out = values.mutable_data_ptr<float>();
+      for (const std::int64_t row : rows) {
+        const std::span<const float> numbers = observation.proprioception.at(row).span();
+        out = std::copy(numbers.begin(), numbers.end(), out);
+      }
+      values = device_.upload(values).to(precision());
+      parts.push_back(proprioception_(values).view({n, proprioception_tokens, width_}));
     }
     for (std::size_t i = 0; i < spec_.cameras.size(); ++i) {
-      const at::Tensor pixels = patch_pixels(observation.frames.at(i), spec_.cameras[i], rows, n);
+      const at::Tensor pixels = patch_pixels(observation.frames.at(i), spec_.cameras[i], rows);
       parts.push_back(patch_embedding_.at(i)(pixels.to(precision())) + patch_position_.at(i));
     }
     return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
   }
 
-  /// [n, proprioception values].
-  at::Tensor proprioception(const Field<float>& field, std::span<const std::int64_t> rows,
-                            std::int64_t n) const {
-    if (device_.apart()) {  // gathered where the GPU can fetch it
-      at::Tensor values = at::zeros({padded(n), spec_.proprioception}, device_.host());
-      float* out = values.mutable_data_ptr<float>();
-      for (std::int64_t i = 0; i < n; ++i, out += spec_.proprioception)
-        std::copy_n(
-            field.data() + (rows.empty() ? i : rows[static_cast<std::size_t>(i)]) * spec_.proprioception,
-            spec_.proprioception, out);
-      return device_.upload(values);
-    }
-    at::Tensor values = at::from_blob(field.data(), {field.extents()[0], spec_.proprioception}, at::kFloat);
-    if (!rows.empty()) {
-      auto* first = const_cast<std::int64_t*>(rows.data());  // from_blob has no const form; only read
-      values = at::index_select(values, 0, at::from_blob(first, {n}, at::kLong));
-    }
-    if (padded(n) != n) values = at::constant_pad_nd(values, {0, 0, 0, padded(n) - n});
-    return values;
-  }
-
   /// Frames as rows of patches, [n, patches, patch * patch * 3], scaled from [0, 255] to [-1, 1].
   at::Tensor patch_pixels(const Field<std::uint8_t>& frames, const CameraSpec& camera,
-                          std::span<const std::int64_t> rows, std::int64_t n) const {
-    at::Tensor pixels = at::empty({padded(n), patches(camera), patch_features()}, device_.host());
+                          std::span<const std::int64_t> rows) const {
+    at::Tensor pixels =
+        at::empty({padded(std::ssize(rows)), patches(camera), patch_features()}, device_.host());
     float* out = pixels.mutable_data_ptr<float>();
     const std::int64_t line = std::int64_t{3} * camera.width, part = std::int64_t{3} * patch_;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::uint8_t* frame =
-          frames.data() + (rows.empty() ? i : rows[static_cast<std::size_t>(i)]) * camera.height * line;
+    for (const std::int64_t row : rows) {
+      const std::uint8_t* frame = frames.data() + row * camera.height * line;
       for (std::int64_t top = 0; top < camera.height; top += patch_) {
         for (std::int64_t left = 0; left < line; left += part) {
           for (std::int64_t y = top; y < top + patch_; ++y, out += part) {
@@ -499,17 +478,13 @@ class TinyVlaNetwork {
     return device_.upload(features).to(precision());
   }
 
-  static std::int64_t row_count(const Observation& observation, std::span<const std::int64_t> rows) {
-    return rows.empty() ? observation.instruction.count() : std::ssize(rows);
-  }
-
   /// Rows that the network runs for n: matrix products round differently for fewer than 16 rows, or for
   /// counts that threads can't share evenly, and the ratio of sampler and trainer must be 1 whatever their
   /// batch sizes. The added rows are zeros; their outputs are dropped.
   static std::int64_t padded(std::int64_t n) { return std::max<std::int64_t>(16, (n + 7) / 8 * 8); }
 
-  /// The observation, if it has the extents that the model was built for.
-  const Observation& checked(const Observation& observation) const {
+  /// Throws Error unless it has the extents that the model was built for.
+  void check(const Observation& observation) const {
     const std::int64_t n = observation.instruction.count();
     const auto need = [](bool holds, const std::string& what) {
       if (!holds)
@@ -524,7 +499,6 @@ class TinyVlaNetwork {
       need(observation.frames.at(i).extents() == Extents{n, camera.height, camera.width, 3},
            "frames of camera '" + camera.name + "'");
     }
-    return observation;
   }
 
   /// Of the largest matrix, where products of bfloat16 are made in float32.

@@ -10,7 +10,7 @@
 
 #include "dvla/pipeline/job.hpp"
 #include "dvla/placement/group.hpp"
-#include "dvla/placement/nccl_form.hpp"
+#include "dvla/placement/make_group.hpp"
 
 namespace dvla {
 

@@ -245,5 +245,6 @@ class Adaptation {
 
 }  // namespace dvla
 
+BOOST_HANA_ADAPT_STRUCT(dvla::Look, batch, shares, times, next);
 BOOST_HANA_ADAPT_STRUCT(dvla::Shares, rollouts, actors, sampling_threads, training_threads, groups);
 BOOST_HANA_ADAPT_STRUCT(dvla::detail::SharesDecided, stretch, shares);

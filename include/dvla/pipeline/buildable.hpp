@@ -1,6 +1,6 @@
 // buildable<Pipeline>(): whether the machinery of every policy is included and keeps its contract. Asked
-// before anything of a run is instantiated, so that what is missing is one error with one sentence. Converts
-// to true, or is that error and converts to false.
+// before anything of a run is instantiated, so that what is missing is one error with one sentence. True,
+// or that error and false.
 #pragma once
 
 #include <concepts>
@@ -17,114 +17,123 @@
 #include "dvla/handoff/token.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/pipeline/composition.hpp"
-#include "dvla/pipeline/mistake.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/sharding/concept.hpp"
 #include "dvla/trace/recorder.hpp"
 
 namespace dvla {
 
-// The compiler's own note below each of these sentences quotes the member that the concept asks for in vain.
-namespace mistake {
-
-template <class Environment>
-struct environment_lacks_a_member {
-  static_assert(EnvironmentMachinery<Environment>,
-                "dvla: the environment lacks a member, or has it with other types, that EnvironmentMachinery "
-                "asks for (environment/concept.hpp); the note below names it");
-};
-
-template <class Model>
-struct model_lacks_a_member {
-  static_assert(ModelMachinery<Model>,
-                "dvla: the model lacks a member, or has it with other types, that ModelMachinery asks for "
-                "(model/concept.hpp); the note below names it");
-};
-
-template <class Weights, class Model>
-struct sharding_lacks_a_member {
-  static_assert(ShardingMachinery<Weights, Model>,
-                "dvla: the sharding lacks a member, or has it with other types, that ShardingMachinery asks "
-                "for (sharding/concept.hpp); the note below names it");
-};
-
-}  // namespace mistake
-
 namespace detail {
 
-/// Of a policy whose machinery is not included, its own sentence.
-template <class Policy, class Machinery>
-struct not_included : std::type_identity<mistake::none> {};
-template <class Policy>
-struct not_included<Policy, no_machinery> : std::type_identity<typename Policy::template missing<false>> {};
+/// Those of the policies whose machinery is not included.
+template <class Pipeline, class... Policies>
+auto left_out(list<Policies...>) -> decltype((
+    list<>{} + ... +
+    std::conditional_t<std::is_same_v<typename machinery<Policies, Pipeline>::type, no_machinery>,
+                       list<Policies>, list<>>{}));
+template <class Pipeline, class Policies>
+using left_out_t = decltype(left_out<Pipeline>(Policies{}));
 
-template <class P, class Trace>
-struct environment_check {
-  using Policy = typename P::environment;
-  using Knobs = knobs_t<Policy>;
-  using Environment = typename machinery<Policy, P>::type;
-  using type = mistake::first<
-      typename not_included<Policy, Environment>::type,
-      mistake::when<!EnvironmentMachinery<Environment>, mistake::environment_lacks_a_member<Environment>>,
-      mistake::when<!std::constructible_from<Environment, const Knobs&, std::pmr::memory_resource&>,
-                    mistake::environment_has_no_such_constructor<Environment, Knobs>>>;
-};
+consteval bool none_left_out(list<>) { return true; }
+/// The first policy's own sentence is the error.
+template <class First, class... Rest>
+consteval bool none_left_out(list<First, Rest...>) {
+  struct sentence : First::template missing<false> {};
+  return false;
+}
 
-template <class P, class Trace>
-struct model_check {
-  using Policy = typename P::model;
-  using Knobs = knobs_t<Policy>;
-  using Model = typename machinery<Policy, P>::type;
-  using type = mistake::first < typename not_included<Policy, Model>::type, mistake::when < !requires {
-    typename Model::Decision;
-  }
-  , mistake::model_has_no_decision < Model >>, mistake::when < !requires {
-    requires Record<typename Model::Decision>;
-  }
-  , mistake::decision_is_not_reflected < Model >>, mistake::when < !requires(const Knobs& knobs) {
-    std::int64_t{knobs.chunk};
-  }
-  , mistake::model_knobs_lack_chunk < Policy, Knobs >>,
-      mistake::when<!std::constructible_from<Model, const Knobs&, const ModelInputs&, std::uint64_t>,
-                    mistake::model_has_no_such_constructor<Model, Knobs>>,
-      mistake::when<!std::constructible_from<Model, const Model&, ShareFrozen>,
-                    mistake::model_shares_nothing<Model>>,
-      mistake::when < !ModelMachinery<Model>, mistake::model_lacks_a_member < Model >>>
-      ;
-};
+// As those of composition.hpp. Where a concept stands in a static_assert, the compiler's own note below the
+// sentence quotes the member that it asks for in vain.
 
-template <class P, class Policies = typename P::policies>
-struct every_policy;
-template <class P, class... Policies>
-struct every_policy<P, list<Policies...>> {
-  using not_included =
-      mistake::first<typename detail::not_included<Policies, typename machinery<Policies, P>::type>::type...>;
-};
-template <class P, class Trace>
-struct headers_check : std::type_identity<typename every_policy<P>::not_included> {};
+template <class Pipeline>
+consteval bool environment_is_sound() {
+  using Environment = typename machinery<typename Pipeline::environment, Pipeline>::type;
+  using Knobs = knobs_t<typename Pipeline::environment>;
+  if constexpr (!none_left_out(left_out_t<Pipeline, list<typename Pipeline::environment>>{}))
+    return false;
+  else if constexpr (!EnvironmentMachinery<Environment>)
+    static_assert(
+        EnvironmentMachinery<Environment>,
+        "dvla: the environment lacks a member, or has it with other types, that EnvironmentMachinery "
+        "asks for (environment/concept.hpp); the note below names it");
+  else if constexpr (!std::constructible_from<Environment, const Knobs&, std::pmr::memory_resource&>)
+    static_assert(
+        never<Environment, Knobs>,
+        "dvla: a run makes this environment with (const Knobs&, std::pmr::memory_resource&), and it has "
+        "no such constructor; add it (docs/slots/environment.md)");
+  else
+    return true;
+  return false;
+}
 
-template <class P, class Trace>
-struct sharding_check {
-  using Model = machinery_t<typename P::model, P>;
-  using Weights = machinery_t<typename P::sharding, P>;
-  using type =
-      mistake::when<!ShardingMachinery<Weights, Model>, mistake::sharding_lacks_a_member<Weights, Model>>;
-};
+template <class Pipeline>
+consteval bool model_is_sound() {
+  using Model = typename machinery<typename Pipeline::model, Pipeline>::type;
+  using Knobs = knobs_t<typename Pipeline::model>;
+  if constexpr (!none_left_out(left_out_t<Pipeline, list<typename Pipeline::model>>{}))
+    return false;
+  else if constexpr (!requires { typename Model::Decision; })
+    static_assert(never<Model>,
+                  "dvla: the model has no `Decision`, the record from which a sample's log-probability is "
+                  "computed again (model/concept.hpp)");
+  else if constexpr (!Record<typename Model::Decision>)
+    static_assert(
+        never<Model>,
+        "dvla: the model's Decision is not reflected; add BOOST_HANA_ADAPT_STRUCT(Decision, members...) "
+        "after the struct (core/record.hpp)");
+  else if constexpr (!requires(const Knobs& knobs) { std::int64_t{knobs.chunk}; })
+    static_assert(
+        never<Model, Knobs>,
+        "dvla: a run reads the number of actions a decision from the model's knob `chunk`, and this "
+        "model's knobs have none; add `int chunk = 1;` to them (docs/slots/model.md)");
+  else if constexpr (!std::constructible_from<Model, const Knobs&, const ModelInputs&, std::uint64_t>)
+    static_assert(
+        never<Model, Knobs>,
+        "dvla: a run makes this model with (const Knobs&, const dvla::ModelInputs&, std::uint64_t seed), "
+        "and it has no such constructor; add it (docs/slots/model.md)");
+  else if constexpr (!std::constructible_from<Model, const Model&, ShareFrozen>)
+    static_assert(
+        never<Model>,
+        "dvla: a run copies this model to sample from, and it has no constructor (const Model& original, "
+        "dvla::ShareFrozen); add it, or `using Base::Base;` where a base has it (model/concept.hpp)");
+  else if constexpr (!ModelMachinery<Model>)
+    static_assert(ModelMachinery<Model>,
+                  "dvla: the model lacks a member, or has it with other types, that ModelMachinery asks for "
+                  "(model/concept.hpp); the note below names it");
+  else
+    return true;
+  return false;
+}
 
-template <class P, class Trace>
-struct algorithm_check {
-  using Policy = typename P::algorithm;
-  using Knobs = knobs_t<Policy>;
-  using Model = machinery_t<typename P::model, P>;
-  using Weights = machinery_t<typename P::sharding, P>;
-  using Algorithm = machinery_t<Policy, P>;
-  using type = mistake::first<mistake::when<!ConstructibleAlgorithm<Algorithm, Knobs>,
-                                            mistake::algorithm_has_no_such_constructor<Policy, Knobs>>,
-                              mistake::when<!UpdatingAlgorithm<Algorithm, Model, Weights, Trace>,
-                                            mistake::algorithm_has_no_update<Policy>>,
-                              mistake::when<!AlgorithmMachinery<Algorithm, Knobs, Model, Weights, Trace>,
-                                            mistake::update_returns_no_stats<Policy>>>;
-};
+template <class Pipeline, class Trace>
+consteval bool training_is_sound() {
+  using Knobs = knobs_t<typename Pipeline::algorithm>;
+  using Model = machinery_t<typename Pipeline::model, Pipeline>;
+  using Weights = machinery_t<typename Pipeline::sharding, Pipeline>;
+  using Algorithm = machinery_t<typename Pipeline::algorithm, Pipeline>;
+  if constexpr (!ShardingMachinery<Weights, Model>)
+    static_assert(
+        ShardingMachinery<Weights, Model>,
+        "dvla: the sharding lacks a member, or has it with other types, that ShardingMachinery asks "
+        "for (sharding/concept.hpp); the note below names it");
+  else if constexpr (!ConstructibleAlgorithm<Algorithm, Knobs>)
+    static_assert(
+        never<Algorithm, Knobs>,
+        "dvla: a run makes this algorithm with (knobs, dvla::BatchShape, std::int64_t action dimensions, "
+        "std::uint64_t seed), and it has no such constructor; add it (algorithm/concept.hpp)");
+  else if constexpr (!UpdatingAlgorithm<Algorithm, Model, Weights, Trace>)
+    static_assert(
+        never<Algorithm>,
+        "dvla: this algorithm has no update(model, weights, transition, decision, batch, before_step, "
+        "trace) that a run can call; add it, with the types that algorithm/concept.hpp gives them");
+  else if constexpr (!AlgorithmMachinery<Algorithm, Knobs, Model, Weights, Trace>)
+    static_assert(never<Algorithm>,
+                  "dvla: this algorithm's update returns something else than dvla::UpdateStats; return the "
+                  "figures of the update (algorithm/update_stats.hpp)");
+  else
+    return true;
+  return false;
+}
 
 /// Stands in for the stages that a run gives its schedule.
 struct any_stages {
@@ -134,43 +143,41 @@ struct any_stages {
   void receive(Token&) {}
 };
 
-template <class P, class Trace>
-struct schedule_check {
-  using Policy = typename P::schedule;
-  using Knobs = knobs_t<Policy>;
-  using type =
-      mistake::first<mistake::when<!ScheduleMachinery<machinery_t<Policy, P>, any_stages, Trace>,
-                                   mistake::schedule_has_no_run<Policy>>,
-                     mistake::when<!ScheduleKnobs<Knobs>, mistake::schedule_lacks_a_knob<Policy, Knobs>>>;
-};
-
-/// The first mistake that a check finds. Each is made only where those before it found none: it may name what
-/// they have checked.
-template <class P, class Trace, template <class, class> class... Checks>
-struct first_found : std::type_identity<mistake::none> {};
-template <class P, class Trace, template <class, class> class Check, template <class, class> class... Rest>
-struct first_found<P, Trace, Check, Rest...>
-    : std::conditional_t<std::is_same_v<typename Check<P, Trace>::type, mistake::none>,
-                         first_found<P, Trace, Rest...>, Check<P, Trace>> {};
-
-/// What a user writes is asked first, before the machinery of others is made of it. A composition that is
-/// wrong has said so itself.
-template <class P, class Trace>
-using mistake_in_machinery =
-    typename std::conditional_t<std::is_base_of_v<mistake::none, P>,
-                                first_found<P, Trace, environment_check, model_check, headers_check,
-                                            sharding_check, algorithm_check, schedule_check>,
-                                std::type_identity<mistake::none>>::type;
+template <class Pipeline, class Trace>
+consteval bool schedule_is_sound() {
+  using Schedule = machinery_t<typename Pipeline::schedule, Pipeline>;
+  using Knobs = knobs_t<typename Pipeline::schedule>;
+  if constexpr (!ScheduleMachinery<Schedule, any_stages, Trace>)
+    static_assert(never<Schedule>,
+                  "dvla: this schedule has no static dvla::run_result run(stages, const dvla::run_options&, "
+                  "recorder) that a run can call; add it (schedule/concept.hpp)");
+  else if constexpr (!ScheduleKnobs<Knobs>)
+    static_assert(never<Schedule, Knobs>,
+                  "dvla: a run reads sampling_threads, training_threads, sampling_stages and deadline_s of a "
+                  "schedule, and this one's knobs lack one of them; add it (schedule/concept.hpp)");
+  else
+    return true;
+  return false;
+}
 
 }  // namespace detail
 
-/// `Trace` is the recorder that the run will have.
+/// `Trace` is the recorder that the run will have. What a user writes is asked first, before the machinery of
+/// others is made of it. A composition that is wrong has said so itself.
 template <class Pipeline, class Trace = trace::Recorder>
-struct buildable : detail::mistake_in_machinery<Pipeline, Trace> {
-  constexpr operator bool() const {
-    return std::is_base_of_v<mistake::none, Pipeline> &&
-           std::is_same_v<detail::mistake_in_machinery<Pipeline, Trace>, mistake::none>;
-  }
-};
+consteval bool buildable() {
+  if constexpr (!Pipeline::is_sound)
+    return false;
+  else if constexpr (!detail::environment_is_sound<Pipeline>())
+    return false;
+  else if constexpr (!detail::model_is_sound<Pipeline>())
+    return false;
+  else if constexpr (!detail::none_left_out(detail::left_out_t<Pipeline, typename Pipeline::policies>{}))
+    return false;
+  else if constexpr (!detail::training_is_sound<Pipeline, Trace>())
+    return false;
+  else
+    return detail::schedule_is_sound<Pipeline, Trace>();
+}
 
 }  // namespace dvla

@@ -30,29 +30,6 @@ inline constexpr const char* counters_name = "run.counters";  // next batch, see
 inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
-
-/// The tensor of that name, of exactly `count` elements.
-template <class Value>
-std::span<const Value> find_tensor(const io::SafetensorsFile& file, const std::string& name,
-                                   std::size_t count) {
-  const std::span<const Value> found = file.span<Value>(name);
-  if (found.size() != count)
-    throw ConfigError("'" + file.path().string() + "': tensor " + name + " has " +
-                      std::to_string(found.size()) + " elements, this pipeline needs " +
-                      std::to_string(count) + ": use the settings the checkpoint was made with");
-  return found;
-}
-
-/// Throws FormatError unless every element is finite and at least `least`.
-template <class Value>
-void check_numbers(const io::SafetensorsFile& file, const std::string& name, std::span<const Value> numbers,
-                   Value least = std::numeric_limits<Value>::lowest()) {
-  for (std::size_t i = 0; i < numbers.size(); ++i)
-    if (!(std::isfinite(numbers[i]) && numbers[i] >= least))
-      throw FormatError("'" + file.path().string() + "': tensor " + name + " has " +
-                        std::to_string(numbers[i]) + " at element " + std::to_string(i) + ": it must be " +
-                        (least < 0 ? "finite" : "finite and not negative"));
-}
 }  // namespace detail
 
 /// Writes step-<next batch>.safetensors, the weights under the model's parameter names, and beside it the
@@ -85,7 +62,7 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   checkpoint.tensors =
       weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
                        checkpoint_prefix);
-  checkpoint.metadata[detail::weights_key] = enum_names<CheckpointWeights>[static_cast<std::size_t>(kind)];
+  checkpoint.metadata[detail::weights_key] = enum_name(kind);
   checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
   checkpoint.tensors.push_back(
       io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
@@ -117,54 +94,51 @@ void load_checkpoint_weights(Model& model, const io::SafetensorsFile& file) {
 }
 
 namespace detail {
-/// What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
-/// sharded and connected may have changed since. Throws ConfigError where one of the three has another name.
-template <class Pipeline>
-void check_same_learner(const io::SafetensorsFile& file, const std::string& config) {
-  const nlohmann::json root = nlohmann::json::parse(config, nullptr, false);
-  if (!root.is_object())
-    throw FormatError("'" + file.path().string() + "': the config in its metadata is not valid JSON");
-  const auto pipeline = root.find("pipeline");
-  if (pipeline == root.end() || !pipeline->is_object()) return;
-  const auto compare = [&](const char* slot, std::string_view here) {
-    const auto there = pipeline->find(slot);
-    if (there == pipeline->end() || (there->is_string() && there->get<std::string>() == here)) return;
-    throw ConfigError("'" + file.path().string() + "' was written by another pipeline: its " + slot + " is " +
-                      one_line(there->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)) +
-                      ", here it is \"" + std::string(here) + "\"");
-  };
-  compare("environment", policy_name<typename Pipeline::environment>());
-  compare("model", policy_name<typename Pipeline::model>());
-  compare("algorithm", policy_name<typename Pipeline::algorithm>());
+/// In a checkpoint's metadata, as JSON text.
+inline const std::string& config_text(const io::SafetensorsFile& file) {
+  const auto config = file.metadata().find("config");
+  if (config == file.metadata().end())
+    throw FormatError("'" + file.path().string() +
+                      "' says nothing about its pipeline: metadata lacks config");
+  return config->second;
 }
-
 }  // namespace detail
+
+/// The configuration that a checkpoint was made with. Throws FormatError, and ConfigError where another
+/// pipeline wrote it.
+template <class Pipeline>
+Config<Pipeline> load_config(const io::SafetensorsFile& file) {
+  return from_json<Pipeline>(detail::config_text(file), {}, file.path().string());
+}
 
 /// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
 /// now. In a job every rank calls it. Throws FormatError or ConfigError, one sentence, and then leaves the run
 /// as it was.
 template <class Run>
 void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
-  const auto counters = detail::find_tensor<std::int64_t>(file, detail::counters_name, 2);
+  const auto refuse = [&](const std::string& why) {
+    throw FormatError("'" + file.path().string() + "': tensor " + why);
+  };
+  const std::span<const std::int64_t> counters = file.span<std::int64_t>(detail::counters_name);
+  if (counters.size() != 2 || counters[0] < 0)
+    refuse("run.counters must have a number of batches, which is not negative, and a seed");
   if (counters[1] != run.config().run.seed)
     throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[1]) +
                       ", this run has seed " + std::to_string(run.config().run.seed));
-  const auto config = file.metadata().find("config");
-  if (config == file.metadata().end())
-    throw FormatError("'" + file.path().string() +
-                      "' says nothing about its pipeline: metadata lacks config");
-  detail::check_same_learner<typename Run::pipeline>(file, config->second);
-  if (counters[0] < 0)
-    throw FormatError("'" + file.path().string() + "': tensor run.counters has a negative count");
+  // What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
+  // sharded and connected may have changed since.
+  const std::string source = "'" + file.path().string() + "': ";
+  detail::check_policies<typename Run::pipeline>(
+      detail::parse_config(detail::config_text(file), source), source,
+      detail::list<environment_slot, model_slot, algorithm_slot>{});
   const std::span<const double> curve = file.span<double>(detail::curve_name);
   const auto columns = static_cast<std::size_t>(detail::curve_columns);
   if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))
-    throw FormatError("'" + file.path().string() + "': tensor run.curve does not have a row for each of " +
-                      std::to_string(counters[0]) + " batches");
-  detail::check_numbers(file, detail::curve_name, curve, 0.0);
-  for (const double number : curve)
-    if (number > 0x1p53)
-      throw FormatError("'" + file.path().string() + "': tensor run.curve counts beyond 2^53");
+    refuse("run.curve does not have a row for each of " + std::to_string(counters[0]) + " batches");
+  for (std::size_t i = 0; i < curve.size(); ++i)
+    if (!(curve[i] >= 0 && curve[i] <= 0x1p53))
+      refuse("run.curve has " + std::to_string(curve[i]) + " at element " + std::to_string(i) +
+             ": it must be finite, not negative and at most 2^53");
   // Frozen weights do not travel, and ranks that come later read no checkpoint.
   if (!run.job().alone() && is_whole(file) &&
       !has_weights(run.model(), file, WeightSet::frozen, checkpoint_prefix))

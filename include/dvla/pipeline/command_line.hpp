@@ -35,25 +35,49 @@ inline std::string did_you_mean(const std::string& suggestion) {
   return suggestion.empty() ? "" : "; did you mean " + suggestion + "?";
 }
 
-/// Command-line text as the kind of value that the knob wants; `other` if it is none.
-inline Given given_text(const KnobRef& knob, std::string_view text) {
-  Given given;
-  given.shown = "'" + std::string(text) + "'";
-  given.text = text;
-  const char* const end = text.data() + text.size();
-  if (knob.kind == KnobKind::boolean) {
-    given.boolean = text == "true" || text == "1" || text == "on";
-    if (given.boolean || text == "false" || text == "0" || text == "off") given.kind = Given::Kind::boolean;
+/// Command-line text as the kind of value that the knob wants, if it is one.
+inline Given given(const KnobRef& knob, std::string_view text) {
+  Given given{{}, "'" + std::string(text) + "'"};
+  const auto read = [&](auto number) {
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, number);
+    if (error == std::errc{} && stop == end) given.value = number;
+  };
+  if (knob.is<bool*>()) {
+    if (text == "true" || text == "1" || text == "on") given.value = true;
+    if (text == "false" || text == "0" || text == "off") given.value = false;
   } else if (knob.is_whole()) {
-    const auto [stop, error] = std::from_chars(text.data(), end, given.whole);
-    if (error == std::errc{} && stop == end) given.kind = Given::Kind::whole;
+    read(std::int64_t{});
   } else if (knob.is_real()) {
-    const auto [stop, error] = std::from_chars(text.data(), end, given.real);
-    if (error == std::errc{} && stop == end) given.kind = Given::Kind::real;
+    read(double{});
   } else {
-    given.kind = Given::Kind::text;
+    given.value = std::string(text);
   }
   return given;
+}
+inline Given given(const toml::node& node) {
+  if (const auto boolean = node.value_exact<bool>()) return {*boolean, *boolean ? "true" : "false"};
+  if (const auto whole = node.value_exact<std::int64_t>()) return {*whole, number_text(*whole)};
+  if (const auto real = node.value_exact<double>()) return {*real, number_text(*real)};
+  if (const auto text = node.value_exact<std::string>()) return {*text, "'" + *text + "'"};
+  return {{}, node.is_table() ? "a table" : node.is_array() ? "an array" : "a date or time"};
+}
+inline Given given(const nlohmann::ordered_json& node) {
+  Given given{{}, shown(node)};
+  if (node.is_boolean()) given.value = node.get<bool>();
+  if (node.is_string()) given.value = node.get<std::string>();
+  if (node.is_number_float()) given.value = node.get<double>();
+  if (node.is_number_unsigned() ? std::in_range<std::int64_t>(node.get<std::uint64_t>())
+                                : node.is_number_integer())
+    given.value = node.get<std::int64_t>();
+  return given;
+}
+
+/// The sections that a file may have, also those of policies without knobs.
+inline std::vector<std::string> section_names() {
+  return []<class... Slots>(list<Slots...>) {
+    return std::vector<std::string>{std::string(Slots::name)..., "run"};
+  }(all_slots{});
 }
 
 /// Finds a knob in a section of a file, or says what is wrong with the name.
@@ -73,19 +97,20 @@ inline const KnobRef& file_knob(const std::vector<KnobRef>& knobs, std::string_v
                     did_you_mean(hint));
 }
 
-[[noreturn]] inline void refuse_section(const std::vector<KnobRef>& knobs,
-                                        const std::vector<std::string>& sections, std::string_view name,
-                                        bool is_section, const std::string& source) {
-  if (!is_section) {
-    for (const KnobRef& knob : knobs) {
+/// Throws ConfigError unless `name` is a section, and a section stands there.
+inline void check_section(const std::vector<KnobRef>& knobs, std::string_view name, bool is_section,
+                          const std::string& source) {
+  const std::vector<std::string> sections = section_names();
+  const bool known = std::find(sections.begin(), sections.end(), name) != sections.end();
+  if (known && is_section) return;
+  if (!is_section)
+    for (const KnobRef& knob : knobs)
       if (knob.name == name)
         throw ConfigError(source + "'" + one_line(name) + "' stands outside its section; put it under [" +
                           std::string(knob.section) + "]");
-    }
-    if (std::find(sections.begin(), sections.end(), name) != sections.end())
-      throw ConfigError(source + "'" + one_line(name) + "' must be a section with knobs, [" + one_line(name) +
-                        "], not a value");
-  }
+  if (known)
+    throw ConfigError(source + "'" + one_line(name) + "' must be a section with knobs, [" + one_line(name) +
+                      "], not a value");
   throw ConfigError(source + "there is no section '" + one_line(name) + "'" +
                     did_you_mean(nearest(name, sections)));
 }
@@ -101,8 +126,7 @@ inline std::string read_config_file(const std::string& path) {
   return text;
 }
 
-inline void read_toml(const std::vector<KnobRef>& knobs, const std::vector<std::string>& sections,
-                      std::string_view text, const std::string& name) {
+inline void read_toml(const std::vector<KnobRef>& knobs, std::string_view text, const std::string& name) {
   const auto at = [&name](const toml::source_region& source) {
     return one_line(name) + ":" + std::to_string(source.begin.line) + ": ";
   };
@@ -113,58 +137,21 @@ inline void read_toml(const std::vector<KnobRef>& knobs, const std::vector<std::
     throw ConfigError(at(error.source()) + one_line(error.description(), 240));
   }
   for (const auto& [section, body] : root) {
-    const std::string source = at(section.source());
-    const bool known = std::find(sections.begin(), sections.end(), section.str()) != sections.end();
-    if (!known || !body.is_table()) refuse_section(knobs, sections, section.str(), body.is_table(), source);
-    for (const auto& [key, node] : *body.as_table()) {
-      const KnobRef& knob = file_knob(knobs, section.str(), key.str(), at(key.source()));
-      Given given;
-      if (const auto* boolean = node.as_boolean()) {
-        given = {Given::Kind::boolean, boolean->get(), 0, 0, {}, boolean->get() ? "true" : "false"};
-      } else if (const auto* whole = node.as_integer()) {
-        given = {Given::Kind::whole, false, whole->get(), 0, {}, number_text(whole->get())};
-      } else if (const auto* real = node.as_floating_point()) {
-        given = {Given::Kind::real, false, 0, real->get(), {}, number_text(real->get())};
-      } else if (const auto* string = node.as_string()) {
-        given = {Given::Kind::text, false, 0, 0, string->get(), "'" + string->get() + "'"};
-      } else {
-        given.shown = node.is_table() ? "a table" : node.is_array() ? "an array" : "a date or time";
-      }
-      assign_knob(knob, given, at(node.source()));
-    }
+    check_section(knobs, section.str(), body.is_table(), at(section.source()));
+    for (const auto& [key, node] : *body.as_table())
+      assign_knob(file_knob(knobs, section.str(), key.str(), at(key.source())), given(node),
+                  at(node.source()));
   }
 }
 
-inline void read_json(const std::vector<KnobRef>& knobs, const std::vector<std::string>& sections,
-                      const nlohmann::ordered_json& root, const std::string& source) {
+inline void read_json(const std::vector<KnobRef>& knobs, const nlohmann::ordered_json& root,
+                      const std::string& source) {
   if (!root.is_object()) throw ConfigError(source + "a configuration must be a JSON object of sections");
   for (const auto& [section, body] : root.items()) {
     if (section == "pipeline") continue;
-    const bool known = std::find(sections.begin(), sections.end(), section) != sections.end();
-    if (!known || !body.is_object()) refuse_section(knobs, sections, section, body.is_object(), source);
-    for (const auto& [key, node] : body.items()) {
-      const KnobRef& knob = file_knob(knobs, section, key, source);
-      Given given;
-      given.shown = shown(node);
-      if (node.is_boolean()) {
-        given.kind = Given::Kind::boolean;
-        given.boolean = node.get<bool>();
-      } else if (node.is_number_float()) {
-        given.kind = Given::Kind::real;
-        given.real = node.get<double>();
-      } else if (node.is_number_unsigned() &&
-                 node.get<std::uint64_t>() >
-                     static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-        given.kind = Given::Kind::other;
-      } else if (node.is_number_integer()) {
-        given.kind = Given::Kind::whole;
-        given.whole = node.get<std::int64_t>();
-      } else if (node.is_string()) {
-        given.kind = Given::Kind::text;
-        given.text = node.get<std::string>();
-      }
-      assign_knob(knob, given, source);
-    }
+    check_section(knobs, section, body.is_object(), source);
+    for (const auto& [key, node] : body.items())
+      assign_knob(file_knob(knobs, section, key, source), given(node), source);
   }
 }
 
@@ -194,8 +181,12 @@ std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<Kno
       ->option_text("FILE");
   std::vector<const CLI::Option*> options;
   for (const KnobRef& knob : knobs) {
-    const char* const kinds[] = {"BOOL", "INT", "INT", "REAL", "REAL", "TEXT", "NAME"};
-    const bool is_bool = knob.kind == KnobKind::boolean;
+    const bool is_bool = knob.is<bool*>();
+    const char* const kind = is_bool             ? "BOOL"
+                             : knob.is_whole()   ? "INT"
+                             : knob.is_real()    ? "REAL"
+                             : knob.is<Choice>() ? "NAME"
+                                                 : "TEXT";
     const std::string flag = as_flag(std::string(knob.name)), path = as_flag(knob.path());
     const auto same = std::count_if(knobs.begin(), knobs.end(),
                                     [&](const KnobRef& other) { return other.name == knob.name; });
@@ -204,7 +195,7 @@ std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<Kno
     option->description(std::string(knob.doc.text) +
                         (is_bool || allowed(knob).empty() ? "" : "; " + allowed(knob)) + " (default " +
                         knob_text(knob) + ")");
-    option->type_name(allowed(knob))->option_text(kinds[static_cast<std::size_t>(knob.kind)]);
+    option->type_name(allowed(knob))->option_text(kind);
     option->group(title(knob.section));
     if (is_bool) option->expected(0, 1)->default_str("true");
     options.push_back(option);
@@ -315,46 +306,47 @@ nlohmann::ordered_json to_json(const Config<Pipeline>& config) {
 
 namespace detail {
 
-template <class Pipeline>
-std::vector<std::string> section_names(const Config<Pipeline>& config) {
-  std::vector<std::string> names;
-  for_each_section(config, [&](std::string_view section, const auto&) { names.emplace_back(section); });
-  return names;
+/// JSON text; `source` opens the sentence of the ConfigError for any other.
+inline nlohmann::ordered_json parse_config(std::string_view text, const std::string& source) {
+  try {
+    return nlohmann::ordered_json::parse(text);
+  } catch (const nlohmann::ordered_json::exception& error) {
+    throw ConfigError(source + "not valid JSON: " + one_line(error.what(), 240));
+  }
+}
+
+/// Throws ConfigError where the JSON of a configuration names another policy than `Pipeline` in one of the
+/// slots.
+template <class Pipeline, class... Slots>
+void check_policies(const nlohmann::ordered_json& root, const std::string& source, list<Slots...>) {
+  if (!root.is_object() || !root.contains("pipeline")) return;
+  const auto& pipeline = root["pipeline"];
+  if (!pipeline.is_object()) throw ConfigError(source + "'pipeline' must be an object of policy names");
+  const auto compare = [&](std::string_view slot, std::string_view here) {
+    const auto there = pipeline.find(std::string(slot));
+    if (there != pipeline.end() && *there != std::string(here))
+      throw ConfigError(source + "written by another pipeline: its " + std::string(slot) + " is " +
+                        shown(*there) + ", here it is \"" + std::string(here) + "\"");
+  };
+  (compare(Slots::name, policy_name<typename Pipeline::template policy<Slots>>()), ...);
 }
 
 /// Values over those in `config`. Another pipeline's file is refused.
 template <class Pipeline>
 void read_json_text(Config<Pipeline>& config, std::string_view text, const std::string& name) {
   const std::string source = one_line(name) + ": ";
-  nlohmann::ordered_json root;
-  try {
-    root = nlohmann::ordered_json::parse(text);
-  } catch (const nlohmann::ordered_json::exception& error) {
-    throw ConfigError(source + "not valid JSON: " + one_line(error.what(), 240));
-  }
-  if (root.is_object() && root.contains("pipeline")) {
-    [&]<class... Policies>(list<Policies...>) {
-      const auto compare = [&](std::string_view slot, std::string_view here) {
-        const auto& pipeline = root["pipeline"];
-        if (!pipeline.is_object()) throw ConfigError(source + "'pipeline' must be an object of policy names");
-        const auto there = pipeline.find(std::string(slot));
-        if (there != pipeline.end() && *there != std::string(here))
-          throw ConfigError(source + "written by another pipeline: its " + std::string(slot) + " is " +
-                            shown(*there) + ", here it is \"" + std::string(here) + "\"");
-      };
-      (compare(Policies::slot::name, policy_name<Policies>()), ...);
-    }(typename Pipeline::policies{});
-  }
-  read_json(list_knobs(config), section_names(config), root, source);
+  const nlohmann::ordered_json root = parse_config(text, source);
+  check_policies<Pipeline>(root, source, all_slots{});
+  read_json(list_knobs(config), root, source);
 }
 
 template <class Pipeline>
 void read_file(Config<Pipeline>& config, const std::string& path) {
   const std::string text = read_config_file(path);
-  if (path.size() > 5 && path.substr(path.size() - 5) == ".json") {
+  if (path.ends_with(".json")) {
     read_json_text(config, text, path);
   } else {
-    read_toml(list_knobs(config), section_names(config), text, path);
+    read_toml(list_knobs(config), text, path);
   }
 }
 
@@ -364,7 +356,7 @@ void read_file(Config<Pipeline>& config, const std::string& path) {
 template <class Pipeline>
 Config<Pipeline> from_toml(std::string_view text, Config<Pipeline> defaults = {},
                            const std::string& name = "config.toml") {
-  detail::read_toml(list_knobs(defaults), detail::section_names(defaults), text, name);
+  detail::read_toml(list_knobs(defaults), text, name);
   validate(defaults);
   return defaults;
 }
@@ -396,7 +388,7 @@ std::optional<Config<Pipeline>> parse_command_line(int argc, const char* const* 
   for (const std::string& file : app.get_option("--config")->results()) detail::read_file(config, file);
   for (std::size_t i = 0; i < knobs.size(); ++i) {
     if (options[i]->count() > 0)
-      detail::assign_knob(knobs[i], detail::given_text(knobs[i], options[i]->results().back()),
+      detail::assign_knob(knobs[i], detail::given(knobs[i], options[i]->results().back()),
                           options[i]->get_name() + ": ");
   }
   validate(config);

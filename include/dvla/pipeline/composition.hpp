@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "dvla/algorithm/concept.hpp"
@@ -18,7 +19,6 @@
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/pipeline/describe.hpp"
-#include "dvla/pipeline/mistake.hpp"
 #include "dvla/placement/descriptors.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/descriptors.hpp"
@@ -67,16 +67,9 @@ struct entry {
   using word = Word;
 };
 
-template <class... Lists>
-struct joined {
-  using type = list<>;
-};
-template <class... Types>
-struct joined<list<Types...>> {
-  using type = list<Types...>;
-};
-template <class... First, class... Second, class... Rest>
-struct joined<list<First...>, list<Second...>, Rest...> : joined<list<First..., Second...>, Rest...> {};
+/// One list behind the other; for decltype.
+template <class... First, class... Second>
+auto operator+(list<First...>, list<Second...>) -> list<First..., Second...>;
 
 /// What a part means in a word that holds `Slots`: a type that offers itself to several slots (InProcess) is
 /// the policy of the one slot that there is.
@@ -98,7 +91,14 @@ struct flat<Word> {
 
 /// The entries of a pipeline's parts, stage words opened.
 template <class... Parts>
-using flat_t = typename joined<typename flat<Parts>::type...>::type;
+using flat_t = decltype((list<>{} + ... + typename flat<Parts>::type{}));
+
+template <class... Entries>
+auto policies_of(list<Entries...>) -> list<typename Entries::policy...>;
+template <class... Parts>
+using policies_of_t = decltype(policies_of(flat_t<Parts...>{}));
+
+/// The first of `Policies` that fills the slot.
 
 template <class Policies, class Slot, class Default>
 struct found {
@@ -106,7 +106,7 @@ struct found {
 };
 template <class First, class... Rest, class Slot, class Default>
 struct found<list<First, Rest...>, Slot, Default>
-    : std::conditional_t<PolicyFor<typename First::policy, Slot>, std::type_identity<typename First::policy>,
+    : std::conditional_t<PolicyFor<First, Slot>, std::type_identity<First>,
                          found<list<Rest...>, Slot, Default>> {};
 template <class Policies, class Slot, class Default>
 using found_t = typename found<Policies, Slot, Default>::type;
@@ -151,96 +151,156 @@ inline constexpr bool is_one_of = false;
 template <class Slot, class... Slots>
 inline constexpr bool is_one_of<Slot, list<Slots...>> = (std::is_same_v<Slot, Slots> || ...);
 
+/// Whether the stage word (void: none) may hold a policy of that slot.
+template <class Slot, class Word>
+inline constexpr bool held_by = is_one_of<Slot, typename Word::holds>;
+template <class Slot>
+inline constexpr bool held_by<Slot, void> = true;
+
 template <class Type>
 concept NamesASlot = Policy<Type> && is_one_of<typename Type::slot, all_slots>;
 
-/// What a policy says is wrong with its own arguments.
-template <class Policy>
-struct own_mistake : std::type_identity<mistake::none> {};
-template <class Policy>
-requires requires { typename Policy::mistake; }
-struct own_mistake<Policy> : std::type_identity<typename Policy::mistake> {};
+// What can be wrong with a composition. Each function is true, or its first mistake is one error with one
+// sentence, and it is false: then nothing is asked of what would rest on it, and Pipeline goes on with the
+// best table it can make, so that nothing else fails.
 
-/// What the stage word around a policy says.
-template <class Policy, class Word>
-struct words_mistake
-    : std::type_identity<mistake::when<!is_one_of<typename Policy::slot, typename Word::holds>,
-                                       mistake::wrong_stage_word<Word, Policy, typename Policy::slot>>> {};
+/// What a policy says of its own arguments.
 template <class Policy>
-struct words_mistake<Policy, void> : std::type_identity<mistake::none> {};
-
-/// What is wrong with one policy alone.
-template <class Policy, class Word>
-    struct mistake_in : std::type_identity < mistake::first <
-                        mistake::when<StageWord<Policy>, mistake::stage_word_in_a_stage_word<Word, Policy>>,
-    mistake::when < requires {
-  typename Policy::template in<void>;
-}, mistake::slot_is_open < Policy >>, mistake::not_a_policy < Policy >>> {};
-template <NamesASlot Policy, class Word>
-    struct mistake_in<Policy, Word> : std::type_identity < mistake::first <
-                                      typename own_mistake<Policy>::type,
-    typename words_mistake<Policy, Word>::type, mistake::when < !requires {
-  std::string_view(Policy::name);
-}, mistake::policy_has_no_name < Policy >>, mistake::when < !requires {
-  typename Policy::knobs;
+consteval bool arguments_are_sound() {
+  if constexpr (requires { Policy::is_sound(); }) return Policy::is_sound();
+  return true;
 }
-, mistake::policy_has_no_knobs < Policy >>,
-    mistake::when<!ReflectedKnobs<knobs_t<Policy>>,
-                  mistake::knobs_are_not_reflected<Policy, knobs_t<Policy>>>,
-    mistake::when < (PolicyFor<Policy, algorithm_slot> && !AlgorithmPolicy<Policy>) ||
-        (PolicyFor<Policy, schedule_slot> && !SchedulePolicy<Policy>),
-    mistake::policy_has_no_max_staleness < Policy >>>> {};
 
-/// What is wrong between policies that are right alone.
-template <class Pipeline, class C>
-struct mistake_between
-    : std::type_identity<mistake::first<
-          mistake::when<std::is_same_v<typename C::environment, unnamed<environment_slot>>,
-                        mistake::no_environment<Pipeline>>,
-          mistake::when<std::is_same_v<typename C::algorithm, unnamed<algorithm_slot>>,
-                        mistake::no_algorithm<Pipeline>>,
-          mistake::when<(C::schedule::max_staleness > C::algorithm::max_staleness),
-                        mistake::schedule_is_staler_than_the_algorithm_allows<typename C::schedule,
-                                                                              typename C::algorithm>>,
-          mistake::when<needs_values<typename C::algorithm> && !has_value_head<typename C::model>,
-                        mistake::algorithm_needs_a_value_head<typename C::algorithm, typename C::model>>,
-          mistake::when<!covers_roles<typename C::placement>,
-                        mistake::placement_leaves_a_role_out<typename C::placement>>,
-          mistake::when<
-              separates_roles<typename C::placement> && !spans_processes<typename C::data_plane>,
-              mistake::zero_copy_between_separate_roles<typename C::data_plane, typename C::placement>>,
-          mistake::when<separates_roles<typename C::placement> && !spans_processes<typename C::control_plane>,
-                        mistake::in_process_weights_between_separate_roles<typename C::control_plane,
-                                                                           typename C::placement>>,
-          mistake::when<spans_processes<typename C::sharding> && !spans_processes<typename C::data_plane>,
-                        mistake::sharding_spans_more_than_the_data_plane<typename C::sharding,
-                                                                         typename C::data_plane>>>> {};
-
-template <class... Entries>
-struct duplicate : std::type_identity<mistake::none> {};
-template <class First, class... Rest>
-struct duplicate<First, Rest...> {
-  using policy = typename First::policy;
-  using other = found_t<list<Rest...>, typename policy::slot, void>;
-  using type =
-      mistake::first<mistake::when<!std::is_void_v<other>,
-                                   mistake::two_policies_fill_one_slot<typename policy::slot, policy, other>>,
-                     typename duplicate<Rest...>::type>;
-};
-
-/// The first mistake in the list, or mistake::none. What comes later is asked only of what is right so far.
-template <class Pipeline, class... Entries>
-consteval auto first_mistake(list<Entries...>) {
-  using alone =
-      mistake::first<mistake::when<sizeof...(Entries) == 0, mistake::nothing_is_named<Pipeline>>,
-                     typename mistake_in<typename Entries::policy, typename Entries::word>::type...>;
-  if constexpr (!std::is_same_v<alone, mistake::none>)
-    return std::type_identity<alone>{};
-  else if constexpr (!std::is_same_v<typename duplicate<Entries...>::type, mistake::none>)
-    return duplicate<Entries...>{};
+/// One policy alone, in the stage word around it.
+template <class Entry>
+consteval bool policy_is_sound() {
+  using Policy = typename Entry::policy;
+  using Word = typename Entry::word;
+  if constexpr (StageWord<Policy>)
+    static_assert(never<Word, Policy>,
+                  "dvla: a stage word stands inside another one; write them side by side: "
+                  "Pipeline<Sampler<Toy>, Trainer<GRPO>>");
+  else if constexpr (requires { typename Policy::template in<void>; })
+    static_assert(never<Policy>,
+                  "dvla: InProcess fills either plane; say which: DataPlane<InProcess> or "
+                  "ControlPlane<InProcess>");
+  else if constexpr (!NamesASlot<Policy>)
+    static_assert(never<Policy>,
+                  "dvla: this is not a policy; a policy is a complete struct with `using slot = "
+                  "dvla::environment_slot;` or another of the nine slots (core/slot.hpp)");
+  else if constexpr (!arguments_are_sound<Policy>())
+    return false;
+  else if constexpr (!held_by<typename Policy::slot, Word>)
+    static_assert(
+        never<Word, Policy, typename Policy::slot>,
+        "dvla: this stage word holds a policy of a slot that is not its own (the arguments are word, "
+        "policy and slot): Sampler holds environment and model; Trainer algorithm, sharding and model; "
+        "DataPlane, ControlPlane, Memory, Placement and Schedule the slot they are named after; move "
+        "the policy there, or write it without a word");
+  else if constexpr (!requires { std::string_view(Policy::name); })
+    static_assert(never<Policy>,
+                  "dvla: this policy has no name; add `static constexpr std::string_view name = \"...\";`");
+  else if constexpr (!requires { typename Policy::knobs; })
+    static_assert(never<Policy>,
+                  "dvla: this policy has no knobs; add `using knobs = MyKnobs;`, or `using knobs = "
+                  "dvla::NoKnobs;` if there is nothing to tune");
+  else if constexpr (!ReflectedKnobs<knobs_t<Policy>>)
+    static_assert(
+        never<Policy, knobs_t<Policy>>,
+        "dvla: this policy's knobs are not reflected; add BOOST_HANA_ADAPT_STRUCT(Knobs, members...) "
+        "and knob_docs beside the struct (core/knobs.hpp)");
+  else if constexpr ((PolicyFor<Policy, algorithm_slot> && !AlgorithmPolicy<Policy>) ||
+                     (PolicyFor<Policy, schedule_slot> && !SchedulePolicy<Policy>))
+    static_assert(
+        never<Policy>,
+        "dvla: this algorithm or schedule does not say how old weights may be; add `static constexpr "
+        "int max_staleness = 0;` or more (algorithm/concept.hpp, schedule/concept.hpp)");
   else
-    return mistake_between<Pipeline, choice<list<Entries...>>>{};
+    return true;
+  return false;
 }
+
+consteval bool slots_are_filled_once(list<>) { return true; }
+template <class First, class... Rest>
+consteval bool slots_are_filled_once(list<First, Rest...>) {
+  using other = found_t<list<Rest...>, typename First::slot, void>;
+  if constexpr (std::is_void_v<other>)
+    return slots_are_filled_once(list<Rest...>{});
+  else
+    static_assert(never<typename First::slot, First, other>,
+                  "dvla: two policies fill the same slot; name only one of them, or swap with "
+                  "P::replace<Policy>");
+  return false;
+}
+
+/// Between policies that are right alone.
+template <class Chosen>
+consteval bool policies_fit() {
+  using environment = typename Chosen::environment;
+  using model = typename Chosen::model;
+  using algorithm = typename Chosen::algorithm;
+  using sharding = typename Chosen::sharding;
+  using data_plane = typename Chosen::data_plane;
+  using control_plane = typename Chosen::control_plane;
+  using placement = typename Chosen::placement;
+  using schedule = typename Chosen::schedule;
+  if constexpr (std::is_same_v<environment, unnamed<environment_slot>>)
+    static_assert(
+        never<Chosen>,
+        "dvla: no environment is named, and it has no default; add Sampler<MuJoCo<Push>>, Sampler<Toy> "
+        "or your own");
+  else if constexpr (std::is_same_v<algorithm, unnamed<algorithm_slot>>)
+    static_assert(never<Chosen>,
+                  "dvla: no algorithm is named, and it has no default; add Trainer<GRPO> or your own");
+  else if constexpr (schedule::max_staleness > algorithm::max_staleness)
+    static_assert(never<schedule, algorithm>,
+                  "dvla: the schedule lets weights grow older than the algorithm's max_staleness; lower "
+                  "Swimlane<Max>, or take a correction that allows more, such as BasicGRPO<DecoupledClip>");
+  else if constexpr (needs_values<algorithm> && !has_value_head<model>)
+    static_assert(never<algorithm, model>,
+                  "dvla: the algorithm needs values, and the model has no value head; wrap the model, as in "
+                  "WithValue<TinyVLA<>>, use a critic-free algorithm such as GRPO, or write a model with "
+                  "`static constexpr bool has_value_head = true;`");
+  else if constexpr (!covers_roles<placement>)
+    static_assert(never<placement>,
+                  "dvla: the placement must cover both roles, and has no rollouts or no actors; give both a "
+                  "share: Separated<3, 1>");
+  else if constexpr (separates_roles<placement> && !spans_processes<data_plane>)
+    static_assert(never<data_plane, placement>,
+                  "dvla: this data plane stays inside one process, and the placement separates rollouts from "
+                  "actors; use DataPlane<C10d>, or Placement<CoLocated>");
+  else if constexpr (separates_roles<placement> && !spans_processes<control_plane>)
+    static_assert(
+        never<control_plane, placement>,
+        "dvla: this control plane stays inside one process, and the placement separates rollouts from "
+        "actors; use ControlPlane<Gloo>, or Placement<CoLocated>");
+  else if constexpr (spans_processes<sharding> && !spans_processes<data_plane>)
+    static_assert(
+        never<sharding, data_plane>,
+        "dvla: the sharding spans processes, and the data plane that is named stays inside one; leave "
+        "the data plane out (its default then spans processes), or use DataPlane<C10d>");
+  else
+    return true;
+  return false;
+}
+
+template <class Pipeline, class... Entries>
+consteval bool composition_is_sound(list<Entries...>) {
+  if constexpr (sizeof...(Entries) == 0)
+    static_assert(never<Pipeline>,
+                  "dvla: an empty Pipeline; name at least an environment and an algorithm: "
+                  "Pipeline<Sampler<MuJoCo<Push>>, Trainer<GRPO>>");
+  else if constexpr ((policy_is_sound<Entries>() && ...))
+    if constexpr (slots_are_filled_once(list<typename Entries::policy...>{}))
+      return policies_fit<choice<list<typename Entries::policy...>>>();
+  return false;
+}
+
+/// A base, so that what a composition says is asked as soon as it is used.
+template <bool Sound>
+struct composed {
+  static constexpr bool is_sound = Sound;
+};
 
 template <class Kept, class New, class... Parts>
 struct replaced;
@@ -248,19 +308,12 @@ template <class... Kept, class... New, class... Parts>
 struct replaced<list<Kept...>, list<New...>, Parts...> {
   template <class Old>
   static constexpr bool stays = [] {
-    if constexpr (!Policy<typename Old::policy>)
-      return false;
-    else
-      return (!PolicyFor<typename New::policy, typename Old::policy::slot> && ...);
+    if constexpr (Policy<Old>) return (!PolicyFor<New, typename Old::slot> && ...);
+    return false;
   }();
-  template <class Rest>
-  struct wrap;
   template <class... Rest>
-  struct wrap<list<Rest...>> {
-    using type = Pipeline<Rest..., Parts...>;
-  };
-  using type = typename wrap<
-      typename joined<std::conditional_t<stays<Kept>, list<typename Kept::policy>, list<>>...>::type>::type;
+  static auto with(list<Rest...>) -> Pipeline<Rest..., Parts...>;
+  using type = decltype(with((list<>{} + ... + std::conditional_t<stays<Kept>, list<Kept>, list<>>{})));
 };
 
 }  // namespace detail
@@ -268,11 +321,12 @@ struct replaced<list<Kept...>, list<New...>, Parts...> {
 /// Nine policies. `P::environment` ... `P::schedule` are the policies, `P::policy<slot>` the same by slot,
 /// `P::is_default<slot>` says whether it was named, `P::replace<Policy...>` is the pipeline with those in
 /// their slots, `P::config` its run-time knobs, `P::table()` a hana::map from slot type to policy type
-/// (table.hpp), `P::describe()` every choice as text. A wrong list is one error: see mistake.hpp.
+/// (table.hpp), `P::describe()` every choice as text. A wrong list is one error with one sentence.
 template <class... Parts>
-struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::flat_t<Parts...>{}))::type {
+struct Pipeline
+    : detail::composed<detail::composition_is_sound<Pipeline<Parts...>>(detail::flat_t<Parts...>{})> {
  private:
-  using named = detail::flat_t<Parts...>;
+  using named = detail::policies_of_t<Parts...>;
   using chosen = detail::choice<named>;
 
  public:
@@ -289,18 +343,18 @@ struct Pipeline : decltype(detail::first_mistake<Pipeline<Parts...>>(detail::fla
   using policies = detail::list<environment, model, algorithm, sharding, data_plane, control_plane, memory,
                                 placement, schedule>;
   template <class Slot>
-  using policy = typename detail::at_slot<policies, Slot>::type;
+  using policy = detail::found_t<policies, Slot, void>;
   template <class Slot>
   static constexpr bool is_default = std::is_void_v<detail::found_t<named, Slot, void>>;
   template <class... New>
-  using replace = typename detail::replaced<named, detail::flat_t<New...>, New...>::type;
+  using replace = typename detail::replaced<named, detail::policies_of_t<New...>, New...>::type;
   using config = Config<Pipeline>;
 
   static constexpr auto table() {
     if constexpr (requires { table_of(policies{}); })
       return table_of(policies{});
     else
-      static_assert(mistake::never<Pipeline>, "dvla: P::table() needs #include <dvla/pipeline/table.hpp>");
+      static_assert(detail::never<Pipeline>, "dvla: P::table() needs #include <dvla/pipeline/table.hpp>");
   }
   static std::string describe() { return detail::describe<Pipeline>(); }
   /// The same of a configuration, `describe(config.run)`, with the adapter between model and environment.

@@ -32,38 +32,34 @@ inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t
   std::vector<std::int64_t> list;
   if (cases < 1) refuse("");
   std::vector<bool> named(static_cast<std::size_t>(cases));
-  std::string plain;  // without spaces beside a comma, a dash or an end
-  const auto digit = [](char each) { return each >= '0' && each <= '9'; };
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const std::size_t next = std::min(text.find_first_not_of(' ', i), text.size());
-    if (next > i && next < text.size() && !plain.empty() && digit(plain.back()) && digit(text[next]))
-      refuse("two numbers have only a space between them");
-    if (next < text.size()) plain += text[next];
-    i = next;
-  }
-  if (plain == "all") plain = "0-" + std::to_string(cases - 1);
-  for (std::size_t begin = 0; begin <= plain.size();) {
-    const std::size_t end = std::min(plain.find(',', begin), plain.size());
-    const char *at = plain.data() + begin, *const stop = plain.data() + end;
-    std::int64_t first = 0, last = 0;
-    auto read = std::from_chars(at, stop, first);
-    bool good = read.ec == std::errc{} && first >= 0;
-    last = first;
-    if (good && read.ptr != stop && *read.ptr == '-') {
-      read = std::from_chars(read.ptr + 1, stop, last);
-      good = read.ec == std::errc{};
-    }
-    if (!good || read.ptr != stop)
-      refuse("'" + plain.substr(begin, end - begin) + "' is no number and no range");
-    if (last < first || last >= cases)
-      refuse("'" + plain.substr(begin, end - begin) + "' is not within the environment's cases");
+  const auto trimmed = [](std::string_view part) {
+    part.remove_prefix(std::min(part.find_first_not_of(' '), part.size()));
+    return part.substr(0, part.find_last_not_of(' ') + 1);
+  };
+  const auto number = [&](std::string_view part) -> std::int64_t {  // -1: none
+    part = trimmed(part);
+    std::int64_t value = -1;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    return error == std::errc{} && end == part.data() + part.size() ? value : -1;
+  };
+  const std::string every = "0-" + std::to_string(cases - 1);
+  std::string_view left = trimmed(text) == "all" ? every : text;
+  for (bool more = true; more;) {
+    const std::size_t comma = left.find(',');
+    const std::string part(trimmed(left.substr(0, comma)));
+    more = comma != left.npos;
+    if (more) left.remove_prefix(comma + 1);
+    const std::size_t dash = part.find('-');
+    const std::int64_t first = number(std::string_view(part).substr(0, dash));
+    const std::int64_t last = dash == part.npos ? first : number(std::string_view(part).substr(dash + 1));
+    if (first < 0 || last < 0) refuse("'" + part + "' is no number and no range");
+    if (last < first || last >= cases) refuse("'" + part + "' is not within the environment's cases");
     for (std::int64_t each = first; each <= last; ++each) {
       if (named[static_cast<std::size_t>(each)])
         refuse("case " + std::to_string(each) + " stands there twice");
       named[static_cast<std::size_t>(each)] = true;
       list.push_back(each);
     }
-    begin = end + 1;
   }
   return list;
 }

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
@@ -19,17 +18,21 @@
 
 #include "dvla/core/bf16_instructions.hpp"
 #include "dvla/core/passive_waits.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/handoff/signals.hpp"
 #include "dvla/io/animation.hpp"
 #include "dvla/io/plot.hpp"
 #include "dvla/io/run_folder.hpp"
 #include "dvla/io/tensorboard.hpp"
+#include "dvla/memory/host_pool.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
 #include "dvla/pipeline/progress.hpp"
 #include "dvla/pipeline/run.hpp"
 #include "dvla/trace/chrome.hpp"
+
+BOOST_HANA_ADAPT_STRUCT(dvla::PoolReport, name, high_water, fragmentation, allocations);  // in report.json
 
 namespace dvla {
 
@@ -46,58 +49,36 @@ struct ExperimentResult {
 
 namespace detail {
 
-inline nlohmann::json to_json(const RankReport& rank) {
-  nlohmann::json json = json_of(rank);
-  json["name"] = rank.trace.name;
-  return json;
-}
-
-inline nlohmann::json report_json(const ExperimentResult& result, const ObservationSpec& spec,
-                                  std::int64_t horizon) {
+template <class Run>
+nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   const RunReport& report = result.report;
-  nlohmann::json json{
-      {"env_steps_per_s", report.env_steps_per_s()},
-      {"chunk_steps_per_s", report.chunk_steps_per_s()},
-      {"overlap", report.timing.overlap},
-      {"bubble", report.timing.bubble},
-      {"ideal_gain", report.timing.ideal_gain},
-      {"achieved_gain", report.timing.achieved_gain},
-      {"max_staleness", report.max_staleness},
-      {"staleness_histogram", report.staleness},
-      {"step_time_s", report.timing.step_time_s},
-      {"rollout_time_s", report.timing.rollout_time_s},
-      {"actor_time_s", report.timing.actor_time_s},
-      {"sync_time_s", report.timing.sync_time_s},
-      {"train_wall_s", report.train_wall_s},
-      {"batches", report.batches},
-      {"env_steps", report.env_steps},
-      {"chunk_steps", report.chunk_steps},
-      {"failed_rows", report.failed_rows},
-      {"ratio_error", result.ratio.error},
-      {"log_ratio_mean", result.ratio.mean},
-      {"log_ratio_percentile_99", result.ratio.percentile_99},
-      {"stopped", report.stopped},
-  };
-  const auto or_null = [](const std::optional<double>& value) {
-    return value ? nlohmann::json(*value) : nlohmann::json();
-  };
-  json["success_rate"] = or_null(result.success_rate);
-  json["success_rate_before"] = or_null(result.success_before);
+  const ObservationSpec& spec = run.spec().observation;
+  const std::int64_t horizon = run.spec().horizon;
+  nlohmann::json json = json_of(report);
+  json.update(json_of(report.timing));
+  json["env_steps_per_s"] = report.env_steps_per_s();
+  json["chunk_steps_per_s"] = report.chunk_steps_per_s();
+  json["staleness_histogram"] = report.staleness;
+  json["ratio_error"] = result.ratio.error;
+  json["log_ratio_mean"] = result.ratio.mean;
+  json["log_ratio_percentile_99"] = result.ratio.percentile_99;
+  json["success_rate"] = json_of(result.success_rate);
+  json["success_rate_before"] = json_of(result.success_before);
   if (!result.before.empty()) json["evaluation_before"] = evaluation_json(result.before, spec, horizon);
   if (!result.after.empty()) json["evaluation"] = evaluation_json(result.after, spec, horizon);
-  for (const RankReport& rank : report.ranks) json["ranks"].push_back(to_json(rank));
-  for (const Look& look : report.looks)
-    json["looks"].push_back({{"batch", look.batch},
-                             {"shares", json_of(look.shares)},
-                             {"rollout_time_s", look.times.sampling_s},
-                             {"actor_time_s", look.times.training_s},
-                             {"next", json_of(look.next)}});
-  for (const int rank : report.silent) json["silent_ranks"].push_back(rank);
-  if (result.warm_start)
-    json["warm_start"] = {{"expert_success", result.warm_start->expert_success},
-                          {"steps", result.warm_start->steps},
-                          {"loss", result.warm_start->loss},
-                          {"success", result.warm_start->success}};
+  for (const RankReport& rank : report.ranks) {
+    nlohmann::json figures = json_of(rank);
+    figures["name"] = rank.trace.name;
+    figures.erase("trace");  // it has a file of its own
+    json["ranks"].push_back(std::move(figures));
+  }
+  if (!report.looks.empty()) json["looks"] = json_of(report.looks);
+  if (!report.silent.empty()) json["silent_ranks"] = report.silent;
+  if (result.warm_start) json["warm_start"] = json_of(*result.warm_start);
+  json["pipeline"] = Run::pipeline::describe(run.config().run);
+  for (const MemoryItem& item : run.memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
+  json["pools"] = json_of(run.memory().report());
+  json["peak_resident_bytes"] = peak_resident_bytes();
   return json;
 }
 
@@ -109,10 +90,9 @@ inline std::string looks_text(const RunReport& report) {
     const Look& look = report.looks[i];
     const bool moves = !(look.next == look.shares);
     if (!moves && i + 1 < report.looks.size()) continue;
-    char line[160];
-    std::snprintf(line, sizeof line, "before batch %lld: rollout %.3g s, actor %.3g s a batch with ",
-                  static_cast<long long>(look.batch), look.times.sampling_s, look.times.training_s);
-    out += (out.empty() ? "shares of the work (sampling:training), " : "\n  ") + std::string(line) +
+    out += (out.empty() ? "shares of the work (sampling:training), " : "\n  ") +
+           printed("before batch %lld: rollout %.3g s, actor %.3g s a batch with ",
+                   static_cast<long long>(look.batch), look.times.sampling_s, look.times.training_s) +
            to_text(look.shares, alone) + (moves ? "; from then on " + to_text(look.next, alone) : "; kept");
   }
   return out;
@@ -121,14 +101,10 @@ inline std::string looks_text(const RunReport& report) {
 /// What a job's leader prints besides: staleness, bytes of each plane, episodes, ranks.
 inline std::string job_text(const RunReport& report) {
   const RankReport all = total(report.ranks);
-  const auto mebibytes = [](std::int64_t bytes) {
-    char text[40];
-    std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
-    return std::string(text);
-  };
-  std::string out = "between ranks: trajectories " + mebibytes(all.data_bytes_sent) + ", weights " +
-                    mebibytes(all.weight_bytes_sent) + ", gradients and parameters of actors " +
-                    mebibytes(all.gradient_bytes_sent) + "\n";
+  const auto text = [](std::int64_t bytes) { return mebibytes(static_cast<std::size_t>(bytes), 2); };
+  std::string out = "between ranks: trajectories " + text(all.data_bytes_sent) + ", weights " +
+                    text(all.weight_bytes_sent) + ", gradients and parameters of actors " +
+                    text(all.gradient_bytes_sent) + "\n";
   out += "episodes: " + std::to_string(all.sent + all.unreported) + " sent = " + std::to_string(all.trained) +
          " trained + " + std::to_string(all.dropped) + " dropped + " + std::to_string(all.in_flight) +
          " in flight + " + std::to_string(all.unacknowledged) + " unacknowledged";
@@ -136,15 +112,39 @@ inline std::string job_text(const RunReport& report) {
     out += "; " + std::to_string(all.unreported) + " are of rollouts that were lost, as received from them";
   if (all.lost > 0) out += "; " + std::to_string(all.lost) + " were missing when they were to be trained on";
   out += '\n';
-  for (const RankReport& rank : report.ranks) {
-    char line[240];
-    std::snprintf(line, sizeof line,
-                  "  %-28s rollout %.3g s, actor %.3g s, sync %.3g s an iteration; %lld env steps\n",
-                  rank.trace.name.c_str(), rank.rollout_time_s, rank.actor_time_s, rank.sync_time_s,
-                  static_cast<long long>(rank.env_steps));
-    out += line;
-  }
+  for (const RankReport& rank : report.ranks)
+    out += printed("  %-28s rollout %.3g s, actor %.3g s, sync %.3g s an iteration; %lld env steps\n",
+                   rank.trace.name.c_str(), rank.rollout_time_s, rank.actor_time_s, rank.sync_time_s,
+                   static_cast<long long>(rank.env_steps));
   for (const int rank : report.silent) out += "  rank " + std::to_string(rank) + " gave no report\n";
+  return out;
+}
+
+/// What a run prints of its figures at its end.
+template <class Run>
+std::string figures_text(const Run& run, const ExperimentResult& result) {
+  const RunReport& report = result.report;
+  std::string out =
+      "\n" + trace::to_text(report.timing) + "\n" +
+      printed("%.0f env_steps/s, %.0f chunk_steps/s, largest staleness %lld, %.1f s of training",
+              report.env_steps_per_s(), report.chunk_steps_per_s(),
+              static_cast<long long>(report.max_staleness), report.train_wall_s) +
+      "\nmost memory that was resident: " + mebibytes(peak_resident_bytes()) + "; planned " +
+      mebibytes(run.memory_plan().total()) + " beside the process itself\nstaleness:";
+  for (std::size_t lag = 0; lag < report.staleness.size(); ++lag)
+    out += printed("%s %lld batches at %zu", lag > 0 ? "," : "",
+                   static_cast<long long>(report.staleness[lag]), lag);
+  if (!report.looks.empty()) out += "\n" + looks_text(report);
+  if (!report.ranks.empty()) out += "\n" + job_text(report);
+  if (!result.success_rate) return out;
+  out += printed("\nsuccess on %zu %s: %.3f before, %.3f after", result.after.size(),
+                 run.config().run.evaluation_cases.empty() ? "fresh episodes" : "cases",
+                 *result.success_before, *result.success_rate);
+  const auto tasks = by_task(result.after, run.spec().observation);
+  for (const TaskSuccess& task : tasks)
+    if (tasks.size() > 1)
+      out += printed("\n  %.3f of %lld: %.160s", task.success(), static_cast<long long>(task.episodes),
+                     task.task.c_str());
   return out;
 }
 
@@ -278,9 +278,6 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
         static_cast<double>(iteration.counts.env_steps - earlier_steps) / iteration.elapsed_s);
 }
 
-}  // namespace detail
-
-namespace detail {
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark,
                                 std::unique_ptr<Run<P>>& run) {
@@ -367,6 +364,9 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         std::filesystem::remove(path, not_empty);
     }
   } unkept{folder, !leads || continues};
+  const auto saves_after = [&](std::int64_t batch) {
+    return config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0;
+  };
   if (!leads) {
     const io::CheckpointFolder checkpoints(root / config.run.name / "checkpoint",
                                            config.run.keep_checkpoints);
@@ -385,7 +385,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     result.report = run->train(
         {},
         [&](std::int64_t batch) {
-          if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save_part();
+          if (saves_after(batch)) save_part();
         },
         &stop,
         [&](std::int64_t batches) {
@@ -408,20 +408,16 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     resumed.reset();
   }
   result.ratio = run->self_test();
-  char line[240];
   if (computes_in_16_bits(run->model())) {
     say("bfloat16: this processor's instructions for it: " + std::string(bf16_instructions()) +
         (bf16_instructions() == "none" ? " (matrix products are made in float32)" : ""));
-    std::snprintf(
-        line, sizeof line,
+    say(printed(
         "self-test: log-probabilities of unchanged weights differ by %.1e on average (limit 0.01), %.1e "
         "at the 99th percentile (0.05); the worst ratio is %.1e off",
-        result.ratio.mean, result.ratio.percentile_99, result.ratio.error);
+        result.ratio.mean, result.ratio.percentile_99, result.ratio.error));
   } else {
-    std::snprintf(line, sizeof line, "self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)",
-                  result.ratio.error);
+    say(printed("self-test: ratio of unchanged weights is 1 within %.1e (limit 1e-5)", result.ratio.error));
   }
-  say(line);
   if constexpr (HasExpert<typename Run<P>::Environment>) {
     if (anew && config.run.demonstrations > 0) {
       unless_stopped([&] { result.warm_start = run->warm_start(&stop); });
@@ -431,12 +427,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         result.report.signal = stop.signal();
         return result;
       }
-      std::snprintf(
-          line, sizeof line,
+      say(printed(
           "warm start: %d demonstrations (the noisy expert solves %.2f), %lld steps, sampled success %.2f",
           config.run.demonstrations, result.warm_start->expert_success,
-          static_cast<long long>(result.warm_start->steps), result.warm_start->success);
-      say(line);
+          static_cast<long long>(result.warm_start->steps), result.warm_start->success));
     }
   }
   // Shared with the run's threads, which outlive this where training throws.
@@ -493,7 +487,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
           progress->show(iteration, run->trace());
         },
         [&](std::int64_t batch) {
-          if (config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0) save();
+          if (saves_after(batch)) save();
         },
         &stop,
         [&](std::int64_t batches) {
@@ -523,21 +517,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
-  nlohmann::json json = detail::report_json(result, run->spec().observation, run->spec().horizon);
-  json["pipeline"] = P::describe(config.run);
-  for (const MemoryItem& item : run->memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
-  for (const auto& pool : run->memory().report())
-    json["pools"].push_back({{"name", pool.name},
-                             {"high_water", pool.high_water},
-                             {"fragmentation", pool.fragmentation},
-                             {"allocations", pool.allocations}});
-  json["peak_resident_bytes"] = peak_resident_bytes();
-  io::write_file(folder.report, json.dump(2) + "\n");
+  io::write_file(folder.report, detail::report_json(*run, result).dump(2) + "\n");
   const std::filesystem::path hand_overs = folder.hand_overs(run->recording().first_batch);
   if (config.run.record) io::write_file(hand_overs, to_text(run->recording()));
   if (config.run.trace) {
-    std::vector<trace::process> job;
-    for (const RankReport& rank : result.report.ranks) job.push_back(rank.trace);
+    std::vector<trace::process> job = traces_of(result.report.ranks);
     if (job.empty()) job.push_back(trace::snapshot(run->trace(), config.run.name));
     trace::write_chrome_file(folder.trace.string(), job);
   }
@@ -546,35 +530,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (stop.stop_requested() && !result.report.stopped)
     say("stopped by request: the last animation is left out");
 
-  say("");
-  say(trace::to_text(result.report.timing));
-  std::snprintf(line, sizeof line,
-                "%.0f env_steps/s, %.0f chunk_steps/s, largest staleness %lld, %.1f s of training",
-                result.report.env_steps_per_s(), result.report.chunk_steps_per_s(),
-                static_cast<long long>(result.report.max_staleness), result.report.train_wall_s);
-  say(line);
-  say("most memory that was resident: " + MemoryPlan::mebibytes(peak_resident_bytes()) + "; planned " +
-      MemoryPlan::mebibytes(run->memory_plan().total()) + " beside the process itself");
-  std::string lags = "staleness:";
-  for (std::size_t lag = 0; lag < result.report.staleness.size(); ++lag)
-    lags += (lag > 0 ? ", " : " ") + std::to_string(result.report.staleness[lag]) + " batches at " +
-            std::to_string(lag);
-  say(lags);
-  if (!result.report.looks.empty()) say(detail::looks_text(result.report));
-  if (!result.report.ranks.empty()) say(detail::job_text(result.report));
-  if (result.success_rate) {
-    std::snprintf(line, sizeof line, "success on %zu %s: %.3f before, %.3f after", episodes.size(),
-                  config.run.evaluation_cases.empty() ? "fresh episodes" : "cases", *result.success_before,
-                  *result.success_rate);
-    say(line);
-    const auto tasks = by_task(result.after, run->spec().observation);
-    for (const TaskSuccess& task : tasks)
-      if (tasks.size() > 1) {
-        std::snprintf(line, sizeof line, "  %.3f of %lld: %.160s", task.success(),
-                      static_cast<long long>(task.episodes), task.task.c_str());
-        say(line);
-      }
-  }
+  say(detail::figures_text(*run, result));
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
   for (const auto& file : {folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
                            folder.trace, hand_overs, saved})

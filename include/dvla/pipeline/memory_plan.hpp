@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <functional>
 #include <numeric>
 #include <span>
@@ -17,6 +16,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/process_limits.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/core/weights.hpp"
 
 namespace dvla {
@@ -65,15 +65,10 @@ class MemoryPlan {
   /// A line an item, and one for the sum.
   std::string text() const {
     std::string out = "memory that is about to be taken:";
-    char line[160];
-    for (const MemoryItem& item : items_) {
-      std::snprintf(line, sizeof line, "\n  %-34s %10s  %s", item.kind.c_str(), mebibytes(item.bytes).c_str(),
-                    name(item.place));
-      out += line;
-    }
-    std::snprintf(line, sizeof line, "\n  %-34s %10s  beside the process itself", "in all",
-                  mebibytes(total()).c_str());
-    return out + line;
+    for (const MemoryItem& item : items_)
+      out +=
+          printed("\n  %-34s %10s  %s", item.kind.c_str(), mebibytes(item.bytes).c_str(), name(item.place));
+    return out + printed("\n  %-34s %10s  beside the process itself", "in all", mebibytes(total()).c_str());
   }
 
   static const char* name(MemoryPlace place) {
@@ -81,11 +76,6 @@ class MemoryPlan {
            : place == MemoryPlace::environment_pool ? "environment pool"
            : place == MemoryPlace::heap             ? "heap"
                                                     : "mapped file, not counted";
-  }
-  static std::string mebibytes(std::size_t bytes) {
-    char text[40];
-    std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
-    return text;
   }
 
  private:

@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <mutex>
+#include <optional>
 #include <string>
 
+#include "dvla/core/text.hpp"
 #include "dvla/pipeline/history.hpp"
 #include "dvla/trace/report.hpp"
 
@@ -30,11 +32,7 @@ class ProgressLine {
     if (quiet_) return;
     const std::scoped_lock lock(mutex_);
     const std::int64_t done = iteration.batch + 1;
-    if (first_ < 0) {
-      first_ = iteration.batch;
-      env_steps_ = iteration.counts.env_steps;
-      elapsed_ = iteration.elapsed_s;
-    }
+    if (!first_) first_ = iteration;
     const std::int64_t tenth = std::max<std::int64_t>(iterations_ / 10, 1);
     if (!terminal_ && done % tenth != 0 && done != iterations_) return;
     // Reading the trace takes a core for a while, which the lanes want: at most a few times a second.
@@ -46,15 +44,14 @@ class ProgressLine {
       auto spans = trace.spans();
       std::erase_if(spans,
                     [&](const trace::span_record& span) { return span.batch <= iteration.batch - window; });
-      char text[40];
-      std::snprintf(text, sizeof text, "  overlap %.0f %%", trace::make_report(spans).overlap);
-      overlap = text;
+      overlap = printed("  overlap %.0f %%", trace::make_report(spans).overlap);
     }
     // env_steps/s since the first batch seen.
-    const double seconds = iteration.elapsed_s - elapsed_;
+    const double seconds = iteration.elapsed_s - first_->elapsed_s;
     const double rate =
-        seconds > 0 ? static_cast<double>(iteration.counts.env_steps - env_steps_) / seconds : 0;
-    const double left = seconds > 0 ? seconds / static_cast<double>(iteration.batch - first_) *
+        seconds > 0 ? static_cast<double>(iteration.counts.env_steps - first_->counts.env_steps) / seconds
+                    : 0;
+    const double left = seconds > 0 ? seconds / static_cast<double>(iteration.batch - first_->batch) *
                                           static_cast<double>(iterations_ - done)
                                     : 0;
     constexpr int width = 24;
@@ -88,8 +85,7 @@ class ProgressLine {
   bool all_lanes_;
   bool terminal_;
   std::mutex mutex_;
-  std::int64_t first_ = -1, env_steps_ = 0;
-  double elapsed_ = 0;
+  std::optional<Iteration> first_;
   std::chrono::steady_clock::time_point drawn_{};
 };
 

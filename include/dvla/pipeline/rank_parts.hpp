@@ -96,9 +96,13 @@ class RankParts {
         notices_(ground.notices),
         on_hang_(ground.on_hang) {
     job_.roll_call(Job::first_call);
-    if constexpr (routed)
-      plan_ = agree_on_routes(job_.cluster(), job_.roles(), group_bytes(), settings_.group(),
-                              settings_.deadline());
+    if constexpr (routed) {
+      std::vector<std::int64_t> groups;  // of each rollout, in a batch
+      for (int rollout = 0; rollout < job_.rollouts(); ++rollout)
+        groups.push_back(job_.share_of_groups(settings_.groups(), rollout).count *
+                         settings_.rollout_epochs());
+      plan_ = agree_on_routes(job_.cluster(), job_.roles(), groups, settings_.group(), settings_.deadline());
+    }
     if (!job_.trains()) model_.hold_gradients(false);
     if (job_.trains() && job_.alone()) make_weights();
     if (job_.rolls_out()) make_worker(threads);
@@ -409,14 +413,6 @@ class RankParts {
   }
   Decision decisions(std::int64_t episodes) const {
     return model_.decision_layout({settings_.shape(spec_, episodes).decisions, episodes});
-  }
-  /// Of each group that this rank rolls out in a batch.
-  std::vector<std::int64_t> group_bytes() const {
-    if (!job_.rolls_out()) return {};
-    const auto bytes = static_cast<std::int64_t>(
-        record_bytes(trajectory_layout(transitions(settings_.group()), decisions(settings_.group()))));
-    const std::int64_t groups = settings_.own_groups(job_).count * settings_.rollout_epochs();
-    return std::vector<std::int64_t>(static_cast<std::size_t>(groups), bytes);
   }
   /// Of this actor's part of a batch.
   std::int64_t trained_episodes() const {

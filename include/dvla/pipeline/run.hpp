@@ -464,9 +464,8 @@ class Run {
       const std::size_t needed = (one_pool ? plan.total() - plan.of(MemoryPlace::heap) : plan.of(place)) +
                                  (one_pool || place == MemoryPlace::model_pool ? plan.addresses() : 0);
       if (needed > pool->report().capacity)
-        throw ConfigError("the " + pool->report().name + " may have " +
-                          MemoryPlan::mebibytes(pool->report().capacity) + ", and the run needs " +
-                          MemoryPlan::mebibytes(needed) + " of it; raise " + pool->knob());
+        throw ConfigError("the " + pool->report().name + " may have " + mebibytes(pool->report().capacity) +
+                          ", and the run needs " + mebibytes(needed) + " of it; raise " + pool->knob());
     }
     memory_.environment().prefault(plan.of(MemoryPlace::environment_pool));
     return plan;

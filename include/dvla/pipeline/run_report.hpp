@@ -33,33 +33,22 @@ struct RankReport {
       (std::int64_t, unacknowledged), (std::int64_t, lost),
       (std::int64_t, unreported),  // received from rollouts that died and reported nothing
       (std::int64_t, data_bytes_sent), (std::int64_t, data_bytes_received), (std::int64_t, weight_bytes_sent),
-      (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent));
-  trace::process trace;  ///< its name is the rank's
+      (std::int64_t, weight_bytes_received), (std::int64_t, gradient_bytes_sent),
+      (trace::process, trace));  // its name is the rank's
 };
 
-namespace detail {
-/// A rank's report on its way to the leader.
-struct HandedIn {
-  BOOST_HANA_DEFINE_STRUCT(HandedIn, (RankReport, figures), (trace::packed_process, trace));
-};
-}  // namespace detail
-
-inline std::string serialise(const RankReport& report) {
-  return json_text(detail::HandedIn{report, trace::pack(report.trace)});
-}
+inline std::string serialise(const RankReport& report) { return json_text(report); }
 
 /// What `serialise` wrote. Throws FormatError for any other text.
 inline RankReport parse_rank_report(std::string_view from) {
-  auto read = parse_json<detail::HandedIn>(from, "report of another rank, whose program differs");
-  read.figures.trace = trace::unpack(std::move(read.trace));
-  return std::move(read.figures);
+  return parse_json<RankReport>(from, "report of another rank, whose program differs");
 }
 
 /// The three times from the rank's own trace: means over its batches.
 inline void time_lanes(RankReport& report) {
   std::array<double, 4> seconds{};
   std::array<std::int64_t, 4> spans{};
-  for (const trace::span_record& span : report.trace.spans)
+  for (const trace::span_record& span : report.trace.spans())
     for (std::size_t lane = 0; lane < 4; ++lane)
       if (std::string_view(span.category) == "lane" &&
           std::string_view(span.name) == trace::lane_span_names[lane]) {
@@ -76,7 +65,7 @@ inline void time_lanes(RankReport& report) {
 
 /// Of one train(). In a job of several processes the leader's is the whole job's, every other rank's its own.
 struct RunReport {
-  trace::report timing;  ///< of a job: see job_timing
+  trace::report timing;  ///< of a job: see sum_up
   std::int64_t env_steps = 0, chunk_steps = 0;
   std::int64_t failed_rows = 0;  ///< of the environment, in all passes: they were left out and made anew
   double train_wall_s = 0;       ///< from the start of train() to its end
@@ -111,30 +100,20 @@ inline RankReport total(const std::vector<RankReport>& ranks) {
   for (const RankReport& each : ranks)
     boost::hana::for_each(boost::hana::accessors<RankReport>(), [&](auto accessor) {
       const auto figure = boost::hana::second(accessor);
-      if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(figure(all))>>)
+      using Figure = std::remove_cvref_t<decltype(figure(all))>;
+      if constexpr (std::is_floating_point_v<Figure>)
         figure(all) = std::max(figure(all), figure(each));
-      else
+      else if constexpr (std::is_integral_v<Figure>)
         figure(all) += figure(each);
     });
   all.rank = -1;
   return all;
 }
 
-/// A job's timing: of each batch and lane, the rank that ended last stands for all. The three times are the
-/// largest rank's means.
-inline trace::report job_timing(const std::vector<RankReport>& ranks) {
+inline std::vector<trace::process> traces_of(const std::vector<RankReport>& ranks) {
   std::vector<trace::process> traces;
-  std::int64_t dropped = 0;
-  for (const RankReport& each : ranks) {
-    traces.push_back(each.trace);
-    dropped += each.trace.dropped;
-  }
-  trace::report timing = trace::make_report(trace::slowest(traces), dropped);
-  const RankReport all = total(ranks);
-  timing.rollout_time_s = all.rollout_time_s;
-  timing.actor_time_s = all.actor_time_s;
-  timing.sync_time_s = all.sync_time_s;
-  return timing;
+  for (const RankReport& each : ranks) traces.push_back(each.trace);
+  return traces;
 }
 
 namespace detail {
@@ -170,13 +149,26 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool s
     report.silent.push_back(rank);
   }
 }
-/// Then: what its ranks' reports make of the job's.
+/// Then: what its ranks' reports make of the job's. In its timing the rank that ended last stands for all, of
+/// each batch and lane; the three times are the largest rank's means.
 inline void sum_up(RunReport& report) {
-  report.timing = job_timing(report.ranks);
   const RankReport all = total(report.ranks);
+  const std::vector<trace::process> traces = traces_of(report.ranks);
+  std::int64_t dropped = 0;
+  for (const trace::process& each : traces) dropped += each.dropped;
+  report.timing = trace::make_report(trace::slowest(traces), dropped);
+  report.timing.rollout_time_s = all.rollout_time_s;
+  report.timing.actor_time_s = all.actor_time_s;
+  report.timing.sync_time_s = all.sync_time_s;
   report.env_steps = all.env_steps;
   report.chunk_steps = all.chunk_steps;
   report.failed_rows = all.failed_rows;
 }
 
 }  // namespace dvla
+
+/// What of it is a number of its own in report.json.
+template <std::same_as<dvla::RunReport> R>
+struct boost::hana::accessors_impl<R>
+    : dvla::members<&R::env_steps, &R::chunk_steps, &R::failed_rows, &R::train_wall_s, &R::max_staleness,
+                    &R::batches, &R::stopped> {};

@@ -146,7 +146,6 @@ class RunStages {
     parts_.data().release(token);
     iteration.elapsed_s = call_.elapsed();
     history_.add(iteration, steps);
-    token.version = token.batch + 1;
     if (call_.after_update) call_.after_update(token.batch);
   }
   /// Between processes the weights are packed, and may change from then on. In one process they are where the

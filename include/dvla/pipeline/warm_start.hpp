@@ -101,3 +101,5 @@ WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights, c
 }
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::WarmStartResult, expert_success, rows, steps, loss, success);

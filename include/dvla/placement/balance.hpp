@@ -9,12 +9,12 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/placement/deal.hpp"
 
 namespace dvla {
 
@@ -94,27 +94,14 @@ class Balance {
   std::map<int, double> measured_;  ///< period by split
 };
 
-/// `groups` dealt in proportion to `speed` (of any unit, above 0), at least one each; the fractions that are
-/// left go to the largest ones, of equals to the first. Throws Error for fewer groups than rollouts.
+/// `groups` dealt in proportion to `speed` (of any unit, above 0), at least one each. Throws Error for fewer
+/// groups than rollouts.
 inline std::vector<std::int64_t> deal_groups(std::int64_t groups, const std::vector<double>& speed) {
-  const auto rollouts = std::ssize(speed);
-  if (groups < rollouts || rollouts < 1)
-    throw Error("deal_groups: " + std::to_string(groups) + " groups for " + std::to_string(rollouts) +
+  if (groups < std::ssize(speed) || speed.empty())
+    throw Error("deal_groups: " + std::to_string(groups) + " groups for " + std::to_string(speed.size()) +
                 " rollouts; each needs one");
-  const double all = std::accumulate(speed.begin(), speed.end(), 0.0);
   std::vector<std::int64_t> dealt(speed.size(), 1);
-  for (std::int64_t left = groups - rollouts; left > 0; --left) {  // to whom it is missing most
-    std::size_t neediest = 0;
-    double most = -1e300;
-    for (std::size_t i = 0; i < speed.size(); ++i) {
-      const double missing = static_cast<double>(groups) * speed[i] / all - static_cast<double>(dealt[i]);
-      if (missing > most) {
-        most = missing;
-        neediest = i;
-      }
-    }
-    ++dealt[neediest];
-  }
+  detail::deal(groups, speed, dealt);
   return dealt;
 }
 

@@ -38,8 +38,8 @@ class C10dCluster final : public Cluster {
                : launch.store_is_hosted ? ", which torchrun hosts"
                                         : ", which rank 0 hosts") {
     if (launch.world < 1 || rank_ < 0 || rank_ >= launch.world)
-      throw ConfigError("rank is " + std::to_string(rank_) + " of " + std::to_string(launch.world) +
-                        "; it must be from 0 to world - 1");
+      throw ConfigError(
+          detail::concat("rank is ", rank_, " of ", launch.world, "; it must be from 0 to world - 1"));
     settle_process();
     const auto until = detail::deadline_after(limit);
     connect(launch, limit);
@@ -55,9 +55,9 @@ class C10dCluster final : public Cluster {
       device_ = interface && *interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
                                         : c10d::ProcessGroupGloo::createDeviceForHostname(address);
     } catch (const std::exception& error) {
-      throw ConfigError("rank " + std::to_string(rank_) + " cannot listen for the others on " + address +
-                        ": " + detail::torch_words(error) +
-                        "; set GLOO_SOCKET_IFNAME to the network interface to use");
+      throw ConfigError(detail::concat("rank ", rank_, " cannot listen for the others on ", address, ": ",
+                                       detail::torch_words(error),
+                                       "; set GLOO_SOCKET_IFNAME to the network interface to use"));
     }
   }
 
@@ -109,9 +109,8 @@ class C10dCluster final : public Cluster {
         },
         [&] { return detail::store_deadline(key, rank_, limit); });
   }
-  bool has(const std::string& key) override { return has_within(key, limit_); }
   bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
-    return ask(limit, [=](c10d::Store& store) { return store.check({"text/" + key}); });
+    return ask(std::min(limit, limit_), [=](c10d::Store& store) { return store.check({"text/" + key}); });
   }
   std::string put_once(const std::string& key, const std::string& value,
                        std::chrono::nanoseconds limit) override {
@@ -149,8 +148,7 @@ class C10dCluster final : public Cluster {
     try {
       store_ = detail::bounded(limit, open, [&] {  // c10d itself may take twice its limit
         const char* hint = options.isServer ? "; MASTER_ADDR must be rank 0's machine" : "";
-        return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                             " for the job's store at " + where_ + whose_ + hint);
+        return detail::waited(rank_, limit, "for the job's store at ", where_, whose_, hint);
       });
     } catch (const PeerError& error) {
       if (!options.isServer) throw lost_store(error);
@@ -191,8 +189,7 @@ class C10dCluster final : public Cluster {
             return current_attempt(*root);
           },
           [&] {
-            return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                                 " for rank 0 to open the job at " + where_ + " that it joins");
+            return detail::waited(rank_, limit, "for rank 0 to open the job at ", where_, " that it joins");
           });
     }
     store_ = place(attempt_);
@@ -224,11 +221,11 @@ class C10dCluster final : public Cluster {
                              ": the job was started again");
         return false;
       };
-      const std::string text =
-          *wait_for_text(*this, "host/" + name, until,
-                         "rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit_) +
-                             " for rank " + name + " of " + world + " to join the job at " + where_,
-                         over);
+      const std::string text = *wait_for_text(
+          *this, "host/" + name, until,
+          detail::waited(rank_, limit_, "for rank ", name, " of ", world, " to join the job at ", where_)
+              .what(),
+          over);
       check_world(text, name);
       const std::size_t line = text.find('\n');
       if (text[line + 1] == '+') topology_.joined.push_back(rank);
@@ -316,12 +313,11 @@ class C10dCluster final : public Cluster {
     return ask(limit, std::move(call), [&] { return no_answer(limit); });
   }
   PeerError lost_store(const PeerError& why) const {
-    return PeerError("rank " + std::to_string(rank_) + " lost the job's store at " + where_ + whose_ + ": " +
-                     why.what());
+    return PeerError(
+        detail::concat("rank ", rank_, " lost the job's store at ", where_, whose_, ": ", why.what()));
   }
   DeadlineError no_answer(std::chrono::nanoseconds limit) const {
-    return DeadlineError("rank " + std::to_string(rank_) + " waited " + detail::seconds_text(limit) +
-                         " for the job's store at " + where_ + whose_ + ", to answer");
+    return detail::waited(rank_, limit, "for the job's store at ", where_, whose_, ", to answer");
   }
 
   /// Waits until every member has asked for the same thing, and connects them.
@@ -338,8 +334,7 @@ class C10dCluster final : public Cluster {
       try {
         get(here(member), detail::left(until));
       } catch (const DeadlineError&) {
-        throw DeadlineError(me + " waited " + detail::seconds_text(limit) + " for rank " +
-                            std::to_string(member) + " to make " + what);
+        throw detail::waited(rank_, limit, "for rank ", member, " to make ", what);
       }
     }
     try {
@@ -350,9 +345,7 @@ class C10dCluster final : public Cluster {
             const Store own = c10::make_intrusive<c10d::PrefixStore>(key, client);  // asked while connecting
             return std::make_unique<detail::Links>(own, device, place, size, detail::left(until));
           },
-          [&] {
-            return DeadlineError(me + " waited " + detail::seconds_text(limit) + " to connect " + what);
-          });
+          [&] { return detail::waited(rank_, limit, "to connect ", what); });
     } catch (const PeerError& error) {
       throw PeerError(me + " cannot connect " + what + ": " + error.what());
     }

@@ -94,7 +94,7 @@ class Links {
 
   /// Throws torch's errors where not all `size` members come within `limit`.
   Links(const Store& store, const Device& device, int place, int size, std::chrono::nanoseconds limit)
-      : place_(place), size_(size), sentinels_(static_cast<std::size_t>(size)) {
+      : place_(place), sentinels_(static_cast<std::size_t>(size)) {
     auto options = c10d::ProcessGroupGloo::Options::create(torch_limit(limit));
     options->threads = 0;  // sends and receives need none
     options->devices.push_back(device);
@@ -115,16 +115,16 @@ class Links {
   }
 
   int place() const { return place_; }
-  int size() const { return size_; }
 
-  /// One send or receive under way. Its bytes must outlive finish().
+  /// One send or receive under way. Its bytes must outlive run().
   struct Transfer {
     int peer;
     c10::intrusive_ptr<c10d::Work> work;
   };
   using Transfers = std::list<Transfer>;
 
-  /// Sends match receives of the same `kind` and size only: ends that disagree wait for their limit.
+  /// Within run(). Sends match receives of the same `kind` and size only: ends that disagree wait for their
+  /// limit.
   void send(Transfers& transfers, int peer, std::span<const std::byte> bytes, int kind) {
     const std::span<std::byte> writable(const_cast<std::byte*>(bytes.data()), bytes.size());
     add(transfers, peer, writable, kind, true);
@@ -132,10 +132,14 @@ class Links {
   void receive(Transfers& transfers, int peer, std::span<std::byte> bytes, int kind) {
     add(transfers, peer, bytes, kind, false);
   }
-  /// Waits for all of them. Throws LinkBroken; the transfers then no longer touch their bytes, and the links
-  /// are closed.
-  void finish(Transfers& transfers, Clock::time_point until) {
+  /// `start(transfers)` puts them under way; waits for all of them. Throws LinkBroken; the transfers then no
+  /// longer touch their bytes, and the links are closed.
+  template <class Start>
+  void run(std::chrono::nanoseconds limit, Start start) {
+    const auto until = deadline_after(limit);
+    Transfers transfers;
     try {
+      start(transfers);
       for (const Transfer& transfer : transfers) wait(transfer, until);
     } catch (const LinkBroken& broken) {
       close(broken.why);
@@ -180,24 +184,15 @@ class Links {
 
   void add(Transfers& transfers, int peer, std::span<std::byte> bytes, int kind, bool sending) {
     if (bytes.empty()) return;
-    std::string why;
-    {
-      const std::scoped_lock lock(mutex_);
-      const std::string& gone = sentinels_[static_cast<std::size_t>(peer)].gone;
-      why = why_.empty() ? gone : why_;
-      if (why.empty()) {
-        try {
-          auto work = start(peer, bytes, tag_of(bytes.size(), kind), sending);
-          under_way_.push_back(&transfers.emplace_back(Transfer{peer, std::move(work)}));
-          return;
-        } catch (const std::exception& error) {
-          why = torch_words(error);
-        }
-      }
+    const std::scoped_lock lock(mutex_);
+    const std::string& gone = sentinels_[static_cast<std::size_t>(peer)].gone;
+    if (!why_.empty() || !gone.empty()) throw LinkBroken{peer, false, why_.empty() ? gone : why_};
+    try {
+      auto work = start(peer, bytes, tag_of(bytes.size(), kind), sending);
+      under_way_.push_back(&transfers.emplace_back(Transfer{peer, std::move(work)}));
+    } catch (const std::exception& error) {
+      throw LinkBroken{peer, false, torch_words(error)};
     }
-    close(why);
-    drop(transfers);
-    throw LinkBroken{peer, false, why};
   }
   void drop(Transfers& transfers) {
     const std::scoped_lock lock(mutex_);
@@ -239,7 +234,7 @@ class Links {
       if (transfer->peer == peer) transfer->work->abort();
   }
 
-  const int place_, size_;
+  const int place_;
   std::mutex mutex_;
   std::string why_;      ///< closed here; empty: open
   int first_gone_ = -1;  ///< of the peers, before that

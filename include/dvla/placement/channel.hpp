@@ -46,16 +46,20 @@ class Channel {
 
 namespace detail {
 
+/// A wait of this rank that ran out. `what`: "for rank 3 to ...".
+template <class... What>
+DeadlineError waited(int rank, std::chrono::nanoseconds limit, const What&... what) {
+  return DeadlineError(concat("rank ", rank, " waited ", seconds_text(limit), " ", what...));
+}
+
 /// The sentences of a channel, alike in every implementation. `action`: "send 12 bytes".
 inline DeadlineError channel_deadline(const std::string& name, int rank, const std::string& peer,
                                       const std::string& action, std::chrono::nanoseconds limit) {
-  return DeadlineError("rank " + std::to_string(rank) + " waited " + seconds_text(limit) + " for " + peer +
-                       " to " + action + " (channel '" + name + "')");
+  return waited(rank, limit, "for ", peer, " to ", action, " (channel '", name, "')");
 }
 inline PeerError channel_broken(const std::string& name, int rank, const std::string& peer,
                                 const std::string& why) {
-  return PeerError("rank " + std::to_string(rank) + " lost " + peer + ": " + why + " (channel '" + name +
-                   "')");
+  return PeerError(concat("rank ", rank, " lost ", peer, ": ", why, " (channel '", name, "')"));
 }
 
 }  // namespace detail

@@ -50,12 +50,9 @@ class Cluster {
   /// The job's small store of texts. `get` waits until somebody has put `key`.
   virtual void put(const std::string& key, const std::string& value) = 0;
   virtual std::string get(const std::string& key, std::chrono::nanoseconds limit) = 0;
-  virtual bool has(const std::string& key) = 0;
+  bool has(const std::string& key) { return has_within(key, std::chrono::nanoseconds::max()); }
   /// The same for whoever cannot wait for a store that is stopped: DeadlineError after `limit`.
-  virtual bool has_within(const std::string& key, std::chrono::nanoseconds limit) {
-    (void)limit;
-    return has(key);
-  }
+  virtual bool has_within(const std::string& key, std::chrono::nanoseconds limit) = 0;
   /// Puts `value`, which is not empty, unless somebody has put a text there before; returns what is there.
   /// DeadlineError after `limit` where the store does not answer.
   virtual std::string put_once(const std::string& key, const std::string& value,
@@ -70,15 +67,15 @@ class Cluster {
   /// What every implementation refuses alike.
   void check_peer(const std::string& name, int peer) const {
     if (peer < 0 || peer >= world() || peer == rank())
-      throw Error("channel '" + name + "': peer is rank " + std::to_string(peer) + "; it must be from 0 to " +
-                  std::to_string(world() - 1) + " and not this rank, " + std::to_string(rank()));
+      throw Error(detail::concat("channel '", name, "': peer is rank ", peer, "; it must be from 0 to ",
+                                 world() - 1, " and not this rank, ", rank()));
   }
   void check_members(const std::string& name, const std::vector<int>& members) const {
     const bool ascending =
         std::adjacent_find(members.begin(), members.end(), std::greater_equal()) == members.end();
     if (members.empty() || !ascending || members.front() < 0 || members.back() >= world())
-      throw Error("group '" + name + "': members must be ranks from 0 to " + std::to_string(world() - 1) +
-                  ", ascending and without repeats");
+      throw Error(detail::concat("group '", name, "': members must be ranks from 0 to ", world() - 1,
+                                 ", ascending and without repeats"));
     if (Roles::place(members, rank()) < 0)
       throw Error("group '" + name + "': rank " + std::to_string(rank()) + " is not one of its members");
   }
@@ -86,8 +83,7 @@ class Cluster {
 
 namespace detail {
 inline DeadlineError store_deadline(const std::string& key, int rank, std::chrono::nanoseconds limit) {
-  return DeadlineError("rank " + std::to_string(rank) + " waited " + seconds_text(limit) +
-                       " for somebody to put '" + key + "' into the job's store");
+  return waited(rank, limit, "for somebody to put '", key, "' into the job's store");
 }
 }  // namespace detail
 
@@ -137,7 +133,7 @@ class LoneCluster final : public Cluster {
       throw detail::store_deadline(key, 0, limit);
     return store_[key];
   }
-  bool has(const std::string& key) override {
+  bool has_within(const std::string& key, std::chrono::nanoseconds) override {
     const std::scoped_lock lock(mutex_);
     return store_.contains(key);
   }

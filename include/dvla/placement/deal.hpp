@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,12 +19,27 @@ inline std::vector<int> all_ranks(const Topology& topology) {
   return ranks;
 }
 
+/// `count` things in proportion to `weight`: those that are not `dealt` yet go, one by one, to whom most is
+/// missing; of equals to the first.
+inline void deal(std::int64_t count, const std::vector<double>& weight, std::vector<std::int64_t>& dealt) {
+  const double all = std::accumulate(weight.begin(), weight.end(), 0.0);
+  const auto missing = [&](std::size_t i) {  // times `all`
+    return static_cast<double>(count) * weight[i] - all * static_cast<double>(dealt[i]);
+  };
+  for (auto left = count - std::accumulate(dealt.begin(), dealt.end(), std::int64_t{0}); left > 0; --left) {
+    std::size_t neediest = 0;
+    for (std::size_t i = 1; i < weight.size(); ++i)
+      if (missing(i) > missing(neediest)) neediest = i;
+    ++dealt[neediest];
+  }
+}
+
 /// For a placement that lets every rank train, now or later.
 inline void refuse_joined(std::string_view placement, const Topology& topology) {
   if (!topology.joined.empty())
-    throw ConfigError("rank " + std::to_string(topology.joined.front()) +
-                      " joins the job (DVLA_STORE), so it can only roll out, but under " +
-                      std::string(placement) + " every rank may train; choose separated or hybrid");
+    throw ConfigError(concat("rank ", topology.joined.front(),
+                             " joins the job (DVLA_STORE), so it can only roll out, but under ", placement,
+                             " every rank may train; choose separated or hybrid"));
 }
 
 /// `count` of the ranks that did not join, ascending: of each machine its first ones, in proportion to how
@@ -31,31 +47,22 @@ inline void refuse_joined(std::string_view placement, const Topology& topology) 
 inline std::vector<int> spread(int count, const Topology& topology) {
   const std::int64_t world = topology.world() - std::ssize(topology.joined);
   if (count < 1 || count > world)
-    throw ConfigError(std::to_string(count) + " of the job's " + std::to_string(topology.world()) +
-                      " ranks are to train, but only " + std::to_string(world) +
-                      " can: the others join as rollouts (DVLA_STORE)");
-  std::vector<std::vector<int>> ranks;  // of each machine
-  for (int rank = 0; rank < topology.world(); ++rank) {
-    if (topology.has_joined(rank)) continue;
+    throw ConfigError(concat(count, " of the job's ", topology.world(), " ranks are to train, but only ",
+                             world, " can: the others join as rollouts (DVLA_STORE)"));
+  std::vector<double> ranks;  // of each machine
+  for (int rank : all_ranks(topology)) {
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
     if (ranks.size() <= node) ranks.resize(node + 1);
-    ranks[node].push_back(rank);
+    if (!topology.has_joined(rank)) ++ranks[node];
   }
-  std::vector<std::size_t> dealt(ranks.size(), 0);
-  const auto missing = [&](std::size_t node) {  // times `world`
-    return count * std::ssize(ranks[node]) - world * static_cast<std::int64_t>(dealt[node]);
-  };
-  std::vector<bool> is_chosen(topology.node.size());
-  for (int left = count; left > 0; --left) {
-    auto neediest = static_cast<std::size_t>(topology.node.front());  // at first: it does not go empty
-    for (std::size_t node = 0; node < ranks.size() && left < count; ++node)
-      if (missing(node) > missing(neediest) || (missing(node) == missing(neediest) && node < neediest))
-        neediest = node;
-    is_chosen[static_cast<std::size_t>(ranks[neediest][dealt[neediest]++])] = true;
-  }
+  std::vector<std::int64_t> dealt(ranks.size(), 0);
+  dealt[static_cast<std::size_t>(topology.node.front())] = 1;
+  deal(count, ranks, dealt);
   std::vector<int> chosen;
   for (int rank : all_ranks(topology))
-    if (is_chosen[static_cast<std::size_t>(rank)]) chosen.push_back(rank);
+    if (!topology.has_joined(rank) &&
+        dealt[static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)])]-- > 0)
+      chosen.push_back(rank);
   return chosen;
 }
 
@@ -74,10 +81,9 @@ inline Roles separate(int rollouts, int actors, const std::string& name, const T
   const int world = topology.world();
   const std::int64_t shares = std::int64_t{rollouts} + actors;
   if (rollouts < 1 || actors < 1 || world % shares != 0)
-    throw ConfigError(name + " is " + std::to_string(rollouts) + ":" + std::to_string(actors) +
-                      " and the job has " + std::to_string(world) + (world == 1 ? " rank" : " ranks") +
-                      "; both shares must be at least 1, and the ranks a multiple of their sum, " +
-                      std::to_string(shares));
+    throw ConfigError(concat(
+        name, " is ", rollouts, ":", actors, " and the job has ", world, world == 1 ? " rank" : " ranks",
+        "; both shares must be at least 1, and the ranks a multiple of their sum, ", shares));
   return separated(static_cast<int>(world / shares) * actors, topology);
 }
 

@@ -9,7 +9,6 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
-#include "dvla/pipeline/mistake.hpp"
 #include "dvla/placement/deal.hpp"
 #include "dvla/placement/placement_knobs.hpp"
 
@@ -35,8 +34,13 @@ struct Separated {
   using knobs = std::conditional_t<fixed, NoKnobs, SeparatedKnobs>;
   static constexpr std::string_view name = type_name<Separated>;
   static constexpr bool separates_roles = true;
-  using mistake = std::conditional_t<(Rollouts >= 0 && Actors >= 0), dvla::mistake::none,
-                                     dvla::mistake::shares_are_negative<Rollouts, Actors>>;
+  static consteval bool is_sound() {
+    static_assert(
+        Rollouts >= 0 && Actors >= 0,
+        "dvla: Separated<Rollouts, Actors> needs shares of at least 0: Separated<3, 1>, or Separated<> "
+        "to choose at run time");
+    return Rollouts >= 0 && Actors >= 0;
+  }
   static constexpr bool has_rollouts = Rollouts > 0 || Actors == 0;
   static constexpr bool has_actors = Actors > 0 || Rollouts == 0;
   static Roles roles(const knobs& shares, const Topology& topology) {

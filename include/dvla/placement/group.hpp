@@ -4,9 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -19,12 +21,21 @@
 
 namespace dvla {
 
-/// One call at a time per object, the same call with the same sizes on every member. Each call has the
+/// What a group does, by which its messages and its sentences tell calls apart.
+enum class GroupCall : std::uint8_t { broadcast, sum, max, all_gather, reduce_scatter, barrier };
+inline const char* call_name(GroupCall call) {
+  static constexpr std::array names{"broadcast", "sum", "max", "all_gather", "reduce_scatter", "barrier"};
+  return names[static_cast<std::size_t>(call)];
+}
+
+/// One call at a time per object, the same call with the same sizes on every member. Each exchange has the
 /// deadline that the group was made with. Throws PeerError (a member is gone) or DeadlineError, naming the
 /// group, the call and this member; the group is then finished.
+///
+/// An implementation says how members hand out, gather and scatter; sums, largest values and barriers are made
+/// of these, so that they give the same bits on every member.
 class Group {
  public:
-  Group() = default;
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
   virtual ~Group() = default;
@@ -32,33 +43,83 @@ class Group {
   virtual int rank() const = 0;  ///< of this member, in [0, size())
   virtual int size() const = 0;
 
-  virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
-  virtual void sum(std::span<float> values) = 0;  ///< the same bits on every member
-  virtual void sum(std::span<double> values) = 0;
-  virtual void max(std::span<std::int64_t> values) = 0;
+  void broadcast(std::span<std::byte> bytes, int root) {
+    if (root < 0 || root >= size())
+      throw Error(
+          detail::concat("group '", name_, "': root is ", root, "; it must be from 0 to ", size() - 1));
+    hand_out(bytes, root);
+  }
+  void sum(std::span<float> values) {
+    const auto members = static_cast<std::size_t>(size()), place = static_cast<std::size_t>(rank());
+    const std::size_t share = values.size_bytes() < small ? 0 : values.size() / members;
+    const std::span<float> whole = values.first(share * members), mine = values.subspan(share * place, share);
+    if (share > 0) {
+      scatter(GroupCall::sum, whole, mine);
+      gather(GroupCall::sum, std::as_bytes(mine), std::as_writable_bytes(whole));
+    }
+    fold(GroupCall::sum, values.subspan(whole.size()), std::plus<float>());
+  }
+  void sum(std::span<double> values) { fold(GroupCall::sum, values, std::plus<double>()); }
+  void max(std::span<std::int64_t> values) {
+    fold(GroupCall::max, values, [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+  }
   /// all: size() parts in the order of ranks. `part` may be its own place in `all`.
-  virtual void all_gather(std::span<const std::byte> part, std::span<std::byte> all) = 0;
+  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) {
+    check_parts(all.size(), part.size());
+    gather(GroupCall::all_gather, part, all);
+  }
   /// part = part number rank() of the sum of all members' `all`, which has size() parts.
-  virtual void reduce_scatter(std::span<const float> all, std::span<float> part) = 0;
-  virtual void barrier() = 0;
+  void reduce_scatter(std::span<const float> all, std::span<float> part) {
+    check_parts(all.size(), part.size());
+    scatter(GroupCall::reduce_scatter, all, part);
+  }
+  void barrier() {
+    std::byte none{};
+    fold(GroupCall::barrier, std::span(&none, 1), std::bit_or<std::byte>());
+  }
   /// Ends it from any thread, at once: calls under way here, and all later ones, throw PeerError, here and
   /// where others wait for this member.
   virtual void close() noexcept = 0;
+
+ protected:
+  explicit Group(std::string name) : name_(std::move(name)) {}
+
+  virtual void hand_out(std::span<std::byte> bytes, int root) = 0;
+  /// As all_gather and reduce_scatter. `part` may be its own place in `all`.
+  virtual void gather(GroupCall call, std::span<const std::byte> part, std::span<std::byte> all) = 0;
+  virtual void scatter(GroupCall call, std::span<const float> all, std::span<float> part) = 0;
+
+  const std::string name_;
+
+ private:
+  /// Sums of fewer bytes are gathered whole: one exchange instead of two.
+  static constexpr std::size_t small = 16384;
+
+  void check_parts(std::size_t all, std::size_t part) const {
+    if (all != part * static_cast<std::size_t>(size()))
+      throw Error(detail::concat("group '", name_, "': the whole has ", all, " values; it must have ", size(),
+                                 " parts of ", part));
+  }
+  /// In the order of ranks.
+  template <class Type, class Operation>
+  void fold(GroupCall call, std::span<Type> values, Operation operation) {
+    if (values.empty()) return;
+    gathered_.resize(values.size_bytes() * static_cast<std::size_t>(size()));
+    gather(call, std::as_bytes(values), gathered_);
+    const auto* theirs = reinterpret_cast<const Type*>(gathered_.data());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      Type total = theirs[i];
+      for (std::size_t at = i + values.size(); at < values.size() * static_cast<std::size_t>(size());
+           at += values.size())
+        total = operation(total, theirs[at]);
+      values[i] = total;
+    }
+  }
+
+  std::vector<std::byte> gathered_;
 };
 
 namespace detail {
-
-/// What every implementation refuses alike.
-inline void check_parts(std::size_t all, std::size_t part, int size, const std::string& name) {
-  if (all != part * static_cast<std::size_t>(size))
-    throw Error("group '" + name + "': the whole has " + std::to_string(all) + " values; it must have " +
-                std::to_string(size) + " parts of " + std::to_string(part));
-}
-inline void check_root(int root, int size, const std::string& name) {
-  if (root < 0 || root >= size)
-    throw Error("group '" + name + "': root is " + std::to_string(root) + "; it must be from 0 to " +
-                std::to_string(size - 1));
-}
 
 /// What groups between processes share: who the members are, and their sentences. One that waits says for
 /// whom, in which call, and of which group.
@@ -69,7 +130,7 @@ class JobGroup : public Group {
 
  protected:
   JobGroup(std::string name, std::vector<int> members, int rank, std::chrono::nanoseconds limit)
-      : name_(std::move(name)),
+      : Group(std::move(name)),
         members_(std::move(members)),
         place_(Roles::place(members_, rank)),
         limit_(limit) {}
@@ -77,17 +138,15 @@ class JobGroup : public Group {
   std::string member(int place) const {
     return "rank " + std::to_string(members_[static_cast<std::size_t>(place)]);
   }
-  PeerError lost(const std::string& whom, const std::string& call, const std::string& why) const {
-    return PeerError(member(place_) + " lost " + whom + " in " + call + " of group '" + name_ + "': " + why);
+  PeerError lost(const std::string& whom, GroupCall call, const std::string& why) const {
+    return PeerError(
+        concat(member(place_), " lost ", whom, " in ", call_name(call), " of group '", name_, "': ", why));
   }
-  DeadlineError late(const std::string& whom, const std::string& call) const {
-    return DeadlineError(member(place_) + " waited " + seconds_text(limit_) + " for " + whom + " in " + call +
-                         " of group '" + name_ + "'");
+  DeadlineError late(const std::string& whom, GroupCall call) const {
+    return waited(members_[static_cast<std::size_t>(place_)], limit_, "for ", whom, " in ", call_name(call),
+                  " of group '", name_, "'");
   }
-  void check_parts(std::size_t all, std::size_t part) const { detail::check_parts(all, part, size(), name_); }
-  void check_root(int root) const { detail::check_root(root, size(), name_); }
 
-  const std::string name_;
   const std::vector<int> members_;
   const int place_;
   const std::chrono::nanoseconds limit_;
@@ -98,26 +157,19 @@ class JobGroup : public Group {
 /// A group of one: nothing is communicated.
 class LoneGroup final : public Group {
  public:
-  explicit LoneGroup(std::string name = "lone") : name_(std::move(name)) {}
+  explicit LoneGroup(std::string name = "lone") : Group(std::move(name)) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
-  void broadcast(std::span<std::byte>, int root) override { detail::check_root(root, 1, name_); }
-  void sum(std::span<float>) override {}
-  void sum(std::span<double>) override {}
-  void max(std::span<std::int64_t>) override {}
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override { copy(part, all); }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override { copy(all, part); }
-  void barrier() override {}
   void close() noexcept override {}  // nobody waits
 
- private:
-  template <class From, class To>
-  void copy(From from, To to) const {
-    detail::check_parts(to.size(), from.size(), 1, name_);
-    if (from.data() != to.data()) std::copy(from.begin(), from.end(), to.begin());
+ protected:
+  void hand_out(std::span<std::byte>, int) override {}
+  void gather(GroupCall, std::span<const std::byte> part, std::span<std::byte> all) override {
+    if (all.data() != part.data()) std::copy(part.begin(), part.end(), all.begin());
   }
-
-  std::string name_;
+  void scatter(GroupCall, std::span<const float> all, std::span<float> part) override {
+    gather(GroupCall::reduce_scatter, std::as_bytes(all), std::as_writable_bytes(part));
+  }
 };
 
 }  // namespace dvla

@@ -32,10 +32,7 @@ class Heartbeat {
   }
   /// Without leave() before: the peers see this rank as lost.
   ~Heartbeat() {
-    for (Pair& pair : pairs_) {
-      pair.end(State::lost);
-      pair.channel->close();
-    }
+    for (Pair& pair : pairs_) break_off(pair);
   }
 
   /// From now on; `channel` is of the pair's heartbeats alone, and the peer does the same. A peer that comes
@@ -58,17 +55,12 @@ class Heartbeat {
   /// reason is that it has left.
   void leave(bool alone = false) {
     const std::scoped_lock lock(mutex_);
-    goodbye_ = alone ? alone_goodbye : goodbye;
-    for (Pair& pair : pairs_) {
-      const std::scoped_lock inner(pair.mutex);
-      pair.leaving = true;
-      pair.changed.notify_all();
-    }
+    for (Pair& pair : pairs_) say(pair, alone ? alone_goodbye : goodbye);
     pairs_.clear();
   }
 
  private:
-  enum class State { alive, left, lost };
+  static constexpr std::byte beat{1}, goodbye{2}, alone_goodbye{3};
 
   struct Pair {
     Pair(int peer_, std::unique_ptr<Channel> channel_) : peer(peer_), channel(std::move(channel_)) {}
@@ -76,57 +68,51 @@ class Heartbeat {
     const std::unique_ptr<Channel> channel;
     std::mutex mutex;
     std::condition_variable changed;
-    State state = State::alive;
-    bool leaving = false;
+    std::byte word = beat;  ///< what it is told next; a goodbye, of one's own or in answer, is the last
+    bool lost = false;
     std::jthread sender, receiver;  ///< joined first
-
-    /// False: it has ended already.
-    bool end(State how) {
-      const std::scoped_lock lock(mutex);
-      if (state != State::alive) return false;
-      state = how;
-      changed.notify_all();
-      return true;
-    }
   };
-  static constexpr std::byte beat{1}, goodbye{2}, alone_goodbye{3};
 
   std::chrono::nanoseconds patience() const { return 2 * period_; }
 
-  void lose(Pair& pair, const std::string& reason) {
-    if (!pair.end(State::lost)) return;
-    pair.channel->close();
-    const bool told = [&] {
+  static void say(Pair& pair, std::byte word) {
+    const std::scoped_lock lock(pair.mutex);
+    pair.word = word;
+    pair.changed.notify_all();
+  }
+  /// True: nobody has said goodbye, and nobody has broken off before.
+  static bool break_off(Pair& pair) {
+    const bool first = [&] {
       const std::scoped_lock lock(pair.mutex);
-      return !pair.leaving;
+      pair.changed.notify_all();
+      return !std::exchange(pair.lost, true) && pair.word == beat;
     }();
-    if (told) on_lost_(pair.peer, reason);
+    pair.channel->close();
+    return first;
+  }
+  void lose(Pair& pair, const std::string& reason) {
+    if (break_off(pair)) on_lost_(pair.peer, reason);
   }
 
-  /// Ends with a goodbye: of one's own, or in answer to the peer's.
   void send_beats(Pair& pair) {
     for (;;) {
-      std::byte word = beat;
-      {
-        std::unique_lock lock(pair.mutex);
-        if (pair.state == State::lost) return;
-        if (pair.state == State::left) word = goodbye;
-        if (pair.leaving) word = goodbye_;
-      }
       const auto next = std::chrono::steady_clock::now() + period_;
+      std::unique_lock lock(pair.mutex);
+      if (pair.lost) return;
+      const std::byte word = pair.word;
+      lock.unlock();
       if (!exchange(pair, [&] { pair.channel->send(std::span(&word, 1), patience()); })) return;
       if (word != beat) return;
-      std::unique_lock lock(pair.mutex);
-      pair.changed.wait_until(lock, next, [&] { return pair.leaving || pair.state != State::alive; });
+      lock.lock();
+      pair.changed.wait_until(lock, next, [&] { return pair.lost || pair.word != beat; });
     }
   }
   void receive_beats(Pair& pair) {
     std::byte word = beat;
-    while (word == beat) {
+    while (word == beat)
       if (!exchange(pair, [&] { pair.channel->receive(std::span(&word, 1), patience()); })) return;
-    }
-    if (word == alone_goodbye) lose(pair, "it has left");
-    pair.end(State::left);
+    if (word == alone_goodbye) return lose(pair, "it has left");
+    say(pair, goodbye);
   }
   template <class Call>
   bool exchange(Pair& pair, Call call) {
@@ -144,8 +130,7 @@ class Heartbeat {
 
   const std::chrono::nanoseconds period_;
   const OnLost on_lost_;
-  std::atomic<std::byte> goodbye_{goodbye};  ///< this rank's
-  std::mutex mutex_;                         ///< taken before a pair's
+  std::mutex mutex_;  ///< taken before a pair's
   std::list<Pair> pairs_;
 };
 

@@ -106,8 +106,8 @@ struct Launch {
   static std::string text(const Lookup& variable, const char* name, const std::string& why) {
     const std::optional<std::string> value = variable(name);
     if (!value || value->empty())
-      throw ConfigError(std::string(name) + " is " + (value ? "empty" : "not set") + ", and " + why +
-                        "; a job of several processes needs it");
+      throw ConfigError(detail::concat(name, " is ", value ? "empty" : "not set", ", and ", why,
+                                       "; a job of several processes needs it"));
     return *value;
   }
   static int number(const Lookup& variable, const char* name, int least, int most, const std::string& why) {
@@ -115,8 +115,8 @@ struct Launch {
     int parsed = 0;
     const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), parsed);
     if (code != std::errc() || end != value.data() + value.size() || parsed < least || parsed > most)
-      throw ConfigError(std::string(name) + " is '" + value + "'; it must be a whole number from " +
-                        std::to_string(least) + " to " + std::to_string(most));
+      throw ConfigError(
+          detail::concat(name, " is '", value, "'; it must be a whole number from ", least, " to ", most));
     return parsed;
   }
 
@@ -126,9 +126,8 @@ struct Launch {
     world = number(variable, world_name, 1, most_ranks, std::string(rank_name) + " is set");
     rank = number(variable, rank_name, 0, most_ranks - 1, std::string(world_name) + " is set");
     if (rank >= world)
-      throw ConfigError(std::string(rank_name) + " is " + std::to_string(rank) + " and " + world_name +
-                        " is " + std::to_string(world) + "; the rank must be from 0 to " +
-                        std::to_string(world - 1));
+      throw ConfigError(detail::concat(rank_name, " is ", rank, " and ", world_name, " is ", world,
+                                       "; the rank must be from 0 to ", world - 1));
     if (variable(local_name)) local_rank = number(variable, local_name, 0, world - 1, "");
     started = world;
   }
@@ -169,8 +168,8 @@ struct Launch {
   static void refuse_contradiction(const Lookup& variable, const Launch& launch) {
     for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
       if (variable(name) && number(variable, name, 0, 65535, "") != launch.rank)
-        throw ConfigError("RANK is " + std::to_string(launch.rank) + " and " + name + " is " +
-                          *variable(name) + "; they must be the same, or one of them unset");
+        throw ConfigError(detail::concat("RANK is ", launch.rank, " and ", name, " is ", *variable(name),
+                                         "; they must be the same, or one of them unset"));
     }
   }
 
@@ -180,10 +179,10 @@ struct Launch {
     if (variable("MASTER_ADDR")) {
       address = text(variable, "MASTER_ADDR", "");
     } else if (!variable(local_size) || number(variable, local_size, 1, world, "") != world) {
-      throw ConfigError("MASTER_ADDR is not set, and the " + std::to_string(world) + " ranks of this " +
-                        launcher +
-                        " job are not known to share one machine; set it to the address of rank 0's " +
-                        "machine (mpirun " + setting + ")");
+      throw ConfigError(detail::concat(
+          "MASTER_ADDR is not set, and the ", world, " ranks of this ", launcher,
+          " job are not known to share one machine; set it to the address of rank 0's machine (mpirun ",
+          setting, ")"));
     }
   }
 
@@ -194,12 +193,8 @@ struct Launch {
       address = text(variable, "MASTER_ADDR", "");
     } else {
       const char* list = "SLURM_NODELIST";
-      for (const char* name : {"SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"}) {
-        if (variable(name)) {
-          list = name;
-          break;
-        }
-      }
+      for (const char* name : {"SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_NODELIST"})
+        if (variable(name)) list = name;
       const std::string nodes = text(variable, list, why);
       address = first_node(nodes);
       if (address.empty())

@@ -35,7 +35,7 @@
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d.hpp"
-#include "dvla/placement/nccl_form.hpp"
+#include "dvla/placement/collectives.hpp"
 
 namespace dvla {
 
@@ -47,9 +47,9 @@ namespace detail {
 inline const bool nccl_is_settled =
     ::setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0) == 0 && ::setenv("NCCL_RUNTIME_CONNECT", "0", 0) == 0;
 
-/// Sums: every value is formed by one member and handed to the others, so it has the same bits on all of
-/// them, whatever algorithm NCCL takes. In which order that member adds is NCCL's choice: the bits may differ
-/// from Gloo's, and between machines and versions of NCCL.
+/// Sums of many values: each is formed by one member and handed to the others, so it has the same bits on all
+/// of them, whatever algorithm NCCL takes. In which order that member adds is NCCL's choice: the bits may
+/// differ from Gloo's, and between machines and versions of NCCL.
 /// NCCL does not say who is late, and may not notice that a peer died: whoever watches over the ranks
 /// (pipeline/watch.hpp, by the job's heartbeats) closes the group then, which aborts what is under way. A call
 /// in which a member takes no part ends at its deadline. Scratch: `stage_bytes` pinned and twice that on the
@@ -72,46 +72,33 @@ class NcclGroup final : public JobGroup {
   /// Gently: calls that this member has finished still end well on the others.
   ~NcclGroup() override { close(); }
 
-  void broadcast(std::span<std::byte> bytes, int root) override {
-    check_root(root);
+  void close() noexcept override { finish("this rank closed it"); }
+
+ protected:
+  void hand_out(std::span<std::byte> bytes, int root) override {
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    call<std::byte>("broadcast", bytes, bytes, [&](std::size_t count) {
+    in_pieces<std::byte>(GroupCall::broadcast, bytes, bytes, [&](std::size_t count) {
       std::vector<at::Tensor> tensors{as(in_, at::kByte, count)};
       follow(nccl_->broadcast(tensors, options));
       return in_;
     });
   }
-  void sum(std::span<float> values) override { add_up(values, at::kFloat); }
-  void sum(std::span<double> values) override { add_up(values, at::kDouble); }
-  void max(std::span<std::int64_t> values) override {
-    c10d::AllreduceOptions options;
-    options.reduceOp = c10d::ReduceOp::MAX;
-    call<std::int64_t>("max", values, values, [&](std::size_t count) {
-      std::vector<at::Tensor> tensors{as(in_, at::kLong, count)};
-      follow(nccl_->allreduce(tensors, options));
-      return in_;
-    });
-  }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    check_parts(all.size(), part.size());
-    call<std::byte>("all_gather", part, all, [&](std::size_t count) {
-      gather(*nccl_, as(out_, at::kByte, count * members_.size()), as(in_, at::kByte, count));
+  // By the names of torch 2.11, which 2.15 has as well.
+  void gather(GroupCall call, std::span<const std::byte> part, std::span<std::byte> all) override {
+    in_pieces<std::byte>(call, part, all, [&](std::size_t count) {
+      at::Tensor whole = as(out_, at::kByte, count * members_.size()), own = as(in_, at::kByte, count);
+      follow(nccl_->_allgather_base(whole, own));
       return out_;
     });
   }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    check_parts(all.size(), part.size());
-    call<float>("reduce_scatter", all, part, [&](std::size_t count) {
-      scatter(*nccl_, as(out_, at::kFloat, count), as(in_, at::kFloat, count * members_.size()));
+  void scatter(GroupCall call, std::span<const float> all, std::span<float> part) override {
+    in_pieces<float>(call, all, part, [&](std::size_t count) {
+      at::Tensor own = as(out_, at::kFloat, count), whole = as(in_, at::kFloat, count * members_.size());
+      follow(nccl_->_reduce_scatter_base(own, whole));
       return out_;
     });
   }
-  void barrier() override {
-    double none = 0;
-    add_up(std::span(&none, 1), at::kDouble, "barrier");
-  }
-  void close() noexcept override { finish("this rank closed it"); }
 
  private:
   static std::int64_t signed_size(std::size_t size) { return static_cast<std::int64_t>(size); }
@@ -151,8 +138,8 @@ class NcclGroup final : public JobGroup {
             return nccl;
           },
           [&] {
-            return DeadlineError(member(place_) + " waited " + seconds_text(limit_) +
-                                 " for NCCL to connect group '" + name_ + "'");
+            return waited(members_[static_cast<std::size_t>(place_)], limit_, "for NCCL to connect group '",
+                          name_, "'");
           });
     } catch (const PeerError& error) {
       throw PeerError(member(place_) + " cannot connect group '" + name_ + "' by NCCL: " + error.what());
@@ -188,50 +175,25 @@ class NcclGroup final : public JobGroup {
     work->synchronize();
     works_.push_back(std::move(work));
   }
-  /// torch 2.11 has these two by their older names only.
-  template <class Backend>
-  void gather(Backend& nccl, at::Tensor whole, at::Tensor part) {
-    if constexpr (requires { nccl.all_gather_single(whole, part); })
-      follow(nccl.all_gather_single(whole, part));
-    else
-      follow(nccl._allgather_base(whole, part));
-  }
-  template <class Backend>
-  void scatter(Backend& nccl, at::Tensor part, at::Tensor whole) {
-    if constexpr (requires { nccl.reduce_scatter_single(part, whole); })
-      follow(nccl.reduce_scatter_single(part, whole));
-    else
-      follow(nccl._reduce_scatter_base(part, whole));
-  }
-  template <class Type>
-  void add_up(std::span<Type> values, at::ScalarType type, const char* what = "sum") {
-    const std::size_t members = members_.size();
-    call<Type>(what, values, values, [&, type](std::size_t count) {
-      const std::size_t share = (count + members - 1) / members;  // what is beyond count is never read
-      scatter(*nccl_, as(out_, type, share), as(in_, type, share * members));
-      gather(*nccl_, as(in_, type, share * members), as(out_, type, share));
-      return in_;
-    });
-  }
 
   /// In pieces that fit the stages: from `in`, which has a part or one a member, to `out`, which has so too.
   /// `collective(values of a part)` puts one on the lane's stream, from in_ on, and returns what comes back.
   template <class Type, class Collective>
-  void call(const char* what, std::span<const Type> in, std::span<Type> out, Collective collective) {
+  void in_pieces(GroupCall call, std::span<const Type> in, std::span<Type> out, Collective collective) {
     const auto until = deadline_after(limit_);
     const std::size_t part = std::min(in.size(), out.size());
     const std::size_t ins = part > 0 ? in.size() / part : 1, outs = part > 0 ? out.size() / part : 1;
     const std::size_t parts = std::max(ins, outs);
     const std::size_t most = std::max<std::size_t>(stage_bytes / (parts * sizeof(Type)), 1);
-    check_open(what);
+    check_open(call);
     try {
       const c10::StreamGuard guard(lane_stream());
       for (std::size_t first = 0; first < part; first += most) {
         const std::size_t count = std::min(most, part - first);
-        reserve((std::max<std::size_t>(count * parts, 512) + members_.size()) * sizeof(Type));
+        reserve(std::max<std::size_t>(count * parts * sizeof(Type), 4096));
         {
           const std::scoped_lock lock(issuing_);  // never on what is aborted: torch would connect it anew
-          check_open(what);
+          check_open(call);
           for_each_part(in, ins, first, count, [](const Type* ours, std::uint8_t* stage, std::size_t bytes) {
             std::memcpy(stage, ours, bytes);
           });
@@ -239,7 +201,7 @@ class NcclGroup final : public JobGroup {
           copy(pinned_, collective(count), count * outs * sizeof(Type));
           mark_.record(lane_stream());
         }
-        wait(what, until);
+        wait(call, until);
         for_each_part(out, outs, first, count, [](Type* ours, const std::uint8_t* stage, std::size_t bytes) {
           std::memcpy(ours, stage, bytes);
         });
@@ -249,23 +211,23 @@ class NcclGroup final : public JobGroup {
       throw;
     } catch (const std::exception& error) {
       finish(torch_words(error));
-      check_open(what);
+      check_open(call);
     }
   }
-  void check_open(const char* what) {
+  void check_open(GroupCall call) {
     const std::scoped_lock lock(mutex_);
-    if (!why_.empty()) throw lost("the others", what, why_);
+    if (!why_.empty()) throw lost("the others", call, why_);
   }
-  void wait(const char* what, Clock::time_point until) {
+  void wait(GroupCall call, Clock::time_point until) {
     for (std::chrono::microseconds pause{1};; pause = std::min(2 * pause, std::chrono::microseconds{200})) {
       const bool done = mark_.query();
       for (const auto& work : works_)
         if (work->isCompleted() && work->exception()) std::rethrow_exception(work->exception());
-      check_open(what);  // what was aborted looks done
+      check_open(call);  // what was aborted looks done
       if (done) break;
       if (Clock::now() >= until) {
         finish("a call ran out of time");
-        throw late("the others", what);
+        throw late("the others", call);
       }
       std::this_thread::sleep_for(pause);
     }
@@ -295,17 +257,15 @@ class NcclGroup final : public JobGroup {
   c10::Event mark_{c10::DeviceType::CUDA};
 };
 
-class NcclProgram final : public NcclForm {
- public:
-  std::unique_ptr<Group> group(Cluster& cluster, const std::string& name, const std::vector<int>& members,
-                               std::chrono::nanoseconds limit) override {
+inline const bool nccl_is_here = [] {  // before main
+  make_nccl_group = [](Cluster& cluster, const std::string& name, const std::vector<int>& members,
+                       std::chrono::nanoseconds limit) -> std::unique_ptr<Group> {
     auto* job = dynamic_cast<C10dCluster*>(&cluster);
     if (job == nullptr) throw ConfigError("group '" + name + "': NCCL needs a job of processes on c10d");
     return std::make_unique<NcclGroup>(cluster, job->store(), name, members, limit);
-  }
-};
-inline NcclProgram nccl_program;
-inline const bool nccl_is_here = (nccl_form.store(&nccl_program), true);  // before main
+  };
+  return true;
+}();
 
 }  // namespace detail
 

@@ -1,15 +1,13 @@
 // One end of a plane between processes: the ranks at the other ends, each with a channel and a thread that
 // talks to it, under one lock. What the data plane's two ends (data_plane/endpoint.hpp) and the control plane
-// (control_plane/weight_links.hpp) have in common: who is there, who is lost, who comes again, and the
+// (control_plane/broadcast.hpp) have in common: who is there, who is lost, who comes again, and the
 // sentences of waits that run out. Knows no messages.
 #pragma once
 
 #include <chrono>
 #include <condition_variable>
-#include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -20,25 +18,6 @@
 #include "dvla/placement/channel.hpp"
 
 namespace dvla::detail {
-
-/// What is sent at a time of something large. Large enough that the rendezvous of a message costs little,
-/// small enough to be still in a cache when it is checked or scattered.
-inline constexpr std::size_t piece_bytes = std::size_t{4} << 20;
-
-/// Pieces 0 to count - 1 in order: `make` is at one while `use` is at the one before it, so that memory is
-/// read or written while the channel carries. Both run in one thread at a time.
-template <class Make, class Use>
-void in_turns(std::size_t count, Make make, Use use) {
-  if (count > 0) make(0);
-  for (std::size_t i = 0; i < count; ++i) {
-    std::future<void> next;
-    if (i + 1 < count) next = std::async(std::launch::async, [&] { make(i + 1); });
-    use(i);
-    if (next.valid()) next.get();
-  }
-}
-
-inline std::size_t pieces_of(std::size_t bytes) { return (bytes + piece_bytes - 1) / piece_bytes; }
 
 /// The rank at the other end.
 struct Peer {

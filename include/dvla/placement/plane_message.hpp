@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "dvla/core/checksum.hpp"
+#include "dvla/placement/channel.hpp"
 
 namespace dvla {
 
@@ -29,16 +30,15 @@ enum class Refusal : std::uint32_t {
   outdated,  ///< of one that is being trained on, or that was; of a version that came, or before one that did
   early,     ///< of a batch further ahead than both sides' buffers allow
   duplicate,  ///< came already
-  damaged,    ///< a chunk's checksum is wrong
+  damaged,    ///< its checksum is wrong
   ended,      ///< the actor trains on no more batches
   count_
 };
-inline constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> refusal_names{
-    "none",     "malformed", "foreign",   "incarnation", "layout",
-    "outdated", "early",     "duplicate", "damaged",     "ended"};
 inline std::string_view refusal_name(Refusal refusal) {
-  const auto i = static_cast<std::size_t>(refusal);
-  return i < refusal_names.size() ? refusal_names[i] : "unknown";
+  static constexpr std::array<std::string_view, static_cast<std::size_t>(Refusal::count_)> names{
+      "none",     "malformed", "foreign",   "incarnation", "layout",
+      "outdated", "early",     "duplicate", "damaged",     "ended"};
+  return names.at(static_cast<std::size_t>(refusal));
 }
 
 namespace detail {
@@ -59,7 +59,7 @@ struct PlaneMessage {
   std::int64_t batch = 0;  ///< or version. hello: first wished; offer: first possible; goodbye: the last
   std::int64_t first_group = 0;  ///< of the part, among the rollout's own
   std::int64_t groups = 0;
-  std::int64_t bytes = 0;  ///< of the part, without the chunks' checksums; hello: number of buffers
+  std::int64_t bytes = 0;  ///< of the part, without its checksum; hello: number of buffers
   std::int64_t oldest_version = 0;
   std::int64_t env_steps = 0;
   std::int64_t chunk_steps = 0;
@@ -92,6 +92,20 @@ inline bool read_message(const MessageBytes& bytes, PlaneMessage& message) {
          std::min({std::int64_t{message.rollout}, std::int64_t{message.actor}, message.incarnation,
                    message.first_group, message.groups, message.bytes, message.env_steps,
                    message.chunk_steps}) >= 0;
+}
+
+/// Whether a message of that incarnation, between that rollout and that actor, is this one's.
+inline Refusal check_pair(const PlaneMessage& message, int rollout, int actor, std::int64_t incarnation) {
+  if (message.rollout != rollout || message.actor != actor) return Refusal::foreign;
+  return message.incarnation == incarnation ? Refusal::none : Refusal::incarnation;
+}
+/// False: what came is no message; `message` is then empty.
+inline bool receive_message(Channel& channel, std::chrono::nanoseconds limit, PlaneMessage& message) {
+  MessageBytes bytes;
+  channel.receive(bytes, limit);
+  if (read_message(bytes, message)) return true;
+  message = {};
+  return false;
 }
 
 }  // namespace detail

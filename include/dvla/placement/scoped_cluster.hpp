@@ -32,7 +32,6 @@ class ScopedCluster final : public Cluster {
   std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
     return whole_.get(prefix_ + key, limit);
   }
-  bool has(const std::string& key) override { return whole_.has(prefix_ + key); }
   bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
     return whole_.has_within(prefix_ + key, limit);
   }

@@ -3,6 +3,7 @@
 // the environment variables of torchrun, mpirun or srun) and the placement policy (roles).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -19,11 +20,7 @@ struct Topology {
   /// They are rollouts: one that dies takes nobody with it, and its launcher starts it again.
   std::vector<int> joined{};
   int world() const { return static_cast<int>(node.size()); }
-  bool has_joined(int rank) const {
-    for (int other : joined)
-      if (other == rank) return true;
-    return false;
-  }
+  bool has_joined(int rank) const { return std::find(joined.begin(), joined.end(), rank) != joined.end(); }
 };
 
 /// Which rank does what. Both lists are ascending and without repeats; a rank may stand in both. The leader,
@@ -33,9 +30,8 @@ struct Roles {
   std::vector<int> actors{0};
 
   static int place(const std::vector<int>& list, int rank) {
-    for (std::size_t i = 0; i < list.size(); ++i)
-      if (list[i] == rank) return static_cast<int>(i);
-    return -1;
+    const auto found = std::find(list.begin(), list.end(), rank);
+    return found == list.end() ? -1 : static_cast<int>(found - list.begin());
   }
   /// Position among the rollouts or the actors; -1: not one of them.
   int rollout(int rank) const { return place(rollouts, rank); }
@@ -43,9 +39,7 @@ struct Roles {
   int leader() const { return actors.front(); }
   /// Whether any rank is both.
   bool overlap() const {
-    for (const int rank : actors)
-      if (rollout(rank) >= 0) return true;
-    return false;
+    return std::any_of(actors.begin(), actors.end(), [&](int rank) { return rollout(rank) >= 0; });
   }
   bool operator==(const Roles&) const = default;
 };

@@ -7,7 +7,6 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
-#include "dvla/pipeline/mistake.hpp"
 #include "dvla/schedule/schedule_knobs.hpp"
 
 namespace dvla {
@@ -19,8 +18,12 @@ struct Swimlane {
   using knobs = SwimlaneKnobs;
   static constexpr std::string_view name = type_name<Swimlane>;
   static constexpr int max_staleness = Max;
-  using mistake = std::conditional_t<(Max >= 0 && Max <= 1024), dvla::mistake::none,
-                                     dvla::mistake::staleness_bound_is_out_of_range<Max>>;
+  static consteval bool is_sound() {
+    constexpr bool bounded = Max >= 0 && Max <= 1024;
+    static_assert(bounded,
+                  "dvla: Swimlane<Max> needs a staleness bound from 0 (synchronous) to 1024: Swimlane<1>");
+    return bounded;
+  }
   static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
   template <bool Never>
   struct missing {

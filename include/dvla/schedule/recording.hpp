@@ -54,9 +54,9 @@ class recording_boundaries {
     if (all.empty() || version > all.back().version)
       all.push_back({version, batch_, boundary, weights_checksum()});
   }
-  /// The rollout is over.
+  /// The rollout is over. The first one says how many boundaries there are, unless `into` does.
   void end() {
-    if (into_.batches == 0) into_.boundaries = passed_;
+    if (into_.boundaries == 0) into_.boundaries = passed_;
     if (passed_ == 0 || passed_ != into_.boundaries)
       throw Error(
           "stage 'sample' passed " + std::to_string(passed_) + " chunk boundaries; that must be " +

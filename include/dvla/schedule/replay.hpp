@@ -6,10 +6,11 @@
 // lanes: overlap and gain are not computed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <exception>
-#include <optional>
+#include <iterator>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
@@ -65,114 +66,85 @@ class ReplayRunner {
     Recorder& recorder;
     const Recording& recording = *options.replay;
     detail::checked_stages<Stages, Recorder> work{stages, recorder, options, "replay"};
+    Recording own{};
+    Recording& repeated =
+        options.record ? *options.record : own;  // what this run does, to be held against it
     std::int64_t installed = options.first_batch;
     std::vector<Token> live =
         std::vector<Token>(static_cast<std::size_t>(options.staleness) + 1);  // a slot a trajectory buffer
-    std::size_t next = 0;                                                     // hand-over
-    std::int64_t deciding = -1;                                               // version
-    std::exception_ptr inside{};
 
     /// Pauses a rollout, and checks what decides in it.
-    struct boundaries {
-      boundaries(again& whose, std::int64_t of) : run(whose), batch(of) {
-        if (run.options.record) record.emplace(*run.options.record, batch);
-      }
+    struct boundaries : detail::recording_boundaries {
+      boundaries(again& whose, std::int64_t of)
+          : recording_boundaries(whose.repeated, of), run(whose), batch(of) {}
 
       void before(std::int64_t boundary) {
-        if (const HandOver* due = run.due(batch, boundary); due && due->version > run.installed) {
-          run.install(due->version);
-          detail::enter_lane(run.stages, lane_kind::sampling);
-        }
+        const std::int64_t version = run.deciding(batch, boundary).version;
+        if (version <= run.installed) return;
+        run.install(version);
+        detail::enter_lane(run.stages, lane_kind::sampling);
       }
       template <class Checksum>
       void decides(std::int64_t boundary, std::int64_t version, const Checksum& weights_checksum) {
+        recording_boundaries::decides(boundary, version, weights_checksum);
+        const HandOver& then = run.deciding(batch, boundary);
         const auto stray = [&](const std::string& what) {
           throw Error("the replay strays from its recording at chunk boundary " + std::to_string(boundary) +
                       " of batch " + std::to_string(batch) + ": " + what);
         };
-        if (boundary != passed++ || boundary >= run.recording.boundaries)
-          stray("the recorded rollouts have " + std::to_string(run.recording.boundaries) +
-                " boundaries, told of in order");
-        if (const HandOver* due = run.due(batch, boundary)) {
-          if (version == due->version && weights_checksum() != due->weights)
-            stray("the weights of version " + std::to_string(version) +
-                  " are other ones; are pipeline, settings, seed and machine those of the recorded run?");
-          run.deciding = due->version;
-          ++run.next;
-        }
-        if (version != run.deciding)
-          stray("version " + std::to_string(version) + " decides instead of " + std::to_string(run.deciding));
-        if (record) record->decides(boundary, version, weights_checksum);
-      }
-      void end() {
-        if (passed != run.recording.boundaries)
-          throw Error("stage 'sample' passed " + std::to_string(passed) +
-                      " chunk boundaries, in the recorded run " + std::to_string(run.recording.boundaries));
-        if (record) record->end();
+        if (version != then.version)
+          stray("version " + std::to_string(version) + " decides instead of " + std::to_string(then.version));
+        if (run.repeated.hand_overs.back().weights != then.weights)
+          stray("the weights of version " + std::to_string(version) +
+                " are other ones; are pipeline, settings, seed and machine those of the recorded run?");
       }
 
       again& run;
       const std::int64_t batch;
-      std::int64_t passed = 0;
-      std::optional<detail::recording_boundaries> record;
     };
 
     run_result run() {
       auto row = recorder.enter("replay");
+      repeated.boundaries = recording.boundaries;
       const std::int64_t end = options.first_batch + options.batches;
       std::int64_t batch = options.first_batch;
       const auto stopped = [&] { return options.stop && options.stop->stop_requested(); };
       for (; batch < end && !stopped(); ++batch) {
-        if (const HandOver* at_start = due(batch, 0)) {
-          install(at_start->version);
-          if (stopped()) break;
-        }
+        install(deciding(batch, 0).version);
+        if (stopped()) break;
         detail::enter_lane(stages, lane_kind::sampling);
         const auto buffer = static_cast<std::size_t>(batch) % live.size();
         live[buffer] = {batch, installed, static_cast<std::int32_t>(buffer)};
-        sample(live[buffer]);
+        work.sample(live[buffer], [&] {
+          boundaries pauses(*this, batch);
+          stages.sample(live[buffer], pauses);
+          pauses.end();
+        });
       }
       install(batch);
       return work.result(installed - options.first_batch, options);
     }
 
-    void sample(Token& token) {
-      try {
-        work.sample(token, [&] {
-          boundaries pauses(*this, token.batch);
-          stages.sample(token, pauses);
-          pauses.end();
-        });
-      } catch (...) {
-        if (inside) std::rethrow_exception(inside);  // another lane's error, which the rollout let through
-        throw;
-      }
-    }
-
-    /// The hand-over at this chunk boundary, if there is one.
-    const HandOver* due(std::int64_t batch, std::int64_t boundary) const {
-      if (next == recording.hand_overs.size()) return nullptr;
-      const HandOver& one = recording.hand_overs[next];
-      return one.batch == batch && one.boundary == boundary ? &one : nullptr;
+    /// Which hand-over decides there.
+    const HandOver& deciding(std::int64_t batch, std::int64_t boundary) const {
+      const auto later = std::upper_bound(
+          recording.hand_overs.begin(), recording.hand_overs.end(), std::tuple(batch, boundary),
+          [](const auto& here, const HandOver& one) { return here < std::tie(one.batch, one.boundary); });
+      return *std::prev(later);
     }
 
     /// The batches before `version`, one after the other, through the other three lanes.
     void install(std::int64_t version) {
-      try {
-        for (; installed < version; ++installed) {
-          Token& token = live[static_cast<std::size_t>(installed) % live.size()];
-          detail::enter_lane(stages, lane_kind::training);
-          if (!work.train(token)) throw Error("stage 'arrive' ends the batches before the recording does");
-          detail::enter_lane(stages, lane_kind::distribution);
-          work.distribute(token);
-          detail::enter_lane(stages, lane_kind::reception);
-          work.receive(token);
-          detail::enter_lane(stages, lane_kind::observer);
-          work.observe(token);
-        }
-      } catch (...) {
-        inside = std::current_exception();
-        throw;
+      for (; installed < version; ++installed) {
+        Token& token = live[static_cast<std::size_t>(installed) % live.size()];
+        detail::enter_lane(stages, lane_kind::training);
+        if (!work.train(token)) throw Error("stage 'arrive' ends the batches before the recording does");
+        detail::enter_lane(stages, lane_kind::distribution);
+        work.distribute(token);
+        detail::enter_lane(stages, lane_kind::reception);
+        work.receive(token);
+        detail::enter_lane(stages, lane_kind::observer);
+        work.observe(token);
       }
     }
   };

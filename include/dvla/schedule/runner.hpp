@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -134,13 +135,8 @@ class checked_stages {
           });
     if (!more) return false;
     const std::int64_t lag = token.batch - token.version;  // in 0..K: sample() saw to that
-    call(
-        "training", "train", category_, token, [&] { stages_.train(token); },
-        [&] {
-          if (token.version != token.batch + 1)
-            throw Error("stage 'train' reports weight version " + std::to_string(token.version) +
-                        "; set token.version = token.batch + 1, which is " + std::to_string(token.batch + 1));
-        });
+    call("training", "train", category_, token, [&] { stages_.train(token); });
+    token.version = token.batch + 1;
     ++lags_[static_cast<std::size_t>(lag)];
     return true;
   }
@@ -154,11 +150,12 @@ class checked_stages {
     call("reception", "receive", category_, token, [&] { stages_.receive(token); });
     return true;
   }
-  void observe(const Token& token) {
+  bool observe(Token& token) {
     if constexpr (ObservingStages<Stages>) {
       auto span = recorder_.span("observe", token.batch, "observer");
-      run_stage("observer", token.batch, [&] { stages_.observe(token); });
+      run_stage("observer", token.batch, [&] { stages_.observe(std::as_const(token)); });
     }
+    return true;
   }
 
   /// Valid when the training lane is done.

@@ -62,7 +62,7 @@ class SwimlaneRunner {
       const bool rolls_out = options.share != lane_share::actor,
                  trains = options.share != lane_share::rollout;
       using stage = detail::checked_stages<Stages, Recorder>;
-      // In the order in which a batch passes them: the first takes a permit, the last gives it back.
+      // In the order in which a batch passes them: the first takes a permit, the last of the ring gives it back.
       std::vector<place> places;
       if (rolls_out) places.push_back({lane_kind::sampling, "sampling", "", &stage::sample});
       if (trains) {
@@ -72,71 +72,53 @@ class SwimlaneRunner {
       if (rolls_out)
         places.push_back({lane_kind::reception, "reception", trains ? "published weights" : "a sampled batch",
                           &stage::receive});
+      const std::size_t ring = places.size();
+      if (ObservingStages<Stages> && trains)
+        places.push_back({lane_kind::observer, "observer", "a finished batch", &stage::observe});
+
       std::vector<lane*> row;
-      for (const place& each : places) row.push_back(&lanes.add(each.name, row.empty() ? 0 : live));
+      std::vector<wiring::node*> nodes;  // what enters a lane leaves the node of the lane before it
+      for (std::size_t i = 0; i < places.size(); ++i) {
+        const bool observes = i == ring;
+        lane* const to =
+            row.emplace_back(&lanes.add(places[i].name,
+                                        i == 0     ? 0
+                                        : observes ? observer_backlog
+                                                   : live,
+                                        observes ? lane::on_failure::finish : lane::on_failure::drop));
+        if (i == 0)
+          nodes.push_back(&wires.add([this](const Token&) { return admission.try_release(); }));
+        else
+          nodes.push_back(&wires.add([to](const Token& token) { return to->inbox().try_push(token); }));
+        if (i > 0) wires.connect(*nodes[i - 1], *nodes[i]);
+      }
+      wires.connect(*nodes[ring - 1], *nodes[0]);
       lanes.on_failure([this] {
         admission.cancel(), room.cancel();
         if constexpr (requires { stages.cancel(); }) stages.cancel();
       });
-
-      std::vector<wiring::node*> nodes;  // what enters a lane leaves the node of the lane before it
-      for (std::size_t i = 0; i < row.size(); ++i) {
-        if (i == 0)
-          nodes.push_back(&wires.add([this](const Token&) { return admission.try_release(); }));
-        else
-          nodes.push_back(
-              &wires.add([to = row[i]](const Token& token) { return to->inbox().try_push(token); }));
-      }
-      for (std::size_t i = 0; i < nodes.size(); ++i) wires.connect(*nodes[i], *nodes[(i + 1) % nodes.size()]);
-
-      lane* observer = nullptr;
-      if constexpr (ObservingStages<Stages>) {
-        if (trains) {
-          observer = &lanes.add("observer", observer_backlog, lane::on_failure::finish);
-          wires.connect(*nodes.back(),
-                        wires.add([observer](const Token& t) { return observer->inbox().try_push(t); }));
-        }
-      }
       // Started in the order of the ring: lanes that share a core then take turns in the order of the tokens,
       // which costs a third of the context switches of the reverse order (measured with empty stages).
-      for (std::size_t i = 0; i < row.size(); ++i) {
-        const bool last = i + 1 == row.size();
-        const auto pass_on = [this, last, observer, node = nodes[i]](lane& self, Token& token) {
-          if (last) {
-            if (observer) make_room(self, *observer, token.batch);
-            installed.store(token.batch + 1, std::memory_order_release);
-            ++finished;
-          }
-          wires.send(*node, token);
-        };
-        lane* const next = last ? observer : row[i + 1];
-        lanes.start(*row[i], [this, here = places[i], from = i == 0 ? nullptr : row[i - 1], next,
-                              pass_on](lane& self) {
-          const auto token_of = [&](std::int64_t batch) {
-            return from ? await(self, *from, here.waits_for, batch) : admit(self, batch);
-          };
-          serve(self, here.kind, token_of, [&](Token& token) {
-            const bool goes_on = (work.*here.stage)(token);
-            if (goes_on)
-              pass_on(self, token);
-            else
+      for (std::size_t i = 0; i < places.size(); ++i) {
+        lane* const next = i + 1 < row.size() ? row[i + 1] : nullptr;
+        lanes.start(*row[i], [this, here = places[i], before = i == 0 ? nullptr : row[i - 1], next,
+                              node = nodes[i], last = i + 1 == ring, observes = i == ring](lane& self) {
+          serve(self, before, here, [&](Token& token) {
+            if (!(work.*here.stage)(token)) {
               admission.cancel();  // no batch after this one: nobody will give permits back
-            return goes_on;
+              return false;
+            }
+            if (last) {
+              if (next) make_room(self, *next, token.batch);
+              installed.store(token.batch + 1, std::memory_order_release);
+              ++finished;
+            }
+            observes ? room.release() : wires.send(*node, token);
+            return true;
           });
           if (next) next->inbox().close();
         });
       }
-      if (observer)
-        lanes.start(*observer, [&](lane& self) {
-          const auto token_of = [&](std::int64_t batch) {
-            return await(self, *row.back(), "a finished batch", batch);
-          };
-          serve(self, lane_kind::observer, token_of, [&](Token& token) {
-            work.observe(token);
-            room.release();
-            return true;
-          });
-        });
       lanes.wait(options.grace);
       return work.result(finished, options);
     }
@@ -175,13 +157,14 @@ class SwimlaneRunner {
       });
     }
 
-    template <class TokenOf, class Each>
-    void serve(lane& self, lane_kind kind, TokenOf token_of, Each each) {
+    template <class Each>
+    void serve(lane& self, lane* before, const place& here, Each each) {
       auto row = recorder.enter(self.name().c_str());
-      detail::enter_lane(stages, kind);
+      detail::enter_lane(stages, here.kind);
       bool goes_on = true;
       for (std::int64_t batch = options.first_batch; goes_on; ++batch) {
-        std::optional<Token> token = token_of(batch);
+        std::optional<Token> token =
+            before ? await(self, *before, here.waits_for, batch) : admit(self, batch);
         if (!token) return;
         self.busy_with(batch);
         goes_on = each(*token);

@@ -18,7 +18,7 @@ namespace dvla {
 
 /// The optimiser's whole state, as one flat range: 3 floats a trainable weight.
 struct CarriedState {
-  std::array<std::vector<float>, 3> values;  ///< weights (float32 masters), first moment, second moment
+  std::array<std::vector<float>, 3> values;  ///< as ShardPiece::values()
   std::int64_t step = 0;
 };
 
@@ -58,11 +58,7 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
         const std::span<float> to =
             std::span(state.values[kind])
                 .subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(count));
-        if (mine) {
-          const std::array from{pieces[piece].weight, pieces[piece].first_moment,
-                                pieces[piece].second_moment};
-          std::copy(from[kind].begin(), from[kind].end(), to.begin());
-        }
+        if (mine) std::ranges::copy(pieces[piece].values()[kind], to.begin());
         all.broadcast(std::as_writable_bytes(to), trainer);
       }
       there += count;
@@ -77,11 +73,10 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
 /// Every actor of the new set calls it: the state becomes that of its weights.
 template <class Weights>
 void take(Weights& weights, const CarriedState& state) {
-  for (const ShardPiece& piece : weights.pieces()) {
-    const std::array to{piece.weight, piece.first_moment, piece.second_moment};
-    for (std::size_t kind = 0; kind < to.size(); ++kind)
-      std::copy_n(state.values[kind].begin() + piece.range.offset, piece.range.count, to[kind].begin());
-  }
+  for (const ShardPiece& piece : weights.pieces())
+    for (std::size_t kind = 0; kind < state.values.size(); ++kind)
+      std::copy_n(state.values[kind].begin() + piece.range.offset, piece.range.count,
+                  piece.values()[kind].begin());
   weights.steps() = state.step;
   weights.refresh();
 }

@@ -40,9 +40,8 @@ class ShardToWrite {
     for (std::size_t i = 0; i < kinds_; ++i) values_[i].reserve(static_cast<std::size_t>(count));
     for (const ShardPiece& piece : weights.pieces()) {
       ranges_.insert(ranges_.end(), {piece.range.offset, piece.range.count});
-      const std::array from{piece.first_moment, piece.second_moment, piece.weight};
       for (std::size_t i = 0; i < kinds_; ++i)
-        values_[i].insert(values_[i].end(), from[i].begin(), from[i].end());
+        values_[i].insert(values_[i].end(), piece.values()[i].begin(), piece.values()[i].end());
     }
   }
 
@@ -67,8 +66,9 @@ class ShardToWrite {
 
 /// Moments and step counter from the files of all actors that wrote them, in any order, and the masters where
 /// they are there. `load_model()` loads the model's values once all files have been found good, and may throw
-/// before it changes any; masters that are not there become these values. All actors call it. Throws FormatError where the files are not all parts of one state or hold what
-/// is no number, ConfigError where that is another model's, and then changes nothing.
+/// before it changes any; masters that are not there become these values. All actors call it. Throws FormatError
+/// where the files are not all parts of one state or hold what is no number, ConfigError where that is another
+/// model's, and then changes nothing.
 template <class Weights, class LoadModel>
 void load_shards(Weights& weights, std::int64_t whole, std::span<const io::SafetensorsFile> files,
                  LoadModel load_model) {
@@ -145,13 +145,12 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
   load_model();
   if (kinds == 2) weights.take_parameters();
   for (const ShardPiece& piece : weights.pieces()) {
-    const std::array to{piece.first_moment, piece.second_moment, piece.weight};
     for (const auto& [range, from] : stored) {
       const std::int64_t begin = std::max(range.offset, piece.range.offset);
       const std::int64_t end = std::min(range.offset + range.count, piece.range.offset + piece.range.count);
       for (std::size_t i = 0; begin < end && i < kinds; ++i)
         std::copy_n(from[i] + (begin - range.offset), end - begin,
-                    to[i].begin() + (begin - piece.range.offset));
+                    piece.values()[i].begin() + (begin - piece.range.offset));
     }
   }
   weights.steps() = steps;

@@ -48,7 +48,7 @@ namespace dvla {
 /// model otherwise: its hooks throw. Errors of a collective are thrown, with their type, by the next call that
 /// needs it and by all later ones; they name actor, unit and optimiser step.
 template <ModelMachinery Model>
-class ShardedWeights final : private UnitHooks {
+class ShardedWeights final : public OwnedPieces, private UnitHooks {
  public:
   /// All actors make theirs at the same time, with models of the same extents and the same frozen weights, and
   /// begin with the first one's trainable ones. Masters, moments and buffers live in `memory` (the model pool).
@@ -56,33 +56,34 @@ class ShardedWeights final : private UnitHooks {
   /// for this model.
   ShardedWeights(Model& model, std::pmr::memory_resource& memory, const FsdpKnobs& knobs = {},
                  const GroupSource& groups = lone_group)
-      : model_(model),
-        figures_(groups("figures")),
+      : OwnedPieces(groups("figures"), units_to_train(model), true, memory),
+        model_(model),
         shards_(groups("shards")),
-        layout_(model.units(), figures_->size()),
-        shard_(units_to_train(model), layout_, figures_->rank(), memory),
-        part_(layout_.packed(actor())),
         alone_(actors() == 1),
         elsewhere_(std::ranges::any_of(model.parameters(),
                                        [](const Parameter& each) { return each.device != Device::cpu; })),
         release_(checked(knobs, alone_, model)),
-        frozen_(frozen_stretches(model, !alone_ && knobs.shard_frozen)),
-        gathered_at_(units()),
+        stretches_(stretches(!alone_ && knobs.shard_frozen)),
+        gathered_(units()),
         used_(units()),
         ready_(units()),
         reduced_(units()),
-        scattered_(alone_ ? 0 : layout_.shard(), 0.0F, &memory),
-        padded_(largest_padded(), 0.0F, &memory),
-        addend_(releases() ? layout_.largest_part() : 0, 0.0F, &memory),
-        jobs_([this](std::int64_t job) { run(job); }) {
-    for (std::size_t unit = 0; unit < units(); ++unit)
-      if (trains(unit)) figures_->broadcast(shard_.units()[unit].values, 0);
+        padded_(&memory),
+        addend_(&memory) {
+    std::size_t padded = 0, largest = 0;  // in floats
+    for (std::size_t unit = 0; unit < units(); ++unit) {
+      const std::size_t part = layout_.part(unit), all = part * static_cast<std::size_t>(actors());
+      sums_.emplace_back(alone_ ? 0 : part, 0.0F, &memory);
+      largest = std::max(largest, part);
+      if (all != units_[unit].gradients.size()) padded = std::max(padded, all);
+      for (const Stretch& each : stretches_[unit])
+        if (padded_bytes(each) != each.all.size()) padded = std::max(padded, (padded_bytes(each) + 3) / 4);
+    }
+    padded_.resize(padded);
+    if (releases()) addend_.resize(largest);
     weights_written(model_);
-    take_parameters();
     model_.hook_units(this);
   }
-  ShardedWeights(const ShardedWeights&) = delete;
-  ShardedWeights& operator=(const ShardedWeights&) = delete;
   ~ShardedWeights() { model_.hook_units(nullptr); }
 
   /// Begins an optimiser step's gradient.
@@ -91,8 +92,8 @@ class ShardedWeights final : private UnitHooks {
     if (complete_) jobs_.wait_all();  // a step that was begun and given up
     begin_step();
     late_ = false;
-    if (!releases()) return shard_.zero_gradients();
-    for (const WeightUnit& unit : shard_.units()) detail::drop_pages(std::as_writable_bytes(unit.gradients));
+    if (!releases()) return OwnedPieces::zero_gradients();
+    for (const WeightUnit& unit : units_) detail::drop_pages(std::as_writable_bytes(unit.gradients));
   }
   /// See sharding/actors.hpp.
   void begin_pass(const Pass& pass) {
@@ -116,16 +117,16 @@ class ShardedWeights final : private UnitHooks {
     jobs_.wait_all();
     if (late_)
       throw Error(
-          place("any", shard_.steps()) +
+          place("any", steps()) +
           ": a backward pass came after the one announced as the last, or was not announced; announce "
           "the last one of an optimiser step only, and zero the gradients before the next one");
     const auto gradient_of = [this](std::size_t unit) { return gradient_here(unit); };
-    std::array squares{shard_.squared_norm(gradient_of)};
-    figures_->sum(squares);
+    std::array squares{squared_gradient(gradient_of)};
+    group_->sum(squares);
     const double norm = std::sqrt(squares[0]);
     if (!std::isfinite(norm)) throw_not_finite(norm);
     begin_step();
-    shard_.step(gradient_of, knobs, clip_scale(norm, knobs.max_grad_norm, shard_.steps()));
+    step_pieces(gradient_of, knobs, clip_scale(norm, knobs.max_grad_norm, steps()));
     if (releases()) {
       release_all();
     } else {
@@ -134,19 +135,14 @@ class ShardedWeights final : private UnitHooks {
     return norm;
   }
 
-  /// Forgets the moments, keeps the weights.
-  void reset_optimiser() { shard_.reset(); }
-
-  int actor() const { return figures_->rank(); }
-  int actors() const { return figures_->size(); }
   /// Both end the pass, or an actor for which it was empty would wait here for those that wait for it there.
   void sum(std::span<double> values) {
     end_pass();
-    figures_->sum(values);
+    group_->sum(values);
   }
   void max(std::span<std::int64_t> values) {
     end_pass();
-    figures_->max(values);
+    group_->max(values);
   }
 
   /// Of how many units the values are here at the same time, at most; 0: of all, always.
@@ -158,16 +154,8 @@ class ShardedWeights final : private UnitHooks {
   /// What each actor packs, in this order: its part of every unit. For whoever has a model and no weights, as
   /// a rollout.
   static std::vector<WeightPart> parts_of(const Model& model, int actors) {
-    const ShardLayout layout(model.units(), actors);
-    std::vector<WeightPart> all;
-    for (int actor = 0; actor < actors; ++actor) all.push_back(layout.packed(actor));
-    return all;
+    return ShardLayout(model.units(), actors).parts();
   }
-  std::vector<WeightPart> parts() const { return parts_of(model_, actors()); }
-  /// Bytes that `pack` writes: this actor's part of what the control plane carries.
-  std::size_t packed_bytes() const { return bytes_in(part_); }
-  /// The values that the trainer computes with.
-  void pack(std::span<std::byte> out) const { shard_.pack(part_, out); }
 
   /// Afterwards all of the model's values are what the trainer computes with, until the next pass is announced.
   /// All actors call it; it communicates nothing where no pass and no step came since the last time.
@@ -175,28 +163,24 @@ class ShardedWeights final : private UnitHooks {
     if (alone_) return;  // from any thread: all of it is here, always
     end_pass();
     if (!whole_) gather();
-    for (const std::int64_t count : gathered_at_) jobs_.wait(count);
+    for (std::size_t unit = 0; unit < units(); ++unit) wait_for(unit);
     whole_ = true;
   }
 
-  /// This actor's part of each unit that trains: everything that a checkpoint has to hold, as views.
-  std::vector<ShardPiece> pieces() {
+  std::vector<ShardPiece> pieces() const {
     jobs_.wait_all();
-    return shard_.pieces();
+    return OwnedPieces::pieces();
   }
-  std::int64_t& steps() { return shard_.steps(); }
   /// Brings the model up to date with masters that were written. All actors call it.
   void refresh() {
     jobs_.wait_all();
-    shard_.give_values();
+    give_values();
     whole_ = false;
     gather_all();
   }
-  /// The other way round: the model's values, all of which were written, alike on every actor, become the
-  /// weights.
   void take_parameters() {
     jobs_.wait_all();
-    shard_.take_values();
+    OwnedPieces::take_parameters();
     whole_ = true;
   }
 
@@ -226,26 +210,28 @@ class ShardedWeights final : private UnitHooks {
   /// their own. `trace` must outlive this. Call at most once, before anything else.
   template <class Trace>
   void trace_to(Trace& trace) {
-    make_tracer_ = [&trace] {
-      using Row = decltype(trace.enter(""));
-      const std::shared_ptr<Row> row(
-          new Row(trace.enter("sharding")));  // this thread's, as long as it records
-      return [&trace, row](const char* name, std::int64_t step, std::int64_t begin_ns) {
-        trace.record(name, "stage", step, begin_ns, trace::now_ns());
-      };
-    };
-    jobs_.wait(jobs_.post(trace_job));
+    jobs_
+        .post([this, &trace] {
+          using Row = decltype(trace.enter(""));
+          const std::shared_ptr<Row> row(
+              new Row(trace.enter("sharding")));  // this thread's, as long as it records
+          record_ = [&trace, row](const char* name, std::int64_t step, std::int64_t begin_ns) {
+            trace.record(name, "stage", step, begin_ns, trace::now_ns());
+          };
+        })
+        .get();
   }
 
  private:
-  static constexpr std::int64_t trace_job = -1;
-  using Stretches = std::vector<std::span<std::byte>>;
+  /// Bytes of a unit that are cut into a part for each actor, of which the last ones may be shorter, or empty.
+  struct Stretch {
+    std::span<std::byte> all;
+    std::size_t part = 0;
+  };
   struct Collective {
     bool gathers;
     std::size_t unit;
   };
-
-  using Record = std::function<void(const char* name, std::int64_t step, std::int64_t begin_ns)>;
 
   static UnitRelease checked(const FsdpKnobs& knobs, bool alone, const Model& model) {
     if (knobs.shard_frozen && knobs.release == UnitRelease::never)
@@ -256,9 +242,8 @@ class ShardedWeights final : private UnitHooks {
     for (const Parameter& each : model.parameters())
       if (each.device != Device::cpu && knobs.release != UnitRelease::never)
         throw ConfigError(
-            "sharding.release is " +
-            std::string(enum_names<UnitRelease>[static_cast<std::size_t>(knobs.release)]) + ", and " +
-            each.name + " is not in host memory; only units that are there can be released, so choose never");
+            "sharding.release is " + enum_name(knobs.release) + ", and " + each.name +
+            " is not in host memory; only units that are there can be released, so choose never");
     for (const Parameter& alias : model.parameters())
       for (const Parameter& each : model.parameters())
         if (each.name == alias.alias_of && each.unit != alias.unit && knobs.release != UnitRelease::never &&
@@ -268,23 +253,37 @@ class ShardedWeights final : private UnitHooks {
                             " is read; take sharding.release never for this model");
     return knobs.release;
   }
-  /// By unit, what is frozen and neither mapped nor another's alias.
-  static std::vector<Stretches> frozen_stretches(const Model& model, bool wanted) {
-    std::vector<Stretches> all(model.units().size());
-    for (const Parameter& each : model.parameters()) {
-      if (!wanted || each.trainable || each.mapped || !each.alias_of.empty()) continue;
-      Stretches& unit = all[each.unit];
-      if (!unit.empty() && unit.back().data() + unit.back().size() == each.data)
-        unit.back() = {unit.back().data(), unit.back().size() + each.bytes()};
-      else
-        unit.push_back({each.data, each.bytes()});
+  /// By unit, what is gathered: if `frozen`, what is frozen and neither mapped nor another's alias; and what
+  /// trains.
+  std::vector<std::vector<Stretch>> stretches(bool frozen) const {
+    std::vector<std::vector<Stretch>> all(units());
+    for (const Parameter& each : model_.parameters()) {
+      if (!frozen || each.trainable || each.mapped || !each.alias_of.empty()) continue;
+      std::vector<Stretch>& unit = all[each.unit];
+      if (unit.empty() || unit.back().all.data() + unit.back().all.size() != each.data)
+        unit.push_back({{each.data, 0}});
+      unit.back().all = {unit.back().all.data(), unit.back().all.size() + each.bytes()};
+    }
+    const auto count = static_cast<std::size_t>(actors());
+    for (std::size_t unit = 0; unit < units(); ++unit) {
+      for (Stretch& each : all[unit]) each.part = (each.all.size() + count - 1) / count;
+      if (trains(unit))
+        all[unit].push_back({units_[unit].values, layout_.part(unit) * bytes_of(units_[unit].dtype)});
     }
     return all;
+  }
+  std::size_t padded_bytes(const Stretch& each) const {
+    return each.part * static_cast<std::size_t>(actors());
+  }
+  /// Where this actor's part begins, and its size without padding.
+  std::pair<std::size_t, std::size_t> own(const Stretch& each) const {
+    const std::size_t first = std::min(each.all.size(), each.part * static_cast<std::size_t>(actor()));
+    return {first, std::min(each.part, each.all.size() - first)};
   }
 
   std::size_t units() const { return layout_.units(); }
   bool trains(std::size_t unit) const { return layout_.part(unit) > 0; }
-  bool travels(std::size_t unit) const { return trains(unit) || !frozen_[unit].empty(); }
+  bool travels(std::size_t unit) const { return !stretches_[unit].empty(); }
   bool releases() const { return release_ != UnitRelease::never; }
   /// The one that needs not be released between a forward pass and the backward pass.
   std::size_t last_travelling() const {
@@ -292,47 +291,16 @@ class ShardedWeights final : private UnitHooks {
     while (last > 0 && !travels(last - 1)) --last;
     return last - 1;
   }
-  /// An actor's part of a frozen stretch, in bytes, padding included.
-  std::size_t frozen_part(std::size_t bytes) const {
-    const auto count = static_cast<std::size_t>(actors());
-    return (bytes + count - 1) / count;
-  }
   std::int64_t gather_bytes(std::size_t unit) const {
-    std::int64_t bytes = layout_.gather_bytes(unit);
-    for (const auto& stretch : frozen_[unit])
-      bytes += (actors() - 1) * static_cast<std::int64_t>(frozen_part(stretch.size()));
+    std::int64_t bytes = 0;
+    for (const Stretch& each : stretches_[unit])
+      bytes += (actors() - 1) * static_cast<std::int64_t>(each.part);
     return bytes;
-  }
-  /// In floats.
-  std::size_t largest_padded() const {
-    std::size_t largest = layout_.largest_padded();
-    for (const Stretches& unit : frozen_)
-      for (const auto& stretch : unit)
-        if (const std::size_t all = frozen_part(stretch.size()) * static_cast<std::size_t>(actors());
-            all != stretch.size())
-          largest = std::max(largest, all / 4 + 1);
-    return largest;
-  }
-  /// Visits what a unit gathers: `visit(all, first, count)`, bytes, and those that this actor has.
-  template <class Visit>
-  void each_stretch(std::size_t unit, Visit visit) const {
-    if (trains(unit)) {
-      const std::size_t element = bytes_of(shard_.units()[unit].dtype);
-      const WeightRange own = layout_.within(unit, actor());
-      visit(shard_.units()[unit].values, static_cast<std::size_t>(own.offset) * element,
-            static_cast<std::size_t>(own.count) * element);
-    }
-    for (const auto& stretch : frozen_[unit]) {
-      const std::size_t part = frozen_part(stretch.size());
-      const std::size_t first = std::min(stretch.size(), part * static_cast<std::size_t>(actor()));
-      visit(stretch, first, std::min(part, stretch.size() - first));
-    }
   }
   /// This actor's part of a unit's gradient over all actors.
   std::span<const float> gradient_here(std::size_t unit) const {
-    if (alone_) return shard_.units()[unit].gradients;
-    return std::span(scattered_)
-        .subspan(layout_.start(unit), static_cast<std::size_t>(layout_.within(unit, actor()).count));
+    if (alone_) return units_[unit].gradients;
+    return std::span(sums_[unit]).first(static_cast<std::size_t>(layout_.within(unit, actor()).count));
   }
   std::string place(const std::string& unit, std::int64_t step) const {
     return "actor " + std::to_string(actor()) + ", unit " + unit + " of " + std::to_string(units()) +
@@ -377,8 +345,7 @@ class ShardedWeights final : private UnitHooks {
       // Not used forwards, as a head that a pass does without: there is no gradient to wait for.
       if (!gathers && ready_[unit] == 0 && (used_[unit] != 0 || !releases())) return;
       if (alone_) continue;
-      const std::int64_t count = jobs_.post(job(gathers, unit));
-      if (gathers) gathered_at_[unit] = count;
+      post(gathers, unit);
     }
   }
   /// What was not begun by the model's calls, as where there were none, and then nothing is in use.
@@ -396,11 +363,11 @@ class ShardedWeights final : private UnitHooks {
   void before_unit(std::size_t unit, Direction direction) override {
     if (!releases()) {
       used_[unit] = 1;
-      return jobs_.wait(gathered_at_[unit]);
+      return wait_for(unit);
     }
     if (!in_pass_) {
-      if (whole_) return jobs_.wait(gathered_at_[unit]);
-      throw Error(place(std::to_string(unit), shard_.steps()) +
+      if (whole_) return wait_for(unit);
+      throw Error(place(std::to_string(unit), steps()) +
                   ": the model was called outside of the passes that all actors announce, and its values are "
                   "not here; call begin_pass on every actor before each pass, or gather_all");
     }
@@ -415,7 +382,7 @@ class ShardedWeights final : private UnitHooks {
       begin_until(std::min(next + 1, to));
       if (posted_ <= at)
         throw Error(
-            place(std::to_string(unit), shard_.steps()) +
+            place(std::to_string(unit), steps()) +
             ": the backward pass uses it before the gradient of unit " + std::to_string(plan_[posted_].unit) +
             " is complete; with sharding.release after_use a model uses its units one after the other "
             "(UnitHooks, model/concept.hpp), so choose after_backward for this one");
@@ -424,19 +391,19 @@ class ShardedWeights final : private UnitHooks {
     }
     if (used_[unit] != 0 && forward)
       throw Error(
-          place(std::to_string(unit), shard_.steps()) +
+          place(std::to_string(unit), steps()) +
           ": it is used twice in one announced pass; announce each pass, and let the model use a unit "
           "once in it (UnitHooks, model/concept.hpp), or take sharding.release never");
     used_[unit] = forward ? 1 : 2;  // 2: backwards, too
-    jobs_.wait(gathered_at_[unit]);
+    wait_for(unit);
   }
   /// A gradient was made with values that were here, if the model has said each time that it reads them.
   void check_told(std::size_t unit) {
     const bool once = release_ != UnitRelease::after_use || unit == last_travelling();
     if (alone_ || elsewhere_ || used_[unit] >= (once ? 1 : 2)) return;
-    const std::span<const float> gradient = shard_.units()[unit].gradients;
+    const std::span<const float> gradient = units_[unit].gradients;
     if (std::any_of(gradient.begin(), gradient.end(), [](float value) { return value != 0; }))
-      throw Error(place(std::to_string(unit), shard_.steps()) +
+      throw Error(place(std::to_string(unit), steps()) +
                   ": the model has a gradient for it and did not say that it reads it" +
                   (used_[unit] == 0 ? "" : " in the backward pass") +
                   " (UnitHooks, model/concept.hpp), so its values were not here; let the model say so" +
@@ -467,12 +434,13 @@ class ShardedWeights final : private UnitHooks {
   }
   /// The unit's values here, but for this actor's part, go back.
   void release(std::size_t unit) {
-    jobs_.wait(gathered_at_[unit]);
+    wait_for(unit);
     whole_ = false;
-    each_stretch(unit, [](std::span<std::byte> all, std::size_t first, std::size_t count) {
-      detail::drop_pages(all.first(first));
-      detail::drop_pages(all.subspan(first + count));
-    });
+    for (const Stretch& each : stretches_[unit]) {
+      const auto [first, count] = own(each);
+      detail::drop_pages(each.all.first(first));
+      detail::drop_pages(each.all.subspan(first + count));
+    }
   }
   void release_all() {
     jobs_.wait_all();
@@ -480,33 +448,29 @@ class ShardedWeights final : private UnitHooks {
   }
   void gather() {
     for (std::size_t unit = 0; !alone_ && unit < units(); ++unit)
-      if (travels(unit)) gathered_at_[unit] = jobs_.post(job(true, unit));
+      if (travels(unit)) post(true, unit);
     weights_written(model_);  // a model that computes elsewhere reads them now, and asks before_unit first
   }
-  std::int64_t job(bool gathers, std::size_t unit) {
-    return (shard_.steps() * 2 + gathers) * static_cast<std::int64_t>(units()) +
-           static_cast<std::int64_t>(unit);
+  void post(bool gathers, std::size_t unit) {
+    const auto done = jobs_.post([this, gathers, unit, step = steps()] { communicate(gathers, unit, step); });
+    if (gathers) gathered_[unit] = done;
+  }
+  /// Until the unit's values are here.
+  void wait_for(std::size_t unit) {
+    if (gathered_[unit].valid()) gathered_[unit].get();
   }
   [[noreturn]] void throw_not_finite(double norm) {
     std::string where = "in another actor's shard";
     for (std::size_t unit = units(); unit-- > 0;)
       if (trains(unit) && !std::isfinite(squared_norm(gradient_here(unit))))
         where = "here first in unit " + std::to_string(unit);
-    throw Error(place("any", shard_.steps()) + ": the gradient over all actors has norm " +
-                std::to_string(norm) + " (the NaN or infinity is " + where +
+    throw Error(place("any", steps()) + ": the gradient over all actors has norm " + std::to_string(norm) +
+                " (the NaN or infinity is " + where +
                 ") and was not applied: look for a diverged loss, or lower the learning rate");
   }
 
   // ---- In the thread of the collectives.
-  void run(std::int64_t job) {
-    if (job == trace_job) {
-      record_ = make_tracer_();
-      return;
-    }
-    const auto count = static_cast<std::int64_t>(units());
-    const auto unit = static_cast<std::size_t>(job % count);
-    const std::int64_t step = job / count / 2;
-    const bool gathers = job / count % 2 == 1;
+  void communicate(bool gathers, std::size_t unit, std::int64_t step) {
     const char* const name = gathers ? "all_gather" : "reduce_scatter";
     const std::int64_t begin = trace::now_ns();
     const auto text = [&](const std::exception& error) {
@@ -524,29 +488,31 @@ class ShardedWeights final : private UnitHooks {
     if (record_) record_(name, step, begin);
   }
   void gather_unit(std::size_t unit) {
-    const auto count = static_cast<std::size_t>(actors());
-    each_stretch(unit, [&](std::span<std::byte> all, std::size_t first, std::size_t own) {
-      const bool weights = all.data() == shard_.units()[unit].values.data();
-      const std::size_t part =
-          weights ? layout_.part(unit) * bytes_of(shard_.units()[unit].dtype) : frozen_part(all.size());
-      traffic_.gathered += (actors() - 1) * static_cast<std::int64_t>(part);
-      if (part * count == all.size()) return shards_->all_gather(all.subspan(first, own), all);
-      const std::span<std::byte> staged = std::as_writable_bytes(std::span(padded_)).first(part * count);
-      std::copy_n(all.data() + first, own, staged.data() + part * static_cast<std::size_t>(actor()));
-      shards_->all_gather(staged.subspan(part * static_cast<std::size_t>(actor()), part), staged);
-      std::copy_n(staged.data(), first, all.data());  // its own may be packed meanwhile
-      std::copy_n(staged.data() + first + own, all.size() - first - own, all.data() + first + own);
-    });
+    for (const Stretch& each : stretches_[unit]) {
+      const auto [first, count] = own(each);
+      traffic_.gathered += (actors() - 1) * static_cast<std::int64_t>(each.part);
+      if (padded_bytes(each) == each.all.size()) {
+        shards_->all_gather(each.all.subspan(first, count), each.all);
+        continue;
+      }
+      const auto staged = std::as_writable_bytes(std::span(padded_)).first(padded_bytes(each));
+      const auto mine = staged.subspan(each.part * static_cast<std::size_t>(actor()), each.part);
+      std::copy_n(each.all.data() + first, count, mine.data());
+      shards_->all_gather(mine, staged);
+      std::copy_n(staged.data(), first, each.all.data());  // its own may be packed meanwhile
+      std::copy(staged.data() + first + count, staged.data() + each.all.size(),
+                each.all.data() + first + count);
+    }
   }
   void reduce_unit(std::size_t unit) {
-    const std::size_t part = layout_.part(unit);
-    const std::span<float> gradient = shard_.units()[unit].gradients;
+    const std::size_t part = layout_.part(unit), whole = part * static_cast<std::size_t>(actors());
+    const std::span<float> gradient = units_[unit].gradients;
     std::span<float> all = gradient;
-    if (layout_.padded(unit)) {
-      all = std::span(padded_).first(part * static_cast<std::size_t>(actors()));
+    if (whole != gradient.size()) {
+      all = std::span(padded_).first(whole);
       std::fill(std::copy(gradient.begin(), gradient.end(), all.begin()), all.end(), 0.0F);
     }
-    const std::span<float> sum = std::span(scattered_).subspan(layout_.start(unit), part);
+    const std::span<float> sum(sums_[unit]);
     if (reduced_[unit] == 0) {
       shards_->reduce_scatter(all, sum);
     } else {
@@ -560,29 +526,25 @@ class ShardedWeights final : private UnitHooks {
   }
 
   Model& model_;
-  std::shared_ptr<Group> figures_, shards_;  ///< of the training lane's thread, of the collectives' thread
-  ShardLayout layout_;
-  OwnedPieces shard_;
-  WeightPart part_;                        ///< what this actor packs
-  bool alone_;                             ///< nothing is communicated
-  bool elsewhere_;                         ///< hooks are told when the model's weights were written
-  UnitRelease release_;                    ///< never, if alone
-  std::vector<Stretches> frozen_;          ///< by unit, those that are sharded
-  std::vector<std::int64_t> gathered_at_;  ///< by how many jobs a unit's values are there
+  std::shared_ptr<Group> shards_;                  ///< of the collectives' thread
+  bool alone_;                                     ///< nothing is communicated
+  bool elsewhere_;                                 ///< hooks are told when the model's weights were written
+  UnitRelease release_;                            ///< never, if alone
+  std::vector<std::vector<Stretch>> stretches_;    ///< by unit
+  std::vector<detail::JobThread::Done> gathered_;  ///< when a unit's values are here
   Pass pass_;
   std::vector<Collective> plan_;  ///< of the pass
   std::size_t posted_ = 0, forward_end_ = 0;
   std::vector<std::uint8_t> used_, ready_;  ///< in this pass: a unit is read, its gradient is complete
-  std::vector<std::uint8_t> reduced_;       ///< in this step: a part of its gradient is in scattered_
+  std::vector<std::uint8_t> reduced_;       ///< in this step: a part of its gradient is in sums_
   bool in_pass_ = false;
   bool whole_ = true;  ///< all values are here, or on their way
   bool complete_ = false, late_ = false;
-  std::pmr::vector<float> scattered_;  ///< this actor's part of the gradient over all actors, padded
-  std::pmr::vector<float> padded_;     ///< a unit on its way, where it has to be padded
-  std::pmr::vector<float> addend_;     ///< a pass's part of the gradient, where others came before
+  std::vector<std::pmr::vector<float>> sums_;  ///< by unit, this actor's part of all actors' gradient, padded
+  std::pmr::vector<float> padded_;             ///< a unit on its way, where it has to be padded
+  std::pmr::vector<float> addend_;             ///< a pass's part of the gradient, where others came before
   ShardTraffic traffic_;
-  std::function<Record()> make_tracer_;
-  Record record_;
+  std::function<void(const char* name, std::int64_t step, std::int64_t begin_ns)> record_;
   detail::JobThread jobs_;  ///< last: its thread ends before anything that it uses
 };
 

@@ -25,31 +25,13 @@ class ShardLayout {
       units_.push_back(next);
       next.offset += next.count;
       next.byte += unit.values.size();
-      next.start += next.part;
     }
-    shard_ = next.start;
   }
 
   std::size_t units() const { return units_.size(); }
   int actors() const { return actors_; }
-  /// Of one actor's part of a unit, padding included; where it begins in the row of the actor's parts.
+  /// Of one actor's part of a unit, padding included.
   std::size_t part(std::size_t unit) const { return units_[unit].part; }
-  std::size_t start(std::size_t unit) const { return units_[unit].start; }
-  /// Of one actor's parts together, padding included.
-  std::size_t shard() const { return shard_; }
-  /// Whether the unit has to be padded, and the size of the largest that has.
-  bool padded(std::size_t unit) const { return units_[unit].count % actors_ != 0; }
-  std::size_t largest_padded() const {
-    std::size_t largest = 0;
-    for (std::size_t unit = 0; unit < units(); ++unit)
-      if (padded(unit)) largest = std::max(largest, part(unit) * static_cast<std::size_t>(actors_));
-    return largest;
-  }
-  std::size_t largest_part() const {
-    std::size_t largest = 0;
-    for (const Unit& unit : units_) largest = std::max(largest, unit.part);
-    return largest;
-  }
   /// An actor's part of a unit, without padding: [offset, offset + count) of the unit; the count may be 0.
   WeightRange within(std::size_t unit, int actor) const {
     const Unit& here = units_[unit];
@@ -61,23 +43,22 @@ class ShardLayout {
     const WeightRange part = within(unit, actor);
     return {units_[unit].offset + part.offset, part.count};
   }
-  /// What an actor packs, in this order.
-  WeightPart packed(int actor) const {
-    WeightPart all;
-    for (std::size_t unit = 0; unit < units(); ++unit) {
-      const auto [first, count] = within(unit, actor);
-      const Unit& here = units_[unit];
-      if (count > 0)
-        all.push_back({here.byte + static_cast<std::size_t>(first) * here.element,
-                       static_cast<std::size_t>(count) * here.element});
-    }
+  /// What each actor packs, in this order.
+  std::vector<WeightPart> parts() const {
+    std::vector<WeightPart> all(static_cast<std::size_t>(actors_));
+    for (int actor = 0; actor < actors_; ++actor)
+      for (std::size_t unit = 0; unit < units(); ++unit) {
+        const auto [first, count] = within(unit, actor);
+        const Unit& here = units_[unit];
+        if (count > 0)
+          all[static_cast<std::size_t>(actor)].push_back(
+              {here.byte + static_cast<std::size_t>(first) * here.element,
+               static_cast<std::size_t>(count) * here.element});
+      }
     return all;
   }
-  /// Bytes that one actor sends, and as many it receives, when a unit's values are gathered, in the precision
-  /// that the model computes in, and when its float32 gradient is reduced and scattered.
-  std::int64_t gather_bytes(std::size_t unit) const {
-    return (actors_ - 1) * static_cast<std::int64_t>(units_[unit].part * units_[unit].element);
-  }
+  /// Bytes that one actor sends, and as many it receives, when a unit's float32 gradient is reduced and
+  /// scattered.
   std::int64_t reduce_bytes(std::size_t unit) const {
     return (actors_ - 1) * static_cast<std::int64_t>(units_[unit].part * sizeof(float));
   }
@@ -86,11 +67,10 @@ class ShardLayout {
   struct Unit {
     std::int64_t offset = 0, count = 0;  ///< of all trainable weights
     std::size_t byte = 0, element = 0;   ///< where it begins, and the size of an element
-    std::size_t part = 0, start = 0;
+    std::size_t part = 0;
   };
   std::vector<Unit> units_;
   int actors_;
-  std::size_t shard_ = 0;
 };
 
 }  // namespace dvla

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory_resource>
 #include <numeric>
@@ -18,12 +19,13 @@
 
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/algorithm/update_stats.hpp"
-#include "dvla/core/error.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/core/record.hpp"
 #include "dvla/sharding/unsharded.hpp"
+#include "dvla/testing/findings.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "dvla/testing/weights.hpp"
 #include "dvla/trace/off.hpp"
 
 namespace dvla::testing {
@@ -92,12 +94,7 @@ struct AlgorithmWorld {
     for (std::int64_t t = 0; t < T; ++t)
       std::ranges::fill(transition->version.at(t).span(), static_cast<std::int64_t>(version(t)));
   }
-  std::vector<float> parameters() {
-    std::vector<float> all;
-    for (const WeightUnit& unit : model.units())
-      all.insert(all.end(), unit.floats().begin(), unit.floats().end());
-    return all;
-  }
+  std::vector<float> parameters() const { return weights_of(model); }
   /// Log-probability of the better episodes' actions less that of the others'.
   double preference() {
     std::vector<std::int64_t> rows;
@@ -156,16 +153,12 @@ class AlgorithmProbe {
     leaves_out_the_absent();
     lets_through();
     refuses_nan();
-    return violations_;
+    return expect.sentences;
   }
 
  private:
   using World = AlgorithmWorld;
 
-  void expect(bool holds, const std::string& what) {
-    if (!holds && std::find(violations_.begin(), violations_.end(), what) == violations_.end())
-      violations_.push_back(what);
-  }
   /// No weight decay and no entropy bonus: what is left is what the rewards teach.
   static Knobs bare(Knobs knobs) {
     if constexpr (requires { knobs.weight_decay = 0; }) knobs.weight_decay = 0;
@@ -176,20 +169,25 @@ class AlgorithmProbe {
     return Machinery(knobs, world.shape(), World::A, std::uint64_t{1});
   }
 
-  /// One update, its use of before_step and of the records watched.
+  /// One update of the world.
+  template <class BeforeStep>
+  static UpdateStats plain_update(Machinery& algorithm, World& world, std::int64_t batch,
+                                  BeforeStep before_step) {
+    trace::Off off;
+    return algorithm.update(world.model, world.weights, *world.transition, *world.decision, batch,
+                            before_step, off);
+  }
+  /// The same, its use of before_step and of the records watched.
   UpdateStats update(Machinery& algorithm, World& world, std::int64_t batch, const std::string& where) {
     const std::vector<float> start = world.parameters();
     const std::uint64_t records = world.checksum();
     const std::int64_t steps = world.weights.steps();
     int calls = 0;
-    auto before_step = [&] {
+    const UpdateStats stats = plain_update(algorithm, world, batch, [&] {
       ++calls;
       expect(world.parameters() == start && world.weights.steps() == steps,
              where + ": before_step must be called before the first change of the weights");
-    };
-    trace::Off off;
-    const UpdateStats stats = algorithm.update(world.model, world.weights, *world.transition, *world.decision,
-                                               batch, before_step, off);
+    });
     expect(calls == 1,
            where + ": before_step must be called exactly once, not " + std::to_string(calls) + " times");
     expect(world.checksum() == records, where + ": the records must stay as they are");
@@ -235,13 +233,10 @@ class AlgorithmProbe {
     }
   }
 
-  void teaches_nothing(const std::string& where, const Knobs& knobs) {
-    teaches_nothing(where, knobs, nullptr);
-  }
-  template <class Solved>
-  void teaches_nothing(const std::string& where, const Knobs& knobs, Solved solved) {
+  void teaches_nothing(const std::string& where, const Knobs& knobs,
+                       const std::function<bool(std::int64_t)>& solved = nullptr) {
     World world(group_);
-    if constexpr (!std::is_null_pointer_v<Solved>) world.reward(solved);
+    if (solved) world.reward(solved);
     Machinery algorithm = machinery(world, bare(knobs));
     const std::vector<float> start = world.parameters();
     update(algorithm, world, 0, where);
@@ -261,9 +256,7 @@ class AlgorithmProbe {
         }
       }
       Machinery algorithm = machinery(world, knobs_);
-      trace::Off off;
-      auto before_step = [] {};
-      algorithm.update(world.model, world.weights, *world.transition, *world.decision, 0, before_step, off);
+      plain_update(algorithm, world, 0, [] {});
       return world.parameters();
     };
     expect(weights_with(0, 0) == weights_with(5, 1),
@@ -274,15 +267,9 @@ class AlgorithmProbe {
     World world(group_);
     Machinery algorithm = machinery(world, knobs_);
     const std::vector<float> start = world.parameters();
-    auto before_step = [] { throw std::domain_error("the last weights were not packed"); };
-    trace::Off off;
-    try {
-      algorithm.update(world.model, world.weights, *world.transition, *world.decision, 0, before_step, off);
-      expect(false, "what before_step throws must leave update");
-    } catch (const std::domain_error&) {
-    } catch (...) {
-      expect(false, "what before_step throws must leave update as it was thrown");
-    }
+    expect.refused<std::domain_error>("an update whose before_step throws", "were not packed", [&] {
+      plain_update(algorithm, world, 0, [] { throw std::domain_error("the last weights were not packed"); });
+    });
     expect(world.parameters() == start, "when before_step throws, the weights must not have changed");
   }
 
@@ -292,20 +279,15 @@ class AlgorithmProbe {
                       std::numeric_limits<float>::quiet_NaN());  // whatever an optimiser step takes
     Machinery algorithm = machinery(world, knobs_);
     const std::vector<float> start = world.parameters();
-    trace::Off off;
-    auto before_step = [] {};
-    try {
-      algorithm.update(world.model, world.weights, *world.transition, *world.decision, 0, before_step, off);
-      expect(false, "log-probabilities that are not numbers must be an Error");
-    } catch (const Error&) {
-    }
+    expect.refused("an update with log-probabilities that are not numbers", "",
+                   [&] { plain_update(algorithm, world, 0, [] {}); });
     expect(world.parameters() == start, "log-probabilities that are not numbers must not reach the weights");
   }
 
   const Knobs knobs_;
   const AlgorithmCheck check_;
   std::int64_t group_ = 8;
-  std::vector<std::string> violations_;
+  Findings expect;
 };
 
 }  // namespace detail

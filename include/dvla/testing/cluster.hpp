@@ -4,10 +4,10 @@
 #pragma once
 
 #include <cstring>
-#include <thread>
 
 #include "dvla/core/random.hpp"
 #include "dvla/placement/cluster.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -24,23 +24,6 @@ inline std::vector<std::byte> pattern(std::size_t size, std::uint64_t seed) {
   return bytes;
 }
 
-/// How a call ended: "done", or the kind of error and its text.
-template <class Call>
-std::string outcome(Call&& call) {
-  try {
-    call();
-    return "done";
-  } catch (const PeerError& error) {
-    return std::string("PeerError: ") + error.what();
-  } catch (const DeadlineError& error) {
-    return std::string("DeadlineError: ") + error.what();
-  } catch (const Error& error) {
-    return std::string("Error: ") + error.what();
-  } catch (const std::exception& error) {
-    return std::string("not an Error: ") + error.what();
-  }
-}
-
 }  // namespace detail
 
 class ClusterCheck {
@@ -49,12 +32,7 @@ class ClusterCheck {
   /// made and then fails.
   ClusterCheck(Cluster& cluster, std::chrono::nanoseconds limit, std::chrono::nanoseconds brief,
                std::chrono::nanoseconds late)
-      : cluster_(cluster),
-        rank_(cluster.rank()),
-        world_(cluster.world()),
-        limit_(limit),
-        brief_(brief),
-        late_(late) {}
+      : cluster_(cluster), limit_(limit), brief_(brief), late_(late) {}
 
   std::vector<std::string> run() {
     section("topology", [&] {
@@ -141,13 +119,11 @@ class ClusterCheck {
     expect_outcome(detail::outcome([&] { cluster_.get("check/never", brief_); }), "DeadlineError",
                    "check/never", "a text that nobody puts");
     // While one thread waits for a text, others use the store.
-    std::string how;
     const std::string late = "check/late/" + std::to_string(rank_);
-    std::thread waiter([&] { how = detail::outcome([&] { cluster_.get(late, limit_); }); });
+    detail::Beside waiter([&] { cluster_.get(late, limit_); });
     expect(cluster_.count("check/mine/" + std::to_string(rank_)) == 2, "a counter goes on");
     cluster_.put(late, "here");
-    waiter.join();
-    expect(how == "done", "a text put by another thread: " + how);
+    expect(waiter.how() == "done", "a text put by another thread: " + waiter.how());
   }
 
   void channels(int low, int high) {
@@ -181,11 +157,9 @@ class ClusterCheck {
         if (first) expect(receive(*channel, size), "bytes must go both ways");
       }
       const std::size_t large = ((high == low + 1 ? std::size_t{16} : 1) << 20) + 7;
-      std::string how;
-      std::thread sender([&] { how = detail::outcome([&] { send(*channel, large); }); });
+      detail::Beside sender([&] { send(*channel, large); });
       expect(receive(*channel, large), "large messages must arrive, both ways at once");
-      sender.join();
-      expect(how == "done", "sending while receiving: " + how);
+      expect(sender.how() == "done", "sending while receiving: " + sender.how());
       expect_outcome(detail::outcome([&] { cluster_.channel("check/order", peer, limit_); }), "Error",
                      "check/order", "a name that was used before");
     }
@@ -207,11 +181,9 @@ class ClusterCheck {
       const auto channel =
           cluster_.channel(sending ? "check/close_send" : "check/close_receive", peer, limit_);
       const auto ready = cluster_.channel(sending ? "check/ready_send" : "check/ready_receive", peer, limit_);
-      std::string how;
-      std::thread caller([&] {
+      detail::Beside caller([&] {
         std::vector<std::byte> bytes(sending ? std::size_t{1} << 20 : 1);
-        how = detail::outcome(
-            [&] { sending ? channel->send(bytes, limit_) : channel->receive(bytes, limit_); });
+        sending ? channel->send(bytes, limit_) : channel->receive(bytes, limit_);
       });
       if (first) {
         send(*ready, 1);
@@ -219,8 +191,7 @@ class ClusterCheck {
         receive(*ready, 1);
         channel->close();
       }
-      caller.join();
-      expect_outcome(how, "PeerError", whom, "a call under way when the channel is closed");
+      expect_outcome(caller.how(), "PeerError", whom, "a call under way when the channel is closed");
       channel->close();
       std::byte byte{};
       expect_outcome(detail::outcome([&] { channel->receive(std::span(&byte, 1), limit_); }), "PeerError",
@@ -330,8 +301,8 @@ class ClusterCheck {
   }
 
   Cluster& cluster_;
-  int rank_, world_;
-  std::chrono::nanoseconds limit_, brief_, late_;
+  const int rank_ = cluster_.rank(), world_ = cluster_.world();
+  const std::chrono::nanoseconds limit_, brief_, late_;
   std::string section_;
   std::vector<std::string> violations_;
 };

@@ -8,11 +8,10 @@
 #include <cstring>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/weights.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -43,17 +42,7 @@ inline bool is_version(std::span<const std::byte> bytes, std::int64_t version) {
 /// - `receive(units, at_least, limit)`, `close()` as the shipped planes have them.
 template <class Make>
 std::vector<std::string> check_control_plane(Make make) {
-  std::vector<std::string> violations;
-  auto expect = [&](bool holds, const std::string& what) {
-    if (!holds) violations.push_back(what);
-  };
-  auto must_throw = [&](const std::string& what, auto&& call) {
-    try {
-      call();
-      violations.push_back("must be refused: " + what);
-    } catch (const Error&) {
-    }
-  };
+  detail::Findings expect;
   const auto at_once = std::chrono::nanoseconds(0);
   const auto patience = std::chrono::seconds(20);
   {
@@ -66,24 +55,22 @@ std::vector<std::string> check_control_plane(Make make) {
       plane->publish(version, [&](std::span<std::byte> bytes) { detail::pack(bytes, version); });
     };
     expect(plane->latest() < 0, "latest() must be negative before the first version");
-    try {
-      receive(0, std::chrono::milliseconds(5));
-      violations.push_back("receive must not return before a version is published");
-    } catch (const DeadlineError&) {
-    }
+    expect.refused<DeadlineError>("receiving before a version is published", "",
+                                  [&] { receive(0, std::chrono::milliseconds(5)); });
     publish(3);
     expect(plane->latest() == 3, "latest() must be the published version");
     expect(receive(0, at_once) == 3 && detail::is_version(copy, 3),
            "receive must give the newest version, whole");
-    must_throw("a version again", [&] { publish(3); });
-    must_throw("an older version", [&] { publish(2); });
-    must_throw("a destination of another size", [&] { plane->receive(detail::one_unit(other), 0, at_once); });
-    must_throw("waiting beyond the limit", [&] { receive(4, std::chrono::milliseconds(5)); });
+    expect.refused("a version again", "", [&] { publish(3); });
+    expect.refused("an older version", "", [&] { publish(2); });
+    expect.refused("a destination of another size", "",
+                   [&] { plane->receive(detail::one_unit(other), 0, at_once); });
+    expect.refused("waiting beyond the limit", "", [&] { receive(4, std::chrono::milliseconds(5)); });
     publish(9);
     publish(10);
     expect(receive(4, at_once) == 10 && detail::is_version(copy, 10),
            "versions that nobody took may be skipped, the newest may not");
-    must_throw("anything after close()", [&] {
+    expect.refused("anything after close()", "", [&] {
       plane->close();
       receive(11, patience);
     });
@@ -92,24 +79,24 @@ std::vector<std::string> check_control_plane(Make make) {
     constexpr std::int64_t versions = 2000;
     constexpr std::size_t bytes = 16384;
     auto plane = make(bytes);
-    std::atomic<bool> torn{false}, backwards{false}, late{false};
+    bool torn = false, backwards = false;
     std::atomic<std::int64_t> taken{-1};
-    std::thread reception([&] {
-      std::vector<std::byte> copy(bytes);
-      std::int64_t last = -1;
-      try {
-        while (last < versions - 1) {
-          const std::int64_t version = plane->receive(detail::one_unit(copy), last + 1, patience);
-          if (version <= last) backwards = true;
-          if (!detail::is_version(copy, version)) torn = true;
-          last = version;
-          taken = last;
-          taken.notify_one();
-        }
-      } catch (const Error&) {
-        late = true;
-        taken = versions;
+    detail::Beside reception([&] {
+      const auto take = [&](std::int64_t version) {
+        taken = version;
         taken.notify_one();
+      };
+      std::vector<std::byte> copy(bytes);
+      try {
+        while (taken < versions - 1) {
+          const std::int64_t version = plane->receive(detail::one_unit(copy), taken + 1, patience);
+          backwards = backwards || version <= taken;
+          torn = torn || !detail::is_version(copy, version);
+          take(version);
+        }
+      } catch (...) {
+        take(versions);  // so that nobody waits for it
+        throw;
       }
     });
     for (std::int64_t version = 0; version < versions; ++version) {
@@ -117,12 +104,12 @@ std::vector<std::string> check_control_plane(Make make) {
       // A trainer changes its weights once they are taken.
       for (std::int64_t seen = taken; seen < version; seen = taken) taken.wait(seen);
     }
-    reception.join();
+    const std::string how = reception.how();
     expect(!torn, "a receiver saw a torn version");
     expect(!backwards, "receive must give a version >= at_least");
-    expect(!late, "a receiver failed while versions were still coming");
+    expect(how == "done", "a receiver failed while versions were still coming: " + how);
   }
-  return violations;
+  return expect.sentences;
 }
 
 }  // namespace dvla::testing

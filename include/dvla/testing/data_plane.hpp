@@ -4,17 +4,15 @@
 
 #include <chrono>
 #include <cstdint>
-#include <exception>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <vector>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/core/record.hpp"
 #include "dvla/handoff/mailbox.hpp"
 #include "dvla/handoff/token.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -30,41 +28,30 @@ void scribble(const Type& record, std::uint64_t seed) {
 /// `make()` gives a fresh plane with two buffers or more; every check has its own.
 template <class Make>
 std::vector<std::string> check_data_plane(Make make) {
-  std::vector<std::string> violations;
-  auto expect = [&](bool holds, const std::string& what) {
-    if (!holds) violations.push_back(what);
-  };
-  auto must_refuse = [&](const std::string& what, const std::string& names, auto&& call) {
-    try {
-      call();
-      violations.push_back("must be refused: " + what);
-    } catch (const Error& error) {
-      expect(std::string(error.what()).find(names) != std::string::npos,
-             "the refusal must say '" + names + "': " + what + ": " + error.what());
-    }
-  };
+  detail::Findings expect;
   {
     auto plane = make();
     const Token first{.batch = 41, .buffer = 0}, second{.batch = 42, .buffer = 0};
-    must_refuse("a buffer that does not exist", "7", [&] { plane->produce({.batch = 1, .buffer = 7000}); });
-    must_refuse("a negative buffer", "-1", [&] { plane->produce({.batch = 1, .buffer = -1}); });
-    must_refuse("reading what nobody sent", "41", [&] { plane->consume(first); });
+    expect.refused("a buffer that does not exist", "7",
+                   [&] { plane->produce({.batch = 1, .buffer = 7000}); });
+    expect.refused("a negative buffer", "-1", [&] { plane->produce({.batch = 1, .buffer = -1}); });
+    expect.refused("reading what nobody sent", "41", [&] { plane->consume(first); });
     auto& filled = plane->produce(first);
     expect(filled.id == 41, "produce must stamp the batch");
     scribble(filled, 1);
     const std::uint64_t sum = record_checksum(filled);
-    must_refuse("reading before the hand-over", "41", [&] { plane->consume(first); });
-    must_refuse("handing over another batch", "42", [&] { plane->commit(second); });
+    expect.refused("reading before the hand-over", "41", [&] { plane->consume(first); });
+    expect.refused("handing over another batch", "42", [&] { plane->commit(second); });
     plane->commit(first);
-    must_refuse("filling an unconsumed buffer", "41", [&] { plane->produce(second); });
-    must_refuse("filling an unconsumed buffer", "42", [&] { plane->produce(second); });
-    must_refuse("reading another batch", "42", [&] { plane->consume(second); });
-    must_refuse("releasing what was not read", "41", [&] { plane->release(first); });
+    expect.refused("filling an unconsumed buffer", "41", [&] { plane->produce(second); });
+    expect.refused("filling an unconsumed buffer", "42", [&] { plane->produce(second); });
+    expect.refused("reading another batch", "42", [&] { plane->consume(second); });
+    expect.refused("releasing what was not read", "41", [&] { plane->release(first); });
     expect(plane->report().in_flight == 1, "a batch that was sent is in flight");
     auto& read = plane->consume(first);
     expect(read.id == 41 && record_checksum(read) == sum, "the trainer must read what the sampler wrote");
     plane->release(first);
-    must_refuse("releasing twice", "41", [&] { plane->release(first); });
+    expect.refused("releasing twice", "41", [&] { plane->release(first); });
     plane->produce(second);
     plane->drop(second);
     expect(plane->report().dropped == 0, "what was never sent cannot be dropped from the count");
@@ -81,21 +68,16 @@ std::vector<std::string> check_data_plane(Make make) {
     const auto limit = std::chrono::seconds(20);
     mailbox<Token> full(2), empty(2);
     for (std::int32_t buffer = 0; buffer < 2; ++buffer) empty.push({.buffer = buffer}, limit, {});
-    std::string failure;
-    std::thread sampler([&] {
-      try {
-        for (std::int64_t batch = 0; batch < batches; ++batch) {
-          Token token = empty.pop(limit, {}).value();
-          token.batch = batch;
-          scribble(plane->produce(token), static_cast<std::uint64_t>(batch));
-          plane->commit(token);
-          full.push(token, limit, {});
-        }
-      } catch (const std::exception& error) {
-        failure = error.what();
+    detail::Beside sampler([&] {
+      for (std::int64_t batch = 0; batch < batches; ++batch) {
+        Token token = empty.pop(limit, {}).value();
+        token.batch = batch;
+        scribble(plane->produce(token), static_cast<std::uint64_t>(batch));
+        plane->commit(token);
+        full.push(token, limit, {});
       }
     });
-    try {
+    const std::string trained = detail::outcome([&] {
       auto reference = make();
       for (std::int64_t batch = 0; batch < batches; ++batch) {
         const Token token = full.pop(limit, {}).value();
@@ -106,16 +88,13 @@ std::vector<std::string> check_data_plane(Make make) {
         plane->release(token);
         empty.push(token, limit, {});
       }
-    } catch (const std::exception& error) {
-      violations.push_back(std::string("two threads: ") + error.what());
-    }
-    sampler.join();
-    expect(failure.empty(), "two threads: " + failure);
+    });
+    for (const std::string& how : {trained, sampler.how()}) expect(how == "done", "two threads: " + how);
     const auto report = plane->report();
     expect(report.sent == batches && report.trained == batches && report.in_flight == 0,
            "after " + std::to_string(batches) + " batches all must be trained");
   }
-  return violations;
+  return expect.sentences;
 }
 
 /// Between processes: `make()` gives a pair of plane pointers, those of the one rollout and of the one actor
@@ -123,19 +102,7 @@ std::vector<std::string> check_data_plane(Make make) {
 /// check has its own.
 template <class Make>
 std::vector<std::string> check_split_data_plane(Make make) {
-  std::vector<std::string> violations;
-  auto expect = [&](bool holds, const std::string& what) {
-    if (!holds) violations.push_back(what);
-  };
-  auto must_refuse = [&](const std::string& what, const std::string& names, auto&& call) {
-    try {
-      call();
-      violations.push_back("must be refused: " + what);
-    } catch (const Error& error) {
-      expect(std::string(error.what()).find(names) != std::string::npos,
-             "the refusal must say '" + names + "': " + what + ": " + error.what());
-    }
-  };
+  detail::Findings expect;
   const auto token = [](std::int64_t batch) {
     return Token{.batch = batch, .version = batch + 7, .buffer = static_cast<std::int32_t>(batch % 2)};
   };
@@ -149,16 +116,16 @@ std::vector<std::string> check_split_data_plane(Make make) {
   {
     auto pair = make();
     auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
-    must_refuse("a buffer that does not exist", "7000",
-                [&] { rollout->produce({.batch = 1, .buffer = 7000}); });
-    must_refuse("waiting for what nobody sends", "0", [&] { actor->consume(token(0)); });
-    must_refuse("handing over what was not filled", "0", [&] { rollout->commit(token(0)); });
+    expect.refused("a buffer that does not exist", "7000",
+                   [&] { rollout->produce({.batch = 1, .buffer = 7000}); });
+    expect.refused("waiting for what nobody sends", "0", [&] { actor->consume(token(0)); });
+    expect.refused("handing over what was not filled", "0", [&] { rollout->commit(token(0)); });
     rollout->produce(token(0));
-    must_refuse("handing over another batch", "2", [&] { rollout->commit(token(2)); });
+    expect.refused("handing over another batch", "2", [&] { rollout->commit(token(2)); });
     rollout->drop(token(0));
     expect(rollout->report().sent == 0, "what was dropped while it was filled was not sent");
     const std::uint64_t sum = send(*rollout, 0);
-    must_refuse("handing over twice", "0", [&] { rollout->commit(token(0)); });
+    expect.refused("handing over twice", "0", [&] { rollout->commit(token(0)); });
     Token arrived = token(0);
     arrived.version = 1 << 20;
     expect(actor->arrive(arrived), "a batch that was sent arrives");
@@ -166,14 +133,14 @@ std::vector<std::string> check_split_data_plane(Make make) {
     auto& read = actor->consume(token(0));
     expect(read.id == 0 && record_checksum(read) == sum, "the trainer must read what the sampler wrote");
     actor->release(token(0));
-    must_refuse("releasing twice", "0", [&] { actor->release(token(0)); });
-    must_refuse("reading a batch again", "0", [&] { actor->consume(token(0)); });
+    expect.refused("releasing twice", "0", [&] { actor->release(token(0)); });
+    expect.refused("reading a batch again", "0", [&] { actor->consume(token(0)); });
   }
   {  // Two buffers here, two there: the fifth batch must wait, and the wait must run out.
     auto pair = make();
     auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
     for (std::int64_t batch = 0; batch < 4; ++batch) send(*rollout, batch);
-    must_refuse("more batches than there are buffers", "4", [&] { rollout->produce(token(4)); });
+    expect.refused("more batches than there are buffers", "4", [&] { rollout->produce(token(4)); });
     actor->consume(token(0));
     actor->release(token(0));
     send(*rollout, 4);
@@ -187,35 +154,27 @@ std::vector<std::string> check_split_data_plane(Make make) {
     auto &rollout = std::get<0>(pair), &actor = std::get<1>(pair);
     constexpr std::int64_t batches = 200;
     std::vector<std::uint64_t> sums(batches);
-    std::string failure;
-    std::thread sampler([&, &from = *rollout] {
-      try {
-        for (std::int64_t batch = 0; batch < batches; ++batch)
-          sums[static_cast<std::size_t>(batch)] = send(from, batch);
-        from.goodbye();
-      } catch (const std::exception& error) {
-        failure = error.what();
-      }
+    detail::Beside sampler([&, &from = *rollout] {
+      for (std::int64_t batch = 0; batch < batches; ++batch)
+        sums[static_cast<std::size_t>(batch)] = send(from, batch);
+      from.goodbye();
     });
     std::vector<std::uint64_t> read;
-    try {
+    const std::string trained = detail::outcome([&] {
       for (std::int64_t batch = 0;; ++batch) {
         Token next = token(batch);
         if (!actor->arrive(next)) break;
         read.push_back(record_checksum(actor->consume(next)));
         actor->release(next);
       }
-    } catch (const std::exception& error) {
-      violations.push_back(std::string("two threads: ") + error.what());
-    }
-    sampler.join();
-    expect(failure.empty(), "two threads: " + failure);
+    });
+    for (const std::string& how : {trained, sampler.how()}) expect(how == "done", "two threads: " + how);
     expect(read == sums, "every batch must arrive, unchanged and in order, until the goodbye");
     const auto sent = rollout->report(), taken = actor->report();
     expect(sent.sent > 0 && sent.sent == taken.trained && sent.unacknowledged == 0 && taken.in_flight == 0,
            "sent = trained must hold after the goodbye");
   }
-  return violations;
+  return expect.sentences;
 }
 
 }  // namespace dvla::testing

@@ -17,11 +17,12 @@
 #include <limits>
 #include <numeric>
 #include <string>
-#include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "dvla/core/random.hpp"
 #include "dvla/environment/concept.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -35,44 +36,75 @@ struct EnvironmentCheck {
 
 namespace detail {
 
-/// A field's storage between guard bytes, filled so that an unwritten element is seen.
-template <class Element>
+/// What a step is given and what it writes.
+struct Played : Outcome {
+  Field<float> action;  ///< [N, C, A]
+};
+
+}  // namespace detail
+}  // namespace dvla::testing
+
+BOOST_HANA_ADAPT_STRUCT(dvla::testing::detail::Played, reward, terminated, truncated, next, action);
+
+namespace dvla::testing {
+namespace detail {
+
+/// A record whose fields stand between guard bytes, filled so that an unwritten element is seen.
+template <Record Type>
 class Guarded {
  public:
-  explicit Guarded(Extents extents)
-      : bytes_(2 * guard + static_cast<std::size_t>(extents.count()) * sizeof(Element)) {
-    std::fill(bytes_.begin(), bytes_.end(), pattern);
-    field = Field<Element>(extents, reinterpret_cast<Element*>(bytes_.data() + guard));
+  explicit Guarded(const Type& layout) : record_(layout) {
+    for_each_field(record_, [&](const char*, auto& field) {
+      using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
+      bytes_.emplace_back(2 * guard + field.bytes(), pattern);
+      field.place(reinterpret_cast<Element*>(bytes_.back().data() + guard));
+    });
   }
+  Type& operator*() { return record_; }
+  Type* operator->() { return &record_; }
   /// Every element that can hold a sign of not having been written holds it.
   void forget() {
-    Element blank{};
-    if constexpr (std::is_floating_point_v<Element>) {
-      blank = std::numeric_limits<Element>::quiet_NaN();
-    } else {
+    for_each_field(record_, [](const char*, auto& field) {
+      using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
+      Element blank{};
       std::memset(&blank, 0xEE, sizeof blank);
-    }
-    std::fill(field.span().begin(), field.span().end(), blank);
+      if constexpr (std::is_floating_point_v<Element>) blank = std::numeric_limits<Element>::quiet_NaN();
+      std::ranges::fill(field.span(), blank);
+    });
   }
-  bool overrun() const {
-    auto touched = [](std::uint8_t byte) { return byte != pattern; };
-    return std::any_of(bytes_.begin(), bytes_.begin() + guard, touched) ||
-           std::any_of(bytes_.end() - guard, bytes_.end(), touched);
+  /// A field beside which something was written; empty: none.
+  std::string overrun() const {
+    std::string found;
+    std::size_t i = 0;
+    for_each_field(record_, [&](const char* name, const auto&) {
+      const std::span<const std::uint8_t> all = bytes_[i++];
+      for (const auto& bytes : {all.first(guard), all.last(guard)})
+        if (std::ranges::any_of(bytes, [](std::uint8_t byte) { return byte != pattern; })) found = name;
+    });
+    return found;
   }
-  void append_to(std::vector<std::uint8_t>& all) const {
-    all.insert(all.end(), bytes_.begin() + guard, bytes_.end() - guard);
-  }
-
-  Field<Element> field;
 
  private:
-  static constexpr std::ptrdiff_t guard = 64;
+  static constexpr std::size_t guard = 64;
   static constexpr std::uint8_t pattern = 0xA5;
-  std::vector<std::uint8_t> bytes_;
+  Type record_;
+  std::vector<std::vector<std::uint8_t>> bytes_;  ///< of each field
 };
 
 /// What one row showed in one play, byte for byte.
 using RowRecord = std::vector<std::uint8_t>;
+
+/// Of row i of a record with leading dimension N.
+template <Record Type>
+RowRecord row_of(const Type& record, std::int64_t i) {
+  RowRecord bytes;
+  for_each_field(record, [&](const char*, const auto& field) {
+    const auto row = field.rows(i, 1);
+    const auto* first = reinterpret_cast<const std::uint8_t*>(row.data());
+    bytes.insert(bytes.end(), first, first + row.bytes());
+  });
+  return bytes;
+}
 
 template <EnvironmentMachinery Machinery>
 class EnvironmentProbe {
@@ -85,7 +117,7 @@ class EnvironmentProbe {
         rows_(std::min<std::int64_t>(check.rows, environment.size())) {}
 
   std::vector<std::string> run() {
-    if (!statics()) return wrong_;
+    if (!specs_hold()) return wrong_.sentences;
     Starts seeds;
     for (std::int64_t i = 0; i < rows_; ++i) seeds.push_back({mix_seed(check_.seed, i)});
     Arena one(1), two(2);
@@ -106,69 +138,36 @@ class EnvironmentProbe {
     scattered(seeds, plain, one);
     if constexpr (HasCases<Machinery>) cases(one);
     if constexpr (HasExpert<Machinery>) experts(seeds, one);
-    return wrong_;
+    return wrong_.sentences;
   }
 
  private:
   using Starts = std::vector<Start>;
 
-  void fault(const std::string& sentence) {
-    if (std::find(wrong_.begin(), wrong_.end(), sentence) == wrong_.end()) wrong_.push_back(sentence);
-  }
+  void fault(const std::string& sentence) { wrong_(false, sentence); }
   static std::string at(std::int64_t row, std::int64_t step) {
     return " (row " + std::to_string(row) + ", control step " + std::to_string(step) + ")";
   }
 
-  bool statics() {
+  bool specs_hold() {
     if (environment_.size() < 2) fault("size() is below 2; give the suite a batch of at least two rows");
     try {
       check_specs(environment_, "that is checked");
     } catch (const ConfigError& error) {
       fault(error.what());
     }
-    return wrong_.empty();
+    return wrong_.sentences.empty();
   }
 
-  /// An observation's fields for all N rows, guarded.
-  struct Sheet {
-    Sheet(const ObservationSpec& spec, std::int64_t n)
-        : layout(observation_layout(spec, {n})),
-          proprioception(layout.proprioception.absent() ? Extents{0} : layout.proprioception.extents()),
-          instruction(layout.instruction.extents()) {
-      if (!layout.proprioception.absent()) layout.proprioception.place(proprioception.field.data());
-      layout.instruction.place(instruction.field.data());
-      for (std::size_t i = 0; i < spec.cameras.size(); ++i) {
-        frames.emplace_back(layout.frames.at(i).extents());
-        layout.frames.at(i).place(frames.back().field.data());
-      }
-    }
-    void forget() {
-      proprioception.forget();
-      instruction.forget();
-    }
-    bool overrun() const {
-      return proprioception.overrun() || instruction.overrun() ||
-             std::any_of(frames.begin(), frames.end(), [](const auto& frame) { return frame.overrun(); });
-    }
-    RowRecord row(std::int64_t i) const {
-      RowRecord record;
-      auto add = [&](auto field) {
-        if (field.absent()) return;
-        const auto slice = field.rows(i, 1);
-        const auto* bytes = reinterpret_cast<const std::uint8_t*>(slice.data());
-        record.insert(record.end(), bytes, bytes + slice.bytes());
-      };
-      for (const auto& frame : layout.frames) add(frame);
-      add(layout.proprioception);
-      add(layout.instruction);
-      return record;
-    }
-    Observation layout;
-    Guarded<float> proprioception;
-    Guarded<std::int32_t> instruction;
-    std::vector<Guarded<std::uint8_t>> frames;
-  };
-
+  Played layout(std::int64_t chunk) const {
+    const std::int64_t N = environment_.size();
+    Played all;
+    all.reward = Field<float>({N, chunk});
+    all.terminated = all.truncated = Field<std::uint8_t>({N, chunk});
+    all.next = observation_layout(environment_.observation_spec(), {N});
+    all.action = Field<float>({N, chunk, actions_});
+    return all;
+  }
   std::vector<std::int64_t> range(std::int64_t first, std::int64_t n) const {
     std::vector<std::int64_t> rows(static_cast<std::size_t>(n));
     std::iota(rows.begin(), rows.end(), first);
@@ -183,24 +182,26 @@ class EnvironmentProbe {
     for (std::int64_t row = 0; row < environment_.size(); ++row)
       if (failures.has(row)) fault("row " + std::to_string(row) + " failed: " + failures.why(row));
   }
-  void reset(const std::vector<std::int64_t>& rows, const Starts& starts, Sheet& sheet, Arena& arena) {
-    with(rows, arena, [&](Rows& of) { environment_.reset(of, starts, sheet.layout); });
+  void reset(const std::vector<std::int64_t>& rows, const Starts& starts, const Observation& next,
+             Arena& arena) {
+    with(rows, arena, [&](Rows& of) { environment_.reset(of, starts, next); });
   }
 
-  void look(const Sheet& sheet, const std::vector<std::int64_t>& rows, std::int64_t step) {
+  void look(Guarded<Played>& all, const std::vector<std::int64_t>& rows, std::int64_t step) {
     const std::int64_t sentences =
         static_cast<std::int64_t>(environment_.observation_spec().instructions.size());
-    if (sheet.overrun()) fault("bytes outside of the observation's rows were written");
+    if (const std::string field = all.overrun(); !field.empty())
+      fault("bytes outside of the field " + field + " were written");
     for (std::int64_t i = 0; i < environment_.size(); ++i)
       if (!std::binary_search(rows.begin(), rows.end(), i) &&
-          sheet.layout.instruction[i] != static_cast<std::int32_t>(0xEEEEEEEE))
+          all->next.instruction[i] != static_cast<std::int32_t>(0xEEEEEEEE))
         fault("a row that was not asked for was written");
     for (const std::int64_t i : rows) {
-      const std::int32_t instruction = sheet.layout.instruction[i];
+      const std::int32_t instruction = all->next.instruction[i];
       if (instruction < 0 || instruction >= sentences)
         fault("the instruction was not written, or is no index into the table" + at(i, step));
-      if (sheet.layout.proprioception.absent()) continue;
-      for (const float value : sheet.layout.proprioception.at(i).span()) {
+      if (all->next.proprioception.absent()) continue;
+      for (const float value : all->next.proprioception.at(i).span()) {
         if (!std::isfinite(value)) {
           fault("a proprioception value is not finite, or was not written" + at(i, step));
         } else if (std::abs(value) > check_.largest_proprioception) {
@@ -226,46 +227,36 @@ class EnvironmentProbe {
   }
   std::vector<RowRecord> play(const std::vector<std::int64_t>& rows, const Starts& starts, Arena& arena,
                               std::uint64_t actions) {
-    const std::int64_t N = environment_.size(), chunk = check_.chunk;
-    Sheet sheet(environment_.observation_spec(), N);
-    Guarded<float> action(Extents{N, chunk, actions_}), reward(Extents{N, chunk});
-    Guarded<std::uint8_t> terminated(Extents{N, chunk}), truncated(Extents{N, chunk});
+    const std::int64_t chunk = check_.chunk;
+    Guarded<Played> all(layout(chunk));
     std::vector<RowRecord> records(rows.size()), before(rows.size());
     std::vector<std::uint8_t> over(rows.size(), 0);  // over: 1 terminated, 2 truncated
 
-    sheet.forget();
-    reset(rows, starts, sheet, arena);
-    look(sheet, rows, 0);
-    for (std::size_t u = 0; u < rows.size(); ++u) records[u] = before[u] = sheet.row(rows[u]);
+    all.forget();
+    reset(rows, starts, all->next, arena);
+    look(all, rows, 0);
+    for (std::size_t u = 0; u < rows.size(); ++u) records[u] = before[u] = row_of(all->next, rows[u]);
 
     const std::int64_t horizon = environment_.horizon();
     const std::int64_t decisions = std::min(horizon, check_.most_steps) / chunk + 2;
     for (std::int64_t t = 0; t < decisions; ++t) {
+      all.forget();
       for (std::size_t u = 0; u < rows.size(); ++u)
-        draw(SplitMix64(mix_seed(actions, u, t)), action.field.at(rows[u]));
-      const std::vector<float> given(action.field.span().begin(), action.field.span().end());
-      sheet.forget();
-      reward.forget();
-      terminated.forget();
-      truncated.forget();
+        draw(SplitMix64(mix_seed(actions, u, t)), all->action.at(rows[u]));
+      const std::vector<float> given(all->action.span().begin(), all->action.span().end());
       std::int64_t made = 0;
-      with(rows, arena, [&](Rows& of) {
-        made = environment_.step(of, action.field,
-                                 {reward.field, terminated.field, truncated.field, sheet.layout});
-      });
+      with(rows, arena, [&](Rows& of) { made = environment_.step(of, all->action, *all); });
       const std::int64_t step = t * chunk;
-      look(sheet, rows, step + chunk);
-      if (action.overrun() || reward.overrun() || terminated.overrun() || truncated.overrun())
-        fault("bytes outside of reward, terminated, truncated or action were written");
-      if (std::memcmp(given.data(), action.field.data(), action.field.bytes()) != 0)
+      look(all, rows, step + chunk);
+      if (std::memcmp(given.data(), all->action.data(), all->action.bytes()) != 0)
         fault("step() changed the actions");
       std::int64_t alive = 0;
       for (std::size_t u = 0; u < rows.size(); ++u) {
         const std::int64_t i = rows[u];
         const bool was_over = over[u] != 0;
         for (std::int64_t c = 0; c < chunk; ++c) {
-          const float gain = reward.field[i * chunk + c];
-          const std::uint8_t ends = terminated.field[i * chunk + c], cut = truncated.field[i * chunk + c];
+          const float gain = all->reward[i * chunk + c];
+          const std::uint8_t ends = all->terminated[i * chunk + c], cut = all->truncated[i * chunk + c];
           const auto flag = static_cast<std::uint8_t>(ends + 2 * cut);
           alive += over[u] == 0;
           if (!std::isfinite(gain)) fault("a reward is not finite, or was not written" + at(i, step + c));
@@ -281,14 +272,11 @@ class EnvironmentProbe {
         }
         if (environment_.succeeded(i) && over[u] != 1)
           fault("succeeded() is true but the episode is not terminated" + at(i, step));
-        const RowRecord now = sheet.row(i);
+        const RowRecord now = row_of(all->next, i), wrote = row_of<Outcome>(*all, i);
         if (was_over && now != before[u])
           fault("the observation changed after the episode's end" + at(i, step));
         before[u] = now;
-        records[u].insert(records[u].end(), now.begin(), now.end());
-        append(records[u], reward.field.at(i));
-        append(records[u], terminated.field.at(i));
-        append(records[u], truncated.field.at(i));
+        records[u].insert(records[u].end(), wrote.begin(), wrote.end());
         records[u].push_back(environment_.succeeded(i) ? 1 : 0);
       }
       if (made != alive) {
@@ -297,12 +285,6 @@ class EnvironmentProbe {
       }
     }
     return records;
-  }
-
-  template <class Element>
-  static void append(RowRecord& record, Field<Element> field) {
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(field.data());
-    record.insert(record.end(), bytes, bytes + field.bytes());
   }
 
   void same(const std::vector<RowRecord>& one, const std::vector<RowRecord>& other, const std::string& how) {
@@ -332,49 +314,35 @@ class EnvironmentProbe {
     const Starts low(starts.begin(), starts.begin() + half);
     Arena arena_low(1), arena_high(1);
     EnvironmentProbe beside(environment_, check_);  // its own list of faults
-    std::string thrown;
-    std::thread other([&] {
-      try {
-        beside.play(half, low, arena_high, 7);
-      } catch (const std::exception& error) {
-        thrown = error.what();
-      }
-    });
-    std::vector<RowRecord> together;
-    try {
-      together = play(0, low, arena_low, 7);
-    } catch (...) {
-      other.join();
-      throw;
-    }
-    other.join();
-    if (!thrown.empty()) fault("rows stepped at the same time as others: " + thrown);
-    for (const std::string& sentence : beside.wrong_)
+    Beside other([&] { beside.play(half, low, arena_high, 7); });
+    const std::vector<RowRecord> together = play(0, low, arena_low, 7);
+    if (other.how() != "done") fault("rows stepped at the same time as others: " + other.how());
+    for (const std::string& sentence : beside.wrong_.sentences)
       fault("rows stepped at the same time as others: " + sentence);
     same(together, std::vector<RowRecord>(plain.begin(), plain.begin() + half),
          "with other rows stepped at the same time, row ");
   }
 
   void groups(Arena& arena) {
-    Sheet sheet(environment_.observation_spec(), environment_.size());
-    reset(range(0, rows_), Starts(static_cast<std::size_t>(rows_), Start{check_.seed}), sheet, arena);
+    Guarded<Played> all(layout(1));
+    reset(range(0, rows_), Starts(static_cast<std::size_t>(rows_), Start{check_.seed}), all->next, arena);
     for (std::int64_t i = 1; i < rows_; ++i) {
-      if (sheet.row(i) != sheet.row(0))
+      if (row_of(all->next, i) != row_of(all->next, 0))
         return fault("rows reset from one seed (a group) do not show the same state");
     }
   }
 
   void resets(Arena& arena) {
-    Sheet sheet(environment_.observation_spec(), environment_.size());
+    Guarded<Played> all(layout(1));
     std::vector<RowRecord> seen;
     std::vector<std::int32_t> sentences;
     for (std::uint64_t round = 0; round < 8; ++round) {
       Starts starts;
       for (std::int64_t i = 0; i < rows_; ++i) starts.push_back({mix_seed(check_.seed + 2, round, i)});
-      reset(range(0, rows_), starts, sheet, arena);
+      reset(range(0, rows_), starts, all->next, arena);
       for (std::int64_t i = 0; i < rows_; ++i) {
-        seen.push_back(sheet.row(i));
-        sentences.push_back(sheet.layout.instruction[i]);
+        seen.push_back(row_of(all->next, i));
+        sentences.push_back(all->next.instruction[i]);
       }
     }
     if (std::adjacent_find(seen.begin(), seen.end(), std::not_equal_to<>()) == seen.end()) {
@@ -398,39 +366,35 @@ class EnvironmentProbe {
       again.push_back({.seed = 2, .case_index = i});
     }
     same(play(0, starts, arena, 7), play(0, again, arena, 7), "from the same case and another seed, row ");
-    Sheet sheet(environment_.observation_spec(), environment_.size());
+    Guarded<Played> all(layout(1));
     RowFailures failures(environment_.size());
     const std::vector<std::int64_t> rows = range(0, 2);
     Rows of(rows, arena, failures);
-    environment_.reset(of, Starts{{.seed = 1, .case_index = count}, {.seed = 1}}, sheet.layout);
+    environment_.reset(of, Starts{{.seed = 1, .case_index = count}, {.seed = 1}}, all->next);
     if (!failures.has(0) || failures.has(1))
       fault("a case that there is not must fail the row that it was asked of, and no other");
   }
 
   void experts(const Starts& starts, Arena& arena) {
-    const std::int64_t N = environment_.size();
-    Sheet sheet(environment_.observation_spec(), N);
-    reset(range(0, rows_), starts, sheet, arena);
-    Guarded<float> action(Extents{N, 1, actions_}), again(Extents{1, 1, actions_}), reward(Extents{N, 1});
-    Guarded<std::uint8_t> terminated(Extents{N, 1}), truncated(Extents{N, 1});
+    Guarded<Played> all(layout(1));
+    reset(range(0, rows_), starts, all->next, arena);
+    std::vector<float> again(static_cast<std::size_t>(actions_));
     for (std::int64_t step = 0; step < std::min(environment_.horizon(), check_.most_steps); ++step) {
-      action.forget();
-      environment_.expert(0, action.field.at(0).span());
-      environment_.expert(0, again.field.span());
-      if (action.overrun()) fault("expert() wrote outside of the action");
+      all.forget();
+      environment_.expert(0, all->action.at(0).span());
+      environment_.expert(0, again);
+      if (!all.overrun().empty()) fault("expert() wrote outside of the action");
       for (std::int64_t i = 0; i < actions_; ++i) {
         const int n = spec_.categories_of(i);
-        const float value = action.field[i];
+        const float value = all->action[i];
         const auto [low, high] = spec_.bounds_of(i);
         if (n == 0 ? !(value >= low && value <= high) : !(value >= 0 && value < static_cast<float>(n)))
           return fault("the expert's action is not within its bounds, or was not written" + at(0, step));
-        if (value != again.field[i])
+        if (value != again[static_cast<std::size_t>(i)])
           return fault("the expert says different things about the same state" + at(0, step));
       }
-      with(range(0, 1), arena, [&](Rows& of) {
-        environment_.step(of, action.field, {reward.field, terminated.field, truncated.field, sheet.layout});
-      });
-      if (terminated.field[0] + truncated.field[0] != 0) break;
+      with(range(0, 1), arena, [&](Rows& of) { environment_.step(of, all->action, *all); });
+      if (all->terminated[0] + all->truncated[0] != 0) break;
     }
   }
 
@@ -439,7 +403,7 @@ class EnvironmentProbe {
   ActionSpec spec_;
   std::int64_t actions_;
   std::int64_t rows_;
-  std::vector<std::string> wrong_;
+  Findings wrong_;
 };
 
 }  // namespace detail

@@ -91,10 +91,10 @@ class BasicLinearModel {
                         "; it must be from 0 to the " + std::to_string(elements_) +
                         " action elements, and dtype f32 or bf16");
     }
-    frozen_.resize(frozen_units_ * unit_bytes());
-    trained_.resize(unit_bytes() * static_cast<std::size_t>(elements_) - frozen_.size() +
-                    (Values ? value_count() * bytes_of(dtype_) : 0));
-    describe(frozen_.data());
+    frozen_ = std::make_shared<std::vector<std::byte>>(frozen_units_ * unit_bytes());
+    trained_.resize(unit_bytes() * static_cast<std::size_t>(elements_) - frozen_->size() +
+                    (Values ? static_cast<std::size_t>(features_) * bytes_of(dtype_) : 0));
+    describe();
     SplitMix64 random(seed);
     std::vector<float> values(static_cast<std::size_t>(bins_ * features_));
     for (const Parameter& each : parameters_) {
@@ -107,11 +107,10 @@ class BasicLinearModel {
   }
 
   BasicLinearModel(const BasicLinearModel& original, ShareFrozen) : BasicLinearModel(original) {
-    frozen_ = {};
     gradients_ = {};
     holds_ = false;
     hooks_ = nullptr;
-    describe(original.frozen_in());
+    describe();
   }
 
   static void use_threads(int) {}  // one thread is all it uses
@@ -238,20 +237,17 @@ class BasicLinearModel {
     if (holds == holds_) return;
     holds_ = holds;
     gradients_ = std::vector<float>(holds ? trained_.size() / bytes_of(dtype_) : 0);
-    describe(frozen_in());
+    describe();
   }
   void hook_units(UnitHooks* hooks) { hooks_ = hooks; }
 
  private:
   BasicLinearModel(const BasicLinearModel&) = default;  // leaves pointers into the other's buffers
 
-  std::size_t value_count() const { return static_cast<std::size_t>(features_); }
   std::size_t unit_bytes() const { return static_cast<std::size_t>(bins_ * features_) * bytes_of(dtype_); }
-  /// Where the frozen units are: in this model, or in the one that it is a copy of.
-  std::byte* frozen_in() const { return frozen_units_ == 0 ? nullptr : values_.front(); }
   bool trains(std::size_t e) const { return e >= frozen_units_; }
   /// What parameters() and units() say, by where the buffers are now.
-  void describe(std::byte* frozen) {
+  void describe() {
     values_.clear();
     parameters_.clear();
     units_.clear();
@@ -260,7 +256,7 @@ class BasicLinearModel {
     for (std::size_t e = 0; e < units + (Values ? 1 : 0); ++e) {
       const std::size_t place = trains(e) ? e - frozen_units_ : e;
       const bool value = e == units;
-      values_.push_back((trains(e) ? trained_.data() : frozen) + place * unit_bytes());
+      values_.push_back((trains(e) ? trained_ : *frozen_).data() + place * unit_bytes());
       parameters_.push_back({.name = value ? "value" : "weight." + std::to_string(e),
                              .shape = {value ? 1 : bins_, features_},
                              .dtype = dtype_,
@@ -345,17 +341,11 @@ class BasicLinearModel {
   }
   /// The products of weights [logits, F], in the model's precision, and features.
   void fill_logits(const std::byte* values, std::span<const float> feature, std::span<float> logits) const {
-    if (dtype_ == Dtype::f32)
-      fill_logits(reinterpret_cast<const float*>(values), feature, logits, [](float value) { return value; });
-    else
-      fill_logits(reinterpret_cast<const std::uint16_t*>(values), feature, logits, from_bf16);
-  }
-  template <class Value, class Read>
-  static void fill_logits(const Value* weight, std::span<const float> feature, std::span<float> logits,
-                          Read read) {
+    const auto* f32 = reinterpret_cast<const float*>(values);
+    const auto* bf16 = reinterpret_cast<const std::uint16_t*>(values);
     for (float& logit : logits) {
       logit = 0;
-      for (const float value : feature) logit += read(*weight++) * value;
+      for (const float value : feature) logit += (dtype_ == Dtype::f32 ? *f32++ : from_bf16(*bf16++)) * value;
     }
   }
   /// Features and log-probabilities of `rows`, kept for the gradient.
@@ -412,9 +402,10 @@ class BasicLinearModel {
   Dtype dtype_;
   std::int64_t proprioception_, instructions_;
   std::int64_t features_ = 0, elements_ = 0;
-  std::vector<std::byte> frozen_, trained_;  ///< by unit; a copy has no frozen ones of its own
-  std::vector<std::byte*> values_;           ///< of each unit
-  std::vector<float> gradients_;             ///< of the units that train
+  std::shared_ptr<std::vector<std::byte>> frozen_;  ///< by unit, shared by all copies
+  std::vector<std::byte> trained_;                  ///< likewise, its own
+  std::vector<std::byte*> values_;                  ///< of each unit
+  std::vector<float> gradients_;                    ///< of the units that train
   bool holds_ = false;
   std::vector<Parameter> parameters_;
   std::vector<WeightUnit> units_;

@@ -4,13 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory_resource>
 #include <string>
 #include <vector>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -18,7 +17,7 @@ namespace detail {
 
 /// Blocks of random sizes come and go; each is filled with a pattern that is proven before it is freed.
 inline void churn(std::pmr::memory_resource& pool, std::uint64_t seed, int operations, std::size_t largest,
-                  const std::string& name, std::vector<std::string>& violations) {
+                  const std::string& name, Findings& expect) {
   struct Block {
     unsigned char* data;
     std::size_t bytes, alignment;
@@ -27,13 +26,12 @@ inline void churn(std::pmr::memory_resource& pool, std::uint64_t seed, int opera
   SplitMix64 random(seed);
   std::vector<Block> blocks;
   auto intact = [](const Block& block) {
-    for (std::size_t i = 0; i < block.bytes; ++i) {
+    for (std::size_t i = 0; i < block.bytes; ++i)
       if (block.data[i] != static_cast<unsigned char>(block.pattern + i)) return false;
-    }
     return true;
   };
   auto give_back = [&](std::size_t which) {
-    if (!intact(blocks[which])) violations.push_back(name + ": a block's bytes changed while it was held");
+    expect(intact(blocks[which]), name + ": a block's bytes changed while it was held");
     pool.deallocate(blocks[which].data, blocks[which].bytes, blocks[which].alignment);
     blocks[which] = blocks.back();
     blocks.pop_back();
@@ -45,9 +43,8 @@ inline void churn(std::pmr::memory_resource& pool, std::uint64_t seed, int opera
       block.alignment = std::size_t{8} << random.below(10);
       block.pattern = static_cast<unsigned char>(random());
       block.data = static_cast<unsigned char*>(pool.allocate(block.bytes, block.alignment));
-      if (reinterpret_cast<std::uintptr_t>(block.data) % block.alignment != 0) {
-        violations.push_back(name + ": a block is not aligned to " + std::to_string(block.alignment));
-      }
+      expect(reinterpret_cast<std::uintptr_t>(block.data) % block.alignment == 0,
+             name + ": a block is not aligned to " + std::to_string(block.alignment));
       for (std::size_t k = 0; k < block.bytes; ++k)
         block.data[k] = static_cast<unsigned char>(block.pattern + k);
       blocks.push_back(block);
@@ -63,10 +60,7 @@ inline void churn(std::pmr::memory_resource& pool, std::uint64_t seed, int opera
 /// `make()` gives a fresh machinery with at least 4 MiB a pool; every check has its own.
 template <class Make>
 std::vector<std::string> check_memory(Make make) {
-  std::vector<std::string> violations;
-  auto expect = [&](bool holds, const std::string& what) {
-    if (!holds) violations.push_back(what);
-  };
+  detail::Findings expect;
   auto in_use = [](const auto& memory) {
     std::size_t bytes = 0;
     for (const auto& pool : memory.report()) bytes += pool.in_use;
@@ -100,31 +94,22 @@ std::vector<std::string> check_memory(Make make) {
     std::pmr::memory_resource& pool = of_model
                                           ? static_cast<std::pmr::memory_resource&>(memory.model())
                                           : static_cast<std::pmr::memory_resource&>(memory.environment());
-    try {
-      (void)pool.allocate(std::size_t{1} << 50, 64);
-      violations.push_back(name + " must refuse a request beyond its bound");
-    } catch (const Error& error) {
-      expect(std::strstr(error.what(), "raise --") != nullptr,
-             name + ": its refusal must name the knob to raise");
-    }
+    expect.refused(name + ": a request beyond its bound", "raise --",
+                   [&] { (void)pool.allocate(std::size_t{1} << 50, 64); });
     std::vector<void*> blocks;
     constexpr std::size_t piece = 256 * 1024;
-    try {
+    expect.refused(name + ": requests without end", "", [&] {
       while (blocks.size() < 1000000) blocks.push_back(pool.allocate(piece, 64));
-      violations.push_back(name + " must have a bound");
-    } catch (const Error&) {
-    }
+    });
     for (void* block : blocks) pool.deallocate(block, piece, 64);
-    try {
-      pool.deallocate(pool.allocate(3 * piece, 64), 3 * piece, 64);
-    } catch (const Error&) {
-      violations.push_back(name +
-                           ": free neighbours must serve a larger request once the pool is empty again");
-    }
-    detail::churn(pool, 7, 3000, 60000, name, violations);
+    const std::string how =
+        detail::outcome([&] { pool.deallocate(pool.allocate(3 * piece, 64), 3 * piece, 64); });
+    expect(how == "done",
+           name + ": free neighbours must serve a larger request once the pool is empty again");
+    detail::churn(pool, 7, 3000, 60000, name, expect);
     expect(in_use(memory) == 0, name + " must be empty when all blocks are back");
   }
-  return violations;
+  return expect.sentences;
 }
 
 }  // namespace dvla::testing

@@ -14,6 +14,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/placement/concept.hpp"
 #include "dvla/placement/topology.hpp"
+#include "dvla/testing/findings.hpp"
 
 namespace dvla::testing {
 
@@ -23,11 +24,11 @@ namespace dvla::testing {
 template <class Policy>
 requires PlacementMachinery<Policy, typename Policy::knobs> std::vector<std::string> check_placement(
     const typename Policy::knobs& knobs = {}, int most = 12) {
-  std::vector<std::string> violations;
+  detail::Findings findings;
   int accepted = 0;
   const auto look_at = [&](const Topology& topology, const std::string& shape) {
     const auto expect = [&](bool holds, const std::string& what) {
-      if (!holds) violations.push_back(std::to_string(topology.world()) + " ranks " + shape + ": " + what);
+      findings(holds, std::to_string(topology.world()) + " ranks " + shape + ": " + what);
     };
     std::optional<Roles> found;
     try {
@@ -79,10 +80,9 @@ requires PlacementMachinery<Policy, typename Policy::knobs> std::vector<std::str
       look_at(lopsided, text + ", all but one of one rank");
     }
   }
-  if (accepted == 0)
-    violations.push_back("every job of 1 to " + std::to_string(most) +
-                         " ranks is refused; choose knobs that suit one");
-  return violations;
+  findings(accepted > 0,
+           "every job of 1 to " + std::to_string(most) + " ranks is refused; choose knobs that suit one");
+  return findings.sentences;
 }
 
 }  // namespace dvla::testing

@@ -25,6 +25,7 @@
 #include "dvla/handoff/stop.hpp"
 #include "dvla/schedule/concept.hpp"
 #include "dvla/schedule/runner.hpp"
+#include "dvla/testing/findings.hpp"
 #include "dvla/trace/off.hpp"
 
 namespace dvla::testing {
@@ -75,7 +76,7 @@ class WatchedStages {
            started_.load(std::memory_order_relaxed) <= std::min(token.batch + staleness_, last_))
       gate_.acquire_for(patience);
     pass(1, token);
-    token.version = ++trained;
+    ++trained;
   }
   void distribute(Token& token) {
     weights_[slot(token)] = token.version;
@@ -198,14 +199,10 @@ class ScheduleProbe {
     refuses("a negative number of batches", [](run_options& how) { how.batches = -1; });
     refuses("a negative first batch", [](run_options& how) { how.first_batch = -2; });
     refuses("a deadline of 0", [](run_options& how) { how.deadline = std::chrono::seconds(0); });
-    return violations_;
+    return expect.sentences;
   }
 
  private:
-  void expect(bool holds, const std::string& what) {
-    if (!holds && std::find(violations_.begin(), violations_.end(), what) == violations_.end())
-      violations_.push_back(what);
-  }
   static run_options options(int staleness, std::int64_t first, std::int64_t count) {
     run_options how;
     how.first_batch = first;
@@ -303,25 +300,16 @@ class ScheduleProbe {
 
   /// A stage that stays until another lane gives up waiting for it.
   void outlasts_the_deadline(int lane) {
-    const std::string where =
-        std::string("when ") + lane_names[static_cast<std::size_t>(lane)] + " is stuck ";
+    const std::string name = lane_names[static_cast<std::size_t>(lane)];
     WatchedStages stages(0, 0, 5);
     stages.on_call = [&](int in, std::int64_t batch) {
       if (in == lane && batch == 2)
-        expect(stages.wait_for_cancel(), where + "the lanes that wait must give up and call cancel()");
+        expect(stages.wait_for_cancel(),
+               "when " + name + " is stuck the lanes that wait must give up and call cancel()");
     };
     run_options how = options(0, 0, 5);
     how.deadline = std::chrono::milliseconds(100);
-    try {
-      run(stages, how);
-      expect(false, where + "the run must not end well");
-    } catch (const DeadlineError& error) {
-      const std::string said = error.what();
-      expect(said.find(lane_names[static_cast<std::size_t>(lane)]) != std::string::npos,
-             where + "the DeadlineError must name it: " + said);
-    } catch (const std::exception& error) {
-      expect(false, where + "the run must end with a DeadlineError, not: " + error.what());
-    }
+    expect.refused<DeadlineError>("a run in which " + name + " is stuck", name, [&] { run(stages, how); });
     adopt(stages, "");
   }
 
@@ -334,13 +322,8 @@ class ScheduleProbe {
       if (lane == 1 && batch == 0) inside.release(), ended = stages.wait_for_cancel();
       if (lane == 0 && batch == 1) inside.acquire_for(patience_), throw std::domain_error("the arm fell off");
     };
-    try {
-      run(stages, options(1, 0, 9));
-      expect(false, "an exception must end the run while another stage waits");
-    } catch (const LaneError&) {
-    } catch (...) {
-      expect(false, "an exception must be a LaneError while another stage waits");
-    }
+    expect.refused<LaneError>("an exception while another stage waits", "the arm fell off",
+                              [&] { run(stages, options(1, 0, 9)); });
     expect(ended, "a lane's failure must call stages.cancel() while another stage waits");
   }
 
@@ -349,13 +332,7 @@ class ScheduleProbe {
     WatchedStages stages(most_ + 1, 0, 1);
     run_options how = options(0, 0, 1);
     change(how);
-    try {
-      run(stages, how);
-      expect(false, "must be refused: " + what);
-    } catch (const ConfigError&) {
-    } catch (...) {
-      expect(false, "must be a ConfigError: " + what);
-    }
+    expect.refused<ConfigError>(what, "", [&] { run(stages, how); });
     expect(stages.done[0] == 0, "must be refused before a stage is called: " + what);
   }
 
@@ -363,7 +340,7 @@ class ScheduleProbe {
   const std::chrono::nanoseconds patience_;
   std::vector<int> bounds_;
   std::size_t threads_ = 1;
-  std::vector<std::string> violations_;
+  Findings expect;
 };
 
 }  // namespace detail

@@ -15,11 +15,12 @@
 #include <vector>
 
 #include "dvla/algorithm/adamw.hpp"
-#include "dvla/core/error.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/sharding/concept.hpp"
 #include "dvla/sharding/pieces.hpp"
+#include "dvla/testing/findings.hpp"
 #include "dvla/testing/linear_model.hpp"
+#include "dvla/testing/weights.hpp"
 
 namespace dvla::testing {
 
@@ -41,23 +42,10 @@ struct WeightsUnderTest {
     for (const WeightUnit& unit : model.units())
       for (float& value : unit.gradients) value += static_cast<float>(size * random.normal());
   }
-  std::vector<float> gradient() const {
-    std::vector<float> all;
-    for (const WeightUnit& unit : model.units())
-      all.insert(all.end(), unit.gradients.begin(), unit.gradients.end());
-    return all;
-  }
   void step(std::uint64_t seed, const AdamWKnobs& knobs, double size = 1) {
     weights.zero_gradients();
     add_gradient(seed, size);
     weights.step(knobs);
-  }
-  /// All that the model computes with, frozen parameters included.
-  std::vector<std::byte> everything() const {
-    std::vector<std::byte> all;
-    for (const Parameter& each : model.parameters())
-      all.insert(all.end(), each.data, each.data + each.bytes());
-    return all;
   }
   /// Its trainable values, as bytes and as numbers.
   std::vector<std::byte> values() const {
@@ -65,15 +53,7 @@ struct WeightsUnderTest {
     read_weights(model.units(), 0, all);
     return all;
   }
-  std::vector<float> numbers() const {
-    std::vector<float> all(static_cast<std::size_t>(trainable_count(model.units())));
-    std::size_t at = 0;
-    for (const WeightUnit& unit : model.units()) {
-      to_floats(unit.values, unit.dtype, std::span(all).subspan(at, static_cast<std::size_t>(unit.count())));
-      at += static_cast<std::size_t>(unit.count());
-    }
-    return all;
-  }
+  std::vector<float> numbers() const { return weights_of(model); }
   /// Of pieces(): what `part(piece)` is of each, one after the other.
   template <class Part>
   std::vector<float> of_pieces(Part part) {
@@ -159,10 +139,7 @@ std::vector<std::string> check_sharding(Make make) {
   using World = detail::WeightsUnderTest<Make>;
   static_assert(ShardingMachinery<typename World::Weights, LinearModel>,
                 "dvla: check_sharding needs a sharding's machinery: make(LinearModel&, memory_resource&)");
-  std::vector<std::string> violations;
-  const auto expect = [&](bool holds, const std::string& what) {
-    if (!holds) violations.push_back(what);
-  };
+  detail::Findings expect;
   const auto zero = [](float value) { return value == 0; };
   const AdamWKnobs plain{.learning_rate = 0.1, .weight_decay = 0, .max_grad_norm = 0};
   {
@@ -177,15 +154,12 @@ std::vector<std::string> check_sharding(Make make) {
     const std::size_t size = world.weights.packed_bytes();
     for (const std::size_t bytes : {std::size_t{0}, size - 4, size + 4}) {
       std::vector<std::byte> other(bytes);
-      try {
-        world.weights.pack(other);
-        violations.push_back("pack must refuse a buffer of another size");
-      } catch (const Error&) {
-      }
+      expect.refused("packing into a buffer of another size", "", [&] { world.weights.pack(other); });
     }
     world.add_gradient(1, 1);
     world.weights.zero_gradients();
-    expect(!world.gradient().empty() && std::ranges::all_of(world.gradient(), zero),
+    expect(!detail::gradients_of(world.model).empty() &&
+               std::ranges::all_of(detail::gradients_of(world.model), zero),
            "zero_gradients must leave no gradient");
     world.step(1, {.learning_rate = 0, .weight_decay = 0.5});
     expect(world.values() == start, "a step at learning rate 0 must leave every bit of the weights");
@@ -203,7 +177,7 @@ std::vector<std::string> check_sharding(Make make) {
       world.weights.zero_gradients();
       world.add_gradient(i, i % 2 == 0 ? 1.0 : 0.01);
       world.add_gradient(i + 100, 0.01);  // gradients accumulate
-      const double expected = reference.step(world.gradient(), knobs);
+      const double expected = reference.step(detail::gradients_of(world.model), knobs);
       worst_norm = std::max(worst_norm, std::abs(world.weights.step(knobs) / expected - 1));
     }
     const std::vector<float> now = world.numbers();
@@ -222,11 +196,7 @@ std::vector<std::string> check_sharding(Make make) {
     world.weights.zero_gradients();
     world.add_gradient(2, 1);
     world.model.units()[0].gradients[3] = bad;
-    try {
-      world.weights.step(plain);
-      violations.push_back("step must refuse a gradient of " + std::to_string(bad));
-    } catch (const Error&) {
-    }
+    expect.refused("a step on a gradient of " + std::to_string(bad), "", [&] { world.weights.step(plain); });
     expect(world.values() == before && world.moments() == moments && world.weights.steps() == 1,
            "a step that is refused for a gradient of " + std::to_string(bad) + " must change nothing");
   }
@@ -265,19 +235,17 @@ std::vector<std::string> check_sharding(Make make) {
   }
   {
     World world(make, {.frozen_units = 1, .dtype = Dtype::bf16});
-    const std::vector<std::byte> start = world.everything();
-    const std::size_t frozen = world.model.parameters()[0].bytes();
+    const std::vector<std::byte> frozen = detail::frozen_bytes(world.model);
     expect(world.whole(), "frozen parameters must have no masters and no moments");
-    expect(world.weights.packed_bytes() == start.size() - frozen && world.packs(world.values()),
-           "pack must write what trains, in the precision that the model computes in, and nothing else");
+    expect(
+        world.weights.packed_bytes() == trainable_bytes(world.model.units()) && world.packs(world.values()),
+        "pack must write what trains, in the precision that the model computes in, and nothing else");
     for (std::uint64_t i = 0; i < 8; ++i) world.step(i, {.learning_rate = 1e-4, .weight_decay = 0.1});
-    const std::vector<std::byte> now = world.everything();
-    expect(std::equal(start.begin(), start.begin() + static_cast<std::ptrdiff_t>(frozen), now.begin()),
-           "a step must leave every bit of what is frozen");
+    expect(detail::frozen_bytes(world.model) == frozen, "a step must leave every bit of what is frozen");
     expect(world.values_are_rounded_masters(), "the model's values must be the masters, rounded");
     expect(world.masters() != world.numbers(), "masters must keep what rounding to bf16 loses");
   }
-  return violations;
+  return expect.sentences;
 }
 
 }  // namespace dvla::testing

@@ -170,7 +170,7 @@ class ThreadChannel final : public Channel {
 class ThreadGroup final : public Group {
  public:
   ThreadGroup(std::shared_ptr<Board> board, int rank, std::chrono::nanoseconds limit)
-      : board_(std::move(board)), rank_(rank), limit_(limit) {}
+      : Group(board->name), board_(std::move(board)), rank_(rank), limit_(limit) {}
   ~ThreadGroup() override {
     board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " left it");
   }
@@ -178,69 +178,41 @@ class ThreadGroup final : public Group {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(board_->members.size()); }
 
-  void broadcast(std::span<std::byte> bytes, int root) override {
-    dvla::detail::check_root(root, size(), board_->name);
+  void close() noexcept override {
+    board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " closed it");
+  }
+
+ protected:
+  void hand_out(std::span<std::byte> bytes, int root) override {
     run("broadcast from member " + std::to_string(root), bytes, bytes, [root](auto& parts) {
       const auto& from = parts[static_cast<std::size_t>(root)];
       for (auto& to : parts) copy(to.out, from.in, from.in_size);
     });
   }
-  void sum(std::span<float> values) override { sum_of(values); }
-  void sum(std::span<double> values) override { sum_of(values); }
-  void max(std::span<std::int64_t> values) override {
-    run("max", std::as_bytes(values), std::as_writable_bytes(values), [](auto& parts) {
-      give(parts, fold<std::int64_t>(parts, [](auto a, auto b) { return std::max(a, b); }));
-    });
-  }
-  void all_gather(std::span<const std::byte> part, std::span<std::byte> all) override {
-    dvla::detail::check_parts(all.size(), part.size(), size(), board_->name);
-    run("all_gather", part, all, [](auto& parts) {
+  void gather(GroupCall call, std::span<const std::byte> part, std::span<std::byte> all) override {
+    run(call_name(call), part, all, [](auto& parts) {
       for (auto& to : parts)
         for (std::size_t i = 0; i < parts.size(); ++i)
           copy(to.out + i * parts[i].in_size, parts[i].in, parts[i].in_size);
     });
   }
-  void reduce_scatter(std::span<const float> all, std::span<float> part) override {
-    dvla::detail::check_parts(all.size(), part.size(), size(), board_->name);
-    run("reduce_scatter", std::as_bytes(all), std::as_writable_bytes(part), [](auto& parts) {
-      const auto sums = fold<float>(parts, std::plus<float>());
+  void scatter(GroupCall call, std::span<const float> all, std::span<float> part) override {
+    run(call_name(call), std::as_bytes(all), std::as_writable_bytes(part), [](auto& parts) {
+      std::vector<float> total(parts[0].in_size / sizeof(float));
+      copy(reinterpret_cast<std::byte*>(total.data()), parts[0].in, parts[0].in_size);
+      for (std::size_t i = 1; i < parts.size(); ++i) {
+        const auto* values = reinterpret_cast<const float*>(parts[i].in);
+        for (std::size_t j = 0; j < total.size(); ++j) total[j] += values[j];
+      }
       for (std::size_t i = 0; i < parts.size(); ++i)
-        copy(parts[i].out, sums.data() + i * parts[i].out_size / sizeof(float), parts[i].out_size);
+        copy(parts[i].out, total.data() + i * parts[i].out_size / sizeof(float), parts[i].out_size);
     });
-  }
-  void barrier() override {
-    run("barrier", {}, {}, [](auto&) {});
-  }
-  void close() noexcept override {
-    board_->end(rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " closed it");
   }
 
  private:
-  using Parts = std::vector<Board::Part>;
-
   static void copy(std::byte* to, const void* from, std::size_t size) {
     if (size > 0 && to != from) std::memmove(to, from, size);
   }
-  template <class Type, class Operation>
-  static std::vector<Type> fold(const Parts& parts, Operation operation) {
-    std::vector<Type> total(parts[0].in_size / sizeof(Type));
-    copy(reinterpret_cast<std::byte*>(total.data()), parts[0].in, parts[0].in_size);
-    for (std::size_t i = 1; i < parts.size(); ++i) {
-      const auto* values = reinterpret_cast<const Type*>(parts[i].in);
-      for (std::size_t j = 0; j < total.size(); ++j) total[j] = operation(total[j], values[j]);
-    }
-    return total;
-  }
-  template <class Type>
-  static void give(Parts& parts, const std::vector<Type>& total) {
-    for (auto& part : parts) copy(part.out, total.data(), part.out_size);
-  }
-  template <class Type>
-  void sum_of(std::span<Type> values) {
-    run("sum", std::as_bytes(values), std::as_writable_bytes(values),
-        [](auto& parts) { give(parts, fold<Type>(parts, std::plus<Type>())); });
-  }
-
   std::string who() const {
     return rank_text(board_->members[static_cast<std::size_t>(rank_)]) + " in " +
            board_->parts[static_cast<std::size_t>(rank_)].what + " of group '" + board_->name + "'";
@@ -370,7 +342,7 @@ class ThreadCluster final : public Cluster {
     if (!done) throw dvla::detail::store_deadline(key, rank(), limit);
     return hub_->texts[key];
   }
-  bool has(const std::string& key) override {
+  bool has_within(const std::string& key, std::chrono::nanoseconds) override {
     const std::scoped_lock lock(hub_->mutex);
     throw_if_killed();
     return hub_->texts.contains(key);

@@ -23,7 +23,7 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
   std::int64_t origin = std::numeric_limits<std::int64_t>::max(), dropped = 0;
   for (const process& each : job) {
     dropped += each.dropped;
-    for (const auto& span : each.spans) origin = std::min(origin, span.begin_ns);
+    for (const auto& span : each.spans()) origin = std::min(origin, span.begin_ns);
   }
   out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << dropped << ",\"traceEvents\":[";
   const char* comma = "\n";
@@ -45,7 +45,7 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
       meta("thread_name", row, {{"name", each.rows[row]}});
       meta("thread_sort_index", row, {{"sort_index", row}});
     }
-    for (const auto& span : each.spans)
+    for (const auto& span : each.spans())
       write({{"ph", "X"},
              {"name", span.name},
              {"cat", span.category},

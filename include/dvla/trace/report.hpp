@@ -7,13 +7,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdio>
 #include <map>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "dvla/core/members.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/trace/span.hpp"
 
 namespace dvla::trace {
@@ -166,9 +167,7 @@ inline report make_report(const std::vector<span_record>& spans, std::int64_t dr
 
 /// A few lines for people.
 inline std::string to_text(const report& r) {
-  char text[1024];
-  std::snprintf(
-      text, sizeof text,
+  std::string out = printed(
       "%lld iterations in %.3f s: step %.3g s = rollout %.3g s, actor %.3g s, sync %.3g s, overlapping\n"
       "overlap %.1f %% of wall (two or more lanes busy), bubble %.1f %% (sampling and training idle)\n"
       "gain over taking turns %.2f of ideal %.2f\n"
@@ -179,10 +178,16 @@ inline std::string to_text(const report& r) {
       r.critical_s[2], r.critical_s[3], r.critical_handover_s, static_cast<long long>(r.bounded_by[0]),
       static_cast<long long>(r.bounded_by[1]), static_cast<long long>(r.bounded_by[2]),
       static_cast<long long>(r.bounded_by[3]));
-  std::string out = text;
   if (r.dropped > 0)
     out += "the trace lost " + std::to_string(r.dropped) + " spans; give the recorder more room\n";
   return out;
 }
 
 }  // namespace dvla::trace
+
+template <std::same_as<dvla::trace::report> R>
+struct boost::hana::accessors_impl<R>
+    : dvla::members<&R::iterations, &R::wall_s, &R::sampling_s, &R::training_s, &R::sync_s, &R::overlap,
+                    &R::bubble, &R::ideal_gain, &R::achieved_gain, &R::step_time_s, &R::rollout_time_s,
+                    &R::actor_time_s, &R::sync_time_s, &R::critical_s, &R::critical_handover_s,
+                    &R::bounded_by> {};

@@ -29,9 +29,9 @@
 #include "dvla/core/observation.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/environment/concept.hpp"
+#include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/mujoco/model.hpp"
 #include "dvla/environment/mujoco/task.hpp"
-#include "dvla/environment/mujoco_knobs.hpp"
 #include "dvla/environment/mujoco_render.hpp"
 
 namespace dvla {
@@ -43,7 +43,7 @@ class MujocoBatch {
   /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on
   /// knobs out of range and Error if the pool is too small.
   MujocoBatch(const MujocoKnobs& knobs, std::pmr::memory_resource& environment_pool)
-      : knobs_(checked(knobs)),
+      : knobs_(detail::checked(knobs)),
         model_(detail::load_mujoco_model(Task::name, Task::mjcf, environment_pool)),
         task_(*model_),
         rows_(static_cast<std::size_t>(knobs.environments), &environment_pool),
@@ -134,19 +134,6 @@ class MujocoBatch {
     double failed_at = 0;           ///< simulation time of it, seconds
     char text[128] = {};
   };
-
-  static const MujocoKnobs& checked(const MujocoKnobs& knobs) {
-    auto within = [](const char* field, int value, int low, int high) {
-      if (value < low || value > high) {
-        throw ConfigError(std::string("environment.") + field + " = " + std::to_string(value) +
-                          " is out of its range " + std::to_string(low) + " .. " + std::to_string(high));
-      }
-    };
-    within("environments", knobs.environments, 1, 65536);
-    within("horizon", knobs.horizon, 1, 10000);
-    if (knobs.camera_pixels != 0) within("camera_pixels", knobs.camera_pixels, 16, 512);
-    return knobs;
-  }
 
   static std::string label() { return "MuJoCo task '" + std::string(Task::name) + "'"; }
   Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }

@@ -1,0 +1,81 @@
+// Text for people: printf's forms as a std::string, checked as printf's are (g++ 12 has no <format>), and text
+// from outside made fit for one line.
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+namespace dvla {
+
+[[gnu::format(printf, 1, 2)]] inline std::string printed(const char* form, ...) {
+  char text[1024];  // what is longer is cut
+  va_list values;
+  va_start(values, form);
+  std::vsnprintf(text, sizeof text, form, values);
+  va_end(values);
+  return text;
+}
+
+inline std::string mebibytes(std::size_t bytes, int digits = 1) {
+  return printed("%.*f MiB", digits, static_cast<double>(bytes) / (1 << 20));
+}
+
+namespace detail {
+
+/// The shortest text that reads back as the same number; locale-free.
+template <class Number>
+std::string number_text(Number number) {
+  char text[64];
+  return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
+}
+
+inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
+
+/// Bytes up to the first that no UTF-8 (RFC 3629) begins with: no overlong forms, no surrogates.
+inline std::size_t utf8_length(std::string_view text) {
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const auto byte = [&](std::size_t k) {
+      return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0U;
+    };
+    const unsigned first = byte(0), second = byte(1);
+    const std::size_t more = first < 0x80    ? 0
+                             : first < 0xc2  ? 4
+                             : first < 0xe0  ? 1
+                             : first < 0xf0  ? 2
+                             : first <= 0xf4 ? 3
+                                             : 4;
+    if (more == 4 || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
+        (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f))
+      return i;
+    for (std::size_t k = 1; k <= more; ++k)
+      if ((byte(k) & 0xc0) != 0x80) return i;
+    i += more + 1;
+  }
+  return i;
+}
+
+/// Text from outside, fit for one line of an error: UTF-8 without control characters, at most about `most`
+/// bytes.
+inline std::string one_line(std::string_view text, std::size_t most = 80) {
+  const bool cut = text.size() > most;
+  std::string line;
+  for (text = text.substr(0, most); !text.empty();) {
+    const std::size_t good = utf8_length(text);
+    line += text.substr(0, good);
+    const bool split = cut && good + 4 > text.size();  // a character that the cut went through is left out
+    if (good < text.size() && !split) line += '?';
+    text.remove_prefix(split ? text.size() : std::min(good + 1, text.size()));
+  }
+  std::replace_if(line.begin(), line.end(), is_control, '?');
+  return cut ? line + "..." : line;
+}
+
+}  // namespace detail
+
+}  // namespace dvla
