@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <boost/hana.hpp>
-#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -105,12 +104,11 @@ class Adaptation {
   /// lanes. `lost(rank)`: whether one is gone; then nothing moves any more. `groups`: of a batch, all in all.
   /// True: the shares are others now. Throws DeadlineError naming the rank that was waited for.
   template <class Lost>
-  bool look(const Job& job, const LaneTimes& own, std::int64_t batch, std::int64_t groups, Lost lost,
-            std::chrono::nanoseconds limit) {
+  bool look(const Job& job, const LaneTimes& own, std::int64_t batch, std::int64_t groups, Lost lost) {
     const std::string number = std::to_string(looked_++);
     Shares next = shares_;
     if (job.leads()) {
-      const std::vector<LaneTimes> times = collect(job, own, number, lost, limit);
+      const std::vector<LaneTimes> times = collect(job, own, number, lost);
       LaneTimes slowest;  // a rank that is not a rollout says 0 for sampling, and so on
       for (const LaneTimes& each : times) {
         slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
@@ -124,7 +122,7 @@ class Adaptation {
     } else {
       job.tell("look/" + number, json_text(own));
       const int leader = job.roles().leader();
-      const std::string text = wait_for(job, "shares/" + number, leader, lost, limit);
+      const std::string text = wait_for(job, "shares/" + number, leader, lost);
       if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
       const auto decided = parse_json<detail::SharesDecided>(text, whose(job, leader));
       stretch_ = decided.stretch;
@@ -146,8 +144,7 @@ class Adaptation {
     return all;
   }
   template <class Lost>
-  std::vector<LaneTimes> collect(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
-                                 std::chrono::nanoseconds limit) {
+  std::vector<LaneTimes> collect(const Job& job, const LaneTimes& own, const std::string& number, Lost lost) {
     std::vector<LaneTimes> times(static_cast<std::size_t>(job.cluster().world()));
     for (int rank = 0; rank < job.cluster().world(); ++rank) {
       LaneTimes& each = times[static_cast<std::size_t>(rank)];
@@ -155,7 +152,7 @@ class Adaptation {
         each = own;
         continue;
       }
-      const std::string text = wait_for(job, "look/" + number, rank, lost, limit);
+      const std::string text = wait_for(job, "look/" + number, rank, lost);
       if (text.empty())
         frozen_ = true;
       else
@@ -164,18 +161,14 @@ class Adaptation {
     return times;
   }
   static std::string whose(const Job& job, int rank) {
-    return "shares of the work, as " + rank_name(job.roles(), rank) +
-           " tells them; the ranks' programs differ";
+    return "shares of the work, as " + job.name(rank) + " tells them; the ranks' programs differ";
   }
   /// What rank `whom` tells under `topic`, or nothing where it is lost instead.
   template <class Lost>
-  static std::string wait_for(const Job& job, const std::string& topic, int whom, Lost lost,
-                              std::chrono::nanoseconds limit) {
-    const std::string late = job.name() + " waited " + detail::seconds_text(limit) + " for " +
-                             rank_name(job.roles(), whom) + " to say how the shares of the work are";
-    return wait_for_text(
-               job.cluster(), Job::key(topic, whom), detail::deadline_after(limit), late,
-               [&] { return lost(whom); }, std::chrono::milliseconds(2))
+  static std::string wait_for(const Job& job, const std::string& topic, int whom, Lost lost) {
+    return job
+        .wait_for(Job::key(topic, whom), job.name(whom) + " to say how the shares of the work are",
+                  [&] { return lost(whom); })
         .value_or("");
   }
 

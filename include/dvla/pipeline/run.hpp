@@ -472,11 +472,10 @@ class Run {
     return plan;
   }
   void build_parts() {
-    parts_ =
-        std::make_unique<Parts>(typename Parts::Ground{settings_, cluster_, *job_, spec_, environment_.get(),
-                                                       model_, memory_, trace_, notices_, on_hang_},
-                                threads().sampling);
-    requests_.emplace(*parts_, *job_);
+    const RankContext<P, Trace> context{settings_, cluster_, *job_,  spec_,    environment_.get(),
+                                        model_,    memory_,  trace_, notices_, on_hang_};
+    parts_ = std::make_unique<Parts>(context, threads().sampling);
+    requests_.emplace(*parts_);
   }
   Parts& parts() {
     if (!parts_) throw Error("this rank can do no more: its roles were to change, and that failed");
@@ -542,9 +541,7 @@ class Run {
   void adapt(const Stages& stages) {
     if constexpr (adapts) {
       const auto lost = [this](int rank) { return parts_->lost(rank); };
-      if (!adaptation_->look(*job_, stages.times(), next_batch(), settings_.groups(), lost,
-                             settings_.deadline()))
-        return;
+      if (!adaptation_->look(*job_, stages.times(), next_batch(), settings_.groups(), lost)) return;
       if (job_->alone())
         worker().use_threads(threads().sampling);
       else
