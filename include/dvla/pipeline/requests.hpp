@@ -16,7 +16,6 @@
 #include <memory>
 #include <memory_resource>
 #include <numeric>
-#include <optional>
 #include <set>
 #include <span>
 #include <string>

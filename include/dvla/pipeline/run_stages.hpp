@@ -76,12 +76,8 @@ class RunStages {
     if (kind == lane_kind::training) Model::use_threads(threads_.training);
     if (kind == lane_kind::every) Model::use_threads(threads_.most());
   }
-  void sample(Token& token) {
-    no_boundaries nobody;
-    sample(token, nobody);
-  }
-  template <class Boundaries>
-  void sample(Token& token, Boundaries& boundaries) {
+  template <class Boundaries = no_boundaries>
+  void sample(Token& token, Boundaries&& boundaries = {}) {
     Trajectory<Decision>& trajectory = parts_.data().produce(token);
     auto& worker = parts_.worker();
     const RolloutCounts before = worker.counts();
