@@ -16,7 +16,6 @@
 #include <memory>
 #include <memory_resource>
 #include <mutex>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,6 +46,7 @@
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/run_stages.hpp"
 #include "dvla/pipeline/warm_start.hpp"
+#include "dvla/placement/deal.hpp"
 #include "dvla/placement/scoped_cluster.hpp"
 #include "dvla/schedule/runner.hpp"
 #include "dvla/sharding/carried_state.hpp"
@@ -96,9 +96,7 @@ class Run {
   using Environment = typename Parts::Environment;
   using Model = typename Parts::Model;
   using Weights = typename Parts::Weights;
-  using Algorithm = typename Parts::Algorithm;
   using Data = typename Parts::Data;
-  using Control = typename Parts::Control;
   using Memory = typename Parts::Memory;
   using Decision = typename Parts::Decision;
   using Worker = typename Parts::Worker;
@@ -561,9 +559,8 @@ class Run {
     const std::string number = std::to_string(adaptation_->looked());
     {
       auto span = trace_.span("carry", next_batch());
-      std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
-      std::iota(everybody.begin(), everybody.end(), 0);
-      const auto all = cluster_.group("carry/" + number, everybody, settings_.deadline());
+      const auto all =
+          cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
       state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
                     trainable_count(model_.units()));
       std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
