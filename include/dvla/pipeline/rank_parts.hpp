@@ -38,7 +38,7 @@
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/watch.hpp"
 #include "dvla/placement/group.hpp"
-#include "dvla/placement/nccl_form.hpp"
+#include "dvla/placement/make_group.hpp"
 #include "dvla/sharding/actors.hpp"
 
 namespace dvla {
