@@ -230,6 +230,20 @@ TEST_CASE("a rollout that comes again samples with current weights, and the batc
   }
 }
 
+TEST_CASE("two rollouts of two actors come again at once, and both are let in") {
+  auto config = config_of<Apart>(endless, 1);
+  config.placement = {1, 1};
+  Job<Apart> job(4, config);
+  job.wait_for(10);
+  for (const int rank : {2, 3}) job.kill(rank);
+  for (const int rank : {3, 2}) job.restart(rank);
+  job.wait_until_whole_again();
+  job.end();
+  for (int rank = 0; rank < 4; ++rank) CHECK(job.errors_of(rank).size() == (rank < 2 ? 0 : 1));
+  CHECK(job.history.back().update.episodes == episodes);
+  counts_add_up(job.reports[0], std::ssize(job.history));
+}
+
 TEST_CASE(
     "all rollouts are gone: several actors train on nothing once at most, and wait for one to come again") {
   auto config = config_of<Apart>(endless, 1);
@@ -447,28 +461,24 @@ TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed ye
 }
 
 TEST_CASE(
-    "a rollout that comes again and dies before it is let in delays neither its next incarnation nor the "
+    "a rollout that comes again and dies as it is let in delays neither its next incarnation nor the "
     "end") {
-  for (const bool says_it_comes : {false, true}) {
-    CAPTURE(says_it_comes);
-    auto config = config_of<Apart>(endless, 1);
-    config.placement = {2, 1};
-    config.schedule.deadline_s = 300;  // longer than the test may take
-    Job<Apart> job(3, config);
-    job.wait_for(10);
-    job.kill(2);
-    dvla::Cluster& again = job.again(2);
-    REQUIRE(again.count("run/incarnations/2") == 1);
-    again.put(dvla::Job::request_key(2, 1), "");
-    again.get(dvla::Job::permit_key(2, 1, 0), 20s);
-    if (says_it_comes) again.put(dvla::Job::confirm_key(2, 1), "");
-    job.start(2, again);
-    job.wait_until_whole_again();
-    job.end();
-    for (int rank = 0; rank < 3; ++rank) CHECK(job.errors_of(rank).size() == (rank == 2 ? 1 : 0));
-    CHECK(job.history.back().update.episodes == episodes);
-    counts_add_up(job.reports[0], std::ssize(job.history));
-  }
+  auto config = config_of<Apart>(endless, 1);
+  config.placement = {2, 1};
+  config.schedule.deadline_s = 300;  // longer than the test may take
+  Job<Apart> job(3, config);
+  job.wait_for(10);
+  job.kill(2);
+  dvla::Cluster& again = job.again(2);
+  REQUIRE(again.count("run/incarnations/2") == 1);
+  again.put(dvla::Job::request_key(2, 1), "");
+  CHECK(again.get(dvla::Job::permit_key(2, 1), 20s).empty());
+  job.start(2, again);
+  job.wait_until_whole_again();
+  job.end();
+  for (int rank = 0; rank < 3; ++rank) CHECK(job.errors_of(rank).size() == (rank == 2 ? 1 : 0));
+  CHECK(job.history.back().update.episodes == episodes);
+  counts_add_up(job.reports[0], std::ssize(job.history));
 }
 
 }  // namespace

@@ -41,7 +41,10 @@ std::array<Outcome, actors> agree(std::chrono::nanoseconds limit, Body body) {
     threads.emplace_back([&, actor] {
       const auto place = static_cast<std::size_t>(actor);
       const auto group = clusters[place]->group("actors", roles.actors, 20s);
-      Agreement agreement(*jobs[place], limit, [&](std::span<std::int64_t> values) { group->max(values); });
+      const auto largest = [&](std::span<std::int64_t> values) { group->max(values); };
+      const auto agreement = [&](std::int64_t of, const BatchWord& own, auto asked, auto anybody) {
+        return agree_on_batch(*jobs[place], of, own, limit, largest, asked, anybody);
+      };
       try {
         outcomes[place].word = body(actor, agreement);
       } catch (const Error& error) {
@@ -59,7 +62,7 @@ const auto yes = [] { return true; };
 
 TEST_CASE("a batch is as old as its oldest part, and here where any of it is") {
   for (const Outcome& each : agree(20s, [](int actor, auto&agreement) {
-         return agreement.on(batch, {false, actor, actor == 1}, no, no);
+         return agreement(batch, {false, actor, actor == 1}, no, no);
        })) {
     CHECK(each.error.empty());
     CHECK(!each.word.ends);
@@ -71,7 +74,7 @@ TEST_CASE("a batch is as old as its oldest part, and here where any of it is") {
 TEST_CASE("what ends one actor ends all, whatever has come") {
   for (const bool here : {false, true})
     for (const Outcome& each : agree(20s, [here](int actor, auto&agreement) {
-           return agreement.on(batch, {actor == 2, 0, here}, no, no);
+           return agreement(batch, {actor == 2, 0, here}, no, no);
          })) {
       CHECK(each.error.empty());
       CHECK(each.word.ends);
@@ -81,9 +84,9 @@ TEST_CASE("what ends one actor ends all, whatever has come") {
 TEST_CASE("batch after batch") {
   for (const Outcome& each : agree(20s, [](int actor, auto&agreement) {
          for (std::int64_t earlier = 0; earlier < batch; ++earlier)
-           if (agreement.on(earlier, {false, 0, earlier % actors == actor}, no, no).ends)
+           if (agreement(earlier, {false, 0, earlier % actors == actor}, no, no).ends)
              throw Error("ends at batch " + std::to_string(earlier));
-         return agreement.on(batch, {actor == 0, 1, true}, no, no);
+         return agreement(batch, {actor == 0, 1, true}, no, no);
        })) {
     CHECK(each.error.empty());
     CHECK(each.word.ends);
@@ -93,9 +96,8 @@ TEST_CASE("batch after batch") {
 TEST_CASE("where nothing is here, all wait until one knows of a rollout") {
   std::array<std::atomic<int>, actors> asked{};
   for (const Outcome& each : agree(20s, [&](int actor, auto&agreement) {
-         return agreement.on(batch, {false, actor, false}, no, [&, actor] {
-           return ++asked[static_cast<std::size_t>(actor)] == 3 && actor == 1;
-         });
+         return agreement(batch, {false, actor, false}, no,
+                          [&, actor] { return ++asked[static_cast<std::size_t>(actor)] == 3 && actor == 1; });
        })) {
     CHECK(each.error.empty());
     CHECK(!each.word.ends);
@@ -106,8 +108,7 @@ TEST_CASE("where nothing is here, all wait until one knows of a rollout") {
 }
 
 TEST_CASE("a rollout that is there already is not waited for") {
-  for (const Outcome& each :
-       agree(20s, [](int, auto& agreement) { return agreement.on(batch, {}, no, yes); })) {
+  for (const Outcome& each : agree(20s, [](int, auto& agreement) { return agreement(batch, {}, no, yes); })) {
     CHECK(each.error.empty());
     CHECK(!each.word.ends);
   }
@@ -116,7 +117,7 @@ TEST_CASE("a rollout that is there already is not waited for") {
 TEST_CASE("an actor that is asked to stop while all wait ends all") {
   for (const Outcome& each : agree(20s, [](int actor, auto&agreement) {
          int turns = 0;
-         return agreement.on(
+         return agreement(
              batch, {}, [&] { return ++turns == 2 && actor == 0; }, no);
        })) {
     CHECK(each.error.empty());
@@ -125,7 +126,7 @@ TEST_CASE("an actor that is asked to stop while all wait ends all") {
 }
 
 TEST_CASE("the wait for a rollout has a limit, on all actors alike") {
-  const auto outcomes = agree(50ms, [](int, auto& agreement) { return agreement.on(batch, {}, no, no); });
+  const auto outcomes = agree(50ms, [](int, auto& agreement) { return agreement(batch, {}, no, no); });
   for (std::size_t actor = 0; actor < outcomes.size(); ++actor) {
     const std::string number = std::to_string(actor);
     CHECK(outcomes[actor].error ==

@@ -136,7 +136,7 @@ TEST_CASE("of a rollout that left and came again the newest life's report counts
   REQUIRE(second.incarnation() == 1);
   clusters[1]->put(Job::request_key(1, 1), "");
   CHECK(gathered() == 7);  // nobody has let it in
-  clusters[0]->put(Job::permit_key(1, 1, 0), "");
+  clusters[0]->put(Job::permit_key(1, 1), "");
   second.announce();
   hand_in(report_of(8), second);
   CHECK(gathered() == 8);

@@ -72,11 +72,3 @@ using machinery_t =
     typename detail::included_machinery<Policy, typename machinery<Policy, Pipeline>::type>::type;
 
 }  // namespace dvla
-
-/// In a policy that is declared, and not built in this version: its member `missing`, which says what to use instead.
-#define DVLA_NOT_BUILT(name, instead)                                                               \
-  static constexpr bool built = false;                                                              \
-  template <bool Never>                                                                             \
-  struct missing {                                                                                  \
-    static_assert(Never, "dvla: " name " is declared but not built in this version; use " instead); \
-  }

@@ -82,7 +82,13 @@ struct ManiSkill {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "ManiSkill";
-  DVLA_NOT_BUILT("ManiSkill", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: ManiSkill is declared but not built in this version; use MuJoCo<Task> or Toy, or "
+                  "write your own environment (docs/extending.md)");
+  };
 };
 
 /// LIBERO's tasks in native MuJoCo. Declared, not built in this version.
@@ -90,7 +96,13 @@ struct Libero {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Libero";
-  DVLA_NOT_BUILT("Libero", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Libero is declared but not built in this version; use MuJoCo<Task> or Toy, or write "
+                  "your own environment (docs/extending.md)");
+  };
 };
 
 /// Any environment with Gymnasium's interface. Declared, not built in this version.
@@ -98,7 +110,13 @@ struct Gymnasium {
   using slot = environment_slot;
   using knobs = NoKnobs;
   static constexpr std::string_view name = "Gymnasium";
-  DVLA_NOT_BUILT("Gymnasium", "MuJoCo<Task> or Toy, or write your own environment (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Gymnasium is declared but not built in this version; use MuJoCo<Task> or Toy, or "
+                  "write your own environment (docs/extending.md)");
+  };
 };
 
 }  // namespace dvla

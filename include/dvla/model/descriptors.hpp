@@ -83,8 +83,13 @@ struct Pi05 {
   static constexpr std::string_view name = "Pi05";
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  DVLA_NOT_BUILT("Pi05",
-                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: Pi05 is declared but not built in this version; use TinyVLA<TokenHead> or "
+                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  };
 };
 
 /// OpenVLA-OFT: parallel decoding of action tokens. Declared, not built in this version.
@@ -94,8 +99,13 @@ struct OpenVLAOFT {
   static constexpr std::string_view name = "OpenVLAOFT";
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = true;
-  DVLA_NOT_BUILT("OpenVLAOFT",
-                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: OpenVLAOFT is declared but not built in this version; use TinyVLA<TokenHead> or "
+                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  };
 };
 
 /// SmolVLA: a small flow-matching VLA. Declared, not built in this version.
@@ -106,8 +116,13 @@ struct SmolVLA {
   static constexpr bool takes_adapters = true;
   static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
-  DVLA_NOT_BUILT("SmolVLA",
-                 "TinyVLA<TokenHead> or TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  static constexpr bool built = false;
+  template <bool Never>
+  struct missing {
+    static_assert(Never,
+                  "dvla: SmolVLA is declared but not built in this version; use TinyVLA<TokenHead> or "
+                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+  };
 };
 
 namespace detail {

@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <array>
 #include <boost/hana.hpp>
-#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,14 +105,17 @@ class Adaptation {
   /// lanes. `lost(rank)`: whether one is gone; then nothing moves any more. `groups`: of a batch, all in all.
   /// True: the shares are others now. Throws DeadlineError naming the rank that was waited for.
   template <class Lost>
-  bool look(const Job& job, const LaneTimes& own, std::int64_t batch, std::int64_t groups, Lost lost,
-            std::chrono::nanoseconds limit) {
+  bool look(const Job& job, const LaneTimes& own, std::int64_t batch, std::int64_t groups, Lost lost) {
     const std::string number = std::to_string(looked_++);
     Shares next = shares_;
     if (job.leads()) {
-      const std::vector<LaneTimes> times = collect(job, own, number, lost, limit);
-      LaneTimes slowest;  // a rank that is not a rollout says 0 for sampling, and so on
-      for (const LaneTimes& each : times) {
+      std::vector<LaneTimes> times;  // by rank; one that is not a rollout says 0 for sampling, and so on
+      LaneTimes slowest;
+      for (int rank = 0; rank < job.cluster().world(); ++rank) {
+        const auto said =
+            rank == job.rank() ? std::optional(own) : told<LaneTimes>(job, "look/" + number, rank, lost);
+        frozen_ = frozen_ || !said;
+        const LaneTimes& each = times.emplace_back(said.value_or(LaneTimes{}));
         slowest.sampling_s = std::max(slowest.sampling_s, each.sampling_s);
         slowest.training_s = std::max(slowest.training_s, each.training_s);
       }
@@ -123,14 +126,12 @@ class Adaptation {
       if (!alone_) job.tell("shares/" + number, json_text(detail::SharesDecided{stretch_, next}));
     } else {
       job.tell("look/" + number, json_text(own));
-      const int leader = job.roles().leader();
-      const std::string text = wait_for(job, "shares/" + number, leader, lost, limit);
-      if (text.empty()) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
-      const auto decided = parse_json<detail::SharesDecided>(text, whose(job, leader));
-      stretch_ = decided.stretch;
-      next.rollouts = decided.shares.rollouts;  // threads are each process's own
-      next.actors = decided.shares.actors;
-      next.groups = decided.shares.groups;
+      const auto decided = told<detail::SharesDecided>(job, "shares/" + number, job.roles().leader(), lost);
+      if (!decided) throw PeerError("the leader is lost: nobody says how the work is shared from now on");
+      stretch_ = decided->stretch;
+      next.rollouts = decided->shares.rollouts;  // threads are each process's own
+      next.actors = decided->shares.actors;
+      next.groups = decided->shares.groups;
     }
     const bool moves = !(next == shares_);
     shares_ = std::move(next);
@@ -145,38 +146,15 @@ class Adaptation {
     std::iota(all.begin(), all.end(), 1);
     return all;
   }
-  template <class Lost>
-  std::vector<LaneTimes> collect(const Job& job, const LaneTimes& own, const std::string& number, Lost lost,
-                                 std::chrono::nanoseconds limit) {
-    std::vector<LaneTimes> times(static_cast<std::size_t>(job.cluster().world()));
-    for (int rank = 0; rank < job.cluster().world(); ++rank) {
-      LaneTimes& each = times[static_cast<std::size_t>(rank)];
-      if (rank == job.rank()) {
-        each = own;
-        continue;
-      }
-      const std::string text = wait_for(job, "look/" + number, rank, lost, limit);
-      if (text.empty())
-        frozen_ = true;
-      else
-        each = parse_json<LaneTimes>(text, whose(job, rank));
-    }
-    return times;
-  }
-  static std::string whose(const Job& job, int rank) {
-    return "shares of the work, as " + rank_name(job.roles(), rank) +
-           " tells them; the ranks' programs differ";
-  }
-  /// What rank `whom` tells under `topic`, or nothing where it is lost instead.
-  template <class Lost>
-  static std::string wait_for(const Job& job, const std::string& topic, int whom, Lost lost,
-                              std::chrono::nanoseconds limit) {
-    const std::string late = job.name() + " waited " + detail::seconds_text(limit) + " for " +
-                             rank_name(job.roles(), whom) + " to say how the shares of the work are";
-    return wait_for_text(
-               job.cluster(), Job::key(topic, whom), detail::deadline_after(limit), late,
-               [&] { return lost(whom); }, std::chrono::milliseconds(2))
-        .value_or("");
+  /// What rank `whom` tells under `topic`; nothing where it is lost instead.
+  template <class Type, class Lost>
+  static std::optional<Type> told(const Job& job, const std::string& topic, int whom, Lost lost) {
+    const auto text =
+        job.wait_for(Job::key(topic, whom), job.name(whom) + " to say how the shares of the work are",
+                     [&] { return lost(whom); });
+    if (!text) return std::nullopt;
+    return parse_json<Type>(
+        *text, "shares of the work, as " + job.name(whom) + " tells them; the ranks' programs differ");
   }
 
   Shares decide(const Job& job, const std::vector<LaneTimes>& times, const LaneTimes& slowest,

@@ -10,7 +10,6 @@
 #include <span>
 #include <string>
 #include <thread>
-#include <utility>
 
 #include "dvla/core/error.hpp"
 #include "dvla/handoff/waiting.hpp"
@@ -25,49 +24,33 @@ struct BatchWord {
   bool here = false;     ///< something of it has come
 };
 
-/// `Largest`: called with a std::span<std::int64_t> on each actor, makes each number the largest one's.
-template <class Largest>
-class Agreement {
- public:
-  /// `limit`: of the wait for a rollout to come again.
-  Agreement(const Job& job, std::chrono::nanoseconds limit, Largest largest)
-      : job_(job), limit_(limit), largest_(std::move(largest)) {}
-
-  /// All actors call it, batch after batch: the word that holds for all. Where it neither ends nor anything
-  /// is here, they wait until a rollout comes again, rather than train on nothing, batch after batch:
-  /// `asked()` says whether this actor is asked to stop meanwhile, `anybody()` whether it knows of a rollout.
-  /// Throws DeadlineError when none has come.
-  template <class Asked, class Anybody>
-  BatchWord on(std::int64_t batch, const BatchWord& own, Asked asked, Anybody anybody) {
-    std::array<std::int64_t, 3> word{own.ends, own.age, own.here};
-    largest_(std::span<std::int64_t>(word));
-    BatchWord all{word[0] != 0, word[1], word[2] != 0};
-    if (!all.ends && !all.here) all.ends = await_rollouts(batch, asked, anybody);
-    return all;
+/// All actors call it, batch after batch: the word that holds for all. Where it neither ends nor anything is here,
+/// they wait until a rollout comes again, rather than train on nothing, batch after batch: `asked()` says whether
+/// this actor is asked to stop meanwhile, `anybody()` whether it knows of a rollout. Throws DeadlineError when
+/// none has come within `limit`. `largest`, called with a std::span<std::int64_t> on each actor, makes each number
+/// the largest one's.
+template <class Largest, class Asked, class Anybody>
+BatchWord agree_on_batch(const Job& job, std::int64_t batch, const BatchWord& own,
+                         std::chrono::nanoseconds limit, Largest largest, Asked asked, Anybody anybody) {
+  const auto largest_of = [&](std::array<std::int64_t, 3> word) {
+    largest(std::span<std::int64_t>(word));
+    return word;
+  };
+  const auto [ends, age, here] = largest_of({own.ends, own.age, own.here});
+  BatchWord all{ends != 0, age, here != 0};
+  for (const auto until = detail::deadline_after(limit); !all.ends && !all.here;) {
+    const bool is_late = std::chrono::steady_clock::now() > until;
+    const auto [stops, found, late] = largest_of({asked(), anybody(), is_late});
+    all.ends = stops != 0;
+    if (all.ends || found != 0) break;
+    if (late != 0)
+      throw DeadlineError(
+          job.name() + " waited " + detail::seconds_text(limit) +
+          " for a rollout to come again: all of them are gone, and nothing is there of batch " +
+          std::to_string(batch));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-
- private:
-  /// Whether one of the actors is asked to stop.
-  template <class Asked, class Anybody>
-  bool await_rollouts(std::int64_t batch, Asked& asked, Anybody& anybody) {
-    const auto until = detail::deadline_after(limit_);
-    for (;;) {
-      const bool late = std::chrono::steady_clock::now() > until;
-      std::array<std::int64_t, 3> word{asked(), anybody(), late};
-      largest_(std::span<std::int64_t>(word));
-      if (word[0] != 0 || word[1] != 0) return word[0] != 0;
-      if (word[2] != 0)
-        throw DeadlineError(
-            job_.name() + " waited " + detail::seconds_text(limit_) +
-            " for a rollout to come again: all of them are gone, and nothing is there of batch " +
-            std::to_string(batch));
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-  }
-
-  const Job& job_;
-  const std::chrono::nanoseconds limit_;
-  Largest largest_;
-};
+  return all;
+}
 
 }  // namespace dvla

@@ -25,12 +25,12 @@ namespace detail {
 inline std::string cause_is_read(int rank) { return "run/read/" + std::to_string(rank); }
 
 /// The first reason, of which `own` may be the consequence; `own` where it is the first, or where there is
-/// none and none comes within `moment`. `says`: an actor's, which is to call this before it closes anything.
+/// none and none comes within `patience`. `says`: an actor's, which is to call this before it closes anything.
 inline std::string cause_of(Cluster& cluster, const std::string& own, bool says,
-                            std::chrono::milliseconds moment = std::chrono::milliseconds(250)) try {
+                            std::chrono::milliseconds patience = std::chrono::milliseconds(250)) try {
   const std::string key = "run/why";
   constexpr std::chrono::seconds most{1};
-  const auto over = [until = deadline_after(moment)] { return std::chrono::steady_clock::now() >= until; };
+  const auto over = [until = deadline_after(patience)] { return std::chrono::steady_clock::now() >= until; };
   const std::string first = says ? cluster.put_once(key, own, most)
                                  : wait_for_text(cluster, key, deadline_after(most), "", over).value_or(own);
   if (says || first != own) cluster.put_once(cause_is_read(cluster.rank()), "read", most);

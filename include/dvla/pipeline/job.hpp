@@ -8,6 +8,7 @@
 #include <exception>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -76,7 +77,8 @@ class Job {
   int rollouts() const { return static_cast<int>(roles_.rollouts.size()); }
   int actors() const { return static_cast<int>(roles_.actors.size()); }
   /// "rank 3 (rollout 2)".
-  std::string name() const { return rank_name(roles_, rank()); }
+  std::string name() const { return name(rank()); }
+  std::string name(int rank) const { return rank_name(roles_, rank); }
   lane_share share() const {
     if (!trains()) return lane_share::rollout;
     return rolls_out() ? lane_share::all : lane_share::actor;
@@ -84,49 +86,40 @@ class Job {
 
   /// 0, or how many times a rollout has come again since training began.
   std::int64_t incarnation() const { return incarnation_; }
-  // Keys in the job's store by which a rollout rejoins: it asks; each actor permits it, or says why not; it
-  // confirms once all permit.
+  // Keys in the job's store by which a rollout rejoins: it asks, and the leader permits it, or says why not. All
+  // actors connect to those whom the leader has admitted, in that order: two actors that connected to different
+  // rollouts first would wait for each other.
   static std::string request_key(int rank, std::int64_t incarnation) {
     return "run/rejoin/" + std::to_string(rank) + "/" + std::to_string(incarnation);
   }
-  static std::string permit_key(int rank, std::int64_t incarnation, int actor) {
-    return request_key(rank, incarnation) + "/permit/" + std::to_string(actor);
+  static std::string permit_key(int rank, std::int64_t incarnation) {
+    return request_key(rank, incarnation) + "/permit";
   }
-  static std::string confirm_key(int rank, std::int64_t incarnation) {
-    return request_key(rank, incarnation) + "/confirmed";
-  }
-  /// A rollout that comes again asks the actors, and waits until each is ready to connect to it. Throws Error
-  /// where the job has ended instead, where an actor refuses it, and where a later incarnation comes.
+  /// Where the leader says whom it has admitted as number `number`.
+  static std::string admission_key(std::int64_t number) { return "run/admission/" + std::to_string(number); }
+  /// A rollout that comes again asks the leader, and waits until the actors are about to connect to it. Throws
+  /// Error where the job has ended instead, where the leader refuses it, and where a later incarnation comes.
   void announce() const {
-    for (std::int64_t earlier = 1; earlier < incarnation_; ++earlier)  // of those that ended before they did
-      if (!cluster_.has(request_key(rank(), earlier))) cluster_.put(request_key(rank(), earlier), "");
-    cluster_.put(request_key(rank(), incarnation_), "");
-    const auto until = detail::deadline_after(limit_);
-    const auto refused = [&] {
-      if (cluster_.has(end_of_job)) throw TooLate(name() + " comes again too late: training has ended");
-      check_newest();
-      return false;
-    };
-    for (int actor = 0; actor < actors(); ++actor) {
-      const std::string late = name() + " comes again, and waited " + detail::seconds_text(limit_) + " for " +
-                               rank_name(roles_, roles_.actors[static_cast<std::size_t>(actor)]) +
-                               " to let it in";
-      const auto why = wait_for_text(cluster_, permit_key(rank(), incarnation_, actor), until, late, refused);
-      if (!why->empty()) throw PlaceTaken(*why);
-    }
-    cluster_.put(confirm_key(rank(), incarnation_), "");
-    check_newest();  // after that: an actor that sees the later request first connects to that one alone
+    for (std::int64_t each = 1; each <= incarnation_; ++each)  // earlier ones may have ended before they did
+      if (!cluster_.has(request_key(rank(), each))) cluster_.put(request_key(rank(), each), "");
+    const auto why =
+        wait_for(permit_key(rank(), incarnation_), name(roles_.leader()) + " to let it come again", [&] {
+          if (cluster_.has(end_of_job)) throw TooLate(name() + " comes again too late: training has ended");
+          if (cluster_.has(request_key(rank(), incarnation_ + 1)))
+            throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
+          return false;
+        });
+    if (!why->empty()) throw PlaceTaken(*why);
   }
-  /// The newest incarnation of `rank` that all actors permitted.
+  /// The newest incarnation of `rank` that the leader permitted.
   std::int64_t newest_incarnation(int rank) const {
     std::int64_t newest = 0;
     for (std::int64_t each = 1; cluster_.has(request_key(rank, each)); ++each)
-      if (cluster_.has(confirm_key(rank, each))) newest = each;
+      if (const std::string permit = permit_key(rank, each);
+          cluster_.has(permit) && cluster_.get(permit, limit_).empty())
+        newest = each;
     return newest;
   }
-  /// Where the leader says whom the actors let in as number `number`. All do so in that order: two actors
-  /// that connected to different rollouts first would wait for each other.
-  static std::string admission_key(std::int64_t number) { return "run/admission/" + std::to_string(number); }
   /// Whether training has begun, so that who comes to this job now comes again.
   static bool has_begun(Cluster& cluster) { return cluster.world() > 1 && cluster.has(start_key(0)); }
   /// The leader: nobody need come any more. Throws Error where the job's store does not answer.
@@ -148,21 +141,24 @@ class Job {
 
   /// From now on a wait for another rank ends in PeerError once `fatal()` is not empty: why the run ends.
   void end_waits_when(std::function<std::string()> fatal) { fatal_ = std::move(fatal); }
+  /// The text that another rank puts under `key` of the job's store; nothing where `over()`, asked from time to
+  /// time, says that nobody need wait any more. Throws DeadlineError, in which this rank waited for `whom_and_what`,
+  /// after the job's limit.
+  template <class Over>
+  std::optional<std::string> wait_for(const std::string& key, const std::string& whom_and_what,
+                                      Over over) const {
+    return wait_within(limit_, std::chrono::milliseconds(5), key, whom_and_what, over);
+  }
 
   /// Every rank calls it with the same `stage`: returns when all have, and throws the lowest rank's refusal
   /// as ConfigError if one refused instead (see refuse), so that nobody waits for it.
   void roll_call(const std::string& stage) const {
     if (alone()) return;
     cluster_.put(key(stage, rank()), "");
-    const auto until = detail::deadline_after(limit_);
-    for (int rank = 0; rank < cluster_.world(); ++rank) {
-      const std::string other = rank_name(roles_, rank);
-      const auto refusal = wait_for_text(cluster_, key(stage, rank), until,
-                                         name() + " waited " + detail::seconds_text(limit_) + " for " +
-                                             other + " at the roll call '" + stage + "'",
-                                         [&] { return !fatal().empty(); });
-      if (!refusal) throw PeerError(fatal());
-      if (!refusal->empty()) throw ConfigError(other + " refuses: " + *refusal);
+    for (int other = 0; other < cluster_.world(); ++other) {
+      const auto refusal = wait_for(key(stage, other), name(other) + " at the roll call '" + stage + "'",
+                                    [] { return false; });
+      if (!refusal->empty()) throw ConfigError(name(other) + " refuses: " + *refusal);
     }
   }
   /// What a rank does instead that cannot take part. One that is too many, or late, is not missed.
@@ -204,13 +200,11 @@ class Job {
   std::string agree(const std::string& topic, const std::string& own) const {
     const std::string place = "run/agreed/" + topic;
     if (!own.empty()) return cluster_.put_once(place, own, limit_);
-    const std::string late = name() + " waited " + detail::seconds_text(limit_) +
-                             " for a rollout to be built, which knows the " + topic;
-    return *wait_for_text(cluster_, place, detail::deadline_after(limit_), late, [&] {
+    return *wait_for(place, "a rollout to be built, which knows the " + topic, [&] {
       for (const int each : roles_.rollouts)
         if (has_told(first_call, each))
           if (const std::string why = told(first_call, each); !why.empty())
-            throw ConfigError(rank_name(roles_, each) + " refuses: " + why);
+            throw ConfigError(name(each) + " refuses: " + why);
       return false;
     });
   }
@@ -224,13 +218,8 @@ class Job {
   template <class Lost>
   void dismiss(Lost lost) {
     cluster_.put(parted, "");
-    const auto until = detail::deadline_after(limit_);
     for (const int each : roles_.rollouts)
-      if (each != rank())
-        wait_for_text(cluster_, key(parted, each), until,
-                      name() + " waited " + detail::seconds_text(limit_) + " for " + rank_name(roles_, each) +
-                          " to end",
-                      [&] { return lost(each); });
+      if (each != rank()) wait_for(key(parted, each), name(each) + " to end", [&] { return lost(each); });
   }
 
   /// The leader asks the rollouts, which wait for it, for something (pipeline/requests.hpp); returns the
@@ -263,24 +252,32 @@ class Job {
   }
 
  private:
-  void check_newest() const {
-    if (cluster_.has(request_key(rank(), incarnation_ + 1)))
-      throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
-  }
   std::string fatal() const { return fatal_ ? fatal_() : std::string(); }
+  template <class Over>
+  std::optional<std::string> wait_within(std::chrono::nanoseconds limit, std::chrono::milliseconds pause,
+                                         const std::string& key, const std::string& whom_and_what,
+                                         Over over) const {
+    const auto ends = [&] {
+      if (over()) return true;
+      if (const std::string why = fatal(); !why.empty()) throw PeerError(why);
+      return false;
+    };
+    return wait_for_text(cluster_, key, detail::deadline_after(limit),
+                         name() + " waited " + detail::seconds_text(limit) + " for " + whom_and_what, ends,
+                         pause);
+  }
   template <class Check>
   void wait_for_leader(const std::string& word, const std::string& what, const Serve& serve, Check check) {
-    const auto over = [&] {
+    const auto serve_requests = [&] {
       check();
       while (serve && cluster_.has(asked_key(requests_))) {
         const std::int64_t number = requests_++;
         serve(number, cluster_.get(asked_key(number), limit_));
       }
-      return !fatal().empty();
+      return false;
     };
-    const std::string late = name() + " waited a day for " + rank_name(roles_, roles_.leader()) + " " + what;
-    if (!wait_for_text(cluster_, word, detail::deadline_after(std::chrono::hours(24)), late, over))
-      throw PeerError(fatal());
+    wait_within(std::chrono::hours(24), std::chrono::milliseconds(20), word,
+                name(roles_.leader()) + " " + what, serve_requests);
   }
   static constexpr const char* parted = "run/parted";
   std::string asked_key(std::int64_t number) const {

@@ -30,7 +30,6 @@
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/stop.hpp"
 #include "dvla/handoff/waiting.hpp"
-#include "dvla/pipeline/actor_groups.hpp"
 #include "dvla/pipeline/buildable.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/job.hpp"
@@ -38,6 +37,8 @@
 #include "dvla/pipeline/run_report.hpp"
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/watch.hpp"
+#include "dvla/placement/group.hpp"
+#include "dvla/placement/make_group.hpp"
 #include "dvla/sharding/actors.hpp"
 
 namespace dvla {
@@ -46,11 +47,31 @@ namespace dvla {
 /// where it is empty.
 using Notices = std::function<void(const std::string&)>;
 
+/// What a rank's parts are built from, and what those who use them look at; all of it must outlive them.
+template <class P, class Trace>
+struct RankContext {
+  const RunSettings<P>& settings;
+  Cluster& cluster;  ///< of the whole run; the job's may be a part of it
+  Job& job;
+  const EnvironmentSpec& spec;
+  machinery_t<typename P::environment, P>* environment;  ///< a rollout's
+  machinery_t<typename P::model, P>& model;
+  machinery_t<typename P::memory, P>& memory;
+  Trace& trace;
+  const Notices& notices;
+  const Notices& on_hang;  ///< empty: nobody watches the environment's calls
+};
+
 /// Each lane calls what is its own, at the same time as the others; the watch's threads tell the planes of
 /// losses. All else while no lane runs.
 template <class P, class Trace>
-class RankParts {
+class RankParts : public RankContext<P, Trace> {
+  using Context = RankContext<P, Trace>;
+
  public:
+  using Context::settings, Context::cluster, Context::job, Context::spec, Context::environment,
+      Context::model, Context::memory, Context::trace, Context::notices, Context::on_hang;
+
   using Environment = machinery_t<typename P::environment, P>;
   using Model = machinery_t<typename P::model, P>;
   using Weights = machinery_t<typename P::sharding, P>;
@@ -67,50 +88,25 @@ class RankParts {
   /// Whether one thread plays all lanes, so that none trains while another samples.
   static constexpr bool in_turn = requires { P::schedule::in_turn; };
 
-  /// What they are built from; all of it must outlive them.
-  struct Ground {
-    const RunSettings<P>& settings;
-    Cluster& cluster;  ///< of the whole run; the job's may be a part of it
-    Job& job;
-    const EnvironmentSpec& spec;
-    Environment* environment;  ///< a rollout's
-    Model& model;
-    Memory& memory;
-    Trace& trace;
-    const Notices& notices;
-    const Notices& on_hang;  ///< empty: nobody watches the environment's calls
-  };
-
   /// All but the planes; the watch too, but on a rollout that comes again. Every rank of the job builds its
   /// own at the same time; what one refuses, all refuse (Job::roll_call). `threads`: cores of the sampling
   /// lane.
-  RankParts(const Ground& ground, int threads)
-      : settings_(ground.settings),
-        cluster_(ground.cluster),
-        job_(ground.job),
-        spec_(ground.spec),
-        environment_(ground.environment),
-        model_(ground.model),
-        memory_(ground.memory),
-        trace_(ground.trace),
-        notices_(ground.notices),
-        on_hang_(ground.on_hang) {
-    job_.roll_call(Job::first_call);
+  RankParts(const Context& context, int threads) : Context(context) {
+    job.roll_call(Job::first_call);
     if constexpr (routed) {
       std::vector<std::int64_t> groups;  // of each rollout, in a batch
-      for (int rollout = 0; rollout < job_.rollouts(); ++rollout)
-        groups.push_back(job_.share_of_groups(settings_.groups(), rollout).count *
-                         settings_.rollout_epochs());
-      plan_ = agree_on_routes(job_.cluster(), job_.roles(), groups, settings_.group(), settings_.deadline());
+      for (int rollout = 0; rollout < job.rollouts(); ++rollout)
+        groups.push_back(job.share_of_groups(settings.groups(), rollout).count * settings.rollout_epochs());
+      plan_ = agree_on_routes(job.cluster(), job.roles(), groups, settings.group(), settings.deadline());
     }
-    if (!job_.trains()) model_.hold_gradients(false);
-    if (job_.trains() && job_.alone()) make_weights();
-    if (job_.rolls_out()) make_worker(threads);
-    if (job_.trains()) algorithm_ = algorithm_for(settings_, spec_, trained_episodes(), job_.actors());
-    job_.roll_call(Job::last_call);  // from here on ranks wait for each other
-    if (job_.alone()) return;
-    if (job_.trains()) make_weights();
-    if (job_.incarnation() == 0) make_watch();
+    if (!job.trains()) model.hold_gradients(false);
+    if (job.trains() && job.alone()) make_weights();
+    if (job.rolls_out()) make_worker(threads);
+    if (job.trains()) algorithm_ = algorithm_for(settings, spec, trained_episodes(), job.actors());
+    job.roll_call(Job::last_call);  // from here on ranks wait for each other
+    if (job.alone()) return;
+    if (job.trains()) make_weights();
+    if (job.incarnation() == 0) make_watch();
   }
   RankParts(const RankParts&) = delete;
   RankParts& operator=(const RankParts&) = delete;
@@ -118,33 +114,26 @@ class RankParts {
   /// Planes and watch, once; every rank at about the same time. Returns the number of this rank's next batch:
   /// `next`, but on a rollout that comes again the one at which the actors let it in.
   std::int64_t connect(std::int64_t next) {
-    if (job_.incarnation() > 0) job_.announce();
+    if (job.incarnation() > 0) job.announce();
     make_data(next);
     make_control();
     if constexpr (routed)
-      if (job_.incarnation() > 0) next = data_->first_batch();
-    if (job_.alone()) return next;
-    if (job_.incarnation() > 0) make_watch();
+      if (job.incarnation() > 0) next = data_->first_batch();
+    if (job.alone()) return next;
+    if (job.incarnation() > 0) make_watch();
     watch_->begin();
     return next;
   }
   bool connected() const { return data_ != nullptr; }
 
-  const RunSettings<P>& settings() const { return settings_; }
-  const Job& job() const { return job_; }
-  Trace& trace() { return trace_; }
-  const EnvironmentSpec& spec() const { return spec_; }
-  Model& model() { return model_; }
-  /// A rollout's.
-  Environment& environment() { return *environment_; }
   /// Throws Error on a rank that is no actor.
   Weights& weights() {
-    if (!weights_) throw Error(job_.name() + " is no actor and has no weights to train");
+    if (!weights_) throw Error(job.name() + " is no actor and has no weights to train");
     return *weights_;
   }
   /// Throws Error on a rank that is no rollout.
   Worker& worker() {
-    if (!worker_) throw Error(job_.name() + " is no rollout: it has no environments");
+    if (!worker_) throw Error(job.name() + " is no rollout: it has no environments");
     return *worker_;
   }
   /// Once connected.
@@ -153,12 +142,12 @@ class RankParts {
 
   /// That of one of `actors`, with `episodes` of a batch as its own. Throws ConfigError where there can be
   /// none.
-  static std::unique_ptr<Algorithm> algorithm_for(const RunSettings<P>& settings, const EnvironmentSpec& spec,
+  static std::unique_ptr<Algorithm> algorithm_for(const RunSettings<P>& run, const EnvironmentSpec& shown,
                                                   std::int64_t episodes, int actors) {
-    const auto& knobs = settings.config().algorithm;
-    const std::uint64_t seed = settings.seed();
-    const std::int64_t dimensions = spec.action.dimensions;
-    const BatchShape shape = settings.shape(spec, episodes);
+    const auto& knobs = run.config().algorithm;
+    const std::uint64_t seed = run.seed();
+    const std::int64_t dimensions = shown.action.dimensions;
+    const BatchShape shape = run.shape(shown, episodes);
     if constexpr (requires { Algorithm(knobs, shape, dimensions, seed, actors); }) {
       return std::make_unique<Algorithm>(knobs, shape, dimensions, seed, actors);
     } else {
@@ -170,10 +159,10 @@ class RankParts {
   // ---- Over the actors, in their training lanes
   template <class BeforeStep>
   UpdateStats update(const Trajectory<Decision>& trajectory, std::int64_t batch, BeforeStep& before_step) {
-    const UpdateStats stats = algorithm_->update(model_, *weights_, trajectory.transition,
-                                                 trajectory.decision, batch, before_step, trace_);
+    const UpdateStats stats = algorithm_->update(model, *weights_, trajectory.transition, trajectory.decision,
+                                                 batch, before_step, trace);
     if constexpr (in_turn)  // the trainer's own model samples next
-      if (job_.roles().overlap()) gather();
+      if (job.roles().overlap()) gather();
     return stats;
   }
   void largest(std::span<std::int64_t> values) {
@@ -181,7 +170,7 @@ class RankParts {
   }
   RolloutCounts summed(const RolloutCounts& own) {
     if constexpr (shared_weights) {
-      if (job_.actors() == 1) return own;
+      if (job.actors() == 1) return own;
       std::array values{static_cast<double>(own.env_steps), static_cast<double>(own.chunk_steps)};
       weights_->sum(values);
       return {static_cast<std::int64_t>(values[0]), static_cast<std::int64_t>(values[1]), 0};
@@ -192,10 +181,9 @@ class RankParts {
 
   /// Where somebody is to be told of a call to the environment that hangs.
   void watch_steps() {
-    if (worker_ && on_hang_)
-      worker_->watch_steps(
-          detail::nanoseconds(settings_.config().run.step_deadline_s),
-          [this](const std::string& what) { on_hang_(job_.alone() ? what : job_.name() + ": " + what); });
+    if (worker_ && on_hang)
+      worker_->watch_steps(detail::nanoseconds(settings.config().run.step_deadline_s),
+                           [this](const std::string& what) { on_hang(of_this_rank(what)); });
   }
 
   // ---- Weights
@@ -204,9 +192,9 @@ class RankParts {
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
   /// rank does not train; from the model alone where the lanes take turns, so that nobody changes it while the
   /// worker is at work.
-  static int copies_of_the_model(const Job& job) {
-    if (!job.rolls_out()) return 0;
-    return job.trains() ? (in_turn ? 0 : 2) : 1;
+  static int copies_of_the_model(const Job& of) {
+    if (!of.rolls_out()) return 0;
+    return of.trains() ? (in_turn ? 0 : 2) : 1;
   }
   /// The model's parameters are whole when this returns.
   void gather() {
@@ -215,15 +203,15 @@ class RankParts {
   }
   std::uint64_t weights_checksum() {
     gather();
-    return dvla::weights_checksum(model_.units());
+    return dvla::weights_checksum(model.units());
   }
   /// The trainer's weights, as `version`, into the worker's copies, without the control plane: while no lane
   /// runs.
   void install(std::int64_t version) {
     gather();
     fill_copy(version, [&](Model& copy) {
-      if (&copy == &model_) return;
-      copy_weights(model_.units(), copy.units());
+      if (&copy == &model) return;
+      copy_weights(model.units(), copy.units());
       weights_written(copy);
     });
   }
@@ -240,22 +228,22 @@ class RankParts {
   void follow_the_leader() {
     if (!actors_) return;
     gather();
-    for (const WeightUnit& unit : model_.units())
-      actors_->broadcast(unit.values, job_.roles().actor(job_.roles().leader()));
-    weights_written(model_);
+    for (const WeightUnit& unit : model.units())
+      actors_->broadcast(unit.values, job.roles().actor(job.roles().leader()));
+    weights_written(model);
     weights_->take_parameters();
   }
   /// To the rollouts, before they begin.
   void hand_out(std::int64_t version) {
     if constexpr (broadcasts) {
-      if (!job_.alone()) {
-        if (job_.trains() && control_->latest() < version) {
+      if (!job.alone()) {
+        if (job.trains() && control_->latest() < version) {
           pack(version);
           control_->publish(version);
         }
-        if (job_.rolls_out()) {
+        if (job.rolls_out()) {
           std::atomic<bool> lost{false};
-          control_->await(version, settings_.deadline());
+          control_->await(version, settings.deadline());
           receive(version, lost);
           worker_->models().try_swap();
         }
@@ -268,10 +256,10 @@ class RankParts {
   void pack(std::int64_t version) requires broadcasts { weights_->pack(control_->begin(version)); }
   /// Into the worker's back copy. Sets `lost`, before the worker can go on, where it throws.
   void receive(std::int64_t version, std::atomic<bool>& lost) {
-    auto span = trace_.span("install", version - 1);
+    auto span = trace.span("install", version - 1);
     worker_->models().fill([&](VersionedModel<Model>& back) {
       try {
-        back.version = control_->receive(back.model->units(), version, settings_.deadline());
+        back.version = control_->receive(back.model->units(), version, settings.deadline());
         weights_written(*back.model);
       } catch (...) {
         lost.store(true, std::memory_order_release);
@@ -280,38 +268,32 @@ class RankParts {
     });
   }
 
-  // ---- Outside of batches, in so many rows
-  Transition demonstrations(std::int64_t episodes) const {
-    return layout(settings_.demonstrations(spec_, episodes));
-  }
-  Transition first_decision(std::int64_t episodes) const {
-    return layout({1, episodes, settings_.config().model.chunk});
+  /// Of what this rank's environments record in a batch of that shape.
+  Transition layout(BatchShape shape) const {
+    return transition_layout(spec.observation, spec.action, shape);
   }
 
   // ---- Losses, and the end
   void notice(const std::string& what) {
-    if (notices_) notices_(what);
+    if (notices) notices(what);
   }
   /// Whether a rank is gone.
   bool lost(int rank) const { return watch_ && watch_->lost(rank); }
-  /// Why the run cannot go on; empty: it can.
-  std::string fatal() const { return watch_ ? watch_->fatal() : ""; }
   /// Of a job: throws JobEnded where `error` is but the consequence of what ended it.
   void name_the_cause(const std::exception& error) {
     const bool knows = dynamic_cast<const Stopped*>(&error) || dynamic_cast<const ConfigError*>(&error);
-    if (job_.alone() || knows) return;
+    if (job.alone() || knows) return;
     const std::string what = error.what();
-    if (const std::string why = watch_ ? watch_->fatal(a_moment) : ""; !why.empty())
-      throw JobEnded(why != what && why.starts_with(job_.name()) ? why + " (" + what + ")" : why);
-    const std::string own = job_.trains() ? own_end(what) : what;
-    if (const std::string why = detail::cause_of(cluster_, own, job_.trains()); why != own)
-      throw JobEnded(why);
+    if (const std::string why = lost_what_it_needs(); !why.empty())
+      throw JobEnded(why != what && why.starts_with(job.name()) ? why + " (" + what + ")" : why);
+    const std::string own = job.trains() ? own_end(what) : what;
+    if (const std::string why = detail::cause_of(cluster, own, job.trains()); why != own) throw JobEnded(why);
   }
   /// An actor's lane has failed: the others can read why before they see its planes close.
   void tell_of_failure() noexcept try {
     const std::exception_ptr error = std::current_exception();
-    if (error && !job_.alone() && job_.trains() && watch_->fatal(a_moment).empty())
-      detail::cause_of(cluster_, own_end(detail::error_text(error)), true);
+    if (error && !job.alone() && job.trains() && lost_what_it_needs().empty())
+      detail::cause_of(cluster, own_end(detail::error_text(error)), true);
   } catch (...) {  // they have to guess
   }
   /// What the leader does between batches, `work(stop)`: ended when a rank is lost that the run cannot go on
@@ -325,7 +307,7 @@ class RankParts {
       if (stop && stop->stop_requested()) throw;
       throw JobEnded(watch_->fatal());
     } catch (const PeerError&) {
-      if (const std::string why = watch_ ? watch_->fatal(a_moment) : ""; !why.empty()) throw JobEnded(why);
+      if (const std::string why = lost_what_it_needs(); !why.empty()) throw JobEnded(why);
       throw;
     }
   }
@@ -338,18 +320,18 @@ class RankParts {
   /// before `sampled` sampled. `leaves`: this rank alone.
   void part(std::int64_t trained, std::int64_t sampled, bool leaves) {
     const auto end_weights = [&] {
-      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(settings_.deadline());
+      if constexpr (broadcasts) leaves ? control_->close() : control_->finish(settings.deadline());
     };
     const auto end_data = [&] {
       if constexpr (routed) {
         data_->goodbye();
       } else {
         for (std::int64_t batch = trained; batch < sampled; ++batch)
-          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (settings_.staleness() + 1))});
+          data_->drop({batch, batch, static_cast<std::int32_t>(batch % (settings.staleness() + 1))});
       }
     };
     // A rollout's lanes end by the actors' word that no more weights come, and only then it says goodbye.
-    if (job_.trains()) {
+    if (job.trains()) {
       end_weights();
       end_data();
     } else {
@@ -364,9 +346,9 @@ class RankParts {
   // ---- Figures
   /// What was sampled before is not counted.
   void count_from_here() { counted_ = worker_ ? worker_->counts() : RolloutCounts{}; }
-  /// Counts of this rank since then, in these roles; no times and no trace. `heard`: whether rollouts that
-  /// are there say themselves what they sent.
-  RankReport figures(bool heard = true) {
+  /// Counts of this rank since then, in these roles; no times and no trace. `senders_report`: whether
+  /// rollouts that are there say themselves what they sent.
+  RankReport figures(bool senders_report = true) {
     RankReport own{};
     if (worker_) {
       const RolloutCounts counts = worker_->counts() - counted_;
@@ -386,7 +368,8 @@ class RankParts {
     } else {
       own.unacknowledged = data.unacknowledged;
       own.lost = data.lost;
-      for (const auto& sender : data.senders) own.unreported += heard ? sender.unreported : sender.received;
+      for (const auto& sender : data.senders)
+        own.unreported += senders_report ? sender.unreported : sender.received;
       own.data_bytes_sent = data.bytes_sent;
       own.data_bytes_received = data.bytes_received;
     }
@@ -407,48 +390,45 @@ class RankParts {
   };
 
   // ---- Sizes
-  Transition transitions(std::int64_t episodes) const { return layout(settings_.shape(spec_, episodes)); }
-  Transition layout(BatchShape shape) const {
-    return transition_layout(spec_.observation, spec_.action, shape);
-  }
-  Decision decisions(std::int64_t episodes) const {
-    return model_.decision_layout({settings_.shape(spec_, episodes).decisions, episodes});
+  Trajectory<Decision> trajectories(std::int64_t episodes) const {
+    const BatchShape shape = settings.shape(spec, episodes);
+    return trajectory_layout(layout(shape), model.decision_layout({shape.decisions, episodes}));
   }
   /// Of this actor's part of a batch.
   std::int64_t trained_episodes() const {
     if constexpr (routed)
-      return plan_.episodes_to(job_.actor());
+      return plan_.episodes_to(job.actor());
     else
       return worker_->shape().episodes;
   }
 
   // ---- Making
   void make_worker(int threads) {
-    for (int i = 0; i < copies_of_the_model(job_); ++i)
-      copies_.push_back(std::make_unique<Model>(std::as_const(model_), share_frozen));
-    Model* const back = copies_.empty() ? &model_ : copies_.back().get();
-    Model* const front = copies_.size() < 2 ? &model_ : copies_.front().get();
-    RolloutOptions options = settings_.rollout_options(job_, threads);
-    options.adapter = settings_.adapter(spec_);
-    worker_ = std::make_unique<Worker>(
-        *environment_, *front, *back, std::move(options), trace_,
-        [this](const std::string& what) { notice(job_.alone() ? what : job_.name() + ": " + what); });
+    for (int i = 0; i < copies_of_the_model(job); ++i)
+      copies_.push_back(std::make_unique<Model>(std::as_const(model), share_frozen));
+    Model* const back = copies_.empty() ? &model : copies_.back().get();
+    Model* const front = copies_.size() < 2 ? &model : copies_.front().get();
+    RolloutOptions options = settings.rollout_options(job, threads);
+    options.adapter = settings.adapter(spec);
+    worker_ = std::make_unique<Worker>(*environment, *front, *back, std::move(options), trace,
+                                       [this](const std::string& what) { notice(of_this_rank(what)); });
     watch_steps();
   }
   void make_weights() {
-    const auto& knobs = settings_.config().sharding;
+    const auto& knobs = settings.config().sharding;
     const GroupSource groups = [this](const std::string& purpose) {
-      return groups_.make(job_, settings_.config().run.collectives, purpose, settings_.deadline());
+      return groups_.emplace_back(make_group(settings.config().run.collectives, job.cluster(),
+                                             "actors/" + purpose, job.roles().actors, settings.deadline()));
     };
-    if constexpr (requires { Weights(model_, memory_.model(), knobs, groups); }) {
-      weights_ = std::make_unique<Weights>(model_, memory_.model(), knobs, groups);
-      if constexpr (requires { weights_->trace_to(trace_); })
-        if (job_.actors() > 1) weights_->trace_to(trace_);
+    if constexpr (requires { Weights(model, memory.model(), knobs, groups); }) {
+      weights_ = std::make_unique<Weights>(model, memory.model(), knobs, groups);
+      if constexpr (requires { weights_->trace_to(trace); })
+        if (job.actors() > 1) weights_->trace_to(trace);
     } else {
-      refuse_actors(P::sharding::name, job_.actors());
-      weights_ = std::make_unique<Weights>(model_, memory_.model());
+      refuse_actors(P::sharding::name, job.actors());
+      weights_ = std::make_unique<Weights>(model, memory.model());
     }
-    if (job_.actors() > 1) actors_ = groups("start");
+    if (job.actors() > 1) actors_ = groups("start");
   }
   static void refuse_actors(std::string_view policy, int actors) {
     if (actors > 1)
@@ -458,51 +438,48 @@ class RankParts {
   void make_data(std::int64_t next) {
     if constexpr (routed) {
       typename Data::Layouts layouts;
-      const auto layout = [&](std::int64_t episodes) {
-        return trajectory_layout(transitions(episodes), decisions(episodes));
-      };
-      if (job_.rolls_out()) layouts.rollout = layout(plan_.episodes_from(job_.rollout()));
-      if (job_.trains()) layouts.actor = layout(plan_.episodes_to(job_.actor()));
+      if (job.rolls_out()) layouts.rollout = trajectories(plan_.episodes_from(job.rollout()));
+      if (job.trains()) layouts.actor = trajectories(plan_.episodes_to(job.actor()));
       typename Data::Options options;
-      options.buffers = settings_.staleness() + 1;
+      options.buffers = settings.staleness() + 1;
       options.first_batch = next;
-      options.incarnation = job_.incarnation();
-      options.deadline = settings_.inner_deadline();
-      data_ = std::make_unique<Data>(std::move(layouts), plan_, job_.cluster(), job_.roles(), options,
-                                     memory_.environment());
+      options.incarnation = job.incarnation();
+      options.deadline = settings.inner_deadline();
+      data_ = std::make_unique<Data>(std::move(layouts), plan_, job.cluster(), job.roles(), options,
+                                     memory.environment());
     } else {
-      const std::int64_t episodes = worker_->shape().episodes;
-      data_ = std::make_unique<Data>(transitions(episodes), decisions(episodes), settings_.staleness() + 1,
-                                     memory_.environment());
+      const Trajectory<Decision> all = trajectories(worker_->shape().episodes);
+      data_ = std::make_unique<Data>(all.transition, all.decision, settings.staleness() + 1,
+                                     memory.environment());
     }
   }
   void make_control() {
     if constexpr (broadcasts) {
-      const std::size_t bytes = trainable_bytes(model_.units());
+      const std::size_t bytes = trainable_bytes(model.units());
       std::vector<WeightPart> parts;
-      if constexpr (requires { Weights::parts_of(model_, 1); })
-        parts = Weights::parts_of(model_, job_.actors());
+      if constexpr (requires { Weights::parts_of(model, 1); })
+        parts = Weights::parts_of(model, job.actors());
       else
         parts = {{{0, bytes}}};
-      control_ = std::make_unique<Control>(bytes, std::move(parts), settings_.config().control_plane,
-                                           job_.cluster(), job_.roles(), static_cast<int>(job_.incarnation()),
-                                           settings_.deadline(), memory_.environment());
+      control_ = std::make_unique<Control>(bytes, std::move(parts), settings.config().control_plane,
+                                           job.cluster(), job.roles(), static_cast<int>(job.incarnation()),
+                                           settings.deadline(), memory.environment());
     } else {
-      control_ = std::make_unique<Control>(model_.units());
+      control_ = std::make_unique<Control>(model.units());
     }
   }
   void make_watch() {
     WatchCallbacks callbacks;
     callbacks.lost_rollout = [this](int rank, const std::string& why) {
       if constexpr (routed)
-        if (job_.trains()) data_->lose(job_.roles().rollout(rank), why);
+        if (job.trains()) data_->lose(job.roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
-      if (job_.trains())
+      if (job.trains())
         notice(rank, "is gone: " + why + (no_rollout_left() ? "; training waits for one to come again" : ""));
     };
     callbacks.end_run = [this](const std::string& why, bool begun) {
-      std::string cause = detail::cause_of(cluster_, why, job_.trains());
-      groups_.close();
+      std::string cause = detail::cause_of(cluster, why, job.trains());
+      for (const auto& group : groups_) group->close();  // which ends the collectives that wait for a rank
       if (begun)
         cancel();
       else
@@ -513,39 +490,34 @@ class RankParts {
     callbacks.let_in = [this](int rollout, std::int64_t incarnation) {
       if constexpr (routed && broadcasts) {
         data_->lose(rollout, "it came again");
-        const auto limit = Watch::meeting(settings_.heartbeat(), settings_.deadline());
+        const auto limit = Watch::meeting(settings.heartbeat(), settings.deadline());
         data_->rejoin(rollout, incarnation, limit);
         control_->rejoin(rollout, static_cast<int>(incarnation), limit);
-        notice(job_.roles().rollouts[static_cast<std::size_t>(rollout)], "is here again");
+        notice(job.roles().rollouts[static_cast<std::size_t>(rollout)], "is here again");
       } else {
         (void)rollout, (void)incarnation;
       }
     };
-    watch_ = std::make_unique<Watch>(job_, settings_.heartbeat(), settings_.deadline(), std::move(callbacks));
+    watch_ = std::make_unique<Watch>(job, settings.heartbeat(), settings.deadline(), std::move(callbacks));
   }
 
-  /// A lane may see before the heartbeats do that a rank is lost.
-  static constexpr std::chrono::milliseconds a_moment{250};
-  std::string own_end(const std::string& what) const { return job_.name() + " has ended: " + what; }
+  /// Why the run cannot go on, or nothing; a lane may see that a rank is lost a little before the heartbeats do.
+  std::string lost_what_it_needs() const {
+    return watch_ ? watch_->fatal(std::chrono::milliseconds(250)) : "";
+  }
+  std::string of_this_rank(const std::string& what) const {
+    return job.alone() ? what : job.name() + ": " + what;
+  }
+  std::string own_end(const std::string& what) const { return job.name() + " has ended: " + what; }
   bool no_rollout_left() const {
-    const auto& rollouts = job_.roles().rollouts;
+    const auto& rollouts = job.roles().rollouts;
     return std::all_of(rollouts.begin(), rollouts.end(), [this](int rank) { return watch_->lost(rank); });
   }
-  void notice(int rank, const std::string& what) { notice(rank_name(job_.roles(), rank) + " " + what); }
+  void notice(int rank, const std::string& what) { notice(job.name(rank) + " " + what); }
 
-  const RunSettings<P>& settings_;
-  Cluster& cluster_;
-  Job& job_;
-  const EnvironmentSpec& spec_;
-  Environment* const environment_;
-  Model& model_;
-  Memory& memory_;
-  Trace& trace_;
-  const Notices& notices_;
-  const Notices& on_hang_;
   std::mutex changing_;
   RoutingPlan plan_;                            ///< of a routed data plane
-  ActorGroups groups_;                          ///< an actor's
+  std::vector<std::shared_ptr<Group>> groups_;  ///< of all actors; an actor's
   std::unique_ptr<Weights> weights_;            ///< an actor's
   std::shared_ptr<Group> actors_;               ///< of a job with several
   std::vector<std::unique_ptr<Model>> copies_;  ///< of the model, to sample from

@@ -16,7 +16,6 @@
 #include <memory>
 #include <memory_resource>
 #include <numeric>
-#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -37,16 +36,18 @@ enum class RequestKind : std::uint8_t { weights, evaluation, demonstrations, pro
 template <>
 inline constexpr auto enum_names<RequestKind> =
     std::to_array<std::string_view>({"weights", "evaluation", "demonstrations", "probe", "pictures"});
+template <>
+inline constexpr auto enum_names<Decoding> = std::to_array<std::string_view>({"sample", "mode"});
 
 struct Request {
   RequestKind kind = RequestKind::weights;
   std::vector<Share> shares{};  ///< of episodes, by rollout; a count of 0: it is not asked
   std::vector<Start> starts{};  ///< evaluation: what the shares are shares of
   std::int64_t first = 0;       ///< the number of the first of those episodes
-  bool sampled = false;         ///< Decoding
-  double noise = 0;             ///< demonstrations
-  std::int64_t side = 0;        ///< of a picture, pixels
-  std::int64_t version = 0;     ///< weights
+  Decoding decoding = Decoding::mode;
+  double noise = 0;          ///< demonstrations
+  std::int64_t side = 0;     ///< of a picture, pixels
+  std::int64_t version = 0;  ///< weights
 };
 struct Answer {
   std::string error{};                       ///< not empty: it could not
@@ -60,7 +61,7 @@ struct Answer {
 
 BOOST_HANA_ADAPT_STRUCT(dvla::Share, first, count);
 BOOST_HANA_ADAPT_STRUCT(dvla::EvaluatedEpisode, start, instruction, success, failed);
-BOOST_HANA_ADAPT_STRUCT(dvla::Request, kind, shares, starts, first, sampled, noise, side, version);
+BOOST_HANA_ADAPT_STRUCT(dvla::Request, kind, shares, starts, first, decoding, noise, side, version);
 BOOST_HANA_ADAPT_STRUCT(dvla::Answer, error, stopped, episodes, solved, rows);
 
 namespace dvla {
@@ -83,8 +84,8 @@ class Requests {
   using Done = Recorded<Decision>;
 
  public:
-  /// `job` is that of `parts`; both must outlive this.
-  Requests(Parts& parts, Job& job) : parts_(parts), job_(job) {}
+  /// `parts` must outlive this.
+  explicit Requests(Parts& parts) : parts_(parts), job_(parts.job) {}
 
   // ---- The leader's. What takes a `stop`, which may be null, throws Stopped once it asks.
   /// The trainer's weights, as `version`, to every rollout.
@@ -96,7 +97,7 @@ class Requests {
     if (job_.rolls_out()) request.shares[place()] = {};
     ask(request, nullptr, [&](Done&, Share, Channel* to) {
       if (to)
-        for (const WeightUnit& unit : parts_.model().units()) to->send(unit.values, limit());
+        for (const WeightUnit& unit : parts_.model.units()) to->send(unit.values, limit());
     });
   }
   /// Each of these episodes, played once.
@@ -106,9 +107,8 @@ class Requests {
     std::vector<std::size_t> open(episodes.size());  // of which nothing has come yet
     std::iota(open.begin(), open.end(), std::size_t{0});
     while (!open.empty()) {
-      Request request{.kind = RequestKind::evaluation,
-                      .first = std::ssize(all) - std::ssize(open),
-                      .sampled = decoding == Decoding::sample};
+      Request request{
+          .kind = RequestKind::evaluation, .first = std::ssize(all) - std::ssize(open), .decoding = decoding};
       for (std::int64_t i = 0, dealt = deal(request, std::ssize(open)); i < dealt; ++i)
         request.starts.push_back(episodes[open[static_cast<std::size_t>(i)]]);
       constexpr auto played = std::numeric_limits<std::size_t>::max();
@@ -130,10 +130,7 @@ class Requests {
     for (std::int64_t first = 0; first < count;) {
       Request request{.kind = RequestKind::demonstrations, .first = first, .noise = noise};
       first += deal(request, count - first);
-      ask(request, stop, [&](Done& done, Share share, Channel* from) {
-        if (from) receive(done, parts_.demonstrations(share.count), *from);
-        all.push_back(std::move(done));
-      });
+      ask(request, stop, [&](Done& done, Share, Channel*) { all.push_back(std::move(done)); });
     }
     return all;
   }
@@ -142,14 +139,7 @@ class Requests {
     Done shown;
     Request request{.kind = RequestKind::probe};
     choose_one(request, environments());
-    ask(request, stop, [&](Done& done, Share share, Channel* from) {
-      if (from) {
-        receive(done, parts_.first_decision(share.count), *from);
-        done.decision = owned(parts_.model().decision_layout({1, share.count}));
-        pass_columns(*done.decision, share.count, share.count, *from, false);
-      }
-      shown = std::move(done);
-    });
+    ask(request, stop, [&](Done& done, Share, Channel*) { shown = std::move(done); });
     return shown;
   }
   /// One pass of fresh episodes in at most `columns` rows of one rollout: `on_picture(control step, rgb)` at the
@@ -157,12 +147,12 @@ class Requests {
   template <class OnPicture>
   void draw(std::int64_t columns, std::int64_t side, Decoding decoding, const stop_flag* stop,
             OnPicture on_picture) {
-    Request request{.kind = RequestKind::pictures, .sampled = decoding == Decoding::sample, .side = side};
+    Request request{.kind = RequestKind::pictures, .decoding = decoding, .side = side};
     choose_one(request, columns);
     ask(request, stop, [&](Done&, Share share, Channel* from) {
       std::vector<std::uint8_t> rgb(static_cast<std::size_t>(3 * side * side * share.count));
       if (!from) draw_here(request, share, stop, on_picture);
-      for (std::int64_t step = 0; from && step <= parts_.spec().horizon; ++step) {
+      for (std::int64_t step = 0; from && step <= parts_.spec.horizon; ++step) {
         throw_if_stopped(stop, "the animation");
         from->receive(std::as_writable_bytes(std::span(rgb)), limit());
         on_picture(step, std::span<const std::uint8_t>(rgb));
@@ -192,7 +182,7 @@ class Requests {
       const auto over = [&] {
         return job_.leader_moved_on() || (stop && stop->stop_requested() && !job_.begun());
       };
-      if (!bulky(request) || !look_for(key + opens, "the leader to come for its answer", over)) return;
+      if (!bulky(request) || !job_.wait_for(key + opens, "the leader to come for its answer", over)) return;
       job_.cluster().put(key + comes, "");
       leader = job_.cluster().channel("requests/" + key, job_.roles().leader(), meeting());
       send(request, done, *leader);
@@ -211,13 +201,13 @@ class Requests {
  private:
   std::size_t place() const { return static_cast<std::size_t>(job_.rollout()); }
   int rank_of(std::size_t at) const { return job_.roles().rollouts[at]; }
-  std::string name_of(std::size_t at) const { return rank_name(job_.roles(), rank_of(at)); }
-  std::chrono::nanoseconds limit() const { return parts_.settings().deadline(); }
+  std::string name_of(std::size_t at) const { return job_.name(rank_of(at)); }
+  std::chrono::nanoseconds limit() const { return parts_.settings.deadline(); }
   /// None where that rollout is asked no more.
   std::int64_t environments_of(std::size_t at) const {
-    if (job_.rolls_out() && at == place()) return parts_.environment().size();
+    if (job_.rolls_out() && at == place()) return parts_.environment->size();
     if (gone_.contains(at) || parts_.lost(rank_of(at))) return 0;
-    return parts_.settings().environments_of(job_, static_cast<int>(at));
+    return parts_.settings.environments_of(job_, static_cast<int>(at));
   }
 
   /// Shares in `count` episodes, in proportion to environments and not more than these. Returns how many that
@@ -282,6 +272,8 @@ class Requests {
     look(key + comes, at, stop);
     const auto channel = job_.cluster().channel("requests/" + key, rank_of(at), meeting());
     try {
+      make_room(request, share.count, done);
+      pass_records(done, share.count, *channel, false);
       on_done(done, share, channel.get());
     } catch (const PeerError&) {
       answer(key, at, stop);  // where it says why
@@ -292,18 +284,12 @@ class Requests {
   // Behind an answer's key: the leader is about to open the channel, and the rollout too. Neither waits in vain
   // for one that has turned to something else.
   static constexpr const char *opens = "/opens", *comes = "/comes";
-  std::chrono::nanoseconds meeting() const { return Watch::meeting(parts_.settings().heartbeat(), limit()); }
-  template <class Over>
-  std::optional<std::string> look_for(const std::string& key, const std::string& whom, Over over) const {
-    return wait_for_text(job_.cluster(), key, detail::deadline_after(limit()),
-                         job_.name() + " waited " + detail::seconds_text(limit()) + " for " + whom, over,
-                         std::chrono::milliseconds(5));
-  }
+  std::chrono::nanoseconds meeting() const { return Watch::meeting(parts_.settings.heartbeat(), limit()); }
   /// What a rollout has put there. Throws PeerError where it is lost, or the run ends.
   std::string look(const std::string& key, std::size_t at, const stop_flag* stop) const {
-    const auto text = look_for(key, name_of(at) + " to do what it was asked for", [&] {
+    const auto text = job_.wait_for(key, name_of(at) + " to do what it was asked for", [&] {
       throw_if_stopped(stop, "the wait for a rollout");
-      return parts_.lost(rank_of(at)) || !parts_.fatal().empty();
+      return parts_.lost(rank_of(at));
     });
     if (!text) throw PeerError(name_of(at) + " is gone");
     return *text;
@@ -326,31 +312,25 @@ class Requests {
   /// A share of the work, on a rollout: what needs no channel.
   Done perform(const Request& request, Share share, const stop_flag* stop) {
     auto& worker = parts_.worker();
-    const std::int64_t rows = parts_.environment().size();
     Done done;
     done.episodes = share.count;
+    make_room(request, parts_.environment->size(), done);
     if (request.kind == RequestKind::evaluation) {
       const auto starts =
           std::span(request.starts)
               .subspan(static_cast<std::size_t>(share.first), static_cast<std::size_t>(share.count));
-      done.answer.episodes = worker.evaluate(starts, decoding(request), stop, request.first + share.first);
+      done.answer.episodes = worker.evaluate(starts, request.decoding, stop, request.first + share.first);
     }
     if constexpr (HasExpert<Environment>)
       if (request.kind == RequestKind::demonstrations) {
-        done.transition = owned(parts_.demonstrations(rows));
         done.answer.solved = worker.demonstrate(**done.transition, request.first + share.first, share.count,
                                                 request.noise, stop);
       }
     if (request.kind == RequestKind::probe) {
-      done.transition = owned(parts_.first_decision(rows));
-      done.decision = owned(parts_.model().decision_layout({1, rows}));
       Decision first = cut_record(**done.decision, [](auto field) { return field.at(0); });
       done.answer.rows = worker.probe(**done.transition, first);
     }
     return done;
-  }
-  static Decoding decoding(const Request& request) {
-    return request.sampled ? Decoding::sample : Decoding::mode;
   }
   /// The rest, with the leader at the other end.
   void send(const Request& request, Done& done, Channel& leader) {
@@ -363,17 +343,25 @@ class Requests {
       draw_here(
           request, request.shares[place()], nullptr,
           [&](std::int64_t, std::span<const std::uint8_t> rgb) { leader.send(std::as_bytes(rgb), limit()); });
-    const std::int64_t rows = parts_.environment().size();
-    if (done.transition) pass_columns(*done.transition, rows, done.episodes, leader, true);
-    if (done.decision) pass_columns(*done.decision, rows, done.episodes, leader, true);
+    pass_records(done, parts_.environment->size(), leader, true);
   }
-  void receive(Done& done, const Transition& layout, Channel& from) const {
-    done.transition = owned(layout);
-    pass_columns(*done.transition, done.episodes, done.episodes, from, false);
+  /// For what so many rows record.
+  void make_room(const Request& request, std::int64_t rows, Done& done) const {
+    std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
+    const auto room_for = [&](BatchShape shape) {
+      done.transition = std::make_unique<OwnedRecord<Transition>>(parts_.layout(shape), heap);
+    };
+    if (request.kind == RequestKind::demonstrations)
+      room_for(parts_.settings.demonstrations(parts_.spec, rows));
+    if (request.kind == RequestKind::probe) {
+      room_for({1, rows, parts_.settings.config().model.chunk});
+      done.decision = std::make_unique<OwnedRecord<Decision>>(parts_.model.decision_layout({1, rows}), heap);
+    }
   }
-  template <class Type>
-  static std::unique_ptr<OwnedRecord<Type>> owned(const Type& layout) {
-    return std::make_unique<OwnedRecord<Type>>(layout, *std::pmr::new_delete_resource());
+  /// What is recorded, in so many columns, to the other end, or from it.
+  void pass_records(Done& done, std::int64_t columns, Channel& channel, bool out) const {
+    if (done.transition) pass_columns(*done.transition, columns, done.episodes, channel, out);
+    if (done.decision) pass_columns(*done.decision, columns, done.episodes, channel, out);
   }
   /// The first `count` of a record's columns to the other end, or from it.
   template <class Type>
@@ -401,10 +389,10 @@ class Requests {
       const auto line = static_cast<std::size_t>(3 * side);
       std::vector<std::uint8_t> tile(line * static_cast<std::size_t>(side)),
           all(tile.size() * static_cast<std::size_t>(share.count));
-      parts_.worker().watch(decoding(request), [&](std::int64_t step) {
+      parts_.worker().watch(request.decoding, [&](std::int64_t step) {
         throw_if_stopped(stop, "the animation");
         for (std::int64_t column = 0; column < share.count; ++column) {
-          parts_.environment().render(column, side, side, tile);
+          parts_.environment->render(column, side, side, tile);
           for (int y = 0; y < side; ++y)
             std::copy_n(tile.data() + static_cast<std::size_t>(y) * line, line,
                         all.data() + static_cast<std::size_t>(y * share.count + column) * line);

@@ -16,7 +16,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <memory_resource>
 #include <numeric>
 #include <optional>
@@ -222,7 +221,7 @@ class RolloutWorker {
   /// Returns the rows that have one: those that did not fail.
   std::vector<std::int64_t> probe(Transition& transition, Decision& decision) {
     const std::vector<std::int64_t> running =
-        some(begin(transition, Stream::evaluation, 0, environment_.size()));
+        some(begin(transition, fresh_starts(options_.seed, Stream::evaluation, 0, environment_.size())));
     act(newest(), now(transition), running, Decoding::sample,
         stream_seed(options_.seed, Stream::action, std::int64_t{-1}), decision, transition.action.at(0));
     return running;
@@ -237,38 +236,35 @@ class RolloutWorker {
     OwnedRecord<Transition> scratch(layout(1, C()), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
     std::vector<EvaluatedEpisode> results;
-    for (std::size_t played = 0; played < episodes.size();) {
-      const auto count = std::min(episodes.size() - played, everybody_.size());
-      std::vector<std::int64_t> running(everybody_.begin(),
-                                        everybody_.begin() + static_cast<std::ptrdiff_t>(count));
-      failures_.clear();
+    const char* const here = " in an evaluation";
+    while (results.size() < episodes.size()) {
+      const std::int64_t first = std::ssize(results);
+      const auto starts = episodes.subspan(results.size())
+                              .first(std::min(episodes.size() - results.size(), everybody_.size()));
       std::ranges::fill(now(*scratch).instruction.span(), -1);
-      reset(running, episodes.subspan(played, count), now(*scratch));
-      const std::size_t begun = results.size();
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::int32_t instruction = now(*scratch).instruction[static_cast<std::int64_t>(i)];
-        results.push_back(
-            {.start = episodes[played + i], .instruction = is_task(instruction) ? instruction : -1});
+      std::vector<std::int64_t> running = begin(*scratch, starts, here);
+      for (const Start& start : starts) {
+        const std::int32_t instruction = now(*scratch).instruction[std::ssize(results) - first];
+        results.push_back({.start = start, .instruction = is_task(instruction) ? instruction : -1});
       }
-      leave_failed(running, " in an evaluation");
-      std::erase_if(running, [&](std::int64_t row) {
-        return results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row);
-      });
+      const auto result = [&](std::int64_t row) -> EvaluatedEpisode& {
+        return results[static_cast<std::size_t>(first + row)];
+      };
+      const auto solved = [&](std::int64_t row) { return result(row).success = environment_.succeeded(row); };
+      std::erase_if(running, solved);
       for (std::int64_t t = 0; t * C() < environment_.horizon() && !running.empty(); ++t) {
         throw_if_stopped(stop, "the evaluation");
         act(newest(), now(*scratch), running, decoding,
-            stream_seed(options_.seed, Stream::action, -1 - before - static_cast<std::int64_t>(played), t),
-            *decision, scratch->action.at(0));
+            stream_seed(options_.seed, Stream::action, -1 - before - first, t), *decision,
+            scratch->action.at(0));
         step(running, *scratch, now(*scratch));
-        leave_failed(running, " in an evaluation");
+        leave_failed(running, here);
         std::erase_if(running, [&](std::int64_t row) {
-          results[begun + static_cast<std::size_t>(row)].success = environment_.succeeded(row);
+          solved(row);
           return scratch->ended(0, row);
         });
       }
-      for (std::size_t i = 0; i < count; ++i)
-        results[begun + i].failed = failures_.has(static_cast<std::int64_t>(i));
-      played += count;
+      for (std::int64_t row = 0; row < std::ssize(starts); ++row) result(row).failed = failures_.has(row);
     }
     return results;
   }
@@ -286,7 +282,8 @@ class RolloutWorker {
     OwnedRecord<Transition> chunk(layout(1, C()), heap());
     OwnedRecord<Transition> single(layout(1, 1), heap());
     OwnedRecord<Decision> decision(newest().decision_layout({environment_.size()}), heap());
-    std::vector<std::int64_t> running = some(begin(*single, Stream::evaluation, 0, environment_.size()));
+    std::vector<std::int64_t> running =
+        some(begin(*single, fresh_starts(options_.seed, Stream::evaluation, 0, environment_.size())));
     on_step(std::int64_t{0});
     for (std::int64_t t = 0; t * C() < environment_.horizon(); ++t) {
       act(newest(), now(*single), running, decoding,
@@ -312,7 +309,8 @@ class RolloutWorker {
     const std::int64_t N = environment_.size();
     const ActionSpec spec = environment_.action_spec();
     const char* const here = " in the expert's demonstration";
-    std::vector<std::int64_t> sound = begin(all, Stream::demonstration, first, count, here);
+    std::vector<std::int64_t> sound =
+        begin(all, fresh_starts(options_.seed, Stream::demonstration, first, count), here);
     for (std::int64_t t = 0; t < all.action.extents()[0]; ++t) {
       throw_if_stopped(stop, "the warm start");
       for (std::int64_t c = 0; c < C(); ++c) {
@@ -487,21 +485,21 @@ class RolloutWorker {
     const std::int64_t member = row % options_.group;
     for (std::int64_t i = row - member; i < row - member + options_.group; ++i)
       if (i == row || options_.failure_costs == FailureCosts::group) all.group[first + i] = -1;
-    for (const auto& flags : {all.terminated, all.truncated})
-      for (std::int64_t t = 0; t < flags.extents()[0]; ++t) clear(flags.at(t).at(first + row));
-    for (std::int64_t t = 0; t < all.reward.extents()[0]; ++t) clear(all.reward.at(t).at(first + row));
+    const auto clear_row = [&](const char*, const auto& field) {
+      for (std::int64_t i = 0; i < field.extents()[0]; ++i) clear(field.at(i).rows(first + row, 1));
+    };
+    for (const auto& flags : {all.terminated, all.truncated}) clear_row("", flags);
+    clear_row("", all.reward);
     for (const Observation& shown : {all.observation, all.episode.final_observation})
-      for_each_field(shown, [&](const char*, const auto& field) {
-        for (std::int64_t i = 0; i < field.extents()[0]; ++i) clear(field.at(i).rows(first + row, 1));
-      });
+      for_each_field(shown, clear_row);
   }
 
-  /// The rows, of the first `count`, in which fresh episodes, from number `first` on, have begun.
-  std::vector<std::int64_t> begin(const Transition& scratch, Stream stream, std::int64_t first,
-                                  std::int64_t count, const char* where = "") {
+  /// These episodes, in the first rows: those in which one has begun.
+  std::vector<std::int64_t> begin(const Transition& scratch, std::span<const Start> starts,
+                                  const char* where = "") {
     failures_.clear();
-    std::vector<std::int64_t> running(everybody_.begin(), everybody_.begin() + count);
-    reset(running, fresh_starts(options_.seed, stream, first, count), now(scratch));
+    std::vector<std::int64_t> running(everybody_.begin(), everybody_.begin() + std::ssize(starts));
+    reset(running, starts, now(scratch));
     leave_failed(running, where);
     return running;
   }

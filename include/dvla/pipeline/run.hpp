@@ -16,7 +16,6 @@
 #include <memory>
 #include <memory_resource>
 #include <mutex>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,6 +46,7 @@
 #include "dvla/pipeline/run_settings.hpp"
 #include "dvla/pipeline/run_stages.hpp"
 #include "dvla/pipeline/warm_start.hpp"
+#include "dvla/placement/deal.hpp"
 #include "dvla/placement/scoped_cluster.hpp"
 #include "dvla/schedule/runner.hpp"
 #include "dvla/sharding/carried_state.hpp"
@@ -96,9 +96,7 @@ class Run {
   using Environment = typename Parts::Environment;
   using Model = typename Parts::Model;
   using Weights = typename Parts::Weights;
-  using Algorithm = typename Parts::Algorithm;
   using Data = typename Parts::Data;
-  using Control = typename Parts::Control;
   using Memory = typename Parts::Memory;
   using Decision = typename Parts::Decision;
   using Worker = typename Parts::Worker;
@@ -471,11 +469,10 @@ class Run {
     return plan;
   }
   void build_parts() {
-    parts_ =
-        std::make_unique<Parts>(typename Parts::Ground{settings_, cluster_, *job_, spec_, environment_.get(),
-                                                       model_, memory_, trace_, notices_, on_hang_},
-                                threads().sampling);
-    requests_.emplace(*parts_, *job_);
+    const RankContext<P, Trace> context{settings_, cluster_, *job_,  spec_,    environment_.get(),
+                                        model_,    memory_,  trace_, notices_, on_hang_};
+    parts_ = std::make_unique<Parts>(context, threads().sampling);
+    requests_.emplace(*parts_);
   }
   Parts& parts() {
     if (!parts_) throw Error("this rank can do no more: its roles were to change, and that failed");
@@ -541,9 +538,7 @@ class Run {
   void adapt(const Stages& stages) {
     if constexpr (adapts) {
       const auto lost = [this](int rank) { return parts_->lost(rank); };
-      if (!adaptation_->look(*job_, stages.times(), next_batch(), settings_.groups(), lost,
-                             settings_.deadline()))
-        return;
+      if (!adaptation_->look(*job_, stages.times(), next_batch(), settings_.groups(), lost)) return;
       if (job_->alone())
         worker().use_threads(threads().sampling);
       else
@@ -563,9 +558,8 @@ class Run {
     const std::string number = std::to_string(adaptation_->looked());
     {
       auto span = trace_.span("carry", next_batch());
-      std::vector<int> everybody(static_cast<std::size_t>(cluster_.world()));
-      std::iota(everybody.begin(), everybody.end(), 0);
-      const auto all = cluster_.group("carry/" + number, everybody, settings_.deadline());
+      const auto all =
+          cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
       state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
                     trainable_count(model_.units()));
       std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};

@@ -61,12 +61,12 @@ class RunStages {
   /// `parts` are connected. All but `threads` must outlive this.
   RunStages(Parts& parts, History& history, const TrainCall& call, LaneThreads threads)
       : parts_(parts),
-        job_(parts.job()),
+        job_(parts.job),
         history_(history),
         call_(call),
         threads_(threads),
-        deadline_(parts.settings().deadline()),
-        sampled_(static_cast<std::size_t>(parts.settings().staleness()) + 1) {}
+        deadline_(parts.settings.deadline()),
+        sampled_(static_cast<std::size_t>(parts.settings.staleness()) + 1) {}
 
   // ---- The lanes'
   void enter(lane_kind kind) noexcept {
@@ -76,12 +76,8 @@ class RunStages {
     if (kind == lane_kind::training) Model::use_threads(threads_.training);
     if (kind == lane_kind::every) Model::use_threads(threads_.most());
   }
-  void sample(Token& token) {
-    no_boundaries nobody;
-    sample(token, nobody);
-  }
-  template <class Boundaries>
-  void sample(Token& token, Boundaries& boundaries) {
+  template <class Boundaries = no_boundaries>
+  void sample(Token& token, Boundaries&& boundaries = {}) {
     Trajectory<Decision>& trajectory = parts_.data().produce(token);
     auto& worker = parts_.worker();
     const RolloutCounts before = worker.counts();
@@ -105,13 +101,14 @@ class RunStages {
   }
   /// In a job the actors go on, or end, together; and the batch is as old as the oldest of their parts.
   bool arrive(Token& token) {
-    bool more = true;
-    if constexpr (routed) more = parts_.data().arrive(token, call_.stop);
+    bool more = true, here = true;
+    if constexpr (routed) {
+      more = parts_.data().arrive(token, call_.stop);
+      here = more && parts_.data().arrival(token).episodes > 0;
+    }
     if (job_.alone()) return more;
-    BatchWord own{!more || call_.asked_to_stop(), more ? token.batch - token.version : 0, more};
-    if constexpr (routed) own.here = more && parts_.data().arrival(token).episodes > 0;
-    Agreement agreement(job_, parts_.settings().inner_deadline(),
-                        [this](std::span<std::int64_t> values) { parts_.largest(values); });
+    const BatchWord own{!more || call_.asked_to_stop(), more ? token.batch - token.version : 0, here};
+    const auto largest = [this](std::span<std::int64_t> values) { parts_.largest(values); };
     const auto asked = [this] { return call_.asked_to_stop(); };
     const auto anybody = [this] {
       if constexpr (routed)
@@ -119,7 +116,8 @@ class RunStages {
       else
         return true;
     };
-    const BatchWord all = agreement.on(token.batch, own, asked, anybody);
+    const BatchWord all =
+        agree_on_batch(job_, token.batch, own, parts_.settings.inner_deadline(), largest, asked, anybody);
     if (all.ends) {
       if constexpr (routed)
         if (more) parts_.data().drop(token);
@@ -152,13 +150,13 @@ class RunStages {
   /// reception lane copies them from, and may change once it has.
   void distribute(Token& token) {
     if constexpr (broadcasts) {
-      auto span = parts_.trace().span("pack", token.batch);
+      auto span = parts_.trace.span("pack", token.batch);
       parts_.pack(token.version);
       packed_.release();
     } else {
       parts_.gather();
     }
-    auto span = parts_.trace().span("publish", token.batch);
+    auto span = parts_.trace.span("publish", token.batch);
     parts_.control().publish(token.version);
   }
   /// Weights that another process makes are waited for outside of receive(), during which the sampler may

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -50,15 +51,10 @@ class Watch {
         limit_(limit),
         callbacks_(std::move(callbacks)),
         heartbeat_(period, [this](int rank, const std::string& why) { lose(rank, why); }) {
-    const Roles& roles = job_.roles();
-    for (int rank = 0; rank < job_.cluster().world();
-         ++rank)  // in the same order on all ranks, so that no cycle of waits arises
-      for (int other = rank + 1; other < job_.cluster().world(); ++other)
-        if ((rank == job_.rank() || other == job_.rank()) &&
-            (roles.actor(rank) >= 0 || roles.actor(other) >= 0)) {
-          const int peer = rank == job_.rank() ? other : rank;
-          heartbeat_.watch(peer, heartbeat_channel(peer, job_.incarnation(), limit_));
-        }
+    // In ascending order on all ranks, so that no cycle of waits arises.
+    for (int peer = 0; peer < job_.cluster().world(); ++peer)
+      if (peer != job_.rank() && (job_.trains() || job_.roles().actor(peer) >= 0))
+        heartbeat_.watch(peer, heartbeat_channel(peer, job_.incarnation(), limit_));
     job_.end_waits_when([this] { return fatal(); });
   }
   Watch(const Watch&) = delete;
@@ -137,46 +133,34 @@ class Watch {
       ending_ = true;
       changed_.notify_all();
       lock.unlock();
-      std::string cause = callbacks_.end_run(job_.name() + " lost " + rank_name(job_.roles(), rank) +
-                                                 (begun ? ": " : " before training began: ") + why,
-                                             begun);
+      std::string cause = callbacks_.end_run(
+          job_.name() + " lost " + job_.name(rank) + (begun ? ": " : " before training began: ") + why,
+          begun);
       lock.lock();
       fatal_ = std::move(cause);
       changed_.notify_all();
     }
     released_.insert(rank);
+    changed_.notify_all();
   }
   /// Where the run is ending: until end_run has said why.
   void wait_for_cause(std::unique_lock<std::mutex>& lock) const {
     changed_.wait(lock, [&] { return !ending_ || !fatal_.empty(); });
   }
 
-  /// How far a rollout has rejoined: its newest incarnation known here.
-  struct Rejoin {
-    std::int64_t incarnation = 0;
-    enum class State { idle, requested, permitted } state = State::idle;
-    Clock::time_point until;  ///< requested: then refused; permitted: then asked for less often
-  };
-
-  /// On an actor: looks in the job's store, once a period, for rollouts that ask to rejoin.
+  /// On an actor: looks in the job's store, once a period, for rollouts to let in.
   void admit_rollouts() {
-    const Roles& roles = job_.roles();
-    std::vector<Rejoin> rejoins(roles.rollouts.size());
-    int unanswered = 0;  // times in a row
+    std::vector<std::int64_t> newest(job_.roles().rollouts.size());  // incarnation that asked
+    int unanswered = 0;                                              // times in a row
     for (;;) {
-      const bool soon = std::any_of(rejoins.begin(), rejoins.end(), [](const Rejoin& each) {
-        return each.state != Rejoin::State::idle && Clock::now() <= each.until;
-      });
       {
         std::unique_lock lock(mutex_);
-        const auto pause =
-            soon ? std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(20)) : period_;
-        if (changed_.wait_for(lock, pause, [&] { return stopping_; })) return;
+        if (changed_.wait_for(lock, period_, [&] { return stopping_; })) return;
       }
       try {
-        if (!job_.leads()) follow_leader(rejoins);
-        for (std::size_t i = 0; i < rejoins.size(); ++i)
-          if (roles.actor(roles.rollouts[i]) < 0) advance(static_cast<int>(i), roles.rollouts[i], rejoins[i]);
+        if (!job_.leads()) follow_leader();
+        for (std::size_t i = 0; job_.leads() && i < newest.size(); ++i)
+          answer_request(static_cast<int>(i), newest[i]);
         unanswered = 0;
       } catch (const DeadlineError& error) {  // the store is slow, or its process stopped: it is asked again
         if (++unanswered == 20) callbacks_.lost_store(error.what());
@@ -186,61 +170,61 @@ class Watch {
     }
   }
   /// Not the leader: lets in the rollouts that the leader does, in its order.
-  void follow_leader(std::vector<Rejoin>& rejoins) {
+  void follow_leader() {
     while (store_has(Job::admission_key(admissions_))) {
       const std::string text = job_.cluster().get(Job::admission_key(admissions_++), limit_);
       const auto [rollout, incarnation] = parse_json<std::array<std::int64_t, 2>>(text, "rollout to let in");
-      if (rollout < 0 || rollout >= std::ssize(rejoins)) continue;
-      Rejoin& rejoin = rejoins[static_cast<std::size_t>(rollout)];
-      if (rejoin.incarnation <= incarnation) rejoin = {incarnation, Rejoin::State::idle, {}};
-      const int place = static_cast<int>(rollout);
-      let_in(place, job_.roles().rollouts[static_cast<std::size_t>(rollout)], incarnation);
+      if (rollout >= 0 && rollout < job_.rollouts()) let_in(static_cast<int>(rollout), incarnation);
     }
   }
-  /// Permits a request once the rank's earlier incarnation is known to be lost, which the heartbeats know
-  /// within two periods; else that process is still there, and the new one is refused. The leader lets in who
-  /// has confirmed: a process that dies before that is never waited for. If a later incarnation asks as well,
-  /// the one that is about to confirm sees that request too, and gives up.
-  void advance(int rollout, int rank, Rejoin& rejoin) {
-    using State = Rejoin::State;
-    const bool later = store_has(Job::request_key(rank, rejoin.incarnation + 1));
-    if (rejoin.state == State::permitted && job_.leads() &&
-        store_has(Job::confirm_key(rank, rejoin.incarnation))) {
-      rejoin.state = State::idle;
+  /// The leader: permits a request once the rank's earlier incarnation is known to be lost, which the
+  /// heartbeats know within two periods; else that process is still there, and the new one is refused. Of
+  /// several requests the latest counts.
+  void answer_request(int rollout, std::int64_t& newest) {
+    const int rank = rank_of(rollout);
+    const auto asks = [&](std::int64_t incarnation) {
+      return store_has(Job::request_key(rank, incarnation));
+    };
+    if (job_.roles().actor(rank) >= 0 || !asks(newest + 1)) return;
+    const std::optional<bool> is_free = released(rank, 5 * period_ / 2 + std::chrono::milliseconds(500));
+    if (!is_free) return;
+    std::int64_t latest = newest + 1;
+    while (asks(latest + 1)) ++latest;
+    newest = latest;
+    if (*is_free)
       job_.cluster().put(Job::admission_key(admissions_++),
-                         json_text(std::array<std::int64_t, 2>{rollout, rejoin.incarnation}));
-      let_in(rollout, rank, rejoin.incarnation);
-      return;
-    }
-    if (later) {
-      ++rejoin.incarnation;
-      rejoin.state = State::requested;
-      rejoin.until = Clock::now() + 5 * period_ / 2 + std::chrono::milliseconds(500);
-    }
-    if (rejoin.state != State::requested) return;
-    const bool free = [&] {
-      const std::scoped_lock lock(mutex_);
-      return released_.contains(rank);
-    }();
-    if (!free && Clock::now() <= rejoin.until) return;
+                         json_text(std::array<std::int64_t, 2>{rollout, newest}));
     job_.cluster().put(
-        Job::permit_key(rank, rejoin.incarnation, job_.actor()),
-        free ? ""
-             : rank_name(job_.roles(), rank) + " is there already: " + job_.name() +
-                   " has its heartbeats; it can come again once that process has ended, and another job "
-                   "needs another MASTER_PORT");
-    rejoin.state = free ? State::permitted : State::idle;
-    rejoin.until = Clock::now() + meeting(period_, limit_);
+        Job::permit_key(rank, newest),
+        *is_free ? ""
+                 : job_.name(rank) + " is there already: " + job_.name() +
+                       " has its heartbeats; it can come again once that process has ended, and another job "
+                       "needs another MASTER_PORT");
+    if (*is_free) let_in(rollout, newest);
   }
   /// Not for long: end() waits for this thread.
   bool store_has(const std::string& key) const {
     return job_.cluster().has_within(
         key, std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(500)));
   }
-  void let_in(int rollout, int rank, std::int64_t incarnation) {
+  int rank_of(int rollout) const { return job_.roles().rollouts[static_cast<std::size_t>(rollout)]; }
+  /// Whether that rank's earlier incarnation is known to be lost, now or within `limit`; nothing where nobody is
+  /// let in any more.
+  std::optional<bool> released(int rank, std::chrono::nanoseconds limit) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, limit, [&] { return stopping_ || released_.contains(rank); });
+    if (stopping_) return std::nullopt;
+    return released_.contains(rank);
+  }
+  void let_in(int rollout, std::int64_t incarnation) {
+    const int rank = rank_of(rollout);
+    const std::chrono::nanoseconds patience = meeting(period_, limit_);
     try {
+      // The leader may have noticed the loss before this rank.
+      if (!released(rank, patience).value_or(false))
+        throw PeerError("it came again, but its earlier process was still there");
       callbacks_.let_in(rollout, incarnation);
-      auto channel = heartbeat_channel(rank, incarnation, meeting(period_, limit_));
+      auto channel = heartbeat_channel(rank, incarnation, patience);
       {
         const std::scoped_lock lock(mutex_);  // before it can be lost again
         lost_.erase(rank);
