@@ -276,7 +276,8 @@ TEST_CASE("A model whose values do not fit the rewards' level is refused in one 
   auto knobs = fast<Learning<>::Trainer::Knobs>();
   knobs.reward_level = dvla::RewardLevel::action;
   Learning<> world(knobs);
-  CHECK_THROWS_WITH_AS(world.batch(), doctest::Contains("algorithm.reward_level asks for 2"), dvla::Error);
+  CHECK_THROWS_WITH_AS(world.batch(), doctest::Contains("algorithm.reward_level asks for 2 values a decision, and the model gives 1"),
+                       dvla::ConfigError);
 }
 
 TEST_CASE_TEMPLATE("Actors that share a batch take the step of one that has all of it, on fresh data and on stale",

@@ -147,6 +147,15 @@ class PolicyGradientTrainer {
     }
   }
 
+  /// Throws ConfigError where decisions of this layout [1, ...] have other values than the rewards ask for.
+  void check(const Decision& layout) const {
+    if constexpr (has_values)
+      if (const auto values = static_cast<std::size_t>(layout.value.count()); values != shape_.per_row())
+        throw ConfigError("algorithm.reward_level asks for " + std::to_string(shape_.per_row()) +
+                          " values a decision, and the model gives " + std::to_string(values) +
+                          "; give rewards and values the same level (model.value_level)");
+  }
+
   /// One batch: all epochs. `batch` counts from 0 and is the version of the weights being trained; afterwards
   /// they are version batch + 1. `before_step()` is called exactly once, before the first change of the
   /// weights: until it returns they may still be read elsewhere. Rows whose group is -1 are absent. All
@@ -232,10 +241,7 @@ class PolicyGradientTrainer {
     if constexpr (has_values) {
       batch.value = records.decisions.value.span();
       batch.final_value = transition.episode.final_value.span();
-      if (batch.value.size() != mask_.size())
-        throw Error("the model gives " + std::to_string(batch.value.size() / extents_.rows()) +
-                    " values a decision, and algorithm.reward_level asks for " + std::to_string(per_row) +
-                    ": give the model's values and the rewards the same level");
+      check(cut_record(records.decisions, [](auto field) { return field.at(0); }));
       if (batch.final_value.empty())
         throw Error("the batch has no values of the observations that ended its episodes: it was sampled without "
                     "the model's values");

@@ -103,6 +103,8 @@ class RankParts : public RankContext<P, Trace> {
     if (job.trains() && job.alone()) make_weights();
     if (job.rolls_out()) make_worker(threads);
     if (job.trains()) algorithm_ = algorithm_for(settings, spec, trained_episodes(), job.actors());
+    if constexpr (requires { algorithm_->check(model.decision_layout({1})); })
+      if (job.trains()) algorithm_->check(model.decision_layout({1}));
     job.roll_call(Job::last_call);  // from here on ranks wait for each other
     if (job.alone()) return;
     if (job.trains()) make_weights();
