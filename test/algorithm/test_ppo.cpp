@@ -187,6 +187,22 @@ Knobs fast() {
 
 }  // namespace
 
+TEST_CASE_TEMPLATE("PPO keeps what an algorithm promises, with every correction", Correction, dvla::Uncorrected,
+                   dvla::DecoupledClip, dvla::GIPO) {
+  using Trainer = dvla::PpoTrainer<LinearValueModel, dvla::UnshardedWeights<LinearValueModel>, Correction>;
+  for (const auto level : {dvla::LogProbLevel::token, dvla::LogProbLevel::action, dvla::LogProbLevel::sequence})
+    for (const auto targets : {dvla::ValueTargets::gae, dvla::ValueTargets::v_trace}) {
+      typename Trainer::Knobs knobs;
+      knobs.global_batch = 96;
+      knobs.micro_batch = 32;
+      knobs.log_prob_level = level;
+      knobs.value_targets = targets;
+      for (const std::string& violation : dvla::testing::check_algorithm<Trainer, LinearValueModel>(
+               knobs, {.max_staleness = Correction::max_staleness}))
+        FAIL_CHECK(violation);
+    }
+}
+
 TEST_CASE("A rollout records what the sampling weights think of the observations that cut episodes off") {
   for (const std::int64_t table : {1, 3}) {
     Learning<> world(fast<Learning<>::Trainer::Knobs>(), table, table > 1 ? 12 : 0);

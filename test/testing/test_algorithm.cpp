@@ -51,7 +51,7 @@ class Broken {
   UpdateStats update(Model& model, Weights& weights, const Transition& transition,
                      const typename Model::Decision& decision, std::int64_t batch, BeforeStep before_step,
                      Trace&) {
-    const auto [T, B, C, table] = shape_;
+    const auto [T, B, C, table, values] = shape_;
     const Break how = knobs_.how;
     if (how == Break::refuses_old && transition.version[0] != batch) return {};
     UpdateStats stats;

@@ -38,8 +38,9 @@ namespace detail {
 
 /// A model, its weights and a batch of T = 3 decisions that the model made. Odd episodes end one decision
 /// early; the first half of each group is rewarded in its last control step.
+template <class Model>
 struct AlgorithmWorld {
-  using Weights = UnshardedWeights<LinearModel>;
+  using Weights = UnshardedWeights<Model>;
   static constexpr std::int64_t T = 3, C = 2, A = 2, groups = 8;
 
   explicit AlgorithmWorld(std::int64_t of)
@@ -59,13 +60,19 @@ struct AlgorithmWorld {
     std::vector<std::int64_t> every(static_cast<std::size_t>(B));
     std::iota(every.begin(), every.end(), std::int64_t{0});
     for (std::int64_t t = 0; t < T; ++t) {
-      LinearDecision made = cut_record(*decision, [t](auto field) { return field.at(t); });
+      typename Model::Decision made = cut_record(*decision, [t](auto field) { return field.at(t); });
       model.act(cut_record(transition->observation, [t](auto field) { return field.at(t); }), every,
                 Decoding::sample, 100 + static_cast<std::uint64_t>(t), made, transition->action.at(t));
     }
     for (std::int64_t b = 0; b < B; ++b) {
       transition->group[b] = static_cast<std::int32_t>(b / group);
-      transition->episode.seed[b] = static_cast<std::uint64_t>(b / group);
+      EpisodeTable& episode = transition->episode;
+      episode.seed[b] = static_cast<std::uint64_t>(b / group);
+      episode.decision[b] = static_cast<std::int32_t>(end(b) / C);
+      episode.step[b] = static_cast<std::int32_t>(end(b) % C);
+      episode.end[b] =
+          static_cast<std::uint8_t>(b % 2 == 0 ? EpisodeEnd::terminated : EpisodeEnd::truncated);
+      if constexpr (HasValues<Model>) episode.final_value[b] = 0;
       for (std::int64_t t = 0; t < T; ++t)
         for (std::int64_t c = 0; c < C; ++c) {  // half of the episodes end in each way
           const std::uint8_t ended = t * C + c >= end(b) ? 1 : 0;
@@ -77,7 +84,7 @@ struct AlgorithmWorld {
     sampled_by([](std::int64_t) { return 0; });
   }
 
-  BatchShape shape() const { return {T, B, C}; }
+  BatchShape shape() const { return {T, B, C, 1, HasValues<Model>}; }
   bool better(std::int64_t b) const { return b % group < group / 2; }
   /// Episodes for which `solved(b)` holds earn 1 and are solved.
   template <class Solved>
@@ -117,13 +124,13 @@ struct AlgorithmWorld {
 
   const std::int64_t B, group;
   const ModelInputs inputs;
-  LinearModel model;
+  Model model;
   Weights weights;
   OwnedRecord<Transition> transition;
-  OwnedRecord<LinearDecision> decision;
+  OwnedRecord<typename Model::Decision> decision;
 };
 
-template <class Machinery, class Knobs>
+template <class Machinery, class Knobs, class Model>
 class AlgorithmProbe {
  public:
   AlgorithmProbe(const Knobs& knobs, const AlgorithmCheck& check) : knobs_(knobs), check_(check) {
@@ -138,8 +145,10 @@ class AlgorithmProbe {
       learns("data of several versions", oldest, [&](std::int64_t t) { return std::min(t, oldest); });
     }
     repeats();
-    teaches_nothing("a batch in which no episode is solved", knobs_, [](std::int64_t) { return false; });
-    teaches_nothing("a batch in which every episode is solved", knobs_, [](std::int64_t) { return true; });
+    if constexpr (!HasValues<Model>) {  // else the values learn
+      teaches_nothing("a batch in which no episode is solved", knobs_, [](std::int64_t) { return false; });
+      teaches_nothing("a batch in which every episode is solved", knobs_, [](std::int64_t) { return true; });
+    }
     if constexpr (requires(Knobs & knobs) { knobs.filter_lower = knobs.filter_upper = 1.0; }) {
       Knobs filtered = knobs_;
       filtered.filter_lower = 2, filtered.filter_upper = 3;
@@ -157,7 +166,7 @@ class AlgorithmProbe {
   }
 
  private:
-  using World = AlgorithmWorld;
+  using World = AlgorithmWorld<Model>;
 
   /// No weight decay and no entropy bonus: what is left is what the rewards teach.
   static Knobs bare(Knobs knobs) {
@@ -292,17 +301,17 @@ class AlgorithmProbe {
 
 }  // namespace detail
 
-/// `Machinery` for `LinearModel` and `UnshardedWeights<LinearModel>`. Of the knobs, `group`, `learning_rate`,
+/// `Machinery` for `Model`, LinearModel or LinearValueModel, and `UnshardedWeights<Model>`. Of the knobs, `group`, `learning_rate`,
 /// `weight_decay`, `entropy_bonus`, `filter_lower` and `filter_upper` mean what they mean in GrpoKnobs; one
 /// that is not there is not asked about. Not for algorithms whose gradient is not 0 where all episodes of a
 /// group earn the same.
-template <class Machinery, class Knobs>
+template <class Machinery, class Model = LinearModel, class Knobs>
 std::vector<std::string> check_algorithm(const Knobs& knobs, const AlgorithmCheck& check = {}) {
   static_assert(
-      AlgorithmMachinery<Machinery, Knobs, LinearModel, UnshardedWeights<LinearModel>>,
-      "dvla: check_algorithm needs an algorithm's machinery for LinearModel and UnshardedWeights, and "
+      AlgorithmMachinery<Machinery, Knobs, Model, UnshardedWeights<Model>>,
+      "dvla: check_algorithm needs an algorithm's machinery for the model and UnshardedWeights, and "
       "its knobs (algorithm/concept.hpp)");
-  return detail::AlgorithmProbe<Machinery, Knobs>(knobs, check).run();
+  return detail::AlgorithmProbe<Machinery, Knobs, Model>(knobs, check).run();
 }
 
 }  // namespace dvla::testing
