@@ -2,7 +2,6 @@
 // from outside made fit for one line.
 #pragma once
 
-#include <algorithm>
 #include <charconv>
 #include <cstdarg>
 #include <cstddef>
@@ -70,9 +69,10 @@ inline std::string one_line(std::string_view text, std::size_t most = 80) {
     line += text.substr(0, good);
     const bool split = cut && good + 4 > text.size();  // a character that the cut went through is left out
     if (good < text.size() && !split) line += '?';
-    text.remove_prefix(split ? text.size() : std::min(good + 1, text.size()));
+    text.remove_prefix(split ? text.size() : good < text.size() ? good + 1 : good);
   }
-  std::replace_if(line.begin(), line.end(), is_control, '?');
+  for (char& each : line)
+    if (is_control(each)) each = '?';
   return cut ? line + "..." : line;
 }
 

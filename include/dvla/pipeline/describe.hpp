@@ -7,7 +7,6 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/slot.hpp"
-#include "dvla/core/text.hpp"
 #include "dvla/environment/adapter_knobs.hpp"
 
 namespace dvla::detail {
@@ -43,9 +42,12 @@ std::string describe_lines(list<Policies...>) {
   std::string text;
   const auto line = [&text](std::string_view slot, std::string_view name, bool is_default,
                             const std::string& facts) {
+    const auto column = [](std::string cell, std::size_t width) {
+      cell.resize(cell.size() < width ? width : cell.size() + 1, ' ');
+      return cell;
+    };
     const std::string policy = std::string(name) + (is_default ? " (default)" : "");
-    text += printed("%-14s ", std::string(slot).c_str());
-    text += (facts.empty() ? policy : printed("%-37s ", policy.c_str()) + facts) + '\n';
+    text += column(std::string(slot), 15) + (facts.empty() ? policy : column(policy, 38) + facts) + '\n';
   };
   (line(Policies::slot::name, policy_name<Policies>(), Pipeline::template is_default<typename Policies::slot>,
         facts<Policies>()),

@@ -9,7 +9,7 @@
 #include "dvla/core/device.hpp"
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/pipeline/knob_list.hpp"
-#include "dvla/placement/collectives.hpp"
+#include "dvla/placement/make_group.hpp"
 
 namespace dvla {
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,11 +21,14 @@ inline std::vector<int> all_ranks(const Topology& topology) {
 /// `count` things in proportion to `weight`: those that are not `dealt` yet go, one by one, to whom most is
 /// missing; of equals to the first.
 inline void deal(std::int64_t count, const std::vector<double>& weight, std::vector<std::int64_t>& dealt) {
-  const double all = std::accumulate(weight.begin(), weight.end(), 0.0);
+  double all = 0;
+  for (const double each : weight) all += each;
   const auto missing = [&](std::size_t i) {  // times `all`
     return static_cast<double>(count) * weight[i] - all * static_cast<double>(dealt[i]);
   };
-  for (auto left = count - std::accumulate(dealt.begin(), dealt.end(), std::int64_t{0}); left > 0; --left) {
+  std::int64_t left = count;
+  for (const std::int64_t each : dealt) left -= each;
+  for (; left > 0; --left) {
     std::size_t neediest = 0;
     for (std::size_t i = 1; i < weight.size(); ++i)
       if (missing(i) > missing(neediest)) neediest = i;

@@ -1,6 +1,6 @@
 // Groups on NCCL, by LibTorch's c10d, for a job whose models compute on GPUs: what the actors sum and gather
 // goes from GPU to GPU. Design: "The two planes". A program that includes this has `--collectives nccl`
-// (placement/collectives.hpp); trajectories and weights' broadcasts stay on the job's channels. Compiled and
+// (placement/make_group.hpp); trajectories and weights' broadcasts stay on the job's channels. Compiled and
 // linked, not run: no GPU was at hand. One GPU a process, as everywhere (memory/lane_stream.hpp); NCCL
 // refuses two processes on one. Spans are in host memory: their bytes go through pinned memory to the GPU and
 // back. Empty where there is no nccl.h. Dear to compile. CMake: dvla::c10d and dvla::cuda.
@@ -35,7 +35,7 @@
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/lane_stream.hpp"
 #include "dvla/placement/c10d.hpp"
-#include "dvla/placement/collectives.hpp"
+#include "dvla/placement/make_group.hpp"
 
 namespace dvla {
 

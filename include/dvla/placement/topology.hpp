@@ -3,7 +3,6 @@
 // the environment variables of torchrun, mpirun or srun) and the placement policy (roles).
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -20,7 +19,11 @@ struct Topology {
   /// They are rollouts: one that dies takes nobody with it, and its launcher starts it again.
   std::vector<int> joined{};
   int world() const { return static_cast<int>(node.size()); }
-  bool has_joined(int rank) const { return std::find(joined.begin(), joined.end(), rank) != joined.end(); }
+  bool has_joined(int rank) const {
+    for (const int each : joined)
+      if (each == rank) return true;
+    return false;
+  }
 };
 
 /// Which rank does what. Both lists are ascending and without repeats; a rank may stand in both. The leader,
@@ -30,8 +33,9 @@ struct Roles {
   std::vector<int> actors{0};
 
   static int place(const std::vector<int>& list, int rank) {
-    const auto found = std::find(list.begin(), list.end(), rank);
-    return found == list.end() ? -1 : static_cast<int>(found - list.begin());
+    for (std::size_t i = 0; i < list.size(); ++i)  // without <algorithm>, which every program would pay for
+      if (list[i] == rank) return static_cast<int>(i);
+    return -1;
   }
   /// Position among the rollouts or the actors; -1: not one of them.
   int rollout(int rank) const { return place(rollouts, rank); }
@@ -39,7 +43,9 @@ struct Roles {
   int leader() const { return actors.front(); }
   /// Whether any rank is both.
   bool overlap() const {
-    return std::any_of(actors.begin(), actors.end(), [&](int rank) { return rollout(rank) >= 0; });
+    for (const int rank : actors)
+      if (rollout(rank) >= 0) return true;
+    return false;
   }
   bool operator==(const Roles&) const = default;
 };
