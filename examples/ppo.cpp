@@ -18,8 +18,9 @@
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
 
-using Push = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::WithValue<dvla::TinyVLA<dvla::TokenHead>>>,
-                            dvla::Trainer<dvla::PPO>>;
+using Push =
+    dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::WithValue<dvla::TinyVLA<dvla::TokenHead>>>,
+                   dvla::Trainer<dvla::PPO>>;
 
 int main(int argc, char** argv) {
   dvla::Config<Push> defaults;

@@ -4,6 +4,8 @@
 // under the success curve (mean success of its batches) and the success on 512 fresh episodes at the end, seed by
 // seed, and in how many seeds it is above the first. Writes <folder>/corrections_k<K>.svg with its numbers as .csv.
 //   bench_algorithm_corrections [seeds = 5] [iterations = 80] [environments = 256] [folder = .] [width = 128]
+#include <cstdio>
+#include <cstdlib>
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
@@ -15,9 +17,6 @@
 #include <dvla/pipeline/run.hpp>
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
-
-#include <cstdio>
-#include <cstdlib>
 
 namespace {
 
@@ -85,8 +84,8 @@ void print(const std::vector<Variant>& variants, int staleness) {
     }
     std::printf("   final ");
     for (const Outcome& here : variant.outcomes) std::printf(" %.3f", here.final);
-    std::printf("   above %s in %d and %d of %zu; mean lag %.2f\n", variants.front().name, better_area, better_final,
-                variant.outcomes.size(), lag);
+    std::printf("   above %s in %d and %d of %zu; mean lag %.2f\n", variants.front().name, better_area,
+                better_final, variant.outcomes.size(), lag);
   }
   std::fflush(stdout);
 }

@@ -284,8 +284,8 @@ TEST_CASE("The clipped value loss and its slope agree with NumPy") {
     Values<float> slope(value.size());
     dvla::LossStats stats;
     dvla::value_loss(value, read<float>(data, "old"), read<float>(data, "target"), weight,
-                     {each.at("coefficient"), each.at("clip"), each.at("huber_delta")}, data.at("denominator"),
-                     slope, stats);
+                     {each.at("coefficient"), each.at("clip"), each.at("huber_delta")},
+                     data.at("denominator"), slope, stats);
     CHECK(close(stats.value_loss, each.at("loss")));
     CHECK(stats.values == value.size() - 2);
     CHECK(stats.values_clipped == each.at("clipped"));
@@ -325,7 +325,8 @@ TEST_CASE("GIPO, and a ratio of mean log-probabilities, agree with NumPy") {
     dvla::GIPO gipo;
     gipo.sigma = each.at("sigma");
     Values<float> gradient(current.size());
-    const auto stats = dvla::clip_loss<dvla::GIPO, float>(shape, inputs, {}, each.at("units"), gradient, {}, gipo);
+    const auto stats =
+        dvla::clip_loss<dvla::GIPO, float>(shape, inputs, {}, each.at("units"), gradient, {}, gipo);
     CHECK(close(stats.policy_loss, each.at("loss")));
     CHECK(stats.units == each.at("units"));
     CHECK(stats.clipped_low + stats.clipped_high == 0);
@@ -365,7 +366,8 @@ TEST_CASE("The losses of actor and critic, their slopes and the KL are RLinf's, 
   Values<float> slope(value.size());
   for (const json& each : critic.at("cases")) {
     dvla::LossStats stats;
-    dvla::value_loss(value, old, target, weight, {1, each.at("clip"), each.at("huber_delta")}, rows, slope, stats);
+    dvla::value_loss(value, old, target, weight, {1, each.at("clip"), each.at("huber_delta")}, rows, slope,
+                     stats);
     CHECK(close(stats.value_loss, each.at("loss"), 1e-5));
     check_close(slope, each.at("slope"), 1e-5);
   }
@@ -398,8 +400,10 @@ TEST_CASE("The losses of actor and critic, their slopes and the KL are RLinf's, 
     const auto here = static_cast<double>(current[i]), there = static_cast<double>(behaviour[i]);
     CHECK(close(dvla::detail::kl_unit(here, there).first, k3[i], 1e-5));
     const double h = 1e-5;
-    CHECK(close((dvla::detail::kl_unit(here + h, there).first - dvla::detail::kl_unit(here - h, there).first) / (2 * h),
-                dvla::detail::kl_unit(here, there).second, 1e-6));
+    CHECK(
+        close((dvla::detail::kl_unit(here + h, there).first - dvla::detail::kl_unit(here - h, there).first) /
+                  (2 * h),
+              dvla::detail::kl_unit(here, there).second, 1e-6));
   }
 }
 

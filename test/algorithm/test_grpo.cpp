@@ -120,8 +120,8 @@ struct Tiny {
 };
 
 template <class Correction = dvla::Uncorrected, class Weights, class World>
-dvla::UpdateStats update(World& world, const dvla::DecoupledClipKnobs<dvla::GrpoKnobs>& knobs, TableModel& model,
-                         Weights& weights, std::int64_t batch = 0, int* before = nullptr) {
+dvla::UpdateStats update(World& world, const dvla::DecoupledClipKnobs<dvla::GrpoKnobs>& knobs,
+                         TableModel& model, Weights& weights, std::int64_t batch = 0, int* before = nullptr) {
   dvla::trace::Off off;
   dvla::GrpoTrainer<TableModel, Weights, Correction> trainer(knobs, Tiny::shape, 1, 1);
   return trainer.update(
@@ -452,16 +452,17 @@ TEST_CASE("A KL to the reference policy pulls every decision that counts towards
   const double slope = 0.1 * (1 - std::exp(-0.5)) / 8;  // trajectories weigh alike: 2, or 1 and 1
   const std::array<double, 8> expected{2 * slope, slope, slope, 2 * slope, 0, slope, slope, 0};
   for (std::size_t row = 0; row < 8; ++row) CHECK(weights.steps[0][row] == doctest::Approx(expected[row]));
-  CHECK_THROWS_WITH_AS((dvla::GrpoTrainer<TableModel, KeptGradients, dvla::Uncorrected>(knobs, Tiny::shape, 1, 1)),
-                       doctest::Contains("knows no reference policy; wrap it in LoRA"), dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(
+      (dvla::GrpoTrainer<TableModel, KeptGradients, dvla::Uncorrected>(knobs, Tiny::shape, 1, 1)),
+      doctest::Contains("knows no reference policy; wrap it in LoRA"), dvla::ConfigError);
 }
 
 TEST_CASE("RLOO, REINFORCE++ and its baseline keep what an algorithm promises, and overlong episodes cost") {
   using dvla::testing::LinearModel;
   using Weights = dvla::UnshardedWeights<LinearModel>;
   const auto keeps = [](auto estimator) {
-    using Trainer =
-        dvla::PolicyGradientTrainer<LinearModel, Weights, dvla::DecoupledClip, typename decltype(estimator)::type>;
+    using Trainer = dvla::PolicyGradientTrainer<LinearModel, Weights, dvla::DecoupledClip,
+                                                typename decltype(estimator)::type>;
     typename Trainer::Knobs knobs;
     knobs.global_batch = 128;
     knobs.micro_batch = 32;

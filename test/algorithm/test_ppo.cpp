@@ -61,8 +61,9 @@ struct ByHand {
     advantage.assign(elements, -1);
     target.assign(elements, -1);
     dvla::GaeEstimator estimator(knobs, extents, static_cast<std::size_t>(transition->episode.size()));
-    const dvla::EstimatorBatch batch{*transition, present, returns, values,   transition->episode.final_value.span(),
-                                     {},          mask,    advantage, target};
+    const dvla::EstimatorBatch batch{
+        *transition, present, returns,   values, transition->episode.final_value.span(),
+        {},          mask,    advantage, target};
     estimator.mask(batch);
     informative = estimator.estimate(batch, [](std::span<double>) {});
   }
@@ -83,7 +84,8 @@ dvla::PpoKnobs plain() {
 
 }  // namespace
 
-TEST_CASE("What an episode ended with is worth something where it was cut off, and nothing where it was over") {
+TEST_CASE(
+    "What an episode ended with is worth something where it was cut off, and nothing where it was over") {
   // T = 3, r = 1, gamma = 0.9, lambda = 1. The next episode would begin in a state worth 100.
   for (const bool truncated : {true, false}) {
     ByHand world(3, 1, 1);
@@ -110,7 +112,9 @@ TEST_CASE("No transition crosses a reset, and what a row does not play counts fo
   world.estimate(plain(), 2);
   const std::array<std::uint8_t, 12> mask{1, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0};
   CHECK(std::ranges::equal(world.mask, mask));
-  const auto target = [&](std::size_t t, std::size_t b) { return static_cast<double>(world.target[t * 3 + b]); };
+  const auto target = [&](std::size_t t, std::size_t b) {
+    return static_cast<double>(world.target[t * 3 + b]);
+  };
   CHECK(target(0, 0) == doctest::Approx(1));
   CHECK(target(2, 0) == doctest::Approx(1 + 0.9 * 5));
   CHECK(target(1, 0) == doctest::Approx(1 + 0.9 * 5.5));
@@ -144,13 +148,13 @@ namespace {
 /// PPO on Toy, with rows that begin another episode within a pass where `table` is above 1.
 template <class Correction = dvla::DecoupledClip>
 struct Learning {
-  using Trainer =
-      dvla::PpoTrainer<LinearValueModel, dvla::UnshardedWeights<LinearValueModel>, Correction>;
+  using Trainer = dvla::PpoTrainer<LinearValueModel, dvla::UnshardedWeights<LinearValueModel>, Correction>;
 
   explicit Learning(typename Trainer::Knobs knobs, std::int64_t table = 1, std::int64_t pass_steps = 0)
       : worker(environment, *model, *model,
                {.seed = 1, .chunk = 2, .group = 1, .pass_steps = pass_steps, .table = table}, off),
-        transition(dvla::transition_layout(environment.observation_spec(), environment.action_spec(), worker.shape()),
+        transition(dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
+                                           worker.shape()),
                    heap),
         decision(model->decision_layout({worker.shape().decisions, worker.shape().episodes}), heap),
         trainer(knobs, worker.shape(), 1, 1) {}
@@ -187,10 +191,11 @@ Knobs fast() {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("PPO keeps what an algorithm promises, with every correction", Correction, dvla::Uncorrected,
-                   dvla::DecoupledClip, dvla::GIPO) {
+TEST_CASE_TEMPLATE("PPO keeps what an algorithm promises, with every correction", Correction,
+                   dvla::Uncorrected, dvla::DecoupledClip, dvla::GIPO) {
   using Trainer = dvla::PpoTrainer<LinearValueModel, dvla::UnshardedWeights<LinearValueModel>, Correction>;
-  for (const auto level : {dvla::LogProbLevel::token, dvla::LogProbLevel::action, dvla::LogProbLevel::sequence})
+  for (const auto level :
+       {dvla::LogProbLevel::token, dvla::LogProbLevel::action, dvla::LogProbLevel::sequence})
     for (const auto targets : {dvla::ValueTargets::gae, dvla::ValueTargets::v_trace}) {
       typename Trainer::Knobs knobs;
       knobs.global_batch = 96;
@@ -219,9 +224,9 @@ TEST_CASE("A rollout records what the sampling weights think of the observations
         }
         ++cut;
         const std::int64_t next = episode.decision.at(s)[b] + 1;
-        const dvla::Observation seen = dvla::cut_record(
-            table > 1 ? episode.final_observation : world.transition->observation,
-            [&](auto field) { return field.at(table > 1 ? s : next); });
+        const dvla::Observation seen =
+            dvla::cut_record(table > 1 ? episode.final_observation : world.transition->observation,
+                             [&](auto field) { return field.at(table > 1 ? s : next); });
         float value = 0;
         const std::array<std::int64_t, 1> rows{b};
         world.model->values(seen, rows, {&value, 1});
@@ -272,7 +277,8 @@ TEST_CASE("While the critic warms up the policy stays, and the values learn") {
   const auto policy = [&] {  // every unit but the last, which is the value head
     std::vector<float> all;
     for (std::size_t unit = 0; unit + 1 < world.model->units().size(); ++unit)
-      all.insert(all.end(), world.model->units()[unit].floats().begin(), world.model->units()[unit].floats().end());
+      all.insert(all.end(), world.model->units()[unit].floats().begin(),
+                 world.model->units()[unit].floats().end());
     return all;
   };
   const std::vector<float> before = policy();
@@ -292,12 +298,15 @@ TEST_CASE("A model whose values do not fit the rewards' level is refused in one 
   auto knobs = fast<Learning<>::Trainer::Knobs>();
   knobs.reward_level = dvla::RewardLevel::action;
   Learning<> world(knobs);
-  CHECK_THROWS_WITH_AS(world.batch(), doctest::Contains("algorithm.reward_level asks for 2 values a decision, and the model gives 1"),
-                       dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(
+      world.batch(),
+      doctest::Contains("algorithm.reward_level asks for 2 values a decision, and the model gives 1"),
+      dvla::ConfigError);
 }
 
-TEST_CASE_TEMPLATE("Actors that share a batch take the step of one that has all of it, on fresh data and on stale",
-                   Weights, dvla::UnshardedWeights<LinearValueModel>, dvla::ShardedWeights<LinearValueModel>) {
+TEST_CASE_TEMPLATE(
+    "Actors that share a batch take the step of one that has all of it, on fresh data and on stale", Weights,
+    dvla::UnshardedWeights<LinearValueModel>, dvla::ShardedWeights<LinearValueModel>) {
   using Trainer = dvla::PpoTrainer<LinearValueModel, Weights, dvla::DecoupledClip>;
   for (const std::int64_t number : {0, 2})
     for (const auto targets : {dvla::ValueTargets::gae, dvla::ValueTargets::v_trace}) {
@@ -312,7 +321,8 @@ TEST_CASE_TEMPLATE("Actors that share a batch take the step of one that has all 
         std::vector<dvla::UpdateStats> stats(weights.size());
         actors_test::run_actors(actors, [&](int actor, const dvla::GroupSource& groups) {
           LinearValueModel model({.bins = 5, .chunk = 2},
-                                 {world.environment.observation_spec(), world.environment.action_spec(), 2}, 3);
+                                 {world.environment.observation_spec(), world.environment.action_spec(), 2},
+                                 3);
           Weights own(model, heap, {}, groups);
           Trainer trainer(knobs, world.worker.shape(), 1, 1, actors);
           dvla::OwnedRecord<dvla::Transition> mine(*world.transition, heap);

@@ -203,7 +203,9 @@ TEST_CASE("merged weights are those of a base that gives the same log-probabilit
           doctest::Approx(expected[i]).epsilon(1e-4));
 }
 
-TEST_CASE("the reference policy of a model with adapters is the base as it was, whatever the adapters have learned") {
+TEST_CASE(
+    "the reference policy of a model with adapters is the base as it was, whatever the adapters have "
+    "learned") {
   static_assert(HasReference<LoraModel<TinyVlaModel<TokenHead>>> && !HasReference<TinyVlaModel<TokenHead>>);
   LoraKnobs<TokenHeadKnobs> knobs{small(4)};
   LoraModel<TinyVlaModel<TokenHead>> adapted(knobs, state_inputs(), 3);

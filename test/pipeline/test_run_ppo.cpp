@@ -21,7 +21,8 @@
 
 namespace {
 
-using Lanes = dvla::Pipeline<dvla::Sampler<dvla::Toy, dvla::testing::LinearValueModel>, dvla::Trainer<dvla::PPO>>;
+using Lanes =
+    dvla::Pipeline<dvla::Sampler<dvla::Toy, dvla::testing::LinearValueModel>, dvla::Trainer<dvla::PPO>>;
 using Alternating = Lanes::replace<dvla::Synchronous>;
 
 template <class P>
@@ -50,7 +51,8 @@ dvla::Config<P> config(int iterations) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("PPO learns with several episodes a row, under four lanes and in turns", P, Lanes, Alternating) {
+TEST_CASE_TEMPLATE("PPO learns with several episodes a row, under four lanes and in turns", P, Lanes,
+                   Alternating) {
   dvla::Run<P> run(config<P>(60));
   const auto report = run.train();
   CHECK(report.batches == 60);
@@ -74,7 +76,8 @@ TEST_CASE("A run that is resumed goes on as the whole one") {
   dvla::Run<Alternating> second(config<Alternating>(6));
   dvla::load_checkpoint(second, dvla::io::open_checkpoint(saved));
   second.train();
-  CHECK(dvla::testing::detail::weights_of(second.model()) == dvla::testing::detail::weights_of(whole.model()));
+  CHECK(dvla::testing::detail::weights_of(second.model()) ==
+        dvla::testing::detail::weights_of(whole.model()));
 }
 
 TEST_CASE("What does not fit is one sentence before anything starts") {
@@ -83,9 +86,11 @@ TEST_CASE("What does not fit is one sentence before anything starts") {
     change(wrong);
     return dvla_test::message_of<dvla::ConfigError>([&] { dvla::Run<Lanes> run(wrong); });
   };
-  CHECK(message([](auto& c) { c.algorithm.reward_level = dvla::RewardLevel::action; })
-            .find("algorithm.reward_level asks for 2 values a decision, and the model gives 1") !=
+  CHECK(message([](auto& c) {
+          c.algorithm.reward_level = dvla::RewardLevel::action;
+        }).find("algorithm.reward_level asks for 2 values a decision, and the model gives 1") !=
         std::string::npos);
-  CHECK(message([](auto& c) { c.algorithm.kl = 0.1; }).find("knows no reference policy") != std::string::npos);
+  CHECK(message([](auto& c) { c.algorithm.kl = 0.1; }).find("knows no reference policy") !=
+        std::string::npos);
   CHECK(message([](auto& c) { c.algorithm.gamma = 1.5; }).find("algorithm.gamma") != std::string::npos);
 }

@@ -24,8 +24,8 @@ namespace dvla {
 /// One episode: elements [begin, end) of row b.
 struct EpisodeSpan {
   std::size_t row = 0, begin = 0, end = 0;
-  bool truncated = false;   ///< else terminated: nothing follows
-  double final_value = 0;   ///< of the observation that ended it; counts where it is truncated
+  bool truncated = false;  ///< else terminated: nothing follows
+  double final_value = 0;  ///< of the observation that ended it; counts where it is truncated
 };
 
 /// Where the elements of a row lie.
@@ -60,14 +60,15 @@ inline void gae(const ElementLayout& at, std::span<const EpisodeSpan> episodes, 
 /// V-trace: target [T, B, R] from log ratios log(pi / mu) [T, B, R] of the weights that are trained against those that
 /// acted; `value` and the episodes' final values are those weights' own. Truncation of the ratios at 1, and
 /// c = lambda min(1, ratio).
-inline void v_trace(const ElementLayout& at, std::span<const EpisodeSpan> episodes, std::span<const float> reward,
-                    std::span<const float> value, std::span<const float> log_ratio, double gamma, double lambda,
-                    std::span<float> target) {
+inline void v_trace(const ElementLayout& at, std::span<const EpisodeSpan> episodes,
+                    std::span<const float> reward, std::span<const float> value,
+                    std::span<const float> log_ratio, double gamma, double lambda, std::span<float> target) {
   detail::expect_size("v_trace: value", value.size(), reward.size());
   detail::expect_size("v_trace: log_ratio", log_ratio.size(), reward.size());
   detail::expect_size("v_trace: target", target.size(), reward.size());
   for (const EpisodeSpan& episode : episodes) {
-    double next = episode.truncated ? episode.final_value : 0, sum = 0;  // sum: target - value of the next element
+    double next = episode.truncated ? episode.final_value : 0,
+           sum = 0;  // sum: target - value of the next element
     for (std::size_t k = episode.end; k-- > episode.begin;) {
       const std::size_t i = at(episode.row, k);
       const double here = value[i], ratio = std::min(1.0, std::exp(static_cast<double>(log_ratio[i])));

@@ -32,7 +32,9 @@ class GaeEstimator {
 
   bool recomputes() const { return knobs_.value_targets == ValueTargets::v_trace; }
   ValueLossKnobs value_loss() const {
-    return {.coefficient = knobs_.value_coefficient, .clip = knobs_.value_clip, .huber_delta = knobs_.huber_delta};
+    return {.coefficient = knobs_.value_coefficient,
+            .clip = knobs_.value_clip,
+            .huber_delta = knobs_.huber_delta};
   }
   /// Whether only the values are trained in that batch.
   bool warms_up(std::int64_t batch) const { return batch < knobs_.critic_warmup; }
@@ -48,11 +50,11 @@ class GaeEstimator {
       for (std::int64_t s = 0; s < S && table.end.at(s)[b] != 0; ++s) {
         const auto decision = static_cast<std::size_t>(table.decision.at(s)[b]);
         const std::size_t last = at_.per_row == 1 ? 0 : static_cast<std::size_t>(table.step.at(s)[b]);
-        const EpisodeSpan& episode = spans_.emplace_back(EpisodeSpan{
-            .row = static_cast<std::size_t>(b),
-            .begin = begin,
-            .end = decision * at_.per_row + last + 1,
-            .truncated = table.end.at(s)[b] == static_cast<std::uint8_t>(EpisodeEnd::truncated)});
+        const EpisodeSpan& episode = spans_.emplace_back(
+            EpisodeSpan{.row = static_cast<std::size_t>(b),
+                        .begin = begin,
+                        .end = decision * at_.per_row + last + 1,
+                        .truncated = table.end.at(s)[b] == static_cast<std::uint8_t>(EpisodeEnd::truncated)});
         for (std::size_t k = episode.begin; k < episode.end; ++k) batch.mask[at_(episode.row, k)] = 1;
         begin = (decision + 1) * at_.per_row;
       }
@@ -83,7 +85,8 @@ class GaeEstimator {
     std::size_t informative = 0;
     for (const EpisodeSpan& episode : spans_) {
       bool any = false;
-      for (std::size_t k = episode.begin; k < episode.end; ++k) any |= batch.advantage[at_(episode.row, k)] != 0;
+      for (std::size_t k = episode.begin; k < episode.end; ++k)
+        any |= batch.advantage[at_(episode.row, k)] != 0;
       informative += any;
     }
     if (knobs_.normalize_advantages) normalise(batch.mask, batch.advantage, Spread::unbiased, sum);

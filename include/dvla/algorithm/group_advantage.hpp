@@ -94,7 +94,8 @@ inline GroupSummary group_advantage(std::size_t group_size, std::span<const floa
 /// `factor(members)`. A group with fewer than two valid members, or whose members all earned the same, gets exactly 0.
 template <class Factor>
 GroupSummary scaled_advantage(std::size_t group_size, std::span<const float> return_B,
-                              std::span<const std::uint8_t> valid_B, std::span<float> advantage_B, Factor factor) {
+                              std::span<const std::uint8_t> valid_B, std::span<float> advantage_B,
+                              Factor factor) {
   const std::size_t episodes = return_B.size();
   detail::expect_groups(group_size, episodes);
   detail::expect_size("group advantage: advantage", advantage_B.size(), episodes);
@@ -122,7 +123,8 @@ inline GroupSummary centred_advantage(std::size_t group_size, std::span<const fl
 }
 /// return - mean of the others of the group.
 inline GroupSummary leave_one_out_advantage(std::size_t group_size, std::span<const float> return_B,
-                                            std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+                                            std::span<const std::uint8_t> valid_B,
+                                            std::span<float> advantage_B) {
   return scaled_advantage(group_size, return_B, valid_B, advantage_B,
                           [](double members) { return members / (members - 1); });
 }

@@ -77,7 +77,8 @@ class GroupRelative {
   void mask(const EstimatorBatch& batch) {
     const Transition& transition = batch.transition;
     check_groups(transition.group.span());
-    loss_mask(extents_, knobs_.reward_level, transition.terminated.span(), transition.truncated.span(), batch.mask);
+    loss_mask(extents_, knobs_.reward_level, transition.terminated.span(), transition.truncated.span(),
+              batch.mask);
     std::ranges::copy(batch.return_B, return_B_.begin());
     if (knobs_.overlong_buffer > 0)
       punish_overlong(extents_, transition.terminated.span(), transition.truncated.span(),

@@ -10,7 +10,7 @@ struct GrpoKnobs : PolicyGradientKnobs {
   int group = 8;            ///< consecutive episodes that share a reset state
   double filter_lower = 0;  ///< groups whose mean return is outside [lower, upper] are masked; both 0 = off
   double filter_upper = 0;
-  int overlong_buffer = 0;      ///< control steps before a pass's end in which an episode's length costs; 0 = off
+  int overlong_buffer = 0;  ///< control steps before a pass's end in which an episode's length costs; 0 = off
   double overlong_penalty = 1;  ///< what the full length costs, of the return
 };
 
@@ -21,8 +21,8 @@ inline constexpr auto knob_docs<GrpoKnobs> =
                     {"group", "episodes that share a reset state", 2, 4096},
                     {"filter_lower", "groups with a lower mean return are masked; both 0 = off", -1e9, 1e9},
                     {"filter_upper", "groups with a higher mean return are masked; both 0 = off", -1e9, 1e9},
-                    {"overlong_buffer", "last steps of a pass in which an episode's length costs; 0 = off", 0, 1e6,
-                     "control steps"},
+                    {"overlong_buffer", "last steps of a pass in which an episode's length costs; 0 = off", 0,
+                     1e6, "control steps"},
                     {"overlong_penalty", "what the full length costs, of the return", 0, 1e9},
                 }));
 

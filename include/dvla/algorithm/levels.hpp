@@ -21,8 +21,8 @@ enum class RewardLevel : std::uint8_t { action, chunk };
 enum class Aggregation : std::uint8_t { masked_mean, trajectory_equal };
 
 template <>
-inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action",
-                                                                                  "chunk", "sequence"});
+inline constexpr auto enum_names<LogProbLevel> = std::to_array<std::string_view>({"token", "action", "chunk",
+                                                                                  "sequence"});
 template <>
 inline constexpr auto enum_names<RewardLevel> = std::to_array<std::string_view>({"action", "chunk"});
 template <>

@@ -26,7 +26,8 @@ void normalise(std::span<const std::uint8_t> mask, std::span<float> values, Spre
   const double count = first[1], mean = first[0] / std::max(count, 1.0);
   double squares[1] = {0};
   for (std::size_t i = 0; i < mask.size(); ++i)
-    if (mask[i] != 0) squares[0] += (static_cast<double>(values[i]) - mean) * (static_cast<double>(values[i]) - mean);
+    if (mask[i] != 0)
+      squares[0] += (static_cast<double>(values[i]) - mean) * (static_cast<double>(values[i]) - mean);
   sum(std::span<double>(squares));
   double scale = 0;
   if (count >= 2)

@@ -80,9 +80,10 @@ class PolicyGradientTrainer {
   using Decision = typename Model::Decision;
   using Knobs = typename detail::joined_knobs<Correction, typename Estimator::Knobs>::type;
   static constexpr bool has_values = Estimator::needs_values;
-  static_assert(!has_values || HasValues<Model>,
-                "dvla: this algorithm needs a model with values: wrap the model in WithValue, or give it the members "
-                "that HasValues names (model/concept.hpp)");
+  static_assert(
+      !has_values || HasValues<Model>,
+      "dvla: this algorithm needs a model with values: wrap the model in WithValue, or give it the members "
+      "that HasValues names (model/concept.hpp)");
 
   /// `shape` is the most that this actor gets in a batch; `actors` share each batch, whose sizes then count
   /// as BatchSizes says.
@@ -126,7 +127,8 @@ class PolicyGradientTrainer {
     const bool recomputes = estimator_.recomputes();
     proximal_.resize(Correction::needs_proximal || recomputes ? extents_.rows() * shape_.tokens() : 0);
     reference_.resize(knobs.kl != 0 ? extents_.rows() * shape_.tokens() : 0);
-    micro_reference_.resize(reference_.empty() ? 0 : std::min(sizes_.micro, extents_.rows()) * shape_.tokens());
+    micro_reference_.resize(reference_.empty() ? 0
+                                               : std::min(sizes_.micro, extents_.rows()) * shape_.tokens());
     const std::size_t micro = std::min(sizes_.micro, extents_.rows());
     rows_.resize(micro);
     for (std::vector<float>* buffer :
@@ -169,7 +171,8 @@ class PolicyGradientTrainer {
     UpdateStats stats;
     const auto T = static_cast<std::int64_t>(extents_.decisions);
     Batch records{cut_record(transition.observation, [&](auto field) { return field.rows(0, T).flat(); }),
-                  cut_record(decision, [](auto field) { return field.flat(); }), transition.version.span(), batch};
+                  cut_record(decision, [](auto field) { return field.flat(); }), transition.version.span(),
+                  batch};
     records.behaviour = records.decisions.log_prob.span();
     records.proximal = records.behaviour;
     prepare(model, weights, transition, records, stats, trace);
@@ -208,8 +211,8 @@ class PolicyGradientTrainer {
  private:
   /// Flat views of a batch's records.
   struct Batch {
-    Observation observation;              ///< [N, ...]
-    Decision decisions;                   ///< [N, ...]
+    Observation observation;                ///< [N, ...]
+    Decision decisions;                     ///< [N, ...]
     std::span<const std::int64_t> version;  ///< [N]
     std::int64_t number = 0;
     std::span<const float> behaviour{}, proximal{};  ///< [N, C, A]
@@ -227,8 +230,8 @@ class PolicyGradientTrainer {
   /// Mask, advantages, targets and weights of the whole batch, and what is recomputed for them. Success and return
   /// as sums, for add_up.
   template <class Trace>
-  void prepare(Model& model, Weights& weights, const Transition& transition, Batch& records, UpdateStats& stats,
-               Trace& trace) {
+  void prepare(Model& model, Weights& weights, const Transition& transition, Batch& records,
+               UpdateStats& stats, Trace& trace) {
     const std::size_t per_row = shape_.per_row();
     episode_returns(extents_, transition.reward.span(), transition.terminated.span(),
                     transition.truncated.span(), return_B_);
@@ -243,8 +246,9 @@ class PolicyGradientTrainer {
       batch.final_value = transition.episode.final_value.span();
       check(cut_record(records.decisions, [](auto field) { return field.at(0); }));
       if (batch.final_value.empty())
-        throw Error("the batch has no values of the observations that ended its episodes: it was sampled without "
-                    "the model's values");
+        throw Error(
+            "the batch has no values of the observations that ended its episodes: it was sampled without "
+            "the model's values");
     }
     if constexpr (HasReference<Model>)
       if (knobs_.kl != 0)
@@ -354,12 +358,13 @@ class PolicyGradientTrainer {
   static void add_up(Weights& weights, UpdateStats& stats) {
     const auto each = [&](auto visit) {
       LossStats& loss = stats.loss;
-      for (double* sum : {&loss.policy_loss, &loss.entropy_loss, &loss.entropy, &loss.kl_loss, &loss.value_loss, &loss.ratio_sum,
-                          &loss.kl_sum, &loss.anchor_weight_sum, &stats.success_rate, &stats.mean_return})
+      for (double* sum :
+           {&loss.policy_loss, &loss.entropy_loss, &loss.entropy, &loss.kl_loss, &loss.value_loss,
+            &loss.ratio_sum, &loss.kl_sum, &loss.anchor_weight_sum, &stats.success_rate, &stats.mean_return})
         visit(*sum);
       for (std::size_t* count :
-           {&loss.units, &loss.dropped, &loss.clipped_low, &loss.clipped_high, &loss.dual_clipped, &loss.values,
-            &loss.values_clipped, &stats.informative_groups})
+           {&loss.units, &loss.dropped, &loss.clipped_low, &loss.clipped_high, &loss.dual_clipped,
+            &loss.values, &loss.values_clipped, &stats.informative_groups})
         visit(*count);
       visit(stats.episodes);
       visit(stats.rows);
@@ -422,11 +427,9 @@ class PolicyGradientTrainer {
         entries.push_back(i);
         places.push_back(table.size() > 1 ? i : (table.decision[i] + 1) * B + i % B);
       }
-    const Observation seen =
-        cut_record(table.size() > 1 ? table.final_observation : transition.observation,
-                   [](auto field) { return field.flat(); });
-    const std::int64_t passes =
-        agreed_passes(weights, (entries.size() + rows_.size() - 1) / rows_.size());
+    const Observation seen = cut_record(table.size() > 1 ? table.final_observation : transition.observation,
+                                        [](auto field) { return field.flat(); });
+    const std::int64_t passes = agreed_passes(weights, (entries.size() + rows_.size() - 1) / rows_.size());
     std::vector<float> value(rows_.size() * shape_.per_row());
     for (std::int64_t part = 0; part < passes; ++part) {
       weights.begin_pass({.backward = false});
@@ -498,8 +501,8 @@ class PolicyGradientTrainer {
       const std::span<const float> value = std::span<const float>(value_).first(d_value.size());
       value_loss(value, gather(records.value, shape.per_row(), old_value_),
                  gather(std::span<const float>(target_), shape.per_row(), micro_target_), inputs.weight,
-                 estimator_.value_loss(), denominator / static_cast<double>(shape.units_per_weight()), d_value,
-                 stats);
+                 estimator_.value_loss(), denominator / static_cast<double>(shape.units_per_weight()),
+                 d_value, stats);
       if (estimator_.warms_up(records.number)) {
         std::ranges::fill(d_current, 0.0F);
         std::ranges::fill(d_entropy, 0.0F);

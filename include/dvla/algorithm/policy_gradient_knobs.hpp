@@ -53,7 +53,8 @@ inline constexpr auto knob_docs<PolicyGradientKnobs> = std::to_array<KnobDoc>({
     {"reward_level", "what one reward covers"},
     {"aggregation", "how the loss is averaged: over valid steps, or every trajectory alike"},
     {"entropy_bonus", "weight of the entropy in the objective", 0, 10},
-    {"kl", "weight of the KL to the reference policy, which a model under LoRA is without its adapters", 0, 1e6},
+    {"kl", "weight of the KL to the reference policy, which a model under LoRA is without its adapters", 0,
+     1e6},
 });
 
 /// Rules between members; found by validate(config).
@@ -87,7 +88,8 @@ struct GipoKnobs : Algorithm {
 template <class Algorithm>
 inline constexpr auto knob_docs<GipoKnobs<Algorithm>> = joined_docs(
     knob_docs<Algorithm>,
-    std::to_array<KnobDoc>({{"sigma", "width of the Gaussian in the log ratio that weighs a sample", 1e-3, 1e3}}));
+    std::to_array<KnobDoc>({{"sigma", "width of the Gaussian in the log ratio that weighs a sample", 1e-3,
+                             1e3}}));
 
 }  // namespace dvla
 

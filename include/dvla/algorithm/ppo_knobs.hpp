@@ -14,8 +14,8 @@ template <>
 inline constexpr auto enum_names<ValueTargets> = std::to_array<std::string_view>({"gae", "v_trace"});
 
 struct PpoKnobs : PolicyGradientKnobs {
-  double gamma = 0.99;    ///< discount of a decision (chunk level), or of a control step (action level)
-  double lambda = 0.95;   ///< of GAE
+  double gamma = 0.99;   ///< discount of a decision (chunk level), or of a control step (action level)
+  double lambda = 0.95;  ///< of GAE
   bool normalize_advantages = true;  ///< to mean 0 and deviation 1 over the batch
   double value_coefficient = 1;      ///< of the value loss
   double value_clip = 0.2;           ///< how far a value may move from the recorded one; 0 = off

@@ -13,18 +13,18 @@ namespace dvla {
 /// means over the units whose weight is not 0.
 struct LossStats {
   double policy_loss = 0;
-  double entropy_loss = 0;       ///< -entropy_bonus * weighted mean entropy
-  double entropy = 0;            ///< weighted mean entropy of a unit
-  double kl_loss = 0;            ///< weighted mean KL to the reference policy, times its weight
-  double value_loss = 0;         ///< as it counts in loss(): with its coefficient
-  std::size_t values = 0;        ///< not masked
+  double entropy_loss = 0;         ///< -entropy_bonus * weighted mean entropy
+  double entropy = 0;              ///< weighted mean entropy of a unit
+  double kl_loss = 0;              ///< weighted mean KL to the reference policy, times its weight
+  double value_loss = 0;           ///< as it counts in loss(): with its coefficient
+  std::size_t values = 0;          ///< not masked
   std::size_t values_clipped = 0;  ///< of them, clipped and therefore without a slope
-  std::size_t units = 0;         ///< not masked
-  std::size_t dropped = 0;       ///< of them, dropped by the staleness correction
-  std::size_t clipped_low = 0;   ///< of the others, clipped at 1 - low
-  std::size_t clipped_high = 0;  ///< ... at 1 + high
-  std::size_t dual_clipped = 0;  ///< ... bounded by the dual clip
-  double ratio_sum = 0;          ///< ratio to the anchor
+  std::size_t units = 0;           ///< not masked
+  std::size_t dropped = 0;         ///< of them, dropped by the staleness correction
+  std::size_t clipped_low = 0;     ///< of the others, clipped at 1 - low
+  std::size_t clipped_high = 0;    ///< ... at 1 + high
+  std::size_t dual_clipped = 0;    ///< ... bounded by the dual clip
+  double ratio_sum = 0;            ///< ratio to the anchor
   double max_ratio_deviation =
       0;              ///< max |ratio - 1|: 0 before the first step, or rollout and trainer disagree
   double kl_sum = 0;  ///< see approx_kl

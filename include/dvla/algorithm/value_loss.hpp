@@ -22,15 +22,16 @@ namespace dvla {
 
 struct ValueLossKnobs {
   double coefficient = 1;
-  double clip = 0.2;         ///< how far a value may move in an update and still be corrected; 0: off
-  double huber_delta = 10;   ///< > 0
+  double clip = 0.2;        ///< how far a value may move in an update and still be corrected; 0: off
+  double huber_delta = 10;  ///< > 0
 };
 
 /// All [N, R]; d_value is overwritten: d total / d value, 0 where the weight is 0. Counts into `stats`. Masked rows
 /// may hold anything, NaN included.
-inline void value_loss(std::span<const float> value, std::span<const float> old_value, std::span<const float> target,
-                       std::span<const float> weight, const ValueLossKnobs& knobs, double denominator,
-                       std::span<float> d_value, LossStats& stats) {
+inline void value_loss(std::span<const float> value, std::span<const float> old_value,
+                       std::span<const float> target, std::span<const float> weight,
+                       const ValueLossKnobs& knobs, double denominator, std::span<float> d_value,
+                       LossStats& stats) {
   for (const auto& [name, size] : {std::pair{"value_loss: old value", old_value.size()},
                                    {"value_loss: target", target.size()},
                                    {"value_loss: weight", weight.size()},

@@ -267,15 +267,17 @@ struct WithValue {
           detail::never<Model>,
           "dvla: WithValue<Model> wraps a model, and this is none: write WithValue<TinyVLA<>>, for example");
     else if constexpr (detail::has_value_head<Model>)
-      static_assert(detail::never<Model>,
-                    "dvla: WithValue<Model> gives a model a value head, and this one has one already; name it "
-                    "without WithValue");
-    else if constexpr (!detail::takes_value_head<Model>)
       static_assert(
           detail::never<Model>,
-          "dvla: WithValue<Model> wraps a model that makes a value head where ModelInputs::value_head asks for one "
-          "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool takes_value_head = true;`, and "
-          "this one does not");
+          "dvla: WithValue<Model> gives a model a value head, and this one has one already; name it "
+          "without WithValue");
+    else if constexpr (!detail::takes_value_head<Model>)
+      static_assert(detail::never<Model>,
+                    "dvla: WithValue<Model> wraps a model that makes a value head where "
+                    "ModelInputs::value_head asks for one "
+                    "(TakesValueHead, model/concept.hpp) and says so by `static constexpr bool "
+                    "takes_value_head = true;`, and "
+                    "this one does not");
     else
       return true;
     return false;

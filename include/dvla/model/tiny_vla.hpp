@@ -145,7 +145,8 @@ class TinyVlaModel {
     parameters.use_adapters(false);
     try {
       const at::Tensor output = device_.download(
-          network_.forward(observation, rows, head_.inputs(), head_.times(), detail::Outputs::actions).actions,
+          network_.forward(observation, rows, head_.inputs(), head_.times(), detail::Outputs::actions)
+              .actions,
           downloaded_);
       parameters.use_adapters(true);
       head_.log_prob(view(output), log_prob, entropy);

@@ -349,7 +349,9 @@ class RolloutWorker {
   /// Extents of a Transition with N rows.
   Transition layout(std::int64_t decisions, std::int64_t chunk) const {
     return transition_layout(environment_.observation_spec(), environment_.action_spec(),
-                             {.decisions = decisions, .episodes = environment_.size(), .chunk = chunk,
+                             {.decisions = decisions,
+                              .episodes = environment_.size(),
+                              .chunk = chunk,
                               .values = HasValues<Model>});
   }
 
@@ -583,19 +585,21 @@ class RolloutWorker {
         final_rows_.push_back(S > 1 ? s * B + b : (table.decision.at(s)[b] + 1) * B + b);
       }
     if (final_rows_.empty()) return;
-    const auto width = static_cast<std::size_t>(pass.decisions.value.count() / pass.decisions.log_prob.extents()[0] /
-                                                pass.decisions.log_prob.extents()[1]);
-    const std::size_t most = options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows)
-                                                         : everybody_.size();
+    const auto width =
+        static_cast<std::size_t>(pass.decisions.value.count() / pass.decisions.log_prob.extents()[0] /
+                                 pass.decisions.log_prob.extents()[1]);
+    const std::size_t most =
+        options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : everybody_.size();
     final_values_.resize(most * width);
     Model& model = *models_.front().model;
     for (std::size_t first = 0; first < final_rows_.size(); first += most) {
-      const auto rows = std::span<const std::int64_t>(final_rows_).subspan(
-          first, std::min(most, final_rows_.size() - first));
+      const auto rows = std::span<const std::int64_t>(final_rows_)
+                            .subspan(first, std::min(most, final_rows_.size() - first));
       in_model<Model>("values", rows.size(), seen,
                       [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
       for (std::size_t i = 0; i < rows.size(); ++i)
-        table.final_value[final_entries_[first + i]] = final_values_[i * width];  // before the first of C steps
+        table.final_value[final_entries_[first + i]] =
+            final_values_[i * width];  // before the first of C steps
     }
   }
   static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,

@@ -70,8 +70,7 @@ struct AlgorithmWorld {
       episode.seed[b] = static_cast<std::uint64_t>(b / group);
       episode.decision[b] = static_cast<std::int32_t>(end(b) / C);
       episode.step[b] = static_cast<std::int32_t>(end(b) % C);
-      episode.end[b] =
-          static_cast<std::uint8_t>(b % 2 == 0 ? EpisodeEnd::terminated : EpisodeEnd::truncated);
+      episode.end[b] = static_cast<std::uint8_t>(b % 2 == 0 ? EpisodeEnd::terminated : EpisodeEnd::truncated);
       if constexpr (HasValues<Model>) episode.final_value[b] = 0;
       for (std::int64_t t = 0; t < T; ++t)
         for (std::int64_t c = 0; c < C; ++c) {  // half of the episodes end in each way
