@@ -573,6 +573,7 @@ class RolloutWorker {
   /// What the weights that act now think of the observations which cut episodes off.
   void note_final_values(const Pass& pass) {
     const EpisodeTable& table = pass.all.episode;
+    if (table.final_value.absent()) return;  // the batch is laid out without values
     const std::int64_t S = table.size(), B = table.seed.extents()[1];
     const Observation seen = cut_record(S > 1 ? table.final_observation : pass.all.observation,
                                         [](auto field) { return field.flat(); });
