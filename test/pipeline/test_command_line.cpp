@@ -125,7 +125,7 @@ TEST_CASE("mistakes on the command line are one line with field, value and range
         "'push' on the command line belongs to no flag; write --knob value (--help lists them)");
   CHECK(
       complaint({"--log-prob-level", "tokens"}) ==
-      "--log-prob-level: algorithm.log_prob_level is 'tokens'; it must be one of token, action, chunk (what "
+      "--log-prob-level: algorithm.log_prob_level is 'tokens'; it must be one of token, action, chunk, sequence (what "
       "one ratio covers)");
   CHECK(complaint({"--trace", "maybe"}) ==
         "--trace: run.trace is 'maybe'; it must be true or false (write trace.json)");
@@ -248,7 +248,7 @@ TEST_CASE("help is grouped by slot, with ranges and defaults") {
   for (const char* expected :
        {"Usage: program ", "\nenvironment: MuJoCo<Push>:\n", "\nalgorithm: GRPO<", "\nrun:\n", "--group INT",
         "episodes that share a reset state; in [2, 4096] (default 8)",
-        "one of token, action, chunk (default \"token\")"})
+        "one of token, action, chunk, sequence (default \"token\")"})
     CHECK(help.str().find(expected) != std::string::npos);
 }
 

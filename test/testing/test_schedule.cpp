@@ -60,6 +60,7 @@ struct Broken {
       };
       stage(0, [&] { stages.sample(token); });
       stage(1, [&] { stages.train(token); });
+      token.version = batch + 1;
       if (how == Break::abandons && stop()) break;
       if (how == Break::repeats && i == 3) stage(2, [&] { stages.distribute(token); });
       if (how == Break::order) stage(3, [&] { stages.receive(token); });
