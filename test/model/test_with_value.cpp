@@ -29,7 +29,6 @@ using namespace dvla;
 
 namespace {
 
-using dvla::testing::detail::bytes_of;
 using dvla::testing::detail::gradients_of;
 using dvla::testing::detail::set_weights;
 using dvla::testing::detail::UnitLog;
@@ -275,7 +274,7 @@ TEST_CASE_TEMPLATE("the policy has the same bits with a value head and without",
     using Record = typename Model<Bare>::Decision;
     for (const Decoding decoding : {Decoding::mode, Decoding::sample}) {
       one.act(decoding), other.act(decoding);
-      CHECK((bytes_of(static_cast<const Record&>(*one.decision)) == bytes_of(*other.decision)));
+      CHECK(record_checksum(static_cast<const Record&>(*one.decision)) == record_checksum(*other.decision));
       CHECK(one.storage == other.storage);
     }
     one.forward(), other.forward();
@@ -456,7 +455,7 @@ TEST_CASE("hooks hear of each unit in time, whether values are asked for, or are
   CHECK_EQ(faults(imitated), "");
   CHECK_EQ(imitated.ready, down);
   UnitLog alone = heard([&] { calls.values(); });
-  CHECK(alone.found.empty());
+  CHECK(alone.found.sentences.empty());
   CHECK_FALSE(alone.open);
   CHECK(alone.ready.empty());
   std::vector<std::size_t> used;

@@ -84,10 +84,10 @@ struct UnitLog final : UnitHooks {
   std::vector<std::pair<std::size_t, Direction>> visited;
   std::vector<std::size_t> ready;
   bool open = false;
+  Findings found;  ///< so far
 
  private:
   void wrong(const std::string& what) { found(false, what); }
-  Findings found;
 };
 
 template <ModelMachinery Model>
