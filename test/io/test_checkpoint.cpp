@@ -193,3 +193,24 @@ TEST_CASE("a copy under a name of its own is nobody's part, and stays") {
   for (const std::string& name : parts) CHECK_FALSE(std::filesystem::exists(folder / ("checkpoint/" + name)));
   CHECK_FALSE(std::filesystem::exists(folder / "checkpoint/step-1.safetensors"));
 }
+
+TEST_CASE("an older one that cannot be read or deleted now stays, and is no more than a warning") {
+  TemporaryFolder folder;
+  const State state;
+  std::vector<std::string> warnings;
+  const CheckpointFolder checkpoints(folder.path(), 2, shard_bytes,
+                                     [&](const std::string& warning) { warnings.push_back(warning); });
+  checkpoints.save(1, state.checkpoint());
+  std::filesystem::create_symlink(folder / "step-2.safetensors", folder / "step-2.safetensors");  // ELOOP
+  checkpoints.save(3, state.checkpoint());
+  REQUIRE(warnings.size() == 1);
+  CHECK(contains(warnings[0], "an older checkpoint stays: cannot open '"));
+  CHECK(checkpoints.steps() == Steps{3, 2, 1});
+  CHECK(checkpoints.latest().checkpoint->step == 3);
+
+  std::filesystem::create_directory(folder / "step-0.safetensors");  // which unlink(2) refuses
+  checkpoints.save(4, state.checkpoint());
+  REQUIRE(warnings.size() == 2);
+  CHECK(contains(warnings[1], "older checkpoints stay: cannot delete '"));
+  CHECK(checkpoints.steps() == Steps{4, 3, 0});  // the others went
+}

@@ -1,4 +1,7 @@
 #include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -21,7 +24,7 @@ TEST_CASE("a fresh run has its folder and its fixed file names") {
   CHECK(run.report == run.folder / "report.json");
   CHECK(std::filesystem::is_directory(run.checkpoint));
   CHECK(run.events.filename().string().starts_with("events.out.tfevents."));
-  CHECK(files_in(run.folder) == 1);
+  CHECK(files_in(run.folder) == 2);  // checkpoint/ and the lock
 }
 
 TEST_CASE("names that could leave the folder or hide are refused") {
@@ -45,7 +48,8 @@ TEST_CASE(
     "a folder in use is refused unless the mode allows it; resume keeps, overwrite clears only its own "
     "files") {
   TemporaryFolder root;
-  const RunFolder first = RunFolder::open(root.path(), "r", RunFolderMode::fresh);
+  RunFolder first = RunFolder::open(root.path(), "r", RunFolderMode::fresh);
+  first.lock.release();
   write_text(first.events, "e");
   write_text(first.report, "r");
   write_text(first.folder / "notes.txt", "mine");
@@ -55,7 +59,8 @@ TEST_CASE(
       message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), "r", RunFolderMode::fresh); }),
       "is not empty; choose another name, or ask to resume or to overwrite it"));
 
-  const RunFolder resumed = RunFolder::open(root.path(), "r", RunFolderMode::resume);
+  RunFolder resumed = RunFolder::open(root.path(), "r", RunFolderMode::resume);
+  resumed.lock.release();
   CHECK(resumed.events != first.events);
   CHECK(resumed.events.filename() > first.events.filename());
   CHECK(std::filesystem::exists(first.checkpoint / "step-3.safetensors"));
@@ -78,4 +83,44 @@ TEST_CASE("there must be something to resume, and the name must not be a file") 
   CHECK(contains(message_of<dvla::Error>([&] { RunFolder::open(root / "file", "r", RunFolderMode::fresh); }),
                  "Not a directory"));
   CHECK_NOTHROW(RunFolder::open(root.path(), "new", RunFolderMode::overwrite));
+}
+
+TEST_CASE("while a run is at work in a folder no other one is let in, however it is asked for") {
+  TemporaryFolder root;
+  for (const RunFolderMode mode : {RunFolderMode::overwrite, RunFolderMode::resume}) {
+    RunFolder live = RunFolder::open(root.path(), "r", RunFolderMode::overwrite);
+    write_text(live.report, "r");
+    const auto refused = [&] {
+      return message_of<dvla::ConfigError>([&] { RunFolder::open(root.path(), "r", mode); });
+    };
+    CHECK(refused() == "run name 'r': another run is at work in '" + live.folder.string() +
+                           "'; wait until it ends, stop it, or choose another name");
+    CHECK(read_text(live.report) == "r");
+    CHECK(refused() != "");  // who was refused has not let go of another's lock
+    const RunFolder moved = std::move(live);
+    CHECK(refused() != "");
+  }
+  CHECK(files_in(root / "r") == 2);  // report.json and checkpoint/
+  CHECK_NOTHROW(RunFolder::open(root.path(), "r", RunFolderMode::resume));
+}
+
+TEST_CASE("a process that is killed lets go of its folder") {
+  TemporaryFolder root;
+  int ready[2];
+  REQUIRE(::pipe(ready) == 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const RunFolder mine = RunFolder::open(root.path(), "r", RunFolderMode::fresh);
+    if (::write(ready[1], "x", 1) == 1) ::pause();
+    ::_exit(1);
+  }
+  char byte = 0;
+  REQUIRE(::read(ready[0], &byte, 1) == 1);
+  CHECK_THROWS_AS(RunFolder::open(root.path(), "r", RunFolderMode::overwrite), dvla::ConfigError);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  CHECK(std::filesystem::exists(root / "r" / dvla::io::FolderLock::file_name));  // nobody has tidied up
+  CHECK_NOTHROW(RunFolder::open(root.path(), "r", RunFolderMode::overwrite));
+  ::close(ready[0]);
+  ::close(ready[1]);
 }

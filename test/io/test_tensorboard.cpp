@@ -44,6 +44,7 @@ struct Event {
   std::int64_t step = 0;
   std::string version, tag;
   std::optional<float> value;
+  bool start = false;  ///< of a session
 };
 
 /// A reader written apart from the writer: checks framing and checksums, decodes by field number.
@@ -75,6 +76,8 @@ std::vector<Event> read_events(const std::string& file) {
         REQUIRE(take_varint(value) == (2 << 3 | 5));
         event.value = take<float>(value);
         REQUIRE(value.empty());
+      } else if (key == (7 << 3 | 2)) {
+        event.start = take_bytes(record) == std::string_view("\x08\x01", 2);
       } else {
         FAIL("unknown field");
       }
@@ -137,6 +140,50 @@ TEST_CASE("bad tags, missing folders and existing files are refused") {
   CHECK_THROWS_AS(writer.scalar(std::string(1025, 'x'), 0, 0.0F), dvla::Error);
   CHECK(contains(message_of<dvla::Error>([&] { TensorBoardWriter again(folder / "e"); }), "File exists"));
   CHECK(contains(message_of<dvla::Error>([&] { TensorBoardWriter lost(folder / "no/e"); }), "No such file"));
+}
+
+TEST_CASE("a file says with which step its run goes on, before anything else") {
+  TemporaryFolder folder;
+  {
+    TensorBoardWriter writer(folder / "e", 300);
+    writer.scalar("x", 300, 0.0F);
+  }
+  const std::vector<Event> events = read_events(read_text(folder / "e"));
+  REQUIRE(events.size() == 3);
+  CHECK(events[0].version == "brain.Event:2");
+  CHECK_FALSE(events[0].start);
+  CHECK(events[1].start);
+  CHECK(events[1].step == 300);
+  CHECK(events[2].tag == "x");
+}
+
+TEST_CASE("a full disk costs the records that were to go out, and no later ones") {
+  TemporaryFolder folder;
+  ::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const auto limit = [&](rlim_t bytes) {
+    const rlimit now{bytes, before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &now) == 0);
+  };
+  limit(10);  // not even the first records: a file without them is none
+  CHECK(
+      contains(message_of<dvla::Error>([&] { TensorBoardWriter torn(folder / "e", 1); }), "File too large"));
+  CHECK(!std::filesystem::exists(folder / "e"));
+  limit(before.rlim_cur);
+  TensorBoardWriter writer(folder / "e", 1);
+  writer.scalar("kept", 1, 0.0F);
+  writer.flush();
+  limit(std::filesystem::file_size(folder / "e") + 100);
+  writer.scalar(std::string(500, 'x'), 2, 0.0F);
+  CHECK_THROWS_AS(writer.flush(), dvla::Error);
+  limit(before.rlim_cur);
+  writer.scalar("later", 3, 0.0F);
+  writer.close();
+  const std::vector<Event> events = read_events(read_text(folder / "e"));  // no torn record
+  REQUIRE(events.size() == 4);
+  CHECK(events[2].tag == "kept");
+  CHECK(events[3].tag == "later");
 }
 
 TEST_CASE("a full disk is an error, not silence") {

@@ -233,11 +233,12 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve has 100000000000000000"));
   for (const double value : {nan, infinity, -infinity}) {
     CAPTURE(value);
-    CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"model.weight.0", 1, value}),
-                   "model.weight.0 has " + std::to_string(value) + " at element 1: it must be finite"));
+    CHECK(contains(
+        foreign({1, 1}, {0.5, 10, 5}, {"model.weight.0", 1, value}),
+        "model.weight.0 has " + dvla::detail::number_text(value) + " at element 1: it must be finite"));
     for (const char* tensor : {"shard.exp_avg", "shard.exp_avg_sq"})
       CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {tensor, 1, value}),
-                     std::string(tensor) + " holds " + std::to_string(value)));
+                     std::string(tensor) + " holds " + dvla::detail::number_text(value)));
   }
   CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg_sq", 1, -1e-30}), "shard.exp_avg_sq holds"));
   CHECK(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg", 1, -1}).empty());

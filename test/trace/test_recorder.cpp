@@ -12,6 +12,7 @@
 #include "dvla/trace/chrome.hpp"
 #include "dvla/trace/off.hpp"
 #include "dvla/trace/recorder.hpp"
+#include "test/core/foreign_locale.hpp"
 
 using dvla::trace::Off;
 using dvla::trace::Recorder;
@@ -163,4 +164,19 @@ TEST_CASE("Off has the same interface and keeps nothing") {
   off.record("x", "stage", 0, 0, 0);
   CHECK(off.spans().empty());
   CHECK(off.dropped() == 0);
+}
+
+TEST_CASE("the file is JSON under any locale") {
+  Recorder recorder(2);
+  for (int i = 0; i < 1100; ++i)
+    recorder.record("step", "stage", 1'000'000 + i, 1'000'000 * i, 1'500'000 * i);
+  const auto text = [&] {
+    std::ostringstream out;
+    dvla::trace::write_chrome(out, {dvla::trace::snapshot(recorder, "dvla")});
+    return out.str();
+  };
+  const std::string plain = text();
+  const dvla_test::ForeignLocale foreign;
+  CHECK(text() == plain);
+  CHECK(nlohmann::json::parse(text())["dropped"] == 1098);
 }

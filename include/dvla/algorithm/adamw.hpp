@@ -18,6 +18,7 @@
 
 #include "dvla/algorithm/extents.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 
 namespace dvla {
 
@@ -32,8 +33,8 @@ struct AdamWKnobs {
   void validate() const {
     const auto expect = [](bool good, const char* name, double value, const char* range) {
       if (!good)
-        throw ConfigError("AdamW: " + std::string(name) + " is " + std::to_string(value) + "; it must be " +
-                          range + ".");
+        throw ConfigError("AdamW: " + std::string(name) + " is " + detail::number_text(value) +
+                          "; it must be " + range + ".");
     };
     expect(std::isfinite(learning_rate) && learning_rate >= 0, "learning_rate", learning_rate,
            "finite and at least 0");
@@ -94,7 +95,7 @@ inline double squared_norm(std::span<const float> gradient) {
 inline double clip_scale(double norm, double max_norm, std::int64_t step) {
   if (!std::isfinite(norm))
     throw Error(
-        "The gradient of optimiser step " + std::to_string(step) + " has norm " + std::to_string(norm) +
+        "The gradient of optimiser step " + std::to_string(step) + " has norm " + detail::number_text(norm) +
         ", so it holds a NaN or an infinity and was not applied: look for a diverged loss, or lower the "
         "learning rate.");
   return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;

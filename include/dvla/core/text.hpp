@@ -1,6 +1,9 @@
 // Text for people: printf's forms as a std::string, checked as printf's are (g++ 12 has no <format>), and text
-// from outside made fit for one line.
+// from outside made fit for one line. None of it depends on the locale that a program has chosen: numbers are
+// put into text by what stands here, never by streams or std::to_string(double).
 #pragma once
+
+#include <locale.h>
 
 #include <charconv>
 #include <cstdarg>
@@ -12,11 +15,14 @@
 namespace dvla {
 
 [[gnu::format(printf, 1, 2)]] inline std::string printed(const char* form, ...) {
-  char text[1024];  // what is longer is cut
+  static const locale_t classic = ::newlocale(LC_ALL_MASK, "C", nullptr);
+  const locale_t chosen = ::uselocale(classic);  // of this thread
+  char text[1024];                               // what is longer is cut
   va_list values;
   va_start(values, form);
   std::vsnprintf(text, sizeof text, form, values);
   va_end(values);
+  ::uselocale(chosen);
   return text;
 }
 

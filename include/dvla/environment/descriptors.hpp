@@ -8,6 +8,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/environment/mujoco_knobs.hpp"
 #include "dvla/environment/toy_knobs.hpp"
@@ -36,7 +37,7 @@ const Knobs& checked(const Knobs& knobs) {
   for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
     const auto number = static_cast<double>(value);
     if (number < doc.least || number > doc.most)
-      throw ConfigError(concat("environment.", name, " is ", std::to_string(value), "; it must be from ",
+      throw ConfigError(concat("environment.", name, " is ", number_text(value), "; it must be from ",
                                static_cast<std::int64_t>(doc.least), " to ",
                                static_cast<std::int64_t>(doc.most)));
   });

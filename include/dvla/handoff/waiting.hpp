@@ -4,11 +4,11 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <string>
 #include <string_view>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 
 namespace dvla {
 
@@ -23,9 +23,7 @@ struct wait_reason {
 namespace detail {
 
 inline std::string seconds_text(std::chrono::nanoseconds duration) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g s", std::chrono::duration<double>(duration).count());
-  return text;
+  return printed("%g s", std::chrono::duration<double>(duration).count());
 }
 
 /// Of a limit as knobs give it.

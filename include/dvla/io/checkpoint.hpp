@@ -40,11 +40,15 @@ class CheckpointFolder {
   /// Of the metadata: how many parts a checkpoint has.
   static constexpr std::string_view parts_key = "shards";
 
+  /// Is told, in one sentence, what save() could not tidy up.
+  using Warn = std::function<void(const std::string&)>;
+  static void to_standard_error(const std::string& warning) { std::cerr << "warning: " + warning + "\n"; }
+
   /// keep_last >= 1: how many checkpoints save() leaves, its own included. Files of more than `file_bytes` are
   /// cut. Throws ConfigError.
   explicit CheckpointFolder(std::filesystem::path folder, int keep_last = 3,
-                            std::uint64_t file_bytes = shard_bytes)
-      : folder_(std::move(folder)), keep_last_(keep_last), file_bytes_(file_bytes) {
+                            std::uint64_t file_bytes = shard_bytes, Warn warn = to_standard_error)
+      : folder_(std::move(folder)), keep_last_(keep_last), file_bytes_(file_bytes), warn_(std::move(warn)) {
     if (keep_last < 1)
       throw ConfigError("keep_last = " + std::to_string(keep_last) + " for the checkpoints in '" +
                         folder_.string() + "': it must be at least 1");
@@ -69,7 +73,8 @@ class CheckpointFolder {
 
   /// Writes the checkpoint (the folder is made if need be); returns its path once it is durable. Only then
   /// deletes: sound older ones beyond keep_last, damaged older ones, parts of these and of those that never were
-  /// complete, and temporary files of killed processes.
+  /// complete, and temporary files of killed processes. What cannot be read or deleted now stays and is no more
+  /// than a warning.
   /// Checkpoints of later steps stay until this run has passed them (see remove_after). Throws Error.
   std::filesystem::path save(std::int64_t step, const Checkpoint& checkpoint) const {
     if (step < 0)
@@ -79,7 +84,11 @@ class CheckpointFolder {
     make_folder();
     const std::filesystem::path path =
         write_safetensors(path_of(step), checkpoint.tensors, metadata, file_bytes_);
-    prune(step);
+    try {
+      prune(step);
+    } catch (const std::exception& why) {
+      warn_(std::string("older checkpoints stay: ") + why.what());
+    }
     return path;
   }
 
@@ -195,17 +204,21 @@ class CheckpointFolder {
   }
 
   void prune(std::int64_t newest) const {
-    remove_names([&](const std::string& name) { return name.starts_with(temporary_prefix); });
-    std::set<std::int64_t> kept;
+    std::set<std::int64_t> kept, unread;  // the latter may be sound, so they stay and do not count
     for (const std::int64_t step : steps()) {
       if (step >= newest || std::ssize(kept) + 1 >= keep_last_) continue;
       try {
         (void)load(step);
         kept.insert(step);
       } catch (const FormatError&) {
+      } catch (const std::exception& why) {
+        unread.insert(step);
+        warn_(std::string("an older checkpoint stays: ") + why.what());
       }
     }
-    remove_steps([&](std::int64_t step) { return step < newest && !kept.contains(step); });
+    remove_names([&](const std::string& name) { return name.starts_with(temporary_prefix); });
+    remove_steps(
+        [&](std::int64_t step) { return step < newest && !kept.contains(step) && !unread.contains(step); });
   }
   /// All files of such steps, first those that count on the others.
   template <class Goes>
@@ -222,16 +235,18 @@ class CheckpointFolder {
     for_each_name([&](const std::string& name) {
       if (goes(name)) found.push_back(folder_ / name);
     });
-    for (const std::filesystem::path& file : found) remove(file);
-  }
-  static void remove(const std::filesystem::path& file) {
-    if (::unlink(file.c_str()) != 0 && errno != ENOENT)
-      detail::throw_errno("delete the old checkpoint", file);
+    std::string failed;  // the first; the others go nevertheless
+    for (const std::filesystem::path& file : found) {
+      if (::unlink(file.c_str()) == 0 || errno == ENOENT || !failed.empty()) continue;
+      failed = "cannot delete '" + file.string() + "': " + std::generic_category().message(errno);
+    }
+    if (!failed.empty()) throw Error(failed);
   }
 
   std::filesystem::path folder_;
   int keep_last_;
   std::uint64_t file_bytes_;
+  Warn warn_;
 };
 
 /// The checkpoint that `path` means: a file, a folder of checkpoints, or a run's folder, of which the newest
@@ -241,7 +256,7 @@ inline SafetensorsFile open_checkpoint(const std::filesystem::path& path) {
   if (!fs::is_directory(path)) return CheckpointFolder::open(path);
   const fs::path folder = fs::is_directory(path / "checkpoint") ? path / "checkpoint" : path;
   LatestCheckpoint latest = CheckpointFolder(folder).latest();
-  for (const std::string& warning : latest.warnings) std::cerr << "warning: " << warning << '\n';
+  for (const std::string& warning : latest.warnings) CheckpointFolder::to_standard_error(warning);
   if (!latest.checkpoint)
     throw ConfigError("checkpoint '" + path.string() + "': there is no sound checkpoint in '" +
                       folder.string() + "'");

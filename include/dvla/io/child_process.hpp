@@ -46,7 +46,7 @@ inline int spawn(pid_t& child, const std::vector<std::string>& arguments, const 
   sigset_t none, usual;
   sigemptyset(&none);
   sigemptyset(&usual);
-  for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGCHLD}) sigaddset(&usual, signal);
+  for (const int signal : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ, SIGCHLD}) sigaddset(&usual, signal);
   posix_spawnattr_setsigmask(&settings.attributes, &none);
   posix_spawnattr_setsigdefault(&settings.attributes, &usual);
   posix_spawnattr_setpgroup(&settings.attributes, 0);  // its children die with it

@@ -1,15 +1,20 @@
-// Where a training run leaves its files: runs/<name>/ with fixed names inside. Creates and checks the folder;
-// does not write the files.
+// Where a training run leaves its files: runs/<name>/ with fixed names inside. Creates, checks and locks the
+// folder; does not write the files.
 #pragma once
+
+#include <sys/file.h>
 
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/io/file_descriptor.hpp"
 #include "dvla/io/run_name.hpp"
 
 namespace dvla::io {
@@ -21,7 +26,59 @@ enum class RunFolderMode {
   overwrite  ///< an earlier run: the files that this library writes are deleted first, others stay
 };
 
-/// The files of one run. Plain paths; making one creates <root>/<name>/ and checkpoint/ inside.
+/// Holds a folder for one process, by flock(2) on a file in it: the kernel lets go when the process ends, however
+/// that happens. On a file system without locks it holds nothing, and says why.
+class FolderLock {
+ public:
+  static constexpr const char* file_name = ".dvla-lock";
+
+  FolderLock() = default;
+  /// Throws Error when the file cannot be made; see is_taken().
+  explicit FolderLock(const std::filesystem::path& folder) : path_(folder / file_name) {
+    for (struct stat status{}; !file_.is_open() || status.st_nlink == 0;) {  // deleted by whoever held it
+      file_ = detail::open_file(path_, O_RDWR | O_CREAT | O_NOFOLLOW);
+      if (!file_.is_open()) detail::throw_errno("create", path_);
+      if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) {
+        taken_ = errno == EWOULDBLOCK;
+        if (!taken_)
+          why_not_ = "'" + path_.string() +
+                     "' cannot be locked, so a second run in this folder goes unnoticed: " +
+                     std::generic_category().message(errno);
+        file_.close();
+        return;
+      }
+      if (::fstat(file_.get(), &status) != 0) detail::throw_errno("stat", path_);
+    }
+  }
+  FolderLock(FolderLock&&) noexcept = default;
+  FolderLock& operator=(FolderLock&& other) noexcept {
+    release();
+    path_ = std::move(other.path_);
+    file_ = std::move(other.file_);
+    taken_ = other.taken_;
+    why_not_ = std::move(other.why_not_);
+    return *this;
+  }
+  ~FolderLock() { release(); }
+
+  /// By another one.
+  bool is_taken() const { return taken_; }
+  /// Why nothing is held, though it is free; empty where it is held.
+  const std::string& why_not() const { return why_not_; }
+  void release() {
+    if (file_.is_open()) ::unlink(path_.c_str());
+    file_.close();
+  }
+
+ private:
+  std::filesystem::path path_;
+  detail::FileDescriptor file_;
+  bool taken_ = false;
+  std::string why_not_;
+};
+
+/// The files of one run. Making one creates <root>/<name>/ and checkpoint/ inside; while it lives no other can be
+/// made there.
 struct RunFolder {
   static constexpr const char* job_name = "job.txt";
 
@@ -33,14 +90,15 @@ struct RunFolder {
                         config = folder / "config.json", report = folder / "report.json",
                         checkpoint = folder / "checkpoint";
   std::filesystem::path job = folder / job_name;  ///< names the job that writes here, for its own restarts
+  FolderLock lock{};
 
   /// The recording of what was trained from that batch on.
   std::filesystem::path hand_overs(std::int64_t first_batch) const {
     return folder / ("hand_overs" + (first_batch > 0 ? "-" + std::to_string(first_batch) : "") + ".json");
   }
 
-  /// `name`: see check_run_name. Throws ConfigError for a bad name or a folder that `mode` does not allow,
-  /// Error when the disk refuses.
+  /// `name`: see check_run_name. Throws ConfigError for a bad name, a folder that `mode` does not allow or in
+  /// which another run is at work, Error when the disk refuses.
   static RunFolder open(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
     namespace fs = std::filesystem;
     check_run_name(name);
@@ -57,6 +115,11 @@ struct RunFolder {
       if (!used && mode == RunFolderMode::resume)
         throw ConfigError("run name '" + name + "': there is nothing to resume in '" + run.folder.string() +
                           "'");
+      fs::create_directories(run.folder);
+      run.lock = FolderLock(run.folder);
+      if (run.lock.is_taken())
+        throw ConfigError("run name '" + name + "': another run is at work in '" + run.folder.string() +
+                          "'; wait until it ends, stop it, or choose another name");
       if (mode == RunFolderMode::overwrite && used) run.remove_own_files();
       fs::create_directories(run.checkpoint);
       // TensorBoard reads a run's event files in the order of their names.

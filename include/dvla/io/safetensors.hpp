@@ -53,7 +53,8 @@ inline std::filesystem::path weights_at(const std::filesystem::path& path) {
 }
 }  // namespace detail
 
-/// A file, or the files of an index, mapped read-only. Reading is thread-safe. Replace such files by rename
+/// A file, or the files of an index, mapped read-only, or read into memory where the file system maps none
+/// (ENODEV). Reading is thread-safe. Replace such files by rename
 /// (write_safetensors does): whoever shortens a mapped file in place kills its readers with SIGBUS, as with
 /// every mapping.
 class SafetensorsFile {
@@ -168,9 +169,20 @@ class SafetensorsFile {
     const auto size = static_cast<std::size_t>(status.st_size);
     if (size == 0)
       return Mapping(nullptr, {0});  // mmap refuses empty files; the parser says what is wrong with them.
-    void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
-    if (address == MAP_FAILED) detail::throw_errno("map", path);
-    return Mapping(address, {size});
+    void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (address != MAP_FAILED) return Mapping(address, {size});
+    if (errno != ENODEV) detail::throw_errno("map", path);
+    address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) detail::throw_errno("make room to read", path);
+    Mapping memory(address, {size});
+    for (std::size_t done = 0; done < size;) {
+      const ssize_t count = ::read(file.get(), static_cast<std::byte*>(address) + done, size - done);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) detail::throw_errno("read", path);
+      if (count == 0) throw FormatError("'" + path.string() + "' became shorter while it was read");
+      done += static_cast<std::size_t>(count);
+    }
+    return memory;
   }
   void add(const std::filesystem::path& path) {
     Mapping mapping = map(path);

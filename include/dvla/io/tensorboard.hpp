@@ -9,6 +9,7 @@
 #include <boost/crc.hpp>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "dvla/io/file_descriptor.hpp"
@@ -29,22 +30,31 @@ inline std::uint32_t masked_crc32c(std::string_view bytes) {
 
 /// Appends scalars to one event file. TensorBoard shows a file whose name contains "tfevents". One thread at
 /// a time. Records gather in a buffer that goes out when it reaches `flush_bytes`, or with the first scalar
-/// that comes `flush_after` or later after the last flush, or on flush() and close(). Failures throw Error; a
-/// record that could not be written whole may leave a torn end, which readers skip.
+/// that comes `flush_after` or later after the last flush, or on flush() and close(). Failures throw Error and
+/// cost the records in the buffer; the writer may be used on, for the file ends with a whole record.
 class TensorBoardWriter {
  public:
   static constexpr std::size_t flush_bytes = 64 * 1024;
   static constexpr std::chrono::seconds flush_after{2};
   static constexpr std::size_t max_tag_bytes = 1024;
 
-  /// The file must not exist yet; its folder must.
-  explicit TensorBoardWriter(std::filesystem::path path) : path_(std::move(path)) {
+  /// The file must not exist yet; its folder must. `start`: the step with which a run begins or goes on; of earlier
+  /// files in its folder readers leave out all from there on.
+  explicit TensorBoardWriter(std::filesystem::path path, std::optional<std::int64_t> start = {})
+      : path_(std::move(path)) {
     file_ = detail::open_file(path_, O_WRONLY | O_CREAT | O_EXCL | O_APPEND);
     if (!file_.is_open()) detail::throw_errno("create the event file", path_);
-    std::string event = double_field(1, unix_seconds());
-    event += bytes_field(3, "brain.Event:2");
-    append_record(event);
-    flush();
+    append_record(double_field(1, unix_seconds()) + bytes_field(3, "brain.Event:2"));
+    const std::string status_start = key(1, 0) + varint(1);  // of tensorflow.SessionLog
+    if (start)
+      append_record(double_field(1, unix_seconds()) + key(2, 0) + varint(static_cast<std::uint64_t>(*start)) +
+                    bytes_field(7, status_start));
+    try {
+      flush();
+    } catch (const Error&) {
+      ::unlink(path_.c_str());
+      throw;
+    }
   }
   TensorBoardWriter(TensorBoardWriter&&) noexcept = default;
   TensorBoardWriter& operator=(TensorBoardWriter&&) = delete;
@@ -74,15 +84,17 @@ class TensorBoardWriter {
   /// Hands everything to the operating system (no fsync).
   void flush() {
     last_flush_ = std::chrono::steady_clock::now();
-    while (!buffer_.empty()) {
-      const std::ptrdiff_t written = detail::write_some(file_.get(), std::as_bytes(std::span(buffer_)));
+    const std::string records = std::exchange(buffer_, {});  // else a full disk would make it grow
+    for (std::span left = std::as_bytes(std::span(records)); !left.empty();) {
+      const std::ptrdiff_t written = detail::write_some(file_.get(), left);
       if (written < 0) {
         const int code = errno;
-        buffer_.clear();  // Else a full disk would make it grow without bound.
+        (void)::ftruncate(file_.get(), whole_);  // readers stop at a torn record
         detail::throw_errno("write the event file", path_, code);
       }
-      buffer_.erase(0, static_cast<std::size_t>(written));
+      left = left.subspan(static_cast<std::size_t>(written));
     }
+    whole_ += static_cast<off_t>(records.size());
   }
   void close() {
     if (!file_.is_open()) return;
@@ -122,6 +134,7 @@ class TensorBoardWriter {
   std::filesystem::path path_;
   detail::FileDescriptor file_;
   std::string buffer_;
+  off_t whole_ = 0;  ///< bytes of the file, up to its last whole record
   std::chrono::steady_clock::time_point last_flush_{};
 };
 

@@ -5,17 +5,16 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <limits>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
 
@@ -73,11 +72,7 @@ RatioError check_ratio(Model& model, const Observation& observation, const typen
   const RatioError found = ratio_error(model, observation, decision, rows);
   const bool half = computes_in_16_bits(model);
   if (!found.fits(half)) {
-    const auto number = [](double value) {
-      std::array<char, 32> text{};
-      std::snprintf(text.data(), text.size(), "%.3g", value);
-      return std::string(text.data());
-    };
+    const auto number = [](double value) { return printed("%.3g", value); };
     throw Error("ratio self-test: the trainer's and the sampler's probability of row " +
                 std::to_string(found.row) + ", element " + std::to_string(found.element) + " differ by " +
                 number(found.error) + " (relative), and log-probabilities by " + number(found.mean) +

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/core/weights.hpp"
 #include "dvla/io/safetensors.hpp"
 
@@ -95,8 +96,8 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
       if (!copies && !each.mapped) {
         detail::for_each_value(view, [&](std::size_t i, float value) {
           if (!std::isfinite(value))
-            throw FormatError(where + " has " + std::to_string(value) + " at element " + std::to_string(i) +
-                              ": it must be finite");
+            throw FormatError(where + " has " + detail::number_text(value) + " at element " +
+                              std::to_string(i) + ": it must be finite");
         });
       }
       if (!copies || each.mapped) continue;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/io/checkpoint.hpp"
 #include "dvla/model/weight_files.hpp"
 #include "dvla/pipeline/command_line.hpp"
@@ -30,12 +31,46 @@ inline constexpr const char* counters_name = "run.counters";  // next batch, see
 inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
+
+/// The file that counts on the optimiser's parts; the leader's.
+template <class Run>
+std::filesystem::path save_whole(Run& run, const io::CheckpointFolder& folder, int parts) {
+  const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
+  io::Checkpoint checkpoint;
+  const CheckpointWeights kind = run.config().run.checkpoint_weights;
+  checkpoint.tensors =
+      weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
+                       checkpoint_prefix);
+  checkpoint.metadata[weights_key] = enum_name(kind);
+  checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
+  checkpoint.tensors.push_back(
+      io::tensor_to_write<std::int64_t>(counters_name, {2}, std::span<const std::int64_t>(counters)));
+  std::vector<double> curve;  // a row per batch
+  for (std::int64_t batch = 0; batch < run.next_batch(); ++batch) {
+    const Iteration& iteration = run.history()[static_cast<std::size_t>(batch)];
+    curve.insert(curve.end(), {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps),
+                               static_cast<double>(iteration.counts.chunk_steps)});
+  }
+  checkpoint.tensors.push_back(io::tensor_to_write<double>(curve_name, {run.next_batch(), curve_columns},
+                                                           std::span<const double>(curve)));
+  checkpoint.metadata["pipeline"] = Run::pipeline::describe();
+  checkpoint.metadata["config"] = to_json(kept(run.config())).dump();
+  return folder.save(run.next_batch(), checkpoint);
+}
 }  // namespace detail
+
+/// A checkpoint could not be written, by one actor at least: of the whole job there is none, and training may go
+/// on.
+class NotSaved : public Error {
+ public:
+  using Error::Error;
+};
 
 /// Writes step-<next batch>.safetensors, the weights under the model's parameter names, and beside it the
 /// optimiser's state: a part of each actor, or of the leader alone where every actor has the whole. In a job
 /// every actor calls it, between the same two updates, into the same folder (so the folder is one that all
-/// machines see); parts are written before the file that counts on them. Returns the leader's path.
+/// machines see); parts are written before the file that counts on them. Returns the leader's path. Throws
+/// NotSaved, on all actors alike.
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
@@ -45,38 +80,27 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   for (const ShardPiece& piece : weights.pieces()) mine += piece.range.count;
   const int parts = mine == whole ? 1 : run.job().actors();
   const int part = parts == 1 ? 0 : weights.actor();
-  if (parts > 1 || run.job().leads()) {
+  // Nobody goes on before all have written, or know that one could not.
+  const auto together = [&](bool writes, auto write) {
+    std::string failed;
+    try {
+      if (writes) write();
+    } catch (const std::exception& why) {
+      failed = why.what();
+    }
+    std::array<double, 1> failures{failed.empty() ? 0.0 : 1.0};
+    if (run.job().actors() > 1) weights.sum(failures);
+    if (failures[0] > 0) throw NotSaved(failed.empty() ? "another actor could not write" : failed);
+  };
+  together(parts > 1 || run.job().leads(), [&] {
     const ShardToWrite shard(weights, whole, computes_in_16_bits(run.model()), part, parts);
     io::Checkpoint file;
     shard.add_to(file);
     folder.save_part(run.next_batch(), part, parts, file.tensors);
-  }
-  if (parts > 1) {
-    std::array<double, 1> written{};  // by all
-    weights.sum(written);
-  }
-  if (!run.job().leads()) return folder.path_of(run.next_batch());
-  const std::vector<std::int64_t> counters{run.next_batch(), run.config().run.seed};
-  io::Checkpoint checkpoint;
-  const CheckpointWeights kind = run.config().run.checkpoint_weights;
-  checkpoint.tensors =
-      weights_to_write(run.model(), kind == CheckpointWeights::whole ? WeightSet::all : WeightSet::trainable,
-                       checkpoint_prefix);
-  checkpoint.metadata[detail::weights_key] = enum_name(kind);
-  checkpoint.metadata[std::string(io::CheckpointFolder::parts_key)] = std::to_string(parts);
-  checkpoint.tensors.push_back(
-      io::tensor_to_write<std::int64_t>(detail::counters_name, {2}, std::span<const std::int64_t>(counters)));
-  std::vector<double> curve;  // a row per batch
-  for (std::int64_t batch = 0; batch < run.next_batch(); ++batch) {
-    const Iteration& iteration = run.history()[static_cast<std::size_t>(batch)];
-    curve.insert(curve.end(), {iteration.update.success_rate, static_cast<double>(iteration.counts.env_steps),
-                               static_cast<double>(iteration.counts.chunk_steps)});
-  }
-  checkpoint.tensors.push_back(io::tensor_to_write<double>(
-      detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
-  checkpoint.metadata["pipeline"] = Run::pipeline::describe();
-  checkpoint.metadata["config"] = to_json(run.config()).dump();
-  return folder.save(run.next_batch(), checkpoint);
+  });
+  std::filesystem::path path = folder.path_of(run.next_batch());
+  together(run.job().leads(), [&] { path = detail::save_whole(run, folder, parts); });
+  return path;
 }
 
 /// Whether it has the frozen weights too.
@@ -137,7 +161,7 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
     refuse("run.curve does not have a row for each of " + std::to_string(counters[0]) + " batches");
   for (std::size_t i = 0; i < curve.size(); ++i)
     if (!(curve[i] >= 0 && curve[i] <= 0x1p53))
-      refuse("run.curve has " + std::to_string(curve[i]) + " at element " + std::to_string(i) +
+      refuse("run.curve has " + detail::number_text(curve[i]) + " at element " + std::to_string(i) +
              ": it must be finite, not negative and at most 2^53");
   // Frozen weights do not travel, and ranks that come later read no checkpoint.
   if (!run.job().alone() && is_whole(file) &&

@@ -23,7 +23,9 @@
 #include "dvla/io/animation.hpp"
 #include "dvla/io/plot.hpp"
 #include "dvla/io/run_folder.hpp"
+#include "dvla/io/standard_streams.hpp"
 #include "dvla/io/tensorboard.hpp"
+#include "dvla/io/watchers.hpp"
 #include "dvla/memory/host_pool.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
@@ -137,9 +139,10 @@ std::string figures_text(const Run& run, const ExperimentResult& result) {
   if (!report.looks.empty()) out += "\n" + looks_text(report);
   if (!report.ranks.empty()) out += "\n" + job_text(report);
   if (!result.success_rate) return out;
-  out += printed("\nsuccess on %zu %s: %.3f before, %.3f after", result.after.size(),
-                 run.config().run.evaluation_cases.empty() ? "fresh episodes" : "cases",
-                 *result.success_before, *result.success_rate);
+  out += printed("\nsuccess on %zu %s: ", result.after.size(),
+                 run.config().run.evaluation_cases.empty() ? "fresh episodes" : "cases");
+  if (result.success_before) out += printed("%.3f before, ", *result.success_before);
+  out += printed("%.3f after", *result.success_rate);
   const auto tasks = by_task(result.after, run.spec().observation);
   for (const TaskSuccess& task : tasks)
     if (tasks.size() > 1)
@@ -182,13 +185,20 @@ void film(Run& run, const std::filesystem::path& path, const stop_flag* stop) {
   if constexpr (HasRender<typename Run::Environment>) {
     constexpr int side = 240, columns = 3, delay = 10, held = 90;  // hundredths of a second
     std::optional<io::GifWriter> gif;
+    std::exception_ptr failed;  // the file; who draws is heard out nevertheless
     run.draw(
         columns, side,
         [&](std::int64_t step, std::span<const std::uint8_t> rgb) {
-          if (!gif) gif.emplace(path, side, static_cast<int>(rgb.size() / (3 * side)));
-          gif->add(rgb, step == run.spec().horizon ? held : delay);
+          if (failed) return;
+          try {
+            if (!gif) gif.emplace(path, side, static_cast<int>(rgb.size() / (3 * side)));
+            gif->add(rgb, step == run.spec().horizon ? held : delay);
+          } catch (const std::exception&) {
+            failed = std::current_exception();
+          }
         },
         stop);
+    if (failed) std::rethrow_exception(failed);
     gif->commit();
   }
 }
@@ -281,9 +291,19 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark,
                                 std::unique_ptr<Run<P>>& run) {
+  const io::SafeStreams streams;
   bool leads = false;
+  const auto warn = [](const std::string& what) { std::cerr << "warning: " + what + "\n"; };
+  // Shared with the run's threads, which outlive this where training throws.
+  std::shared_ptr<ProgressLine> progress;
+  const auto print = [&](const std::string& line) {
+    progress ? progress->say(line) : void(std::cerr << line + "\n");
+  };
+  io::Watchers watchers(print);
   const auto say = [&](const std::string& text) {
-    if (leads && !config.run.quiet) std::cout << text << std::endl;
+    if (!leads || config.run.quiet || std::cout << text << std::endl) return;
+    std::cout.clear();
+    watchers.tell("output", "standard output takes no text, the run goes on");
   };
   stop_flag stop;
   signal_guard guard(stop);
@@ -294,7 +314,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     } catch (const Stopped&) {
     } catch (const PeerError& lost) {
       if (!run->job().begun()) throw;
-      std::cerr << "warning: an evaluation or animation is left out: " + std::string(lost.what()) + "\n";
+      warn("an evaluation or animation is left out: " + std::string(lost.what()));
     }
   };
 
@@ -348,17 +368,19 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       std::filesystem::remove(folder.job);
     else
       leave_mark();
-    io::write_file(folder.config, to_json(config).dump(2) + "\n");
+    io::write_file(folder.config, to_json(kept(config)).dump(2) + "\n");
+    if (!folder.lock.why_not().empty()) watchers.tell("lock", folder.lock.why_not());
   });
   ExperimentResult result;
   // A run that ends before it has trained leaves nothing, so that it can be started again as it was.
   struct Unkept {
-    const io::RunFolder& folder;
+    io::RunFolder& folder;
     bool kept;
     ~Unkept() { remove(); }
-    void remove() const {
+    void remove() {
       std::error_code not_empty;  // then it stays
       if (kept) return;
+      folder.lock.release();
       for (const auto& path :
            {folder.config, folder.job, folder.before_gif, folder.checkpoint, folder.folder})
         std::filesystem::remove(path, not_empty);
@@ -367,12 +389,45 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   const auto saves_after = [&](std::int64_t batch) {
     return config.run.checkpoint_every > 0 && (batch + 1) % config.run.checkpoint_every == 0;
   };
+  const io::CheckpointFolder checkpoints(
+      root / config.run.name / "checkpoint", config.run.keep_checkpoints, io::shard_bytes,
+      [&](const std::string& untidy) { watchers.tell("checkpoints", untidy); });
+  std::int64_t saved_batches = -1;
+  std::filesystem::path saved;
+  const auto save = [&] {  // once a batch; on all actors alike
+    if (!run->job().trains() || saved_batches == run->next_batch()) return saved;
+    saved = save_checkpoint(*run, checkpoints);
+    saved_batches = run->next_batch();
+    if (goes_back && leads)
+      watchers.attempt("dropping the later checkpoints", [&] {
+        checkpoints.remove_after(run->next_batch());
+        leave_mark();
+      });
+    return saved;
+  };
+  const auto after_update = [&](std::int64_t batch) {
+    try {
+      if (saves_after(batch)) save();
+    } catch (const NotSaved& why) {
+      print("warning: no checkpoint after batch " + std::to_string(batch + 1) +
+            ", the next one is tried as ever: " + why.what());
+    }
+  };
+  std::vector<std::string> lost;  // the run ends with this error, when all else is done
+  const auto at_end = [&](std::int64_t batches) {
+    try {
+      if (batches > 0 || !continues) save();
+    } catch (const NotSaved& why) {
+      lost.push_back(std::string("the last checkpoint: ") + why.what());
+    }
+  };
+  const auto throw_if_lost = [&] {
+    if (lost.empty()) return;
+    std::string all = "the run has ended, but something of what it leaves could not be written: ";
+    for (const std::string& each : lost) all += (&each == lost.data() ? "" : "; ") + each;
+    throw Error(all);
+  };
   if (!leads) {
-    const io::CheckpointFolder checkpoints(root / config.run.name / "checkpoint",
-                                           config.run.keep_checkpoints);
-    const auto save_part = [&] {
-      if (run->job().trains()) save_checkpoint(*run, checkpoints);
-    };
     run->on_hang([](const std::string& what) {
       std::cerr << "error: " + what + "\n";
       std::_Exit(1);
@@ -382,15 +437,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     run->on_notice([own](const std::string& what) {
       if (what.starts_with(own)) std::cerr << "warning: " + what + "\n";
     });
-    result.report = run->train(
-        {},
-        [&](std::int64_t batch) {
-          if (saves_after(batch)) save_part();
-        },
-        &stop,
-        [&](std::int64_t batches) {
-          if (batches > 0 || !continues) save_part();
-        });
+    result.report = run->train({}, after_update, &stop, at_end);
+    throw_if_lost();
     return result;
   }
   run->on_hang([&](const std::string& what) {  // before training
@@ -398,7 +446,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::cerr << "error: " + what + "\n";
     std::_Exit(1);
   });
-  run->on_notice([](const std::string& what) { std::cerr << "warning: " + what + "\n"; });
+  run->on_notice(warn);
   say(P::describe(config.run));
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
@@ -433,34 +481,44 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
           static_cast<long long>(result.warm_start->steps), result.warm_start->success));
     }
   }
-  // Shared with the run's threads, which outlive this where training throws.
-  const auto progress =
-      std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
+  progress = std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
   run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
   const std::vector<Start>& episodes = run->evaluation_episodes();
+  const auto only_watch = [&](const std::string& what, auto work) {
+    unless_stopped([&] {
+      try {
+        work();
+      } catch (const Stopped&) {
+        throw;
+      } catch (const PeerError&) {
+        throw;
+      } catch (const std::exception& why) {
+        watchers.tell(what, what + " is left out: " + why.what());
+      }
+    });
+  };
   const auto evaluate = [&](std::optional<double>& success, std::vector<EvaluatedEpisode>& each) {
     if (!episodes.empty())
-      unless_stopped([&] {
+      only_watch("an evaluation", [&] {
         each = run->evaluate(episodes, Decoding::mode, &stop);
         success = success_of(each);
       });
   };
   const auto film = [&](const std::filesystem::path& path) {
-    if (config.run.animation) unless_stopped([&] { detail::film(*run, path, &stop); });
+    if (config.run.animation) only_watch("an animation", [&] { detail::film(*run, path, &stop); });
   };
   evaluate(result.success_before, result.before);
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
-  io::TensorBoardWriter events(folder.events);
-  io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
-  const auto save = [&] {
-    std::filesystem::path path = save_checkpoint(*run, checkpoints);
-    if (goes_back) {
-      checkpoints.remove_after(run->next_batch());
-      leave_mark();
-    }
-    return path;
+  const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
+  const std::int64_t earlier_batches = run->next_batch();
+  std::optional<io::TensorBoardWriter> events;
+  const auto log = [&](auto write) {
+    watchers.attempt("TensorBoard's events", [&] {
+      if (!events) events.emplace(folder.events, earlier_batches + 1);
+      write(*events);
+    });
   };
   run->on_hang([&](const std::string& what) {
     std::string end;
@@ -477,25 +535,20 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     progress->say("error: " + what + end);
     std::_Exit(1);  // past the thread that hangs
   });
-  const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
-  const std::int64_t earlier_batches = run->next_batch();
-  std::filesystem::path saved;
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
-          detail::log_scalars(events, iteration, earlier_steps);
+          log([&](auto& to) { detail::log_scalars(to, iteration, earlier_steps); });
           progress->show(iteration, run->trace());
         },
-        [&](std::int64_t batch) {
-          if (saves_after(batch)) save();
-        },
-        &stop,
-        [&](std::int64_t batches) {
-          if (batches > 0 || !continues) saved = save();
-        });
+        after_update, &stop, at_end);
   } catch (const std::exception& why) {
-    if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
-      progress->say("saved '" + save().string() + "'");
+    try {
+      if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
+        print("saved '" + save().string() + "'");
+    } catch (const NotSaved& too) {
+      print(std::string("error: no checkpoint was saved: ") + too.what());
+    }
     throw;
   }
   progress->finish();
@@ -504,28 +557,42 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     return result;
   }
   evaluate(result.success_rate, result.after);
-  if (result.success_rate)
-    events.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
-  events.close();
+  log([&](auto& to) {
+    if (result.success_rate)
+      to.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
+    to.close();
+  });
+  const std::string checkpoint =
+      lost.empty() ? "the checkpoint is complete" : "the last checkpoint is missing";
   if (result.report.stopped && !stop.stop_requested())
     say("ended after batch " + std::to_string(run->next_batch()) + " of " +
         std::to_string(config.run.iterations) +
-        ": another rank was asked to stop, or all rollouts have left; the checkpoint is complete");
+        ": another rank was asked to stop, or all rollouts have left; " + checkpoint);
   if (stop.stop_requested()) {
     result.report.stopped = true;
     result.report.signal = stop.signal();
-    say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
+    say("stopped by request; " + checkpoint + ", further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
-  io::write_file(folder.report, detail::report_json(*run, result).dump(2) + "\n");
+  const auto leave = [&](const std::filesystem::path& file, auto text) {
+    try {
+      io::write_file(file, text());
+    } catch (const std::exception& why) {
+      lost.push_back(why.what());
+    }
+  };
+  leave(folder.report, [&] { return detail::report_json(*run, result).dump(2) + "\n"; });
   const std::filesystem::path hand_overs = folder.hand_overs(run->recording().first_batch);
-  if (config.run.record) io::write_file(hand_overs, to_text(run->recording()));
-  if (config.run.trace) {
-    std::vector<trace::process> job = traces_of(result.report.ranks);
-    if (job.empty()) job.push_back(trace::snapshot(run->trace(), config.run.name));
-    trace::write_chrome_file(folder.trace.string(), job);
-  }
-  detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
+  if (config.run.record) leave(hand_overs, [&] { return to_text(run->recording()); });
+  if (config.run.trace)
+    watchers.attempt("trace.json", [&] {
+      std::vector<trace::process> job = traces_of(result.report.ranks);
+      if (job.empty()) job.push_back(trace::snapshot(run->trace(), config.run.name));
+      trace::write_chrome_file(folder.trace.string(), job);
+    });
+  watchers.attempt("success.svg", [&] {
+    detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
+  });
   film(folder.after_gif);
   if (stop.stop_requested() && !result.report.stopped)
     say("stopped by request: the last animation is left out");
@@ -534,9 +601,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
   for (const auto& file : {folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
                            folder.trace, hand_overs, saved})
-    if (std::filesystem::exists(file))
-      written += ", " + std::filesystem::relative(file, folder.folder).string();
+    if (std::error_code unknown; std::filesystem::exists(file, unknown))
+      written += ", " + file.lexically_relative(folder.folder).string();
   say(written);
+  throw_if_lost();
   return result;
 }
 
@@ -593,6 +661,7 @@ ExperimentResult run_experiment(const Config<P>& config) {
 /// so that OpenMP's threads wait without spinning (core/passive_waits.hpp).
 template <class P>
 int experiment_main(int argc, char** argv, const Config<P>& defaults = {}) {
+  const io::SafeStreams streams;
   wait_passively(argv);
   try {
     const auto config = parse_command_line<P>(argc, argv, defaults);

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iomanip>
 #include <iostream>
 #include <optional>
 #include <random>
@@ -13,6 +12,7 @@
 #include <string>
 
 #include "dvla/core/passive_waits.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/pipeline/experiment.hpp"
 #include "dvla/placement/c10d.hpp"
 #include "dvla/placement/launch.hpp"
@@ -25,8 +25,8 @@ namespace detail {
 inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit) {
   if (launch.launcher != "torchrun" || !launch.store_is_hosted || launch.joins) return {};
   std::random_device random;
-  std::ostringstream own;
-  for (int i = 0; i < 4; ++i) own << std::hex << std::setw(8) << std::setfill('0') << random();
+  std::string own;
+  for (int i = 0; i < 4; ++i) own += printed("%08x", random());
   const char* address = std::getenv("MASTER_ADDR");
   const char* port = std::getenv("MASTER_PORT");  // a job of one process has not read them
   if (!address || !port) return {};
@@ -38,7 +38,7 @@ inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit
   try {
     return bounded(
         limit,
-        [options, host = std::string(address), mark = own.str()] {
+        [options, host = std::string(address), mark = own] {
           const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(host, options);
           return store->compareSet("dvla/job", "", mark);
         },
@@ -120,6 +120,7 @@ bool take_part(const Launch& launch, Config<P> config) {
 /// One that comes when training has ended says so, with exit code 0.
 template <class P>
 int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) {
+  const io::SafeStreams streams;
   wait_passively(argv);
   std::string who;
   try {

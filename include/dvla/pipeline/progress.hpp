@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
+#include <iostream>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -58,24 +58,21 @@ class ProgressLine {
     const int filled = static_cast<int>(width * done / std::max<std::int64_t>(iterations_, 1));
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(
-        stderr,
+    std::cerr << printed(
         "%s[%s] %lld/%lld  success %.2f  |gradient| %.2g  %.0f env_steps/s%s  staleness %lld  %.0f s left %s",
         terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done), static_cast<long long>(iterations_),
         iteration.update.success_rate, iteration.update.gradient_norm, rate, overlap.c_str(),
         static_cast<long long>(iteration.staleness), left, terminal_ ? "" : "\n");
-    std::fflush(stderr);
   }
 
   /// A line between: a warning, so it is printed under `quiet` too.
   void say(const std::string& line) {
     const std::scoped_lock lock(mutex_);
-    std::fprintf(stderr, "%s%s\n", terminal_ && !quiet_ ? "\r\033[K" : "", line.c_str());
-    std::fflush(stderr);
+    std::cerr << (terminal_ && !quiet_ ? "\r\033[K" : "") + line + "\n";
   }
 
   void finish() const {
-    if (!quiet_ && terminal_) std::fprintf(stderr, "\n");
+    if (!quiet_ && terminal_) std::cerr << "\n";
   }
 
  private:

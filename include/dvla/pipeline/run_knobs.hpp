@@ -59,6 +59,14 @@ struct RunKnobs : AdapterKnobs {
   /// By what a job's actors sum and gather.
   Collectives collectives = Collectives::gloo;
   bool overwrite = false;  ///< may replace folder/name, or drop what is later than `resume`
+
+  /// As a run keeps them for later: without what acts once.
+  RunKnobs kept() const {
+    RunKnobs copy = *this;
+    copy.resume.clear();
+    copy.overwrite = false;
+    return copy;
+  }
 };
 
 template <>

@@ -15,6 +15,7 @@
 
 #include "dvla/control_plane/parts.hpp"
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/io/checkpoint.hpp"
 #include "dvla/sharding/pieces.hpp"
 
@@ -110,7 +111,8 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
       values[i] = file.span<float>(detail::shard_values[i]);
       for (const float value : values[i])
         if (!std::isfinite(value) || (i == 1 && value < 0))
-          throw FormatError(name + ": tensor " + detail::shard_values[i] + " holds " + std::to_string(value) +
+          throw FormatError(name + ": tensor " + detail::shard_values[i] + " holds " +
+                            detail::number_text(value) +
                             ", which no training leaves there; the file is damaged");
     }
     std::int64_t at = 0;

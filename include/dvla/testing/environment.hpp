@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "dvla/core/random.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/testing/findings.hpp"
 
@@ -205,7 +206,8 @@ class EnvironmentProbe {
         if (!std::isfinite(value)) {
           fault("a proprioception value is not finite, or was not written" + at(i, step));
         } else if (std::abs(value) > check_.largest_proprioception) {
-          fault("a proprioception value is " + std::to_string(value) + ", far from [-1, 1]" + at(i, step));
+          fault("a proprioception value is " + dvla::detail::number_text(value) + ", far from [-1, 1]" +
+                at(i, step));
         }
       }
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -25,7 +26,7 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
     dropped += each.dropped;
     for (const auto& span : each.spans()) origin = std::min(origin, span.begin_ns);
   }
-  out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << dropped << ",\"traceEvents\":[";
+  out << "{\"displayTimeUnit\":\"ms\",\"dropped\":" << std::to_string(dropped) << ",\"traceEvents\":[";
   const char* comma = "\n";
   const auto write = [&](const json& event) {
     out << comma << event.dump(-1, ' ', true, json::error_handler_t::replace);
@@ -58,12 +59,14 @@ inline void write_chrome(std::ostream& out, const std::vector<process>& job) {
   out << "\n]}\n";
 }
 
-/// The same into a file. Throws Error if it cannot be written.
+/// The same into a file. Throws Error if it cannot be written, and leaves none then.
 inline void write_chrome_file(const std::string& path, const std::vector<process>& job) {
   std::ofstream file(path, std::ios::binary);
   write_chrome(file, job);
   file.close();
-  if (!file) throw Error("trace: cannot write '" + path + "'; check that its folder exists and has room");
+  if (file) return;
+  std::remove(path.c_str());  // half of it is no JSON
+  throw Error("trace: cannot write '" + path + "'; check that its folder exists and has room");
 }
 
 }  // namespace dvla::trace

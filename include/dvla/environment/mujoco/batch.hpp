@@ -28,6 +28,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/observation.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/mujoco/model.hpp"
@@ -268,10 +269,8 @@ class MujocoBatch {
     for (const std::int64_t index : rows.indices()) {
       const Row& row = at(index);
       if (row.failure == nullptr) continue;
-      char when[64];
-      std::snprintf(when, sizeof when, "control step %lld (%.3f s): ", static_cast<long long>(row.steps),
-                    row.failed_at);
-      rows.failures().add(index, when + std::string(row.failure));
+      rows.failures().add(index, printed("control step %lld (%.3f s): %s", static_cast<long long>(row.steps),
+                                         row.failed_at, row.failure));
     }
   }
 
