@@ -56,6 +56,7 @@ nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   const std::int64_t horizon = run.spec().horizon;
   nlohmann::json json = json_of(report);
   json.update(json_of(report.timing));
+  if (report.signal != 0) json["signal_name"] = signal_name(report.signal);
   json["env_steps_per_s"] = report.env_steps_per_s();
   json["chunk_steps_per_s"] = report.chunk_steps_per_s();
   json["staleness_histogram"] = report.staleness;
@@ -164,16 +165,8 @@ inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
                     std::to_string(cluster.rank()) + "; start all ranks with the same settings");
 }
 
-/// Whether a run has ended because of its environment: its weights are then what the last update made them.
-inline bool too_many_rows_failed(const std::exception& why) {
-  try {
-    std::rethrow_if_nested(why);
-  } catch (const RowsFailed&) {
-    return true;
-  } catch (...) {
-  }
-  return false;
-}
+/// For people: what asked, if it was a signal.
+inline std::string by(int signal) { return signal == 0 ? "" : " (" + signal_name(signal) + ")"; }
 
 /// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
 /// frame once `stop` asks; there is no file then.
@@ -280,7 +273,7 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark,
-                                std::unique_ptr<Run<P>>& run) {
+                                std::unique_ptr<Run<P>>& run, std::string& end) {
   bool leads = false;
   const auto say = [&](const std::string& text) {
     if (leads && !config.run.quiet) std::cout << text << std::endl;
@@ -317,6 +310,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   const std::filesystem::path root = config.run.folder;
   const bool anew = config.run.resume.empty();
   bool continues = false, goes_back = false;
+  std::filesystem::path continued;
   detail::take_together(run->job(), "loaded", [&] {  // what can be wrong is found before a file is written
     if (!resumed) return;
     load_checkpoint(*run, *resumed);
@@ -324,6 +318,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::error_code elsewhere;
     continues = std::filesystem::equivalent(resumed->path().parent_path(),
                                             root / config.run.name / "checkpoint", elsewhere);
+    continued = resumed->path();
     goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
   });
   detail::agree_on_next_batch(*run);
@@ -422,7 +417,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     if (anew && config.run.demonstrations > 0) {
       unless_stopped([&] { result.warm_start = run->warm_start(&stop); });
       if (!result.warm_start) {
-        say("stopped by request in the warm start: nothing was trained, so nothing is kept");
+        say("stopped by request" + by(stop.signal()) +
+            " in the warm start: nothing was trained, so nothing is kept");
         result.report.stopped = true;
         result.report.signal = stop.signal();
         return result;
@@ -454,32 +450,39 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   unkept.kept = true;
   io::TensorBoardWriter events(folder.events);
   io::CheckpointFolder checkpoints(folder.checkpoint, config.run.keep_checkpoints);
+  std::filesystem::path saved = continues ? continued : std::filesystem::path();
+  std::int64_t saved_at = continues ? run->next_batch() : 0;
   const auto save = [&] {
-    std::filesystem::path path = save_checkpoint(*run, checkpoints);
+    saved = save_checkpoint(*run, checkpoints);
+    saved_at = run->next_batch();
     if (goes_back) {
-      checkpoints.remove_after(run->next_batch());
+      checkpoints.remove_after(saved_at);
       leave_mark();
     }
-    return path;
+  };
+  // Whatever ends training: what has been trained since the last checkpoint is saved where all weights are here
+  // and finite, and the error's sentence says where the newest one is.
+  const auto keep = [&] {
+    std::string end = "; nothing was saved now: training did not come to rest";
+    try {
+      run->while_still([&](const StillWeights& weights) {
+        const bool news = weights.finite && run->job().actors() == 1 && run->next_batch() > saved_at;
+        end = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
+        if (news) save();
+        if (!saved.empty())
+          end += (news ? "; saved '" : "; the newest checkpoint is '") + saved.string() + "'" +
+                 (news && weights.torn ? ", in the midst of an update" : "");
+      });
+    } catch (const std::exception& error) {
+      end = std::string("; nothing was saved now: ") + error.what();
+    }
+    return end;
   };
   run->on_hang([&](const std::string& what) {
-    std::string end;
-    try {
-      if (run->job().actors() == 1) {
-        const bool still = run->while_still([&] {
-          if (run->next_batch() > 0) end = "; saved '" + save().string() + "'";
-        });
-        if (!still) end = "; training did not come to rest, so nothing was saved";
-      }
-    } catch (const std::exception& error) {
-      end = std::string("; no checkpoint was saved: ") + error.what();
-    }
-    progress->say("error: " + what + end);
+    progress->say("error: " + what + keep());
     std::_Exit(1);  // past the thread that hangs
   });
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
-  const std::int64_t earlier_batches = run->next_batch();
-  std::filesystem::path saved;
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
@@ -491,11 +494,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
         },
         &stop,
         [&](std::int64_t batches) {
-          if (batches > 0 || !continues) saved = save();
+          if (batches > 0 || !continues) save();
         });
-  } catch (const std::exception& why) {
-    if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
-      progress->say("saved '" + save().string() + "'");
+  } catch (const std::exception&) {
+    end = keep();
     throw;
   }
   progress->finish();
@@ -514,7 +516,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (stop.stop_requested()) {
     result.report.stopped = true;
     result.report.signal = stop.signal();
-    say("stopped by request; the checkpoint is complete, further evaluations and animations are left out");
+    say("stopped by request" + by(stop.signal()) +
+        "; the checkpoint is complete, further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   io::write_file(folder.report, detail::report_json(*run, result).dump(2) + "\n");
@@ -543,7 +546,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 }  // namespace detail
 
 /// One experiment. Writes config.run.folder/config.run.name; throws dvla::Error, with ConfigError before
-/// anything is written. SIGINT and SIGTERM end it cleanly and are no error:
+/// anything is written. What asks a process to end (signal_guard::signals) ends it cleanly and is no error:
 /// - in the warm start, at its next step: half-cloned weights are good for nothing, so no folder is left;
 /// - in training, when the batches that have started are trained: checkpoint and report are written;
 /// - in an evaluation or an animation, at its next decision or frame: that figure is null, that file is not
@@ -557,28 +560,38 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark = {}) {
   std::unique_ptr<Run<P>> run;
+  std::string end;  // of an error's sentence: what is left of the run
+  const auto with_end = [&]<class Type>(const Type& error) {
+    if (!end.empty()) std::throw_with_nested(Type(error.what() + end));
+  };
   const auto let_others_read = [&] {
     if (cluster.rank() > 0) return;
     run.reset();  // ends its connections
     detail::wait_for_readers(cluster);
   };
   try {
-    ExperimentResult result = detail::run_experiment(config, cluster, mark, run);
+    ExperimentResult result = detail::run_experiment(config, cluster, mark, run, end);
     if (result.report.stopped && !run->job().begun()) let_others_read();
     return result;
   } catch (const Stopped&) {
     throw;
-  } catch (const JobEnded&) {
+  } catch (const JobEnded& error) {
     let_others_read();
+    with_end(error);
     throw;
   } catch (const std::exception& error) {
-    if (cluster.world() == 1) throw;
+    if (cluster.world() == 1) {
+      with_end(Error(error.what()));
+      throw;
+    }
     const std::string own =
         (cluster.rank() == 0 ? "rank 0, which leads the job, has ended: " : "") + std::string(error.what());
     const std::string why = detail::cause_of(cluster, own, cluster.rank() == 0, std::chrono::milliseconds(0));
     let_others_read();
-    if (dynamic_cast<const ConfigError*>(&error) || why.find(error.what()) != why.npos) throw;
-    throw JobEnded(why);
+    if (dynamic_cast<const ConfigError*>(&error)) throw;
+    if (why.find(error.what()) == why.npos) throw JobEnded(why + end);
+    with_end(Error(error.what()));
+    throw;
   }
 }
 
