@@ -463,20 +463,20 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   // Whatever ends training: what has been trained since the last checkpoint is saved where all weights are here
   // and finite, and the error's sentence says where the newest one is.
   const auto keep = [&] {
-    std::string end = "; nothing was saved now: training did not come to rest";
+    std::string text = "; nothing was saved now: training did not come to rest";
     try {
       run->while_still([&](const StillWeights& weights) {
         const bool news = weights.finite && run->job().actors() == 1 && run->next_batch() > saved_at;
-        end = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
+        text = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
         if (news) save();
         if (!saved.empty())
-          end += (news ? "; saved '" : "; the newest checkpoint is '") + saved.string() + "'" +
-                 (news && weights.torn ? ", in the midst of an update" : "");
+          text += (news ? "; saved '" : "; the newest checkpoint is '") + saved.string() + "'" +
+                  (news && weights.torn ? ", in the midst of an update" : "");
       });
     } catch (const std::exception& error) {
-      end = std::string("; nothing was saved now: ") + error.what();
+      text = std::string("; nothing was saved now: ") + error.what();
     }
-    return end;
+    return text;
   };
   run->on_hang([&](const std::string& what) {
     progress->say("error: " + what + keep());
