@@ -8,6 +8,9 @@ actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and
            deadline
 early      SIGKILL and SIGSTOP of a rollout and SIGKILL of an actor while the leader clones the expert: the same; and a SIGTERM to
            the leader alone then, of which the others are told
+signals    what schedulers and terminals send before they kill, to a run of one process: a checkpoint, a report that names it; a
+           run that is started to ignore SIGHUP goes on
+memory     a pool's bound beyond a cgroup's limit is no matter, and a run that needs more than that is refused (77: no mounts here)
 torchrun   SIGKILL of the leader under torchrun --max-restarts: the job goes on from its own newest complete checkpoint, begins
            anew where it has none, and leaves another run's folder alone (77: skipped)
 """
@@ -80,11 +83,11 @@ class Job:
         return self.check.report(self.name)
 
 
-def counts(report, batches):
-    ranks = report["ranks"]
+def counts_sent(report, episodes):
+    """All episodes of a job that has ended are accounted for."""
+    ranks, batches = report["ranks"], report["batches"]
     trained, lost = (sum(each[key] for each in ranks) for key in ("trained", "lost"))
-    require(report["batches"] == batches, f"{report['batches']} batches instead of {batches}")
-    require(trained + lost == batches * EPISODES, f"{trained} trained + {lost} lost are not {batches} x {EPISODES}")
+    require(trained + lost == batches * episodes, f"{trained} trained + {lost} lost are not {batches} x {episodes}")
     require(sum(each["in_flight"] for each in ranks) == 0, "something is in flight at the end")
     sent, known = (sum(each[key] for each in ranks for key in keys)
                    for keys in (("sent", "unreported"), ("trained", "dropped", "in_flight", "unacknowledged")))  # fmt: skip
@@ -95,6 +98,11 @@ def counts(report, batches):
             require(each["sent"] >= each["dropped"], f"{each}")
     require(report["max_staleness"] <= 1, f"staleness {report['max_staleness']}")
     return trained, lost
+
+
+def counts(report, batches):
+    require(report["batches"] == batches, f"{report['batches']} batches instead of {batches}")
+    return counts_sent(report, EPISODES)
 
 
 def check_rollouts(check, moments):
@@ -261,6 +269,70 @@ def check_actor(check):
                 job.kill()
 
 
+def check_signals(check):
+    names = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGTERM", "SIGINT")
+    for name, ignored in (*((name, ()) for name in names), ("SIGUSR1", ("SIGHUP",))):
+        run = f"signal-{name}-{len(ignored)}"
+
+        def start(how={each: signal.SIG_IGN if each in ignored else signal.SIG_DFL for each in names}):
+            for each, action in how.items():
+                signal.signal(signal.Signals[each], action)
+
+        path = check.folder / run
+        with open(path, "w") as out:
+            process = subprocess.Popen(check.command(run, "colocated", iterations=1000000, checkpoint_every=1), env=environment(),
+                                       stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=check.folder, preexec_fn=start)  # fmt: skip
+
+        def wait_for(batches):
+            until = time.monotonic() + LIMIT
+            while check.trained(run) < batches:
+                require(time.monotonic() < until and process.poll() is None, f"no {batches} batches:\n{path.read_text()}")
+                time.sleep(0.02)
+
+        try:
+            wait_for(2)
+            for each in ignored:
+                process.send_signal(signal.Signals[each])
+                wait_for(check.trained(run) + 5)
+            process.send_signal(signal.Signals[name])
+            code = process.wait(LIMIT)
+            text, report = path.read_text(), check.report(run)
+            require(code == 0 and f"stopped by request ({name})" in text, f"{name}: exit code {code}:\n{text}")
+            require(report["signal_name"] == name and report["stopped"], f"{name}: the report says {report.get('signal_name')}")
+            require(check.trained(run) == report["batches"] >= 2, f"{name}: no checkpoint of the last batch, {report['batches']}")
+            print(f"{name}: stopped after {report['batches']} batches")
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def check_memory(check):
+    fake = check.folder / "cgroup"
+    (fake / "memory").mkdir(parents=True)
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        (fake / file).write_text(f"{600 << 20}\n")
+
+    def run(name, **settings):
+        mount = f"mount --bind {fake} /sys/fs/cgroup && exec \"$@\""
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *check.command(name, "colocated", **settings)]
+        return subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=check.folder,
+                              timeout=LIMIT)  # fmt: skip
+
+    if subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "mount", "--bind", fake, "/sys/fs/cgroup"]).returncode:
+        print("SKIPPED: nobody may mount here")
+        raise SystemExit(77)
+    fits = run("fits", environment_pool_mib=1024)
+    require(fits.returncode == 0, f"exit code {fits.returncode}:\n{fits.stdout}{fits.stderr}")
+    planned = check.report("fits")["memory_plan"]
+    require(sum(planned.values()) < 600 << 20, f"planned: {planned}")
+    more = run("more", environment_pool_mib=1024, environments=65536)
+    lines = [line for line in more.stderr.splitlines() if line.startswith("error: ")]
+    refused = len(lines) == 1 and "the run would take" in lines[0] and "can be had here" in lines[0]
+    require(more.returncode == 1 and refused, f"exit code {more.returncode}:\n{more.stdout}{more.stderr}")
+    require(not (check.runs / "more").exists(), "a folder is left")
+    print(lines[0])
+
+
 class Torchrun:
     """A job that torchrun starts again where it fails, at most twice."""
 
@@ -365,4 +437,4 @@ def leader_of(launcher):
 if __name__ == "__main__":
     moments = int(sys.argv[3]) if len(sys.argv) > 3 else 30
     sys.exit(main({"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
-                   "twice": check_twice, "actor": check_actor, "early": check_early, "torchrun": check_torchrun}))  # fmt: skip
+                   "twice": check_twice, "actor": check_actor, "early": check_early, "signals": check_signals, "memory": check_memory, "torchrun": check_torchrun}))  # fmt: skip

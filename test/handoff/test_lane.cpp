@@ -106,8 +106,36 @@ TEST_CASE("a wait that runs out also says who is still at work") {
   }),
                        "lane 'distribution' waited 0.01 s for trained weights from lane 'training' (batch "
                        "3); still at work: lane "
-                       "'training' on batch 3",
+                       "'training' on batch 3; if its stage takes so long, raise the deadline "
+                       "(schedule.deadline_s)",
                        dvla::DeadlineError);
+}
+
+TEST_CASE("lanes that do not come back after a failure are told of before the process ends") {
+  for (const bool tells : {true, false}) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      (void)::freopen("/dev/null", "w", stderr);
+      lane_group lanes;
+      lanes.start(lanes.add("training", 0), [](lane& self) {
+        self.busy_with(4);
+        for (;;) std::this_thread::sleep_for(1h);
+      });
+      lanes.start(lanes.add("sampling", 0), [](lane&) { throw dvla::Error("the cube is gone"); });
+      lanes.wait(
+          200ms, !tells ? nullptr : std::function<void(const std::string&)>([](const std::string& what) {
+            ::_exit(
+                what == "0.2 s after a failure lanes have not come back, so the process ends; still at work: "
+                        "lane 'training' on batch 4. The failure: the cube is gone"
+                    ? 7
+                    : 8);
+          }));
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    if (tells) CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 7));
+    if (!tells) CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT));
+  }
 }
 
 TEST_CASE("what a stage throws becomes a LaneError with the original nested in it, whatever it is") {

@@ -1,5 +1,5 @@
 // dvla-test: tsan
-// signal_guard: SIGINT and SIGTERM set the flag while it lives, and only then.
+// signal_guard: the signals that ask a process to end set the flag while it lives, and only then.
 #define DOCTEST_CONFIG_NO_POSIX_SIGNALS
 #include <doctest/doctest.h>
 #include <sys/wait.h>
@@ -15,8 +15,63 @@ volatile sig_atomic_t outer_calls = 0;
 void outer_handler(int) { outer_calls = outer_calls + 1; }
 }  // namespace
 
+namespace {
+/// What `work` gives in a process of its own, whose signals are as a shell leaves them; -1: it was killed.
+template <class Work>
+int in_a_process(Work work) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (const int signal : signal_guard::signals) ::signal(signal, SIG_DFL);
+    ::_exit(work());
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+}  // namespace
+
+TEST_CASE("a signal that the process was started to ignore stays ignored, as SIGHUP does under nohup") {
+  for (const int ignored : {SIGHUP, SIGINT, SIGUSR1}) {
+    CAPTURE(ignored);
+    CHECK(in_a_process([&] {
+            ::signal(ignored, SIG_IGN);
+            stop_flag stop;
+            {
+              signal_guard guard(stop);
+              for (int i = 0; i < 4; ++i) ::raise(ignored);
+              if (stop.stop_requested()) return 1;
+              ::raise(SIGTERM);
+              if (stop.signal() != SIGTERM) return 2;
+            }
+            return ::signal(ignored, SIG_DFL) == SIG_IGN ? 0 : 3;
+          }) == 0);
+  }
+}
+
+TEST_CASE("what a scheduler sends before it kills asks for a stop, and kills without a guard") {
+  for (const int signal : {SIGHUP, SIGUSR1, SIGUSR2, SIGTERM}) {
+    CAPTURE(signal);
+    CHECK(in_a_process([&] {
+            stop_flag stop;
+            signal_guard guard(stop);
+            ::kill(::getpid(), signal);
+            ::kill(::getpid(), signal);
+            return stop.signal() == signal ? 0 : 1;
+          }) == 0);
+    CHECK(in_a_process([&] {
+            stop_flag stop;
+            { signal_guard guard(stop); }
+            ::kill(::getpid(), signal);
+            return 0;
+          }) == -1);
+  }
+  CHECK(dvla::signal_name(SIGUSR1) == "SIGUSR1");
+  CHECK(dvla::signal_name(SIGHUP) == "SIGHUP");
+}
+
 TEST_CASE("a signal sets the flag and remembers its number") {
-  for (int signal : {SIGINT, SIGTERM}) {
+  for (int signal : signal_guard::signals) {
+    ::signal(signal, SIG_DFL);  // it may be ignored here
     stop_flag stop;
     signal_guard guard(stop);
     CHECK_FALSE(stop.stop_requested());

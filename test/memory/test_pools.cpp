@@ -56,6 +56,17 @@ TEST_CASE("High water stays, in use falls, and fragmentation is one minus larges
   CHECK(pool.report().largest_free == mib);
 }
 
+TEST_CASE("With device cuda, which pins the pool's pages at once, no more is asked for than there is") {
+  const dvla::MemoryKnobs knobs{.environment_pool_mib = 1 << 20, .device = dvla::Device::cuda};
+  for (const bool one : {false, true}) try {
+      one ? void(dvla::SinglePoolMachinery(knobs)) : void(dvla::DualPoolMachinery(knobs));
+      FAIL("it was made");
+    } catch (const dvla::ConfigError& error) {
+      CHECK_MESSAGE(std::string(error.what()).find("all of which device cuda pins") != std::string::npos,
+                    error.what());
+    }
+}
+
 TEST_CASE("A full pool says its name, the request, what is free and the knob") {
   EnvironmentPool pool(2 * mib);
   void* block = pool.allocate(mib, 64);

@@ -244,7 +244,7 @@ TEST_CASE("A stop in the warm start keeps nothing; one later keeps a checkpoint 
     const auto config = alarmed_config(folder, step);
     dvla::ExperimentResult result;
     const std::string text = said([&] { result = dvla::run_experiment<Alarmed>(config); });
-    CHECK(contains(text, "stopped by request in the warm start: nothing was trained"));
+    CHECK(contains(text, "stopped by request (SIGTERM) in the warm start: nothing was trained"));
     CHECK(result.report.stopped);
     CHECK(result.report.signal == SIGTERM);
     CHECK(!result.warm_start.has_value());
@@ -274,7 +274,7 @@ TEST_CASE("A stop in the warm start keeps nothing; one later keeps a checkpoint 
     CHECK(result.warm_start.has_value());
     CHECK(result.report.batches == stop.batches);
     CHECK(result.report.stopped == !stop.after);  // figures are complete before the last film
-    CHECK(contains(text, "stopped by request"));
+    CHECK(contains(text, "stopped by request (SIGTERM)"));
     CHECK(result.success_before.has_value() == stop.before);
     CHECK(result.success_rate.has_value() == stop.after);
     CHECK(fs::exists(run / "before.gif") == stop.before_gif);

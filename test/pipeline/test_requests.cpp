@@ -4,7 +4,10 @@
 // what ranks without an environment know of it.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <csignal>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -120,9 +123,20 @@ dvla::Config<P> config_of(int rollouts, int actors) {
   return config;
 }
 
+/// How ranks that do not lead are asked to stop, and whether their train() has returned.
+struct Asked {
+  std::array<dvla::stop_flag, 4> stop;
+  std::array<std::atomic<bool>, 4> ended{};
+  void ask(std::size_t rank) { stop[rank].request_stop(SIGTERM); }
+  bool has_ended(std::size_t rank) const {
+    for (int i = 0; i < 10000 && !ended[rank]; ++i) std::this_thread::sleep_for(1ms);
+    return ended[rank];
+  }
+};
+
 /// A job whose leader calls lead(run, clusters), while all others train. What each rank threw, as text.
 template <class P, class Lead>
-std::vector<std::string> job(int world, const dvla::Config<P>& config, Lead lead) {
+std::vector<std::string> job(int world, const dvla::Config<P>& config, Lead lead, Asked* asked = nullptr) {
   const auto clusters = dvla::testing::ThreadCluster::make(world);
   std::vector<std::string> errors(static_cast<std::size_t>(world));
   std::vector<std::thread> threads;
@@ -132,7 +146,9 @@ std::vector<std::string> job(int world, const dvla::Config<P>& config, Lead lead
       this_rank = rank;
       try {
         dvla::Run<P> run(config, *clusters[place]);
-        run.job().leads() ? lead(run, *clusters[place]) : void(run.train());
+        if (run.job().leads()) return lead(run, *clusters[place]);
+        run.train({}, {}, asked ? &asked->stop[place] : nullptr);
+        if (asked) asked->ended[place] = true;
       } catch (const std::exception& error) {
         errors[place] = error.what();
       }
@@ -358,6 +374,103 @@ TEST_CASE(
     for (const std::string& each : told)
       named = named || contains(each, "rank 2 (rollout 1) is asked for no more: ");
     CHECK(named);
+  }
+}
+
+TEST_CASE(
+    "A rollout that is asked to stop after training leaves at once, at work or not, and others do its "
+    "share") {
+  const auto config = config_of<Apart>(3, 1);
+  for (const bool at_work : {true, false}) {
+    CAPTURE(at_work);
+    Asked asked;
+    all_in_peace(job(
+        4, config,
+        [&](dvla::Run<Apart>& run, auto&) {
+          run.train();
+          notes.set(notes.at_reset, [&](int rank) {
+            if (at_work && rank == 2) asked.ask(2);
+          });
+          if (!at_work) asked.ask(2);
+          CHECK((at_work || asked.has_ended(2)));
+          const auto episodes = run.evaluate(cases(150));
+          notes.set(notes.at_reset, {});
+          CHECK(episodes.size() == 150);
+          solved(episodes);
+          CHECK(asked.has_ended(2));
+        },
+        &asked));
+  }
+}
+
+TEST_CASE("A rollout that draws for the leader ends at the next picture when it is asked to stop") {
+  const auto config = config_of<Apart>(2, 1);
+  Asked asked;
+  all_in_peace(job(
+      3, config,
+      [&](dvla::Run<Apart>& run, auto&) {
+        run.train();
+        std::atomic<int> drawn{0};
+        notes.set(notes.at_render, [&](int rank) {
+          if (++drawn == 2) asked.ask(static_cast<std::size_t>(rank));
+        });
+        int pictures = 0;
+        std::string said;
+        try {
+          run.draw(1, 4, [&](std::int64_t, std::span<const std::uint8_t>) { ++pictures; });
+        } catch (const dvla::PeerError& error) {
+          said = error.what();
+        }
+        notes.set(notes.at_render, {});
+        CHECK(said == "rank 1 (rollout 0) was asked to stop");
+        CHECK(drawn == 2);
+        CHECK(pictures <= 2);
+        CHECK(asked.has_ended(1));
+        CHECK(run.evaluate(cases(64)).size() == 64);
+      },
+      &asked));
+}
+
+TEST_CASE(
+    "An actor that is asked to stop after training ends what the leader does by itself, at its next step") {
+  const auto config = config_of<Mixed>(0, 2);
+  for (const bool draws : {true, false}) {
+    CAPTURE(draws);
+    Asked asked;
+    std::vector<std::string> told;
+    std::mutex mutex;
+    all_in_peace(job(
+        3, config,
+        [&](dvla::Run<Mixed>& run, auto&) {
+          run.on_notice([&](const std::string& what) {
+            const std::scoped_lock lock(mutex);
+            told.push_back(what);
+          });
+          run.train();
+          std::atomic<int> calls{0};
+          const auto ask = [&](int rank) {
+            if (rank != 0 || ++calls != 2) return;
+            asked.ask(1);
+            CHECK(asked.has_ended(1));
+            std::this_thread::sleep_for(300ms);  // until the leader is told
+          };
+          notes.set(draws ? notes.at_render : notes.at_reset, ask);
+          int pictures = 0;
+          const auto film = [&] {
+            run.draw(1, 4, [&](std::int64_t, std::span<const std::uint8_t>) { ++pictures; });
+          };
+          const auto play = [&] { run.evaluate(cases(1000)); };
+          const std::string sentence = "another rank was asked to stop";
+          if (draws)
+            CHECK_THROWS_WITH_AS(film(), sentence.c_str(), dvla::JobEnded);
+          else
+            CHECK_THROWS_WITH_AS(play(), sentence.c_str(), dvla::JobEnded);
+          notes.set(draws ? notes.at_render : notes.at_reset, {});
+          CHECK(calls == 2);
+          CHECK(pictures <= 2);
+        },
+        &asked));
+    CHECK(std::ranges::count(told, "rank 1 (actor 1 and rollout 1) is gone: it has left") == 1);
   }
 }
 

@@ -123,6 +123,79 @@ TEST_CASE("A rollout that is three times as slow gets fewer environments") {
 }
 
 #ifndef __SANITIZE_THREAD__  // which cannot see into the arenas of several threads
+/// A view of a cluster whose store goes, for this rank, with the first key that has `word` in it.
+class LosingStore final : public dvla::Cluster {
+ public:
+  LosingStore(dvla::Cluster& whole, std::string word) : whole_(whole), word_(std::move(word)) {}
+  int rank() const override { return whole_.rank(); }
+  const dvla::Topology& topology() const override { return whole_.topology(); }
+  std::unique_ptr<dvla::Channel> channel(const std::string& name, int peer,
+                                         std::chrono::nanoseconds limit) override {
+    return whole_.channel(name, peer, limit);
+  }
+  std::unique_ptr<dvla::Group> group(const std::string& name, const std::vector<int>& members,
+                                     std::chrono::nanoseconds limit) override {
+    return whole_.group(name, members, limit);
+  }
+  void put(const std::string& key, const std::string& value) override { ask(key).put(key, value); }
+  std::string get(const std::string& key, std::chrono::nanoseconds limit) override {
+    return ask(key).get(key, limit);
+  }
+  bool has_within(const std::string& key, std::chrono::nanoseconds limit) override {
+    return ask(key).has_within(key, limit);
+  }
+  std::string put_once(const std::string& key, const std::string& value,
+                       std::chrono::nanoseconds limit) override {
+    return ask(key).put_once(key, value, limit);
+  }
+  std::int64_t count(const std::string& key) override { return ask(key).count(key); }
+
+ private:
+  dvla::Cluster& ask(const std::string& key) {
+    if (key.find(word_) != key.npos) gone_ = true;
+    if (gone_) throw dvla::PeerError("the job's store is gone");
+    return whole_;
+  }
+  dvla::Cluster& whole_;
+  const std::string word_;
+  std::atomic<bool> gone_{false};
+};
+
+TEST_CASE("The job's store goes while roles change: every rank ends with a sentence, and none crashes") {
+  microseconds_a_row = 200;
+  // As each step of the change asks it first; the first key is asked for when the new roles are taken.
+  for (const char* word :
+       {"roles/1/run/here/", "roles/1/run/agreed/", "roles/1/run/built/", "roles/1/run/start/"}) {
+    CAPTURE(word);
+    auto config = config_of(40, 1, 3);
+    config.schedule.deadline_s = 5;
+    const auto clusters = dvla::testing::ThreadCluster::make(4);
+    std::vector<std::string> errors(4);
+    std::vector<int> actors(4);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 4; ++rank)
+      threads.emplace_back([&, rank] {
+        const auto place = static_cast<std::size_t>(rank);
+        LosingStore store(*clusters[place], word);
+        dvla::Run<Moving> run(config, store);
+        try {
+          run.train();
+        } catch (const std::exception& error) {
+          errors[place] = error.what();
+        }
+        actors[place] = run.job().actors();  // the run still answers, in its old roles or its new ones
+        const auto save = [&] { run.while_still([](const dvla::StillWeights&) {}); };
+        if (std::string(word) == "roles/1/run/here/") CHECK_THROWS_AS(save(), dvla::Error);
+      });
+    for (std::thread& thread : threads) thread.join();
+    for (std::size_t rank = 0; rank < 4; ++rank) {
+      CAPTURE(rank);
+      CHECK_MESSAGE(errors[rank].find("the job's store is gone") != std::string::npos, errors[rank]);
+      CHECK(actors[rank] >= 1);
+    }
+  }
+}
+
 TEST_CASE("In one process cores move between the lanes") {
   microseconds_a_row = 300;
   auto config = config_of(30, 1, 1);

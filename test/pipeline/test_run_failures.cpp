@@ -11,10 +11,13 @@
 #include <thread>
 
 #include "dvla/handoff/signals.hpp"
+#include "dvla/pipeline/experiment.hpp"
+#include "test/io/temporary_folder.hpp"
 #include "test/pipeline/toy_pipeline.hpp"
 
 namespace {
 
+using dvla_test::contains;
 using dvla_test::small_config;
 
 enum Site { reset, step, act, forward, backward, optimise, publish, receive, sites };
@@ -203,6 +206,78 @@ TEST_CASE("An observer or a checkpoint that throws ends the run too") {
                 [](std::int64_t batch) {
                   if (batch == 4) throw dvla::Error("disk full");
                 }) == "training 4");
+}
+
+/// Of an experiment of 100 batches, in each of which the optimiser takes two steps, whose fault comes at the n-th
+/// call of a site: its error, and the newest checkpoint's step.
+template <class Schedule>
+std::pair<std::string, std::int64_t> broken_off(Site site, std::int64_t at, int checkpoint_every) {
+  const dvla_test::TemporaryFolder folder;
+  auto config = faulty_config<Faulty<Schedule>>(0);
+  config.run.iterations = 100;
+  config.algorithm.micro_batch = 16;
+  config.algorithm.global_batch = 16;
+  config.algorithm.filter_lower = config.algorithm.filter_upper = 0;
+  config.run.folder = folder.path().string();
+  config.run.name = "broken";
+  config.run.quiet = true;
+  config.run.animation = false;
+  config.run.evaluation_episodes = 0;
+  config.run.checkpoint_every = checkpoint_every;
+  fault.arm(site, at);
+  std::string error;
+  try {
+    dvla::run_experiment<Faulty<Schedule>>(config);
+  } catch (const dvla::Error& thrown) {
+    error = thrown.what();
+    bool nested = false;
+    try {
+      std::rethrow_if_nested(thrown);
+    } catch (const dvla::LaneError&) {
+      nested = true;
+    }
+    CHECK(nested);
+  }
+  fault.arm(sites, -1);
+  const auto newest = dvla::io::CheckpointFolder(folder / "broken" / "checkpoint").latest();
+  REQUIRE(newest.checkpoint);
+  CHECK_MESSAGE(contains(error, "'" + newest.checkpoint->file.path().string() + "'"), error);
+  dvla::Run<Faulty<Schedule>> again(config);  // which can be gone on from
+  dvla::load_checkpoint(again, dvla::io::open_checkpoint((folder / "broken").string()));
+  CHECK(again.next_batch() == newest.checkpoint->step);
+  return {error, newest.checkpoint->step};
+}
+
+TEST_CASE_TEMPLATE("Whatever ends training, what was trained is saved, and the error names the file",
+                   Schedule, dvla::Synchronous, dvla::Swimlane<1>) {
+  CAPTURE(Schedule::name);
+  for (const Site site : {reset, step, act, publish, receive}) {
+    CAPTURE(std::string(names[site]));
+    const auto [error, saved] = broken_off<Schedule>(site, 16, 100);
+    CAPTURE(error);
+    CHECK(contains(error, std::string("fault in ") + names[site] + "; saved '"));
+    CHECK(saved >= 5);
+  }
+  // In an update: before its first step, or between the two. What is there already of that batch stays.
+  int before = 0, between = 0;
+  for (const Site site : {forward, backward, optimise})
+    for (std::int64_t at = 8; at < 14; ++at) {
+      CAPTURE(std::string(names[site]));
+      CAPTURE(at);
+      const auto [error, saved] = broken_off<Schedule>(site, at, 100);
+      CAPTURE(error);
+      CHECK(contains(error, "; saved '"));
+      CHECK(saved >= 2);
+      const bool torn = error.ends_with("', in the midst of an update");
+      ++(torn ? between : before);
+      if (site == optimise) CHECK(torn);
+      const auto [again, kept] = broken_off<Schedule>(site, at, 1);
+      CAPTURE(again);
+      CHECK(contains(again, "; the newest checkpoint is '"));
+      CHECK(kept == saved);
+    }
+  CHECK(before == 6);
+  CHECK(between == 12);
 }
 
 TEST_CASE("A lane that takes longer than the deadline is named, and so is the one that waited") {

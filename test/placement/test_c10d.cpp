@@ -2,8 +2,10 @@
 // never come. The same program is the test and, with --role, one rank of a job that it starts;
 // `--launcher mpirun` and `--launcher torchrun` run the suite under those (77: there is none).
 #define DOCTEST_CONFIG_IMPLEMENT
+#include <dlfcn.h>
 #include <doctest/doctest.h>
 #include <netinet/in.h>
+#include <pthread.h>
 
 #include <iostream>
 
@@ -16,6 +18,22 @@ using dvla::C10dCluster;
 using dvla::Cluster;
 using dvla::Launch;
 using dvla::testing::detail::outcome;
+
+namespace {
+/// The n-th thread that is started by another thread than the first cannot be; 0: all can.
+std::atomic<int> refused_thread{0};
+const pthread_t first_thread = ::pthread_self();
+}  // namespace
+
+/// What std::thread calls, wherever it is compiled.
+extern "C" [[gnu::visibility("default")]] int pthread_create(pthread_t* thread,
+                                                             const pthread_attr_t* attributes,
+                                                             void* (*start)(void*), void* argument) noexcept {
+  static const auto next = reinterpret_cast<decltype(&pthread_create)>(::dlsym(RTLD_NEXT, "pthread_create"));
+  if (refused_thread > 0 && !::pthread_equal(::pthread_self(), first_thread) && --refused_thread == 0)
+    return EAGAIN;
+  return next(thread, attributes, start, argument);
+}
 
 namespace {
 
@@ -71,6 +89,21 @@ void bits(Cluster& cluster) {
 void nodes(Cluster& cluster) {
   expect(cluster.topology().node == std::vector<int>{0, 1, 0}, "nodes are numbered by DVLA_HOST_ID");
   cluster.group("all", {0, 1, 2}, long_enough)->barrier();
+}
+
+/// Rank 0 cannot start a thread while it connects; then it can, and all is well.
+void no_thread(Cluster& cluster) {
+  for (const int which : {1, 2, 0}) {  // of those that watch the peers
+    if (cluster.rank() == 0) refused_thread = which;
+    const std::string how = outcome([&] {
+      cluster.group("without thread " + std::to_string(which), {0, 1, 2}, long_enough);
+    });
+    if (cluster.rank() > 0) continue;  // it may come into being there, and then break
+    if (which > 0) expect_how(how, "PeerError", "Resource temporarily unavailable");
+    if (which == 0) expect(how == "done", how);
+    expect(refused_thread == 0, "the thread was not asked for");
+  }
+  cluster.group("after it", {0, 1, 2}, long_enough)->barrier();
 }
 
 /// Rank 2 is killed while the others wait for it.
@@ -232,7 +265,8 @@ const std::map<std::string, void (*)(Cluster&)> roles{{"conform", conform},
                                                       {"stopped", stopped},
                                                       {"stopped_store", stopped_store},
                                                       {"killed_store", killed_store},
-                                                      {"restarted", restarted}};
+                                                      {"restarted", restarted},
+                                                      {"no_thread", no_thread}};
 
 int run_rank(const std::string& role, std::chrono::milliseconds join_limit) {
   try {
@@ -296,6 +330,10 @@ void check_job(const std::string& role, int world, int victim = -1) {
 
 TEST_CASE("processes conform as a job of one to four ranks") {
   for (int world = 1; world <= 4; ++world) check_job("conform", world);
+}
+
+TEST_CASE("a thread that cannot start while ranks connect is an error, not the end of the process") {
+  check_job("no_thread", 3);
 }
 
 TEST_CASE("sums have the bits of a plain sum in the order of ranks") { check_job("bits", 3); }

@@ -109,20 +109,23 @@ class lane_group {
     try {
       return wait();
     } catch (const DeadlineError& late) {
-      throw DeadlineError(late.what() + busy());
+      const std::string who = busy();
+      throw DeadlineError(
+          late.what() + who +
+          (who.empty() ? "" : "; if its stage takes so long, raise the deadline (schedule.deadline_s)"));
     }
   }
 
   /// Waits until every lane is done, then rethrows the first exception. As a thread cannot be stopped from
-  /// outside, a lane that is still in its stage `grace` after another one failed is named on stderr and ends
-  /// the process (std::abort): a job that hangs in silence is worse.
-  void wait(std::chrono::nanoseconds grace) {
+  /// outside, a lane that is still in its stage `grace` after another one failed is named, to `told` and on
+  /// stderr, and ends the process (std::abort): a job that hangs in silence is worse.
+  void wait(std::chrono::nanoseconds grace, const std::function<void(const std::string&)>& told = {}) {
     while (running_ > 0) {
       const bool had_failed = failed();
       if (finished_.acquire_for(grace) == wait_result::acquired)
         --running_;
       else if (had_failed)
-        give_up(grace);
+        give_up(grace, told);
     }
     join();
     if (first_) std::rethrow_exception(first_);
@@ -158,11 +161,15 @@ class lane_group {
     return text;
   }
 
-  [[noreturn]] void give_up(std::chrono::nanoseconds grace) {
-    const std::lock_guard lock(failing_);
-    std::fprintf(
-        stderr, "dvla: %s after a failure lanes have not come back, so the process ends%s. The failure: %s\n",
-        detail::seconds_text(grace).c_str(), busy().c_str(), detail::error_text(first_).c_str());
+  [[noreturn]] void give_up(std::chrono::nanoseconds grace,
+                            const std::function<void(const std::string&)>& told) noexcept {
+    std::unique_lock lock(failing_);
+    const std::string text = detail::seconds_text(grace) +
+                             " after a failure lanes have not come back, so the process ends" + busy() +
+                             ". The failure: " + detail::error_text(first_);
+    lock.unlock();
+    if (told) told(text);
+    std::fprintf(stderr, "dvla: %s\n", text.c_str());
     std::abort();
   }
 

@@ -12,6 +12,7 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/process_limits.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/memory/descriptors.hpp"
 #include "dvla/memory/environment_pool.hpp"
@@ -54,6 +55,11 @@ class Pools {
  protected:
   Pools(std::initializer_list<PoolOptions> host, Device device,
         const std::vector<DevicePoolOptions>& on_device) {
+    const PoolOptions& pinned = *host.begin();  // all its pages at once
+    if (device != Device::cpu && pinned.bytes > usable_memory_bytes())
+      throw ConfigError(pinned.knob + " is " + mebibytes(pinned.bytes) +
+                        ", all of which device cuda pins, and " + mebibytes(usable_memory_bytes()) +
+                        " can be had here; make it smaller");
     for (const PoolOptions& options : host) host_.push_back(std::make_unique<HostPool>(options));
     check_device(device);
     if (device != Device::cpu) device_ = cuda_form.load()->make_pools(on_device, environment().region());

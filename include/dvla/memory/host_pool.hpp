@@ -61,6 +61,9 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
   void* allocate(std::size_t bytes, std::size_t alignment) {
     const std::size_t size = bytes == 0 ? 1 : bytes / granule + (bytes % granule != 0);
     const std::scoped_lock lock(mutex_);
+    const auto most =
+        static_cast<std::size_t>(live_) + 2;               // of free blocks, which stand between those in use
+    if (free_.capacity() < most) free_.reserve(2 * most);  // so deallocate(), in destructors, takes no memory
     void* block = take(size, std::max<std::size_t>(alignment / granule, 1));
     if (block == nullptr) refuse(bytes);
     ++allocations_;

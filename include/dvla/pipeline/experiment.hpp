@@ -58,6 +58,7 @@ nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   const std::int64_t horizon = run.spec().horizon;
   nlohmann::json json = json_of(report);
   json.update(json_of(report.timing));
+  if (report.signal != 0) json["signal_name"] = signal_name(report.signal);
   json["env_steps_per_s"] = report.env_steps_per_s();
   json["chunk_steps_per_s"] = report.chunk_steps_per_s();
   json["staleness_histogram"] = report.staleness;
@@ -167,16 +168,8 @@ inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
                     std::to_string(cluster.rank()) + "; start all ranks with the same settings");
 }
 
-/// Whether a run has ended because of its environment: its weights are then what the last update made them.
-inline bool too_many_rows_failed(const std::exception& why) {
-  try {
-    std::rethrow_if_nested(why);
-  } catch (const RowsFailed&) {
-    return true;
-  } catch (...) {
-  }
-  return false;
-}
+/// For people: what asked, if it was a signal.
+inline std::string by(int signal) { return signal == 0 ? "" : " (" + signal_name(signal) + ")"; }
 
 /// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
 /// frame once `stop` asks; there is no file then.
@@ -290,7 +283,7 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
 
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark,
-                                std::unique_ptr<Run<P>>& run) {
+                                std::unique_ptr<Run<P>>& run, std::string& end) {
   const io::SafeStreams streams;
   bool leads = false;
   const auto warn = [](const std::string& what) { std::cerr << "warning: " + what + "\n"; };
@@ -337,6 +330,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   const std::filesystem::path root = config.run.folder;
   const bool anew = config.run.resume.empty();
   bool continues = false, goes_back = false;
+  std::filesystem::path continued;
   detail::take_together(run->job(), "loaded", [&] {  // what can be wrong is found before a file is written
     if (!resumed) return;
     load_checkpoint(*run, *resumed);
@@ -344,6 +338,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::error_code elsewhere;
     continues = std::filesystem::equivalent(resumed->path().parent_path(),
                                             root / config.run.name / "checkpoint", elsewhere);
+    continued = resumed->path();
     goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
   });
   detail::agree_on_next_batch(*run);
@@ -392,8 +387,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   const io::CheckpointFolder checkpoints(
       root / config.run.name / "checkpoint", config.run.keep_checkpoints, io::shard_bytes,
       [&](const std::string& untidy) { watchers.tell("checkpoints", untidy); });
-  std::int64_t saved_batches = -1;
-  std::filesystem::path saved;
+  std::int64_t saved_batches = continues ? run->next_batch() : -1;
+  std::filesystem::path saved = continues ? continued : std::filesystem::path();
   const auto save = [&] {  // once a batch; on all actors alike
     if (!run->job().trains() || saved_batches == run->next_batch()) return saved;
     saved = save_checkpoint(*run, checkpoints);
@@ -470,7 +465,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     if (anew && config.run.demonstrations > 0) {
       unless_stopped([&] { result.warm_start = run->warm_start(&stop); });
       if (!result.warm_start) {
-        say("stopped by request in the warm start: nothing was trained, so nothing is kept");
+        say("stopped by request" + by(stop.signal()) +
+            " in the warm start: nothing was trained, so nothing is kept");
         result.report.stopped = true;
         result.report.signal = stop.signal();
         return result;
@@ -520,19 +516,26 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       write(*events);
     });
   };
-  run->on_hang([&](const std::string& what) {
-    std::string end;
+  // Whatever ends training: what has been trained since the last checkpoint is saved where all weights are here
+  // and finite, and the error's sentence says where the newest one is.
+  const auto keep = [&] {
+    std::string text = "; nothing was saved now: training did not come to rest";
     try {
-      if (run->job().actors() == 1) {
-        const bool still = run->while_still([&] {
-          if (run->next_batch() > 0) end = "; saved '" + save().string() + "'";
-        });
-        if (!still) end = "; training did not come to rest, so nothing was saved";
-      }
+      run->while_still([&](const StillWeights& weights) {
+        const bool news = weights.finite && run->job().actors() == 1 && run->next_batch() > std::max<std::int64_t>(saved_batches, 0);
+        text = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
+        if (news) save();
+        if (!saved.empty())
+          text += (news ? "; saved '" : "; the newest checkpoint is '") + saved.string() + "'" +
+                  (news && weights.torn ? ", in the midst of an update" : "");
+      });
     } catch (const std::exception& error) {
-      end = std::string("; no checkpoint was saved: ") + error.what();
+      text = std::string("; nothing was saved now: ") + error.what();
     }
-    progress->say("error: " + what + end);
+    return text;
+  };
+  run->on_hang([&](const std::string& what) {
+    progress->say("error: " + what + keep());
     std::_Exit(1);  // past the thread that hangs
   });
   try {
@@ -542,13 +545,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
           progress->show(iteration, run->trace());
         },
         after_update, &stop, at_end);
-  } catch (const std::exception& why) {
-    try {
-      if (run->job().alone() && run->next_batch() > earlier_batches && detail::too_many_rows_failed(why))
-        print("saved '" + save().string() + "'");
-    } catch (const NotSaved& too) {
-      print(std::string("error: no checkpoint was saved: ") + too.what());
-    }
+  } catch (const std::exception&) {
+    end = keep();
     throw;
   }
   progress->finish();
@@ -571,7 +569,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (stop.stop_requested()) {
     result.report.stopped = true;
     result.report.signal = stop.signal();
-    say("stopped by request; " + checkpoint + ", further evaluations and animations are left out");
+    say("stopped by request" + by(stop.signal()) + "; " + checkpoint +
+        ", further evaluations and animations are left out");
   }
   // Figures before pictures: a missing gnuplot or GL library must not cost the report.
   const auto leave = [&](const std::filesystem::path& file, auto text) {
@@ -611,7 +610,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 }  // namespace detail
 
 /// One experiment. Writes config.run.folder/config.run.name; throws dvla::Error, with ConfigError before
-/// anything is written. SIGINT and SIGTERM end it cleanly and are no error:
+/// anything is written. What asks a process to end (signal_guard::signals) ends it cleanly and is no error:
 /// - in the warm start, at its next step: half-cloned weights are good for nothing, so no folder is left;
 /// - in training, when the batches that have started are trained: checkpoint and report are written;
 /// - in an evaluation or an animation, at its next decision or frame: that figure is null, that file is not
@@ -625,28 +624,38 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 template <class P>
 ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const std::string& mark = {}) {
   std::unique_ptr<Run<P>> run;
+  std::string end;  // of an error's sentence: what is left of the run
+  const auto with_end = [&]<class Type>(const Type& error) {
+    if (!end.empty()) std::throw_with_nested(Type(error.what() + end));
+  };
   const auto let_others_read = [&] {
     if (cluster.rank() > 0) return;
     run.reset();  // ends its connections
     detail::wait_for_readers(cluster);
   };
   try {
-    ExperimentResult result = detail::run_experiment(config, cluster, mark, run);
+    ExperimentResult result = detail::run_experiment(config, cluster, mark, run, end);
     if (result.report.stopped && !run->job().begun()) let_others_read();
     return result;
   } catch (const Stopped&) {
     throw;
-  } catch (const JobEnded&) {
+  } catch (const JobEnded& error) {
     let_others_read();
+    with_end(error);
     throw;
   } catch (const std::exception& error) {
-    if (cluster.world() == 1) throw;
+    if (cluster.world() == 1) {
+      with_end(Error(error.what()));
+      throw;
+    }
     const std::string own =
         (cluster.rank() == 0 ? "rank 0, which leads the job, has ended: " : "") + std::string(error.what());
     const std::string why = detail::cause_of(cluster, own, cluster.rank() == 0, std::chrono::milliseconds(0));
     let_others_read();
-    if (dynamic_cast<const ConfigError*>(&error) || why.find(error.what()) != why.npos) throw;
-    throw JobEnded(why);
+    if (dynamic_cast<const ConfigError*>(&error)) throw;
+    if (why.find(error.what()) == why.npos) throw JobEnded(why + end);
+    with_end(Error(error.what()));
+    throw;
   }
 }
 

@@ -189,6 +189,7 @@ class Job {
       wait_for_leader(start_key(starts_), "to begin training; it still prepares", serve, [&] {
         throw_if_stopped(stop, "the wait for the job to begin");
         if (cluster_.has(end_of_job)) throw PeerError(name() + " waits in vain: the job was started again");
+        return false;
       });
     }
     ++starts_;
@@ -209,10 +210,16 @@ class Job {
     });
   }
   /// When training has ended, a rollout: serves the leader's requests until it says that there are no more.
-  void serve_on(const Serve& serve) {
-    wait_for_leader(parted, "to have done with the rollouts", serve, [] {});
-    tell(parted, "");
+  /// False: `stop`, which may be null, asked before. Until the leader has gathered the reports nobody leaves:
+  /// others may still take it for a loss that ends the run.
+  bool serve_on(const Serve& serve, const stop_flag* stop) {
+    const bool dismissed = wait_for_leader(parted, "to have done with the rollouts", serve, [&] {
+      return stop && stop->stop_requested() && cluster_.has(gathered);
+    });
+    if (dismissed) tell(parted, "");
+    return dismissed;
   }
+  void say_gathered() const { cluster_.put(gathered, ""); }
   /// The leader then; waits until the rollouts have read it, those that are `lost(rank)` excepted: the job's store
   /// may end with it.
   template <class Lost>
@@ -266,20 +273,22 @@ class Job {
                          name() + " waited " + detail::seconds_text(limit) + " for " + whom_and_what, ends,
                          pause);
   }
-  template <class Check>
-  void wait_for_leader(const std::string& word, const std::string& what, const Serve& serve, Check check) {
+  /// False: `over()` held before the word came.
+  template <class Over>
+  bool wait_for_leader(const std::string& word, const std::string& what, const Serve& serve, Over over) {
     const auto serve_requests = [&] {
-      check();
+      if (over()) return true;
       while (serve && cluster_.has(asked_key(requests_))) {
         const std::int64_t number = requests_++;
         serve(number, cluster_.get(asked_key(number), limit_));
       }
       return false;
     };
-    wait_within(std::chrono::hours(24), std::chrono::milliseconds(20), word,
-                name(roles_.leader()) + " " + what, serve_requests);
+    return wait_within(std::chrono::hours(24), std::chrono::milliseconds(20), word,
+                       name(roles_.leader()) + " " + what, serve_requests)
+        .has_value();
   }
-  static constexpr const char* parted = "run/parted";
+  static constexpr const char *parted = "run/parted", *gathered = "run/gathered";
   std::string asked_key(std::int64_t number) const {
     return "run/request/" + std::to_string(starts_) + "/" + std::to_string(number);
   }

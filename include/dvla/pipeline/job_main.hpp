@@ -83,6 +83,14 @@ void agree_on_beginning(Config<P>& config, Cluster& cluster, std::chrono::nanose
   }
 }
 
+/// `code`; ends the process itself where a thread was left behind in torch, whose static objects go when main()
+/// returns.
+inline int end_program(int code) {
+  if (left_behind == 0) return code;
+  std::cout << std::flush;
+  std::_Exit(code);
+}
+
 /// False: this rank had joined a job that has been started again since.
 template <class P>
 bool take_part(const Launch& launch, Config<P> config) {
@@ -138,10 +146,10 @@ int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) 
       while (!detail::take_part(launch, *config))
         std::cerr << (who + "the job has been started again; this rank joins again\n") << std::flush;
     }
-    return 0;
+    return detail::end_program(0);
   } catch (const std::exception& error) {
     std::cerr << ("error: " + who + error.what() + "\n") << std::flush;
-    return 1;
+    return detail::end_program(1);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -191,6 +192,19 @@ class RankParts : public RankContext<P, Trace> {
   // ---- Weights
   /// Held while they change, so that another thread can find them standing still.
   std::mutex& changing() { return changing_; }
+  /// With that: an update has begun to change them, and has not come to its end.
+  bool torn = false;
+  /// Whether all that trains is a number.
+  bool finite() const {
+    std::vector<float> values;
+    for (const WeightUnit& unit : model.units()) {
+      if (unit.dtype == Dtype::f16) continue;
+      values.resize(static_cast<std::size_t>(unit.count()));
+      to_floats(unit.values, unit.dtype, values);
+      if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) return false;
+    }
+    return true;
+  }
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
   /// rank does not train; from the model alone where the lanes take turns, so that nobody changes it while the
   /// worker is at work.
@@ -307,7 +321,8 @@ class RankParts : public RankContext<P, Trace> {
       return work(&either);
     } catch (const Stopped&) {
       if (stop && stop->stop_requested()) throw;
-      throw JobEnded(watch_->fatal());
+      const std::string why = watch_->fatal();
+      throw JobEnded(why.empty() ? "another rank was asked to stop" : why);
     } catch (const PeerError&) {
       if (const std::string why = lost_what_it_needs(); !why.empty()) throw JobEnded(why);
       throw;
@@ -341,6 +356,11 @@ class RankParts : public RankContext<P, Trace> {
       end_weights();
     }
     if (watch_) watch_->admit_no_more();
+  }
+  /// In a job, after part(), when this rank has saved what it has to: only the leader is missed from now on.
+  void trained() {
+    trained_ = true;
+    watch_->trained();
   }
   /// In a job, after part(): nobody is missed any more. `leaves`: this rank alone.
   void end_watch(bool leaves = false) { watch_->end(leaves); }
@@ -474,10 +494,13 @@ class RankParts : public RankContext<P, Trace> {
     WatchCallbacks callbacks;
     callbacks.lost_rollout = [this](int rank, const std::string& why) {
       if constexpr (routed)
-        if (job.trains()) data_->lose(job.roles().rollout(rank), why);
+        if (job.trains() && job.roles().rollout(rank) >= 0) data_->lose(job.roles().rollout(rank), why);
       if constexpr (broadcasts) control_->lose(rank);
+      // An actor that is asked to stop ends the job's training, and what the leader does after it.
+      if (job.leads() && job.roles().actor(rank) >= 0 && why == Heartbeat::has_left) lost_.request_stop();
       if (job.trains())
-        notice(rank, "is gone: " + why + (no_rollout_left() ? "; training waits for one to come again" : ""));
+        notice(rank, "is gone: " + why +
+                         (!trained_ && no_rollout_left() ? "; training waits for one to come again" : ""));
     };
     callbacks.end_run = [this](const std::string& why, bool begun) {
       std::string cause = detail::cause_of(cluster, why, job.trains());
@@ -527,7 +550,8 @@ class RankParts : public RankContext<P, Trace> {
   std::unique_ptr<Algorithm> algorithm_;        ///< an actor's
   std::unique_ptr<Data> data_;
   std::unique_ptr<Control> control_;
-  stop_flag lost_;                ///< a rank, before training has begun
+  std::atomic<bool> trained_{false};
+  stop_flag lost_;  ///< a rank, before training has begun, or an actor that was asked to stop, after it
   std::unique_ptr<Watch> watch_;  ///< a job's; ends before the planes
   RolloutCounts counted_;
 };

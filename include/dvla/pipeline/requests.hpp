@@ -185,7 +185,7 @@ class Requests {
       if (!bulky(request) || !job_.wait_for(key + opens, "the leader to come for its answer", over)) return;
       job_.cluster().put(key + comes, "");
       leader = job_.cluster().channel("requests/" + key, job_.roles().leader(), meeting());
-      send(request, done, *leader);
+      send(request, done, *leader, stop);
     } catch (const Stopped&) {
       if (!job_.begun()) throw;
       done.answer.stopped = true;
@@ -333,16 +333,16 @@ class Requests {
     return done;
   }
   /// The rest, with the leader at the other end.
-  void send(const Request& request, Done& done, Channel& leader) {
+  void send(const Request& request, Done& done, Channel& leader, const stop_flag* stop) {
     if (request.kind == RequestKind::weights)
       parts_.fill_copy(request.version, [&](Model& copy) {
         for (const WeightUnit& unit : copy.units()) leader.receive(unit.values, limit());
         weights_written(copy);
       });
     if (request.kind == RequestKind::pictures)
-      draw_here(
-          request, request.shares[place()], nullptr,
-          [&](std::int64_t, std::span<const std::uint8_t> rgb) { leader.send(std::as_bytes(rgb), limit()); });
+      draw_here(request, request.shares[place()], stop, [&](std::int64_t, std::span<const std::uint8_t> rgb) {
+        leader.send(std::as_bytes(rgb), limit());
+      });
     pass_records(done, parts_.environment->size(), leader, true);
   }
   /// For what so many rows record.

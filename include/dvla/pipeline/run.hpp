@@ -55,6 +55,13 @@
 
 namespace dvla {
 
+/// What a trainer's weights are where no update changes them.
+struct StillWeights {
+  bool finite = true;  ///< of a job of several actors it is not known
+  bool torn =
+      false;  ///< an update was broken off between two of its steps; else they are those of next_batch()
+};
+
 namespace detail {
 /// Where two JSON values differ first: the field, as "run.seed", and what it is in each.
 struct JsonDifference {
@@ -243,8 +250,8 @@ class Run {
     on_hang_ = std::move(told);
     parts().watch_steps();
   }
-  /// Calls `work` while no update changes the weights, from any thread; false: they did not stand still within
-  /// schedule.deadline_s.
+  /// On an actor: calls `work(weights)` while no update changes them, from any thread, and also when train() has
+  /// thrown. False: they did not stand still within schedule.deadline_s.
   template <class Work>
   bool while_still(Work work) {
     const auto until = detail::deadline_after(settings_.deadline());
@@ -253,8 +260,9 @@ class Run {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
       (void)still.try_lock();
     }
-    if (still) work();
-    return still.owns_lock();
+    if (!still) return false;
+    work(StillWeights{.finite = job_->actors() > 1 || parts().finite(), .torn = parts().torn});
+    return true;
   }
 
   const Config<P>& config() const { return settings_.config(); }
@@ -295,8 +303,9 @@ class Run {
       : settings_(config, ranks_on_this_machine(given)),
         own_cluster_(std::move(own)),
         cluster_(given ? *given : *own_cluster_),
-        job_(std::in_place, cluster_, Placement::roles(settings_.config().placement, cluster_.topology()),
-             settings_.deadline()),
+        job_(std::make_unique<Job>(cluster_,
+                                   Placement::roles(settings_.config().placement, cluster_.topology()),
+                                   settings_.deadline())),
         memory_(settings_.config().memory),
         tensors_(memory_.model()),
         spec_(make_environment()),
@@ -351,6 +360,7 @@ class Run {
       options.staleness = settings_.staleness();
       options.deadline = settings_.deadline();
       options.stop = stages->stop();
+      options.on_give_up = on_hang_;
       if (config().run.record) options.record = &recorded_;
       if constexpr (replays) options.replay = &settings_.replayed();
       const run_result result = Schedule::run(*stages, options, trace_);
@@ -576,8 +586,9 @@ class Run {
       auto span = trace_.span("make", next_batch());
       auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
       const Shares& shares = adaptation_->shares();
-      job_.emplace(*scope, detail::separated(shares.actors, cluster_.topology()), settings_.deadline(),
-                   shares.groups);
+      // The old one stays where the new one cannot be made: others ask it who this rank is.
+      job_ = std::make_unique<Job>(*scope, detail::separated(shares.actors, cluster_.topology()),
+                                   settings_.deadline(), shares.groups);
       scope_ = std::move(scope);
       try {
         make_environment();
@@ -609,7 +620,7 @@ class Run {
       }
     };
     if (job_->leads()) unless_gone([&] { job_->say_end(); });
-    const bool leaves = stages.leaves();
+    bool leaves = stages.leaves();
     parts_->part(next_batch(), stages.sampled_until(), leaves);
     RankReport own = total({before_, parts_->figures(store)});
     own.rank = job_->rank();
@@ -617,14 +628,16 @@ class Run {
     time_lanes(own);
     parts_->gather();  // by all actors: the leader may evaluate when the others have left
     if (job_->trains() && call.at_end) call.at_end(report.batches);
+    parts_->trained();
     if (!job_->leads()) {
       unless_gone([&] { hand_in(own, *job_); });
-      if (job_->rolls_out() && !leaves && store) job_->serve_on(serve(call.stop));
+      if (job_->rolls_out() && !leaves && store) leaves = !job_->serve_on(serve(call.stop), call.stop);
       parts_->end_watch(leaves);
       return;
     }
     gather(
         report, std::move(own), *job_, [&](int rank) { return parts_->lost(rank); }, store);
+    if (!call.asked_to_stop()) unless_gone([&] { job_->say_gathered(); });  // else they are dismissed soon
     sum_up(report);
     serving_ = true;
   }
@@ -640,7 +653,7 @@ class Run {
   std::unique_ptr<LoneCluster> own_cluster_;
   Cluster& cluster_;
   std::unique_ptr<ScopedCluster> scope_;  ///< of the roles that were taken last
-  std::optional<Job> job_;
+  std::unique_ptr<Job> job_;
   std::optional<Adaptation> adaptation_;  ///< where shares of the work move
   Trace trace_;
   Memory memory_;

@@ -31,6 +31,7 @@ namespace dvla {
 /// Called from threads of this class, one at a time for each peer, and not after end(). They must not throw,
 /// `let_in` excepted: then the rollout that rejoins is lost again.
 struct WatchCallbacks {
+  /// Or an actor other than the leader, once trained().
   std::function<void(int rank, const std::string& why)> lost_rollout;
   /// The run cannot go on. `begun`: whether begin() has been called. Returns why it ends, `why` or that of
   /// which it is the consequence.
@@ -73,6 +74,12 @@ class Watch {
       begun_ = true;
     }
     if (job_.trains() && job_.rollouts() > 0) admitting_ = std::thread([this] { admit_rollouts(); });
+  }
+
+  /// Training has ended: of the others only the leader is needed still.
+  void trained() {
+    const std::scoped_lock lock(mutex_);
+    trained_ = true;
   }
 
   /// Nobody rejoins from now on.
@@ -125,7 +132,8 @@ class Watch {
     std::unique_lock lock(mutex_);
     lost_.insert(rank);
     const bool begun = begun_;
-    if (begun && job_.roles().actor(rank) < 0) {
+    const bool needed = trained_ ? rank == job_.roles().leader() : job_.roles().actor(rank) >= 0;
+    if (begun && !needed) {
       lock.unlock();
       callbacks_.lost_rollout(rank, why);
       lock.lock();
@@ -241,7 +249,7 @@ class Watch {
   const WatchCallbacks callbacks_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  bool begun_ = false;
+  bool begun_ = false, trained_ = false;
   bool ending_ = false;            ///< end_run is called
   bool stopping_ = false;          ///< no more rollouts are let in
   std::set<int> lost_, released_;  ///< released: of the lost, those whose callback has returned

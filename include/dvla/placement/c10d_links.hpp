@@ -14,6 +14,7 @@
 #include <ATen/ops/from_blob.h>
 #include <gloo/context.h>
 
+#include <atomic>
 #include <future>
 #include <list>
 #include <memory>
@@ -53,6 +54,9 @@ inline std::chrono::nanoseconds left(Clock::time_point until) {
   return std::max(until - Clock::now(), Clock::duration::zero());
 }
 
+/// Threads that bounded() has left behind in a call of torch's, which may come back while the process ends.
+inline std::atomic<int> left_behind{0};
+
 /// Runs `work` in a thread and leaves it behind where `limit` runs out: torch and NCCL have calls that wait
 /// for what is gone without end. `work` owns what it uses.
 template <class Work, class Late>
@@ -66,6 +70,7 @@ std::invoke_result_t<Work> bounded(std::chrono::nanoseconds limit, Work work, La
   constexpr std::chrono::milliseconds grace{250};
   if (result.wait_for(torch_limit(limit) + grace) != std::future_status::ready) {
     thread.detach();
+    ++left_behind;
     throw late();
   }
   thread.join();
@@ -99,20 +104,20 @@ class Links {
     options->threads = 0;  // sends and receives need none
     options->devices.push_back(device);
     gloo_ = c10::make_intrusive<c10d::ProcessGroupGloo>(store, place, size, options);
-    for (int peer = 0; peer < size; ++peer) {
-      auto& sentinel = sentinels_[static_cast<std::size_t>(peer)];
-      if (peer == place) continue;
-      sentinel.work = start(peer, std::span(&sentinel.byte, 1), sentinel_tag, false);
-      sentinel.watcher = std::thread([this, peer] { watch(peer); });
+    try {
+      for (int peer = 0; peer < size; ++peer) {
+        auto& sentinel = sentinels_[static_cast<std::size_t>(peer)];
+        if (peer == place) continue;
+        sentinel.work = start(peer, std::span(&sentinel.byte, 1), sentinel_tag, false);
+        sentinel.watcher = std::thread([this, peer] { watch(peer); });
+      }
+    } catch (...) {  // a thread that cannot start
+      end_watchers();
+      throw;
     }
   }
   /// Gently: what was sent still arrives.
-  ~Links() {
-    for (auto& sentinel : sentinels_)
-      if (sentinel.work) sentinel.work->abort();
-    for (auto& sentinel : sentinels_)
-      if (sentinel.watcher.joinable()) sentinel.watcher.join();
-  }
+  ~Links() { end_watchers(); }
 
   int place() const { return place_; }
 
@@ -217,6 +222,12 @@ class Links {
     throw LinkBroken{follows ? first_gone_ : transfer.peer, late, late ? ran_out : why};
   }
 
+  void end_watchers() {
+    for (auto& sentinel : sentinels_)
+      if (sentinel.work) sentinel.work->abort();
+    for (auto& sentinel : sentinels_)
+      if (sentinel.watcher.joinable()) sentinel.watcher.join();
+  }
   void watch(int peer) {
     auto& sentinel = sentinels_[static_cast<std::size_t>(peer)];
     std::string why = "it closed the connection";

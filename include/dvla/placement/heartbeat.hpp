@@ -24,6 +24,8 @@ class Heartbeat {
  public:
   /// Called once per loss, from a thread of this class; must not throw and not call this object.
   using OnLost = std::function<void(int peer, const std::string& reason)>;
+  /// The reason of one that has left by itself, while the others go on.
+  static constexpr const char* has_left = "it has left";
 
   Heartbeat(std::chrono::nanoseconds period, OnLost on_lost) : period_(period), on_lost_(std::move(on_lost)) {
     if (period_ < std::chrono::milliseconds(1))
@@ -111,7 +113,7 @@ class Heartbeat {
     std::byte word = beat;
     while (word == beat)
       if (!exchange(pair, [&] { pair.channel->receive(std::span(&word, 1), patience()); })) return;
-    if (word == alone_goodbye) return lose(pair, "it has left");
+    if (word == alone_goodbye) return lose(pair, has_left);
     say(pair, goodbye);
   }
   template <class Call>

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,7 +35,8 @@ struct run_options {
   /// may end by itself, but no thread can be stopped from outside. When it runs out, the process names the
   /// lane on stderr and ends itself (std::abort). Ten minutes unless a program says otherwise; not a knob.
   std::chrono::nanoseconds grace = std::chrono::minutes(10);
-  const stop_flag* stop = nullptr;  ///< asks for a clean stop; may be null
+  std::function<void(const std::string&)> on_give_up{};  ///< told of it before; may end the process itself
+  const stop_flag* stop = nullptr;                       ///< asks for a clean stop; may be null
   /// If not null, the run is written down there, all but `final_weights`; what it held is lost. Needs all
   /// lanes in this process and BoundaryStages. Of a run that fails it holds the rollouts that came to their
   /// end.

@@ -119,7 +119,7 @@ class SwimlaneRunner {
           if (next) next->inbox().close();
         });
       }
-      lanes.wait(options.grace);
+      lanes.wait(options.grace, options.on_give_up);
       return work.result(finished, options);
     }
 
