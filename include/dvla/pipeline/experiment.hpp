@@ -405,6 +405,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
         " batches are done" +
         (goes_back ? "; the checkpoints of later steps go when the first new one is complete" : ""));
+    for (const ChangedKnob& knob : changed_knobs(run->config(), *resumed))
+      say("  since the checkpoint " + knob.text + " in it");
     resumed.reset();
   }
   result.ratio = run->self_test();

@@ -59,6 +59,7 @@ struct RunKnobs : AdapterKnobs {
   /// By what a job's actors sum and gather.
   Collectives collectives = Collectives::gloo;
   bool overwrite = false;  ///< may replace folder/name, or drop what is later than `resume`
+  bool allow_changes = false;  ///< `resume` may change what the checkpoint's data and weights mean
 };
 
 template <>
@@ -106,6 +107,9 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      "seconds"},
     {"collectives", "by what a job's actors sum gradients and gather weights; nccl needs device cuda"},
     {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
+    {"allow_changes",
+     "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
+     "environment's and the model's, reward_scale, action_* and state_statistics"},
 });
 
 /// Rules between members; found by validate(config).
@@ -126,4 +130,5 @@ struct boost::hana::accessors_impl<K>
                     &K::action_form, &K::action_order, &K::action_gripper, &K::state_statistics,
                     &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations,
                     &K::demonstration_noise, &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace,
-                    &K::record, &K::animation, &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite> {};
+                    &K::record, &K::animation, &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite,
+                    &K::allow_changes> {};
