@@ -269,10 +269,12 @@ TEST_CASE("Knobs that say what data and weights mean are the checkpoint's, or na
   const std::string end = " in the checkpoint '" + path.string() +
                           "': its data and weights would mean something else; use its settings, or add "
                           "--allow-changes";
-  const std::string bins = std::to_string(config.model.bins), horizon = std::to_string(config.environment.horizon);
+  const std::string bins = std::to_string(config.model.bins),
+                    horizon = std::to_string(config.environment.horizon);
   CHECK(refused([](auto& c) { c.model.bins = 5; }) == "model.bins is 5, and was " + bins + end);
   CHECK(refused([](auto& c) { c.environment.proprioception = 2; }) ==
-        "environment.proprioception is 2, and was " + std::to_string(config.environment.proprioception) + end);
+        "environment.proprioception is 2, and was " + std::to_string(config.environment.proprioception) +
+            end);
   CHECK(refused([](auto& c) {
           c.run.reward_scale = 3;
           c.environment.horizon += 4;

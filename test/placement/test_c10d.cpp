@@ -264,9 +264,9 @@ struct Job {
 
   dvla::io::ChildResult rank(int rank, int world, const std::vector<std::string>& more = {}) const {
     std::vector<std::string> command = before;
-    for (const std::string& word : {std::string("env"), "RANK=" + std::to_string(rank),
-                                    "WORLD_SIZE=" + std::to_string(world), std::string("MASTER_ADDR=127.0.0.1"),
-                                    "MASTER_PORT=" + std::to_string(port)})
+    for (const std::string& word :
+         {std::string("env"), "RANK=" + std::to_string(rank), "WORLD_SIZE=" + std::to_string(world),
+          std::string("MASTER_ADDR=127.0.0.1"), "MASTER_PORT=" + std::to_string(port)})
       command.push_back(word);
     command.insert(command.end(), variables.begin(), variables.end());
     command.insert(command.end(), more.begin(), more.end());
@@ -373,8 +373,9 @@ TEST_CASE("a store whose name does not resolve is an error at once that says so"
   for (int rank = 0; rank < 2; ++rank) {
     const auto result = job.rank(rank, 2);
     CHECK(result.exit_code == 2);
-    CHECK(result.out.starts_with("'nowhere.invalid', the address of the job's store, does not resolve on rank " +
-                                 std::to_string(rank) + "'s machine: "));
+    CHECK(result.out.starts_with(
+        "'nowhere.invalid', the address of the job's store, does not resolve on rank " +
+        std::to_string(rank) + "'s machine: "));
     CHECK(result.out.find("; set MASTER_ADDR to a name or address of rank 0's machine") != std::string::npos);
   }
   job.variables = {"DVLA_WORLD_SIZE=3", "DVLA_FIRST_RANK=1", "DVLA_STORE=nowhere.invalid:1"};
@@ -520,7 +521,13 @@ int run_under(const std::string& launcher) {
     command = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "-x", "MASTER_PORT=" + port,
                program};
   } else if (launcher == "torchrun") {
-    command = {DVLA_TEST_DIR "/../scripts/torchrun", "--no-python", "--nproc-per-node", "3", "--master-port", port, program};
+    command = {DVLA_TEST_DIR "/../scripts/torchrun",
+               "--no-python",
+               "--nproc-per-node",
+               "3",
+               "--master-port",
+               port,
+               program};
   } else {
     std::cout << "--launcher is '" << launcher << "'; it must be mpirun or torchrun\n";
     return 2;

@@ -30,12 +30,9 @@ const Variables ompi{{"OMPI_COMM_WORLD_RANK", "1"},
                      {"OMPI_COMM_WORLD_SIZE", "3"},
                      {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                      {"OMPI_COMM_WORLD_LOCAL_SIZE", "3"}};
-const Variables slurm{{"SLURM_PROCID", "5"},
-                      {"SLURM_NTASKS", "8"},
-                      {"SLURM_LOCALID", "1"},
-                      {"SLURM_NODELIST", "node[003-010,012],login"},
-                      {"SLURM_STEP_ID", "0"},
-                      {"SLURM_JOB_ID", "4711"}};
+const Variables slurm{{"SLURM_PROCID", "5"},  {"SLURM_NTASKS", "8"},
+                      {"SLURM_LOCALID", "1"}, {"SLURM_NODELIST", "node[003-010,012],login"},
+                      {"SLURM_STEP_ID", "0"}, {"SLURM_JOB_ID", "4711"}};
 
 }  // namespace
 
@@ -144,9 +141,9 @@ TEST_CASE("srun --mpi=pmi2 sets MPICH's variables too, and MPICH's mpirun runs w
   CHECK(task.world == 8);
   CHECK(task.local_rank == 1);
   CHECK(task.address == "node003");
-  CHECK_THROWS_WITH_AS(
-      launch(with(pmi2, {{"PMI_RANK", "4"}})),
-      "SLURM_PROCID is 5 and PMI_RANK is 4; they must be the same, or one of them unset", ConfigError);
+  CHECK_THROWS_WITH_AS(launch(with(pmi2, {{"PMI_RANK", "4"}})),
+                       "SLURM_PROCID is 5 and PMI_RANK is 4; they must be the same, or one of them unset",
+                       ConfigError);
   const Launch mpich = launch(with(pmi2, {{"PMI_RANK", "1"},
                                           {"PMI_SIZE", "16"},
                                           {"MPI_LOCALNRANKS", "2"},
@@ -249,7 +246,10 @@ TEST_CASE("what cannot be is one sentence with variable, value and range") {
           "needs it");
   refused({{"SLURM_PROCID", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "2"}},
           "SLURM_NODELIST is not set, and srun started 2 tasks; a job of several processes needs it");
-  refused({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_NODELIST", "n[1"}, {"SLURM_JOB_ID", "1"}},
+  refused({{"SLURM_PROCID", "0"},
+           {"SLURM_STEP_NUM_TASKS", "2"},
+           {"SLURM_NODELIST", "n[1"},
+           {"SLURM_JOB_ID", "1"}},
           "SLURM_NODELIST is 'n[1'; it must be a list of machines such as node[01-04], or set MASTER_ADDR");
   const Variables joins =
       with(shell, {{"DVLA_WORLD_SIZE", "6"}, {"DVLA_FIRST_RANK", "2"}, {"DVLA_STORE", "a:1"}});

@@ -121,9 +121,11 @@ Config<Pipeline> load_config(const io::SafetensorsFile& file) {
   for (const auto slot : {algorithm_slot::name, memory_slot::name})
     if (const auto section = root.find(std::string(slot)); section != root.end() && section->is_object())
       for (auto knob = section->begin(); knob != section->end();)
-        knob = std::any_of(knobs.begin(), knobs.end(), [&](const KnobRef& here) {
-          return here.section == slot && here.name == knob.key();
-        }) ? std::next(knob) : section->erase(knob);
+        knob =
+            std::any_of(knobs.begin(), knobs.end(),
+                        [&](const KnobRef& here) { return here.section == slot && here.name == knob.key(); })
+                ? std::next(knob)
+                : section->erase(knob);
   detail::read_json(knobs, root, source);
   validate(config);
   return config;
@@ -131,8 +133,8 @@ Config<Pipeline> load_config(const io::SafetensorsFile& file) {
 
 /// A knob whose value is not the checkpoint's.
 struct ChangedKnob {
-  std::string text;   ///< "model.width is 64, and was 96"
-  bool means = false; ///< it says what the data or the weights mean
+  std::string text;    ///< "model.width is 64, and was 96"
+  bool means = false;  ///< it says what the data or the weights mean
 };
 
 /// By slot: all of environment and model say what data and weights mean, but for how many environments there
@@ -160,9 +162,8 @@ std::vector<ChangedKnob> changed_knobs(const Config<Pipeline>& config, const io:
           run ? name == "reward_scale" || name == "state_statistics" || name.starts_with("action_")
               : (model && !(name == "base_checkpoint" && is_whole(file))) ||
                     (section == environment_slot::name && name != "environments");
-      changed.push_back({section + "." + name + " is " + detail::shown(value) + ", and was " +
-                             detail::shown(*was),
-                         means});
+      changed.push_back(
+          {section + "." + name + " is " + detail::shown(value) + ", and was " + detail::shown(*was), means});
     }
   }
   return changed;

@@ -146,7 +146,7 @@ class C10dCluster final : public Cluster {
   /// The way from this machine to the store's.
   struct Route {
     std::string own = "127.0.0.1";  ///< the address by which the others reach this machine
-    bool local = true;              ///< the store is on this machine: from one to itself source is destination
+    bool local = true;  ///< the store is on this machine: from one to itself source is destination
   };
 
   void connect(const Launch& launch, std::chrono::nanoseconds limit) {
@@ -266,7 +266,8 @@ class C10dCluster final : public Cluster {
   static Route route_to_store(const Launch& launch, std::chrono::nanoseconds limit) {
     addrinfo hints{}, *found = nullptr;
     hints.ai_socktype = SOCK_DGRAM;
-    const auto until = detail::deadline_after(std::min<std::chrono::nanoseconds>(limit, std::chrono::seconds(5)));
+    const auto until =
+        detail::deadline_after(std::min<std::chrono::nanoseconds>(limit, std::chrono::seconds(5)));
     int refused = EAI_AGAIN;
     while ((refused = ::getaddrinfo(launch.address.c_str(), std::to_string(launch.port).c_str(), &hints,
                                     &found)) == EAI_AGAIN &&
