@@ -508,7 +508,7 @@ def main(parts):
         print("SKIPPED: there is no mpirun on PATH (Debian: openmpi-bin)")
         return 77
     if part == "torchrun" and not torchrun():
-        print("SKIPPED: scripts/torchrun does not run; scripts/setup test installs what it needs")
+        print("SKIPPED: scripts/torchrun does not run; scripts/setup installs what it needs")
         return 77
     with tempfile.TemporaryDirectory(prefix="dvla-job-") as folder:
         try:

@@ -430,5 +430,6 @@ TEST_CASE("From the command line: the end code and one line for a mistake") {
   CHECK(contains(text, "since the checkpoint algorithm.learning_rate is 0.5, and was "));
   CHECK(contains(text, "since the checkpoint run.reward_scale is 2.0, and was 1.0"));
   CHECK(!contains(text, "since the checkpoint model."));
+  CHECK(read_json(folder / "loud/config.json")["run"]["allow_changes"] == false);  // it acts once
   CHECK(fs::exists(folder / "loud/checkpoint/step-4.safetensors"));
 }

@@ -535,7 +535,7 @@ int run_under(const std::string& launcher) {
   command.insert(command.end(), {"--role", "conform", "20000"});
   const auto result = dvla::io::run_child(command, {}, 100s);
   if (result.exit_code == 127) {
-    std::cout << "SKIPPED: " << launcher << " does not run here (scripts/setup test)\n" << result.err;
+    std::cout << "SKIPPED: " << launcher << " does not run here (scripts/setup)\n" << result.err;
     return 77;
   }
   std::cout << result.out << result.err;

@@ -75,7 +75,7 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   checkpoint.tensors.push_back(io::tensor_to_write<double>(
       detail::curve_name, {run.next_batch(), detail::curve_columns}, std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
-  checkpoint.metadata["config"] = to_json(run.config()).dump();
+  checkpoint.metadata["config"] = to_json(kept(run.config())).dump();
   return folder.save(run.next_batch(), checkpoint);
 }
 

@@ -271,6 +271,13 @@ std::string section_title(std::string_view section) {
 
 }  // namespace detail
 
+/// What a run keeps of its settings, to be given to --config or read again: without what acts once.
+template <class Pipeline>
+Config<Pipeline> kept(Config<Pipeline> config) {
+  config.run = config.run.kept();
+  return config;
+}
+
 /// All that --config accepts, with the values of `config`; comments name the policies.
 template <class Pipeline>
 std::string to_toml(const Config<Pipeline>& config) {
@@ -393,7 +400,7 @@ std::optional<Config<Pipeline>> parse_command_line(int argc, const char* const* 
   }
   validate(config);
   if (app.count("--print-config") > 0) {
-    out << to_toml(config);
+    out << to_toml(kept(config));
     return std::nullopt;
   }
   return config;

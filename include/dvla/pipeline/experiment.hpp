@@ -348,7 +348,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       std::filesystem::remove(folder.job);
     else
       leave_mark();
-    io::write_file(folder.config, to_json(config).dump(2) + "\n");
+    io::write_file(folder.config, to_json(kept(config)).dump(2) + "\n");
   });
   ExperimentResult result;
   // A run that ends before it has trained leaves nothing, so that it can be started again as it was.

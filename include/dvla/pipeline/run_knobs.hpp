@@ -60,6 +60,15 @@ struct RunKnobs : AdapterKnobs {
   Collectives collectives = Collectives::gloo;
   bool overwrite = false;      ///< may replace folder/name, or drop what is later than `resume`
   bool allow_changes = false;  ///< `resume` may change what the checkpoint's data and weights mean
+
+  /// As a run keeps them for later: without what acts once.
+  RunKnobs kept() const {
+    RunKnobs copy = *this;
+    copy.resume.clear();
+    copy.overwrite = false;
+    copy.allow_changes = false;
+    return copy;
+  }
 };
 
 template <>
