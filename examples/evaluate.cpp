@@ -3,7 +3,8 @@
 //
 // A checkpoint is one safetensors file: the weights by name, the optimiser's moments, and, as metadata, the
 // pipeline and the configuration that made it. So nothing has to be repeated here: the configuration comes
-// out of the file, and a file of another pipeline is refused in one sentence. Without --seed and --episodes
+// out of the file, and a file of another environment or model is refused in one sentence; how it was trained
+// (by one process or a job of many, sharded or not) does not matter. Without --seed and --episodes
 // the episodes are the ones behind `success_rate` in the run's report.json, and the figure comes out again;
 // with --seed they are others. Training saw neither.
 //
@@ -27,7 +28,7 @@
 #include <string>
 #include <string_view>
 
-/// Must be the composition that the checkpoint was trained with: here quickstart.cpp's.
+/// Environment and model must be those that the checkpoint was trained with: here quickstart.cpp's.
 using Quickstart = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, dvla::TinyVLA<dvla::TokenHead>>,
                                   dvla::Trainer<dvla::BasicGRPO<dvla::Uncorrected>>>;
 
@@ -86,6 +87,7 @@ int main(int argc, char** argv) try {
   const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
   auto config = dvla::load_config<Quickstart>(file);
   config.memory.device = dvla::Device::cpu;  // wherever it was trained
+  config.run.collectives = dvla::Collectives::gloo;
   if (arguments.seed >= 0) config.run.seed = arguments.seed;
   const std::int64_t episodes =
       arguments.episodes > 0 ? arguments.episodes : std::max(config.run.evaluation_episodes, 1);

@@ -147,9 +147,12 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   const auto nothing = [](auto&) {};
 
   CHECK(contains(message([](auto& config) { config.run.seed = 2; }, path), "was made with seed 1"));
-  CHECK(contains(message([](auto& config) { config.model.bins = 5; }, path),
-                 "use the settings the checkpoint was made with"));
-  CHECK(contains(message([](auto& config) { config.environment.proprioception = 2; }, path),
+  CHECK(contains(message(
+                     [](auto& config) {
+                       config.model.bins = 5;
+                       config.run.allow_changes = true;
+                     },
+                     path),
                  "use the settings the checkpoint was made with"));
   CHECK(contains(message(nothing, folder / "missing.safetensors"), "missing.safetensors"));
 
@@ -242,6 +245,102 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   }
   CHECK(contains(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg_sq", 1, -1e-30}), "shard.exp_avg_sq holds"));
   CHECK(foreign({1, 1}, {0.5, 10, 5}, {"shard.exp_avg", 1, -1}).empty());
+}
+
+TEST_CASE("Knobs that say what data and weights mean are the checkpoint's, or named; the others are listed") {
+  const TemporaryFolder folder;
+  const dvla::io::CheckpointFolder checkpoints(folder.path());
+  const auto config = small_config<InTurn>(3);
+  Run<InTurn> run(config);
+  run.train();
+  const auto path = dvla::save_checkpoint(run, checkpoints);
+  const dvla::io::SafetensorsFile file(path);
+  const auto texts = [&](const auto& changed) {
+    std::vector<std::string> all;
+    for (const dvla::ChangedKnob& knob : dvla::changed_knobs(changed, file)) all.push_back(knob.text);
+    return all;
+  };
+  const auto refused = [&](auto change) {
+    auto changed = config;
+    change(changed);
+    Run<InTurn> other(changed);
+    return dvla_test::message_of<dvla::ConfigError>([&] { dvla::load_checkpoint(other, file); });
+  };
+  CHECK(texts(run.config()).empty());
+  const std::string end = " in the checkpoint '" + path.string() +
+                          "': its data and weights would mean something else; use its settings, or add "
+                          "--allow-changes";
+  const std::string bins = std::to_string(config.model.bins),
+                    horizon = std::to_string(config.environment.horizon);
+  CHECK(refused([](auto& c) { c.model.bins = 5; }) == "model.bins is 5, and was " + bins + end);
+  CHECK(refused([](auto& c) { c.environment.proprioception = 2; }) ==
+        "environment.proprioception is 2, and was " + std::to_string(config.environment.proprioception) +
+            end);
+  CHECK(refused([](auto& c) {
+          c.run.reward_scale = 3;
+          c.environment.horizon += 4;
+        }) == "environment.horizon is " + std::to_string(config.environment.horizon + 4) + ", and was " +
+                  horizon + "; run.reward_scale is 3.0, and was 1.0" + end);
+  CHECK(refused([](auto& c) { c.run.state_statistics = false; }) ==
+        "run.state_statistics is false, and was true" + end);
+  // The next are allowed, and said.
+  for (const bool asked : {false, true}) {
+    auto changed = config;
+    changed.algorithm.learning_rate *= 2;
+    changed.environment.environments *= 2;
+    changed.run.name = "other";  // what one start is for is no change
+    if (asked) {
+      changed.run.reward_scale = 3;
+      changed.run.allow_changes = true;
+    }
+    Run<InTurn> other(changed);
+    CHECK_NOTHROW(dvla::load_checkpoint(other, file));
+    const auto said = texts(other.config());
+    REQUIRE(said.size() == (asked ? 3 : 2));
+    CHECK(contains(said[0], "environment.environments is "));
+    CHECK(contains(said[1], "algorithm.learning_rate is "));
+  }
+}
+
+TEST_CASE("Weights are played by another schedule's pipeline; another environment's are refused") {
+  const TemporaryFolder folder;
+  const dvla::io::CheckpointFolder checkpoints(folder.path());
+  auto made = small_config<InTurn>(3);
+  made.environment.horizon += 1;
+  made.algorithm.group *= 2;
+  made.schedule.deadline_s = 77;
+  Run<InTurn> run(made);
+  run.train();
+  const auto path = dvla::save_checkpoint(run, checkpoints);
+  const dvla::io::SafetensorsFile file(path);
+  const auto config = dvla::load_config<Lanes>(file);
+  CHECK(config.environment.horizon == made.environment.horizon);
+  CHECK(config.algorithm.group == made.algorithm.group);
+  CHECK(config.schedule.deadline_s == dvla::Config<Lanes>().schedule.deadline_s);
+  Run<Lanes> other(config);
+  dvla::load_checkpoint_weights(other.model(), file);
+  CHECK(other.evaluate(64) == run.evaluate(64));
+
+  const auto with_config = [&](const std::string& text) {
+    dvla::io::Checkpoint foreign;
+    foreign.metadata["config"] = text;
+    return checkpoints.save(9, foreign);
+  };
+  // Sharded, connected and placed by policies that are not here, with knobs of theirs.
+  nlohmann::json text = nlohmann::json::parse(file.metadata().at("config"));
+  for (const char* slot : {"algorithm", "sharding", "data_plane", "control_plane", "memory", "placement"}) {
+    text["pipeline"][slot] = "Else";
+    text[slot]["knob_of_its_own"] = 1;
+  }
+  const dvla::io::SafetensorsFile elsewhere(with_config(text.dump()));
+  CHECK(dvla::to_json(dvla::load_config<Lanes>(elsewhere)) == dvla::to_json(config));
+  for (const char* slot : {"environment", "model"}) {
+    nlohmann::json wrong = text;
+    wrong["pipeline"][slot] = "Else";
+    const dvla::io::SafetensorsFile bad(with_config(wrong.dump()));
+    CHECK(contains(dvla_test::message_of<dvla::ConfigError>([&] { dvla::load_config<Lanes>(bad); }),
+                   "written by another pipeline: its " + std::string(slot) + " is \"Else\""));
+  }
 }
 
 TEST_CASE("A checkpoint of 0.1 is refused in one sentence that says so") {

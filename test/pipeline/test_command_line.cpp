@@ -123,10 +123,10 @@ TEST_CASE("mistakes on the command line are one line with field, value and range
   CHECK(complaint({"--group", "--seed", "1"}) == "--group needs a value in [2, 4096]");
   CHECK(complaint({"push"}) ==
         "'push' on the command line belongs to no flag; write --knob value (--help lists them)");
-  CHECK(
-      complaint({"--log-prob-level", "tokens"}) ==
-      "--log-prob-level: algorithm.log_prob_level is 'tokens'; it must be one of token, action, chunk, sequence (what "
-      "one ratio covers)");
+  CHECK(complaint({"--log-prob-level", "tokens"}) ==
+        "--log-prob-level: algorithm.log_prob_level is 'tokens'; it must be one of token, action, chunk, "
+        "sequence (what "
+        "one ratio covers)");
   CHECK(complaint({"--trace", "maybe"}) ==
         "--trace: run.trace is 'maybe'; it must be true or false (write trace.json)");
   for (const char* wrong : {"nan", "inf", "-inf", "1e400", "", "0.1x", " 0.1", "-0.1", "2"})

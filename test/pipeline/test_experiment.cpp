@@ -414,4 +414,22 @@ TEST_CASE("From the command line: the end code and one line for a mistake") {
   CHECK(main_with({"--trace", "false", "--name", "untraced"}) == 0);
   CHECK(!fs::exists(folder / "untraced/trace.json"));
   CHECK(fs::exists(folder / "untraced/report.json"));
+
+  // A run that goes on says what has changed, and does not go on where that changes what its data means.
+  const std::string loud = (folder / "loud").string();
+  const auto go_on = [&](std::vector<std::string> words) {
+    words.insert(words.end(), {"--quiet", "false", "--name", "loud", "--resume", loud, "--iterations", "4"});
+    return main_with(words, &text);
+  };
+  CHECK(go_on({"--bins", "5", "--reward-scale", "2"}) == 1);
+  CHECK(contains(text, "error: model.bins is 5, and was "));
+  CHECK(contains(text, "; run.reward_scale is 2.0, and was 1.0 in the checkpoint '" + loud));
+  CHECK(contains(text, "add --allow-changes"));
+  CHECK(!fs::exists(folder / "loud/checkpoint/step-4.safetensors"));
+  CHECK(go_on({"--learning-rate", "0.5", "--reward-scale", "2", "--allow-changes"}) == 0);
+  CHECK(contains(text, "since the checkpoint algorithm.learning_rate is 0.5, and was "));
+  CHECK(contains(text, "since the checkpoint run.reward_scale is 2.0, and was 1.0"));
+  CHECK(!contains(text, "since the checkpoint model."));
+  CHECK(read_json(folder / "loud/config.json")["run"]["allow_changes"] == false);  // it acts once
+  CHECK(fs::exists(folder / "loud/checkpoint/step-4.safetensors"));
 }

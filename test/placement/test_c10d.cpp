@@ -105,6 +105,11 @@ void no_thread(Cluster& cluster) {
   }
   cluster.group("after it", {0, 1, 2}, long_enough)->barrier();
 }
+void two_machines(Cluster& cluster) {
+  expect(cluster.topology().node == std::vector<int>{0, 1, 1}, "machines of one host name are two");
+  cluster.group("all", {0, 1, 2}, long_enough)->barrier();
+}
+void meet(Cluster& cluster) { cluster.group("all", {0, 1}, 3s); }
 
 /// Rank 2 is killed while the others wait for it.
 void killed_idle(Cluster& cluster) {
@@ -256,6 +261,8 @@ void restarted(Cluster& cluster) {
 const std::map<std::string, void (*)(Cluster&)> roles{{"conform", conform},
                                                       {"bits", bits},
                                                       {"nodes", nodes},
+                                                      {"two_machines", two_machines},
+                                                      {"meet", meet},
                                                       {"killed_idle", killed_idle},
                                                       {"killed_sending", killed_sending},
                                                       {"killed_receiving", killed_receiving},
@@ -286,11 +293,14 @@ struct Job {
   int port = free_port();
   std::vector<std::string> variables{};  ///< NAME=value, for all
   std::chrono::milliseconds join_limit = 20s;
+  std::vector<std::string> before{};  ///< a command that runs each
 
   dvla::io::ChildResult rank(int rank, int world, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> command{"env", "RANK=" + std::to_string(rank),
-                                     "WORLD_SIZE=" + std::to_string(world), "MASTER_ADDR=127.0.0.1",
-                                     "MASTER_PORT=" + std::to_string(port)};
+    std::vector<std::string> command = before;
+    for (const std::string& word :
+         {std::string("env"), "RANK=" + std::to_string(rank), "WORLD_SIZE=" + std::to_string(world),
+          std::string("MASTER_ADDR=127.0.0.1"), "MASTER_PORT=" + std::to_string(port)})
+      command.push_back(word);
     command.insert(command.end(), variables.begin(), variables.end());
     command.insert(command.end(), more.begin(), more.end());
     for (const std::string& word : {std::filesystem::read_symlink("/proc/self/exe").string(),
@@ -382,6 +392,77 @@ TEST_CASE("nodes come from host names, or DVLA_HOST_ID") {
   for (auto& thread : threads) thread.join();
   for (const auto& result : results) CHECK(result.out == "");
   for (const auto& result : results) CHECK(result.exit_code == 0);
+}
+
+TEST_CASE("the store at an IPv6 address in brackets") {
+  Job job{"conform"};
+  job.variables = {"MASTER_ADDR=[::1]"};
+  for (const auto& result : job.run(2)) {
+    CHECK(result.out == "");
+    CHECK(result.exit_code == 0);
+  }
+}
+
+TEST_CASE("a store whose name does not resolve is an error at once that says so") {
+  Job job{"conform"};
+  job.variables = {"MASTER_ADDR=nowhere.invalid"};
+  job.join_limit = 1h;
+  for (int rank = 0; rank < 2; ++rank) {
+    const auto result = job.rank(rank, 2);
+    CHECK(result.exit_code == 2);
+    CHECK(result.out.starts_with(
+        "'nowhere.invalid', the address of the job's store, does not resolve on rank " +
+        std::to_string(rank) + "'s machine: "));
+    CHECK(result.out.find("; set MASTER_ADDR to a name or address of rank 0's machine") != std::string::npos);
+  }
+  job.variables = {"DVLA_WORLD_SIZE=3", "DVLA_FIRST_RANK=1", "DVLA_STORE=nowhere.invalid:1"};
+  CHECK(job.rank(0, 1).out.find("; set DVLA_STORE to a name") != std::string::npos);
+}
+
+TEST_CASE("two machines of one host name are two, and each is reached at its own address") {
+  // Two network namespaces of this machine, which share its host name. Needs root and iproute2.
+  const std::string name = "dvla" + std::to_string(::getpid());
+  const auto shell = [&](const std::string& script) {
+    return dvla::io::run_child({"sh", "-ec", "a=" + name + "a b=" + name + "b\n" + script}, {}, job_limit);
+  };
+  const auto made = shell(
+      "ip netns add $a; ip netns add $b\n"
+      "ip link add $a netns $a type veth peer name $b netns $b\n"
+      "ip -n $a addr add 10.77.0.1/24 dev $a; ip -n $b addr add 10.77.0.2/24 dev $b\n"
+      "for n in $a $b; do ip -n $n link set lo up; ip -n $n link set $n up; done");
+  if (made.exit_code == 0) {
+    Job job{"two_machines"};
+    std::vector<std::thread> threads;
+    std::vector<dvla::io::ChildResult> results(3);
+    for (int rank = 0; rank < 3; ++rank)
+      threads.emplace_back([&, rank] {
+        Job here = job;
+        here.before = {"ip", "netns", "exec", name + (rank == 0 ? "a" : "b")};
+        results[static_cast<std::size_t>(rank)] = here.rank(rank, 3, {"MASTER_ADDR=10.77.0.1"});
+      });
+    for (auto& thread : threads) thread.join();
+    for (const auto& result : results) CHECK(result.out == "");
+    for (const auto& result : results) CHECK(result.exit_code == 0);
+    // Told that they are one, they cannot meet, and the sentence names what says so.
+    job.role = "meet";
+    job.variables = {"DVLA_HOST_ID=one", "MASTER_ADDR=10.77.0.1"};
+    std::thread first([&] {
+      Job here = job;
+      here.before = {"ip", "netns", "exec", name + "a"};
+      results[0] = here.rank(0, 2);
+    });
+    job.before = {"ip", "netns", "exec", name + "b"};
+    results[1] = job.rank(1, 2);
+    first.join();
+    for (int rank = 0; rank < 2; ++rank)
+      for (const char* part : {"it listens on 127.0.0.1", "GLOO_SOCKET_IFNAME", "DVLA_HOST_ID"}) {
+        CAPTURE(results[static_cast<std::size_t>(rank)].out);
+        CHECK(results[static_cast<std::size_t>(rank)].out.find(part) != std::string::npos);
+      }
+  } else {
+    MESSAGE("left out: " << made.err);
+  }
+  shell("ip netns del $a; ip netns del $b");
 }
 
 TEST_CASE("who joined a job knows when it has been started again beside the same store") {
@@ -477,7 +558,13 @@ int run_under(const std::string& launcher) {
     command = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "-x", "MASTER_PORT=" + port,
                program};
   } else if (launcher == "torchrun") {
-    command = {"torchrun", "--no-python", "--nproc-per-node", "3", "--master-port", port, program};
+    command = {DVLA_TEST_DIR "/../scripts/torchrun",
+               "--no-python",
+               "--nproc-per-node",
+               "3",
+               "--master-port",
+               port,
+               program};
   } else {
     std::cout << "--launcher is '" << launcher << "'; it must be mpirun or torchrun\n";
     return 2;
@@ -485,7 +572,7 @@ int run_under(const std::string& launcher) {
   command.insert(command.end(), {"--role", "conform", "20000"});
   const auto result = dvla::io::run_child(command, {}, 100s);
   if (result.exit_code == 127) {
-    std::cout << "SKIPPED: there is no " << launcher << " on PATH\n";
+    std::cout << "SKIPPED: " << launcher << " does not run here (scripts/setup)\n" << result.err;
     return 77;
   }
   std::cout << result.out << result.err;

@@ -30,11 +30,9 @@ const Variables ompi{{"OMPI_COMM_WORLD_RANK", "1"},
                      {"OMPI_COMM_WORLD_SIZE", "3"},
                      {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                      {"OMPI_COMM_WORLD_LOCAL_SIZE", "3"}};
-const Variables slurm{{"SLURM_PROCID", "5"},
-                      {"SLURM_NTASKS", "8"},
-                      {"SLURM_LOCALID", "1"},
-                      {"SLURM_NODELIST", "node[003-010,012],login"},
-                      {"SLURM_JOB_ID", "4711"}};
+const Variables slurm{{"SLURM_PROCID", "5"},  {"SLURM_NTASKS", "8"},
+                      {"SLURM_LOCALID", "1"}, {"SLURM_NODELIST", "node[003-010,012],login"},
+                      {"SLURM_STEP_ID", "0"}, {"SLURM_JOB_ID", "4711"}};
 
 }  // namespace
 
@@ -113,6 +111,76 @@ TEST_CASE("Slurm: the first machine, and a port of the job's") {
   CHECK(Launch::first_node("n[]") == "");
 }
 
+TEST_CASE("Slurm without srun: one process, or a sentence that names srun") {
+  const Variables batch{{"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}, {"SLURM_JOB_ID", "4711"}};
+  // Interactive steps of salloc, the batch script's own step: numbers that Slurm keeps.
+  for (const Variables& more : {Variables{},
+                                {{"SLURM_NTASKS", "1"}},
+                                {{"SLURM_STEP_ID", "4294967290"}, {"SLURM_STEP_NUM_TASKS", "1"}},
+                                {{"SLURM_STEP_ID", "4294967291"}}}) {
+    const Launch one = launch(with(batch, more));
+    CHECK(one.rank == 0);
+    CHECK(one.world == 1);
+    CHECK(one.launcher == "none");
+    const std::string sentence =
+        "SLURM_NTASKS is 4, but srun has not started this process; start it with srun, or by 'srun --ntasks "
+        "1' for one process";
+    CHECK_THROWS_WITH_AS(launch(with(with(batch, more), {{"SLURM_NTASKS", "4"}})), sentence.c_str(),
+                         ConfigError);
+  }
+  // Other launchers within an allocation are what they are.
+  CHECK(launch(with(with(batch, {{"SLURM_NTASKS", "4"}}), shell)).rank == 2);
+  CHECK(launch(with(with(batch, {{"SLURM_NTASKS", "4"}}), ompi)).launcher == "mpirun (Open MPI)");
+}
+
+TEST_CASE("srun --mpi=pmi2 sets MPICH's variables too, and MPICH's mpirun runs within srun's") {
+  const Variables pmi2 = with(slurm, {{"PMI_RANK", "5"}, {"PMI_SIZE", "8"}});
+  const Launch task = launch(pmi2);
+  CHECK(task.launcher == "srun");
+  CHECK(task.rank == 5);
+  CHECK(task.world == 8);
+  CHECK(task.local_rank == 1);
+  CHECK(task.address == "node003");
+  CHECK_THROWS_WITH_AS(launch(with(pmi2, {{"PMI_RANK", "4"}})),
+                       "SLURM_PROCID is 5 and PMI_RANK is 4; they must be the same, or one of them unset",
+                       ConfigError);
+  const Launch mpich = launch(with(pmi2, {{"PMI_RANK", "1"},
+                                          {"PMI_SIZE", "16"},
+                                          {"MPI_LOCALNRANKS", "2"},
+                                          {"MPI_LOCALRANKID", "1"},
+                                          {"MASTER_ADDR", "a"}}));
+  CHECK(mpich.launcher == "mpirun (MPICH)");
+  CHECK(mpich.rank == 1);
+  CHECK(mpich.world == 16);
+}
+
+TEST_CASE("Slurm's own lists of machines, and job ids of 32 bits") {
+  for (const char* name : {"SLURM_NODELIST", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"}) {
+    Variables variables = slurm;
+    variables.erase("SLURM_NODELIST");
+    variables[name] = "node[01-03,07]";
+    CHECK(launch(variables).address == "node01");
+    CHECK(launch(with(variables, {{"MASTER_ADDR", "head"}})).address == "head");
+  }
+  const auto port = [](const char* id) { return launch(with(slurm, {{"SLURM_JOB_ID", id}})).port; };
+  CHECK(port("2147483648") == 16384);
+  CHECK(port("4294967295") == 16384 + 1023 * 16);
+  CHECK_THROWS_WITH_AS(port("4294967296"),
+                       "SLURM_JOB_ID is '4294967296'; it must be a whole number from 0 to 4294967295",
+                       ConfigError);
+}
+
+TEST_CASE("an IPv6 address comes with brackets or without") {
+  const Launch bare = launch(with(shell, {{"MASTER_ADDR", "::1"}})),
+               held = launch(with(shell, {{"MASTER_ADDR", "[::1]"}}));
+  CHECK(bare.address == "::1");
+  CHECK(held.address == "::1");
+  CHECK(held.store() == "[::1]:1234");
+  CHECK(launch(shell).store() == "10.0.0.1:1234");
+  CHECK(launch(with(ompi, {{"MASTER_ADDR", "[fe80::1]"}})).address == "fe80::1");
+  CHECK(launch(with(slurm, {{"MASTER_ADDR", "[fe80::1]"}})).address == "fe80::1");
+}
+
 TEST_CASE("ranks of one job from several launchers") {
   const Variables rest{{"DVLA_WORLD_SIZE", "6"}, {"DVLA_STORE", "10.0.0.1:1234"}};
   const Launch main = launch(with(shell, {{"DVLA_WORLD_SIZE", "6"}}));
@@ -176,9 +244,12 @@ TEST_CASE("what cannot be is one sentence with variable, value and range") {
   refused({{"OMPI_COMM_WORLD_RANK", "1"}},
           "OMPI_COMM_WORLD_SIZE is not set, and OMPI_COMM_WORLD_RANK is set; a job of several processes "
           "needs it");
-  refused({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "2"}},
+  refused({{"SLURM_PROCID", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "2"}},
           "SLURM_NODELIST is not set, and srun started 2 tasks; a job of several processes needs it");
-  refused({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "2"}, {"SLURM_NODELIST", "n[1"}, {"SLURM_JOB_ID", "1"}},
+  refused({{"SLURM_PROCID", "0"},
+           {"SLURM_STEP_NUM_TASKS", "2"},
+           {"SLURM_NODELIST", "n[1"},
+           {"SLURM_JOB_ID", "1"}},
           "SLURM_NODELIST is 'n[1'; it must be a list of machines such as node[01-04], or set MASTER_ADDR");
   const Variables joins =
       with(shell, {{"DVLA_WORLD_SIZE", "6"}, {"DVLA_FIRST_RANK", "2"}, {"DVLA_STORE", "a:1"}});

@@ -27,7 +27,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "dvla/core/finite_math.hpp"
+#include "dvla/core/compiler.hpp"
 
 namespace dvla {
 

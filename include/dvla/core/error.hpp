@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "dvla/core/finite_math.hpp"
+#include "dvla/core/compiler.hpp"
 
 namespace dvla {
 

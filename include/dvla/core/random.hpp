@@ -10,7 +10,7 @@
 #include <limits>
 #include <numbers>
 
-#include "dvla/core/finite_math.hpp"
+#include "dvla/core/compiler.hpp"
 
 namespace dvla {
 

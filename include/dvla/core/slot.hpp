@@ -5,7 +5,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "dvla/core/finite_math.hpp"
+#include "dvla/core/compiler.hpp"
 
 namespace dvla {
 

@@ -128,12 +128,85 @@ inline const std::string& config_text(const io::SafetensorsFile& file) {
 }
 }  // namespace detail
 
-/// The configuration that a checkpoint was made with. Throws FormatError, and ConfigError where another
-/// pipeline wrote it.
+/// The configuration that a checkpoint was made with, for playing its weights: of environment, model, and what
+/// is common to this pipeline and the checkpoint's of algorithm, memory and run; how it was sharded, connected,
+/// placed and scheduled may be otherwise here, and stays at its defaults. Throws FormatError, and ConfigError
+/// where it is of another environment or model.
 template <class Pipeline>
 Config<Pipeline> load_config(const io::SafetensorsFile& file) {
-  return from_json<Pipeline>(detail::config_text(file), {}, file.path().string());
+  const std::string source = "'" + file.path().string() + "': ";
+  nlohmann::ordered_json root = detail::parse_config(detail::config_text(file), source);
+  detail::check_policies<Pipeline>(root, source, detail::list<environment_slot, model_slot>{});
+  Config<Pipeline> config;
+  const std::vector<KnobRef> knobs = list_knobs(config);
+  for (const auto slot : {sharding_slot::name, data_plane_slot::name, control_plane_slot::name,
+                          placement_slot::name, schedule_slot::name})
+    root.erase(std::string(slot));
+  for (const auto slot : {algorithm_slot::name, memory_slot::name})
+    if (const auto section = root.find(std::string(slot)); section != root.end() && section->is_object())
+      for (auto knob = section->begin(); knob != section->end();)
+        knob =
+            std::any_of(knobs.begin(), knobs.end(),
+                        [&](const KnobRef& here) { return here.section == slot && here.name == knob.key(); })
+                ? std::next(knob)
+                : section->erase(knob);
+  detail::read_json(knobs, root, source);
+  validate(config);
+  return config;
 }
+
+/// A knob whose value is not the checkpoint's.
+struct ChangedKnob {
+  std::string text;    ///< "model.width is 64, and was 96"
+  bool means = false;  ///< it says what the data or the weights mean
+};
+
+/// By slot: all of environment and model say what data and weights mean, but for how many environments there
+/// are, and where the frozen weights come from if the checkpoint has them; of the run, what turns actions, states
+/// and rewards into what the model learns from. Of the others those are left out that say what one start of
+/// the program is for.
+template <class Pipeline>
+std::vector<ChangedKnob> changed_knobs(const Config<Pipeline>& config, const io::SafetensorsFile& file) {
+  using Names = std::initializer_list<std::string_view>;
+  const auto among = [](std::string_view name, Names names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  const std::string source = "'" + file.path().string() + "': ";
+  const nlohmann::ordered_json there = detail::parse_config(detail::config_text(file), source),
+                               here = to_json(config);
+  std::vector<ChangedKnob> changed;
+  for (const auto& [section, knobs] : here.items()) {
+    if (section == "pipeline" || !there.contains(section)) continue;
+    for (const auto& [name, value] : knobs.items()) {
+      const auto was = there[section].find(name);
+      if (was == there[section].end() || *was == value) continue;
+      const bool run = section == "run", model = section == model_slot::name;
+      if (run && among(name, {"name", "folder", "resume", "overwrite", "allow_changes", "quiet"})) continue;
+      const bool means =
+          run ? name == "reward_scale" || name == "state_statistics" || name.starts_with("action_")
+              : (model && !(name == "base_checkpoint" && is_whole(file))) ||
+                    (section == environment_slot::name && name != "environments");
+      changed.push_back(
+          {section + "." + name + " is " + detail::shown(value) + ", and was " + detail::shown(*was), means});
+    }
+  }
+  return changed;
+}
+
+namespace detail {
+/// Throws ConfigError where a knob that says what data or weights mean is not the checkpoint's, and may not be.
+template <class Pipeline>
+void refuse_changes(const Config<Pipeline>& config, const io::SafetensorsFile& file) {
+  if (config.run.allow_changes) return;
+  std::string refused;
+  for (const ChangedKnob& knob : changed_knobs(config, file))
+    if (knob.means) refused += (refused.empty() ? "" : "; ") + knob.text;
+  if (!refused.empty())
+    throw ConfigError(refused + " in the checkpoint '" + file.path().string() +
+                      "': its data and weights would mean something else; use its settings, or add "
+                      "--allow-changes");
+}
+}  // namespace detail
 
 /// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
 /// now. In a job every rank calls it. Throws FormatError or ConfigError, one sentence, and then leaves the run
@@ -155,6 +228,7 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
   detail::check_policies<typename Run::pipeline>(
       detail::parse_config(detail::config_text(file), source), source,
       detail::list<environment_slot, model_slot, algorithm_slot>{});
+  detail::refuse_changes(run.config(), file);
   const std::span<const double> curve = file.span<double>(detail::curve_name);
   const auto columns = static_cast<std::size_t>(detail::curve_columns);
   if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))

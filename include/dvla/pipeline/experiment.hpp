@@ -448,6 +448,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
         " batches are done" +
         (goes_back ? "; the checkpoints of later steps go when the first new one is complete" : ""));
+    for (const ChangedKnob& knob : changed_knobs(run->config(), *resumed))
+      say("  since the checkpoint " + knob.text + " in it");
     resumed.reset();
   }
   result.ratio = run->self_test();
@@ -522,7 +524,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::string text = "; nothing was saved now: training did not come to rest";
     try {
       run->while_still([&](const StillWeights& weights) {
-        const bool news = weights.finite && run->job().actors() == 1 && run->next_batch() > std::max<std::int64_t>(saved_batches, 0);
+        const bool news = weights.finite && run->job().actors() == 1 &&
+                          run->next_batch() > std::max<std::int64_t>(saved_batches, 0);
         text = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
         if (news) save();
         if (!saved.empty())

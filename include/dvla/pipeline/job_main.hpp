@@ -34,11 +34,11 @@ inline std::string job_mark(const Launch& launch, std::chrono::nanoseconds limit
   options.port = static_cast<std::uint16_t>(std::atoi(port));
   options.waitWorkers = false;
   options.timeout = torch_limit(limit);
-  const std::string where = std::string(address) + ":" + port;
+  const std::string host = Launch::without_brackets(address), where = std::string(address) + ":" + port;
   try {
     return bounded(
         limit,
-        [options, host = std::string(address), mark = own] {
+        [options, host, mark = own] {
           const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(host, options);
           return store->compareSet("dvla/job", "", mark);
         },
@@ -140,8 +140,7 @@ int job_main(int argc, const char* const* argv, const Config<P>& defaults = {}) 
     if constexpr (buildable<P>()) {
       if (launch.rank == 0 && launch.started < launch.world && !config->run.quiet)
         std::cout << "waiting for ranks " + std::to_string(launch.started) + " to " +
-                         std::to_string(launch.world - 1) + " to join: DVLA_STORE=" + launch.address + ":" +
-                         std::to_string(launch.port)
+                         std::to_string(launch.world - 1) + " to join: DVLA_STORE=" + launch.store()
                   << std::endl;
       while (!detail::take_part(launch, *config))
         std::cerr << (who + "the job has been started again; this rank joins again\n") << std::flush;

@@ -58,13 +58,15 @@ struct RunKnobs : AdapterKnobs {
   double heartbeat_s = 5;            ///< between ranks of a job; one silent for two is lost
   /// By what a job's actors sum and gather.
   Collectives collectives = Collectives::gloo;
-  bool overwrite = false;  ///< may replace folder/name, or drop what is later than `resume`
+  bool overwrite = false;      ///< may replace folder/name, or drop what is later than `resume`
+  bool allow_changes = false;  ///< `resume` may change what the checkpoint's data and weights mean
 
   /// As a run keeps them for later: without what acts once.
   RunKnobs kept() const {
     RunKnobs copy = *this;
     copy.resume.clear();
     copy.overwrite = false;
+    copy.allow_changes = false;
     return copy;
   }
 };
@@ -114,6 +116,9 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      "seconds"},
     {"collectives", "by what a job's actors sum gradients and gather weights; nccl needs device cuda"},
     {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
+    {"allow_changes",
+     "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
+     "environment's and the model's, reward_scale, action_* and state_statistics"},
 });
 
 /// Rules between members; found by validate(config).
@@ -127,11 +132,11 @@ inline void check(const RunKnobs& knobs) {
 
 template <std::same_as<dvla::RunKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::name, &K::folder, &K::seed, &K::iterations, &K::checkpoint_every,
-                    &K::keep_checkpoints, &K::checkpoint_weights, &K::evaluation_episodes,
-                    &K::evaluation_cases, &K::failure_costs, &K::failed_share, &K::step_deadline_s,
-                    &K::inference_rows, &K::reward_scale, &K::action_statistics, &K::action_key,
-                    &K::action_form, &K::action_order, &K::action_gripper, &K::state_statistics,
-                    &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations,
-                    &K::demonstration_noise, &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace,
-                    &K::record, &K::animation, &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite> {};
+    : dvla::members<
+          &K::name, &K::folder, &K::seed, &K::iterations, &K::checkpoint_every, &K::keep_checkpoints,
+          &K::checkpoint_weights, &K::evaluation_episodes, &K::evaluation_cases, &K::failure_costs,
+          &K::failed_share, &K::step_deadline_s, &K::inference_rows, &K::reward_scale, &K::action_statistics,
+          &K::action_key, &K::action_form, &K::action_order, &K::action_gripper, &K::state_statistics,
+          &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations, &K::demonstration_noise,
+          &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace, &K::record, &K::animation,
+          &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite, &K::allow_changes> {};

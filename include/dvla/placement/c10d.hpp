@@ -33,7 +33,7 @@ class C10dCluster final : public Cluster {
   C10dCluster(const Launch& launch, std::chrono::nanoseconds limit)
       : rank_(launch.rank),
         limit_(limit),
-        where_(launch.address + ":" + std::to_string(launch.port)),
+        where_(launch.store()),
         whose_(launch.joins             ? ", which this rank joins"
                : launch.store_is_hosted ? ", which torchrun hosts"
                                         : ", which rank 0 hosts") {
@@ -42,14 +42,21 @@ class C10dCluster final : public Cluster {
           detail::concat("rank is ", rank_, " of ", launch.world, "; it must be from 0 to world - 1"));
     settle_process();
     const auto until = detail::deadline_after(limit);
+    const Route route = detail::bounded(
+        limit, [launch, limit] { return route_to_store(launch, limit); },
+        [&] { return detail::waited(rank_, limit, "for '", launch.address, "' to resolve"); });
     connect(launch, limit);
     try {
-      join(launch, until);
+      join(launch, route, until);
     } catch (...) {
       let_others_know(launch);
       throw;
     }
-    const std::string address = own_address(launch);
+    // Who joined may come again on another machine.
+    const bool alone =
+        topology_.joined.empty() && topology_.node == std::vector<int>(topology_.node.size(), 0);
+    const std::string address = alone ? "127.0.0.1" : route.own;
+    listens_on_ = address;
     try {
       const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
       device_ = interface && *interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
@@ -136,6 +143,12 @@ class C10dCluster final : public Cluster {
     if (::sigaction(SIGPIPE, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) std::signal(SIGPIPE, SIG_IGN);
   }
 
+  /// The way from this machine to the store's.
+  struct Route {
+    std::string own = "127.0.0.1";  ///< the address by which the others reach this machine
+    bool local = true;  ///< the store is on this machine: from one to itself source is destination
+  };
+
   void connect(const Launch& launch, std::chrono::nanoseconds limit) {
     c10d::TCPStoreOptions options;
     options.port = static_cast<std::uint16_t>(launch.port);
@@ -201,7 +214,7 @@ class C10dCluster final : public Cluster {
     return value.empty() ? std::string() : std::string(value.begin() + 1, value.end());
   }
 
-  void join(const Launch& launch, detail::Clock::time_point until) {
+  void join(const Launch& launch, const Route& route, detail::Clock::time_point until) {
     const std::string world = std::to_string(launch.world), own = "host/" + std::to_string(rank_);
     const auto check_world = [&](const std::string& text, const std::string& rank) {
       const std::string theirs = text.substr(0, text.find('\n'));
@@ -210,7 +223,8 @@ class C10dCluster final : public Cluster {
                           " and " + theirs + " on rank " + rank + "; it must be the same on every rank");
     };
     if (has(own)) check_world(get(own, limit_), std::to_string(rank_) + ", which is there already");
-    put(own, world + "\n" + (launch.joins ? "+" : "=") + launch.host);
+    const std::string machine = launch.host + (launch.host_is_given || route.local ? "" : " at " + route.own);
+    put(own, world + "\n" + (launch.joins ? "+" : "=") + machine);
     std::vector<std::string> hosts;
     topology_.node.clear();
     for (int rank = 0; rank < launch.world; ++rank) {
@@ -247,29 +261,41 @@ class C10dCluster final : public Cluster {
   } catch (...) {  // then they see that the store is gone
   }
 
-  /// The address by which the others reach this machine: the one that leads to the store's machine.
-  std::string own_address(const Launch& launch) const {
-    const std::string loopback = "127.0.0.1";
-    // Who joined may come again on another machine.
-    if (topology_.joined.empty() && topology_.node == std::vector<int>(topology_.node.size(), 0))
-      return loopback;
+  /// Throws ConfigError where the store's name does not resolve. A name server that does not answer is asked
+  /// again for some seconds.
+  static Route route_to_store(const Launch& launch, std::chrono::nanoseconds limit) {
     addrinfo hints{}, *found = nullptr;
     hints.ai_socktype = SOCK_DGRAM;
-    if (::getaddrinfo(launch.address.c_str(), std::to_string(launch.port).c_str(), &hints, &found) != 0)
-      return loopback;
-    std::string address = loopback;
+    const auto until =
+        detail::deadline_after(std::min<std::chrono::nanoseconds>(limit, std::chrono::seconds(5)));
+    int refused = EAI_AGAIN;
+    while ((refused = ::getaddrinfo(launch.address.c_str(), std::to_string(launch.port).c_str(), &hints,
+                                    &found)) == EAI_AGAIN &&
+           detail::Clock::now() < until)
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    if (refused != 0)
+      throw ConfigError(detail::concat(
+          "'", launch.address, "', the address of the job's store, does not resolve on rank ", launch.rank,
+          "'s machine: ", ::gai_strerror(refused), "; set ", launch.joins ? "DVLA_STORE" : "MASTER_ADDR",
+          " to a name or address of rank 0's machine that is known there"));
+    Route route;
     const int probe = ::socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     sockaddr_storage own{};
     socklen_t size = sizeof own;
-    char text[INET6_ADDRSTRLEN] = {};
+    const auto text = [](const sockaddr* address, socklen_t length) {
+      char host[INET6_ADDRSTRLEN] = {};
+      const int error = ::getnameinfo(address, length, host, sizeof host, nullptr, 0, NI_NUMERICHOST);
+      return std::string(error == 0 ? host : "");
+    };
     if (probe >= 0 && ::connect(probe, found->ai_addr, found->ai_addrlen) == 0 &&
-        ::getsockname(probe, reinterpret_cast<sockaddr*>(&own), &size) == 0 &&
-        ::getnameinfo(reinterpret_cast<sockaddr*>(&own), size, text, sizeof text, nullptr, 0,
-                      NI_NUMERICHOST) == 0)
-      address = text;
+        ::getsockname(probe, reinterpret_cast<sockaddr*>(&own), &size) == 0) {
+      const std::string here = text(reinterpret_cast<sockaddr*>(&own), size),
+                        there = text(found->ai_addr, found->ai_addrlen);
+      if (!here.empty()) route = {here, here == there || there.starts_with("127.")};
+    }
     if (probe >= 0) ::close(probe);
     ::freeaddrinfo(found);
-    return address;
+    return route;
   }
 
   /// `work(client)` with a connection to the job's store that nobody else uses meanwhile: a client serialises
@@ -345,15 +371,23 @@ class C10dCluster final : public Cluster {
             const Store own = c10::make_intrusive<c10d::PrefixStore>(key, client);  // asked while connecting
             return std::make_unique<detail::Links>(own, device, place, size, detail::left(until));
           },
-          [&] { return detail::waited(rank_, limit, "to connect ", what); });
+          [&] { return detail::waited(rank_, limit, "to connect ", what, hint()); });
     } catch (const PeerError& error) {
-      throw PeerError(me + " cannot connect " + what + ": " + error.what());
+      throw PeerError(me + " cannot connect " + what + ": " + error.what() + hint());
     }
+  }
+
+  /// What may be wrong where ranks know of each other and cannot connect.
+  std::string hint() const {
+    return "; it listens on " + listens_on_ +
+           ": if the others do not reach it there, set GLOO_SOCKET_IFNAME to the interface between the "
+           "machines, and DVLA_HOST_ID to another text on each machine where two have one host name";
   }
 
   const int rank_;
   const std::chrono::nanoseconds limit_;
   const std::string where_, whose_;
+  std::string listens_on_;
   Topology topology_;
   std::string attempt_;
   Store root_, store_;  ///< root: of all attempts

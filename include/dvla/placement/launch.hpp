@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <optional>
@@ -25,6 +26,7 @@ struct Launch {
   int restarts = 0;              ///< how often torchrun has started the job again after a failure
   std::string attempt;           ///< differs where a launcher starts the same job again beside an old store
   std::string host;              ///< names this machine: ranks with the same name share it
+  bool host_is_given = false;    ///< by DVLA_HOST_ID: it is no mere host name, which two machines may share
   bool joins = false;            ///< a job that another launcher has started, as a rollout: see DVLA_STORE
   const char* world_variable = "WORLD_SIZE";  ///< what says how many ranks the job has
   int started = 1;  ///< ranks that this launcher starts; fewer than `world` where others join
@@ -39,12 +41,13 @@ struct Launch {
   /// missing, malformed or contradict each other.
   static Launch from_environment(const Lookup& variable = process_environment) {
     Launch launch;
+    launch.host_is_given = variable("DVLA_HOST_ID").has_value();
     launch.host = variable("DVLA_HOST_ID").value_or(host_name());
     const std::optional<std::string> run_id = variable("TORCHELASTIC_RUN_ID");
     if (variable("RANK") || variable("WORLD_SIZE")) {
       launch.launcher = run_id ? "torchrun" : "env://";
       launch.take(variable, "RANK", "WORLD_SIZE", "LOCAL_RANK");
-      if (!run_id) refuse_contradiction(variable, launch);
+      if (!run_id) refuse_contradiction(variable, launch, "RANK");
       launch.extend(variable);
       if (launch.world > 1 && !launch.joins) launch.read_master(variable, "RANK is set");
       const std::string hosted = variable("TORCHELASTIC_USE_AGENT_STORE").value_or("False");
@@ -57,23 +60,37 @@ struct Launch {
       launch.take(variable, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK");
       launch.extend(variable);
       launch.find_master(variable, "OMPI_COMM_WORLD_LOCAL_SIZE", "-x MASTER_ADDR=...");
-    } else if (variable("PMI_RANK") || variable("PMI_SIZE")) {
+    } else if ((variable("PMI_RANK") || variable("PMI_SIZE")) &&
+               (variable("MPI_LOCALNRANKS") || !in_slurm_step(variable))) {  // srun --mpi=pmi2 sets them too
       launch.launcher = "mpirun (MPICH)";
       launch.take(variable, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
       launch.extend(variable);
       launch.find_master(variable, "MPI_LOCALNRANKS", "-genv MASTER_ADDR ...");
-    } else if (variable("SLURM_PROCID")) {
+    } else if (in_slurm_step(variable)) {
       launch.launcher = "srun";
       // Inside a step, SLURM_NTASKS may still be the whole allocation's.
       const char* size = variable("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
       launch.take(variable, "SLURM_PROCID", size, "SLURM_LOCALID");
+      refuse_contradiction(variable, launch, "SLURM_PROCID");
       launch.extend(variable);
       launch.find_slurm_master(variable);
     } else {
+      refuse_tasks_without_srun(variable);
       launch.extend(variable);
       if (launch.world > 1 && !launch.joins) launch.read_master(variable, "DVLA_WORLD_SIZE is set");
     }
+    launch.address = without_brackets(launch.address);
     return launch;
+  }
+
+  /// "<host>:<port>" of the job's store, an IPv6 address in brackets.
+  std::string store() const {
+    return (address.find(':') == address.npos ? address : "[" + address + "]") + ":" + std::to_string(port);
+  }
+  /// An IPv6 address, which may stand in brackets where a port follows or could.
+  static std::string without_brackets(const std::string& address) {
+    const bool has = address.size() > 2 && address.front() == '[' && address.back() == ']';
+    return has ? address.substr(1, address.size() - 2) : address;
   }
 
   /// "node[003-010,012],login" -> "node003": the first machine of a Slurm node list.
@@ -110,9 +127,11 @@ struct Launch {
                                        "; a job of several processes needs it"));
     return *value;
   }
-  static int number(const Lookup& variable, const char* name, int least, int most, const std::string& why) {
+  template <class Number = int>
+  static Number number(const Lookup& variable, const char* name, Number least, Number most,
+                       const std::string& why) {
     const std::string value = text(variable, name, why);
-    int parsed = 0;
+    Number parsed = 0;
     const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), parsed);
     if (code != std::errc() || end != value.data() + value.size() || parsed < least || parsed > most)
       throw ConfigError(
@@ -153,8 +172,6 @@ struct Launch {
     if (colon == store.npos || colon == 0 || store.find('/') != store.npos)
       throw ConfigError("DVLA_STORE is '" + store + "'; it must be <host>:<port>");
     address = store.substr(0, colon);
-    if (address.size() > 2 && address.front() == '[' && address.back() == ']')  // of IPv6
-      address = address.substr(1, address.size() - 2);
     const auto after_colon = [&](const char*) { return std::optional(store.substr(colon + 1)); };
     port = number(after_colon, "the port of DVLA_STORE", 1, 65535, "DVLA_STORE is set");
   }
@@ -164,11 +181,11 @@ struct Launch {
     port = number(variable, "MASTER_PORT", 1, 65535, why);
   }
 
-  /// RANK exported by hand under mpirun: either may be meant.
-  static void refuse_contradiction(const Lookup& variable, const Launch& launch) {
+  /// RANK exported by hand under mpirun, or mpirun under srun: either may be meant.
+  static void refuse_contradiction(const Lookup& variable, const Launch& launch, const char* taken) {
     for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
       if (variable(name) && number(variable, name, 0, 65535, "") != launch.rank)
-        throw ConfigError(detail::concat("RANK is ", launch.rank, " and ", name, " is ", *variable(name),
+        throw ConfigError(detail::concat(taken, " is ", launch.rank, " and ", name, " is ", *variable(name),
                                          "; they must be the same, or one of them unset"));
     }
   }
@@ -184,6 +201,25 @@ struct Launch {
           " job are not known to share one machine; set it to the address of rank 0's machine (mpirun ",
           setting, ")"));
     }
+  }
+
+  /// Whether srun has started this process. A batch script and a shell of salloc have SLURM_PROCID as well;
+  /// where salloc makes a step of that shell, it has a number that Slurm keeps for such.
+  static bool in_slurm_step(const Lookup& variable) {
+    if (!variable("SLURM_PROCID")) return false;
+    const char* step = variable("SLURM_STEP_ID") ? "SLURM_STEP_ID" : "SLURM_STEPID";
+    if (!variable(step)) return variable("SLURM_STEP_NUM_TASKS").has_value();
+    return number<std::int64_t>(variable, step, 0, most_slurm_id, "") < first_reserved_step;
+  }
+  static constexpr std::int64_t most_slurm_id = 0xffffffff, first_reserved_step = 0xfffffff0;
+
+  /// One process may be meant, or srun was forgotten.
+  static void refuse_tasks_without_srun(const Lookup& variable) {
+    if (!variable("SLURM_PROCID") || !variable("SLURM_NTASKS") || variable("DVLA_WORLD_SIZE")) return;
+    if (const int tasks = number(variable, "SLURM_NTASKS", 1, most_ranks, ""); tasks > 1)
+      throw ConfigError(detail::concat("SLURM_NTASKS is ", tasks,
+                                       ", but srun has not started this process; start it with srun, or by "
+                                       "'srun --ntasks 1' for one process"));
   }
 
   void find_slurm_master(const Lookup& variable) {
@@ -204,9 +240,11 @@ struct Launch {
     if (variable("MASTER_PORT")) {
       port = number(variable, "MASTER_PORT", 1, 65535, "");
     } else {  // below the ports that the kernel gives out itself; two steps of a job get two ports
-      const int job = number(variable, "SLURM_JOB_ID", 0, 2147483647, why + " without MASTER_PORT");
-      const int step = variable("SLURM_STEP_ID") ? number(variable, "SLURM_STEP_ID", 0, 2147483647, "") : 0;
-      port = 16384 + (job % 1024 * 16 + step % 16);
+      const auto id = [&](const char* name) {
+        return number<std::int64_t>(variable, name, 0, most_slurm_id, why + " without MASTER_PORT");
+      };
+      const std::int64_t job = id("SLURM_JOB_ID"), step = variable("SLURM_STEP_ID") ? id("SLURM_STEP_ID") : 0;
+      port = static_cast<int>(16384 + (job % 1024 * 16 + step % 16));
     }
   }
 };
