@@ -274,6 +274,11 @@ inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteratio
   put("train/clip_fraction_high", update.loss.clip_fraction_high());
   put("train/dropped_fraction", update.loss.dropped_fraction());
   put("train/ratio_mean", update.loss.ratio_mean());
+  if (update.loss.values > 0) {
+    put("train/value_loss", update.loss.value_loss);
+    put("train/explained_variance", update.explained_variance);
+  }
+  if (update.loss.kl_loss != 0) put("train/kl_loss", update.loss.kl_loss);
   put("train/gradient_norm", update.gradient_norm);
   put("train/rows", static_cast<double>(update.rows));
   if (iteration.elapsed_s > 0)
