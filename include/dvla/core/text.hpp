@@ -11,7 +11,6 @@
 #include <cstdio>
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 namespace dvla {
 
@@ -36,12 +35,8 @@ namespace detail {
 /// The shortest text that reads back as the same number; locale-free.
 template <class Number>
 std::string number_text(Number number) {
-  if constexpr (std::is_same_v<Number, bool>) {
-    return number ? "true" : "false";
-  } else {
-    char text[64];
-    return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
-  }
+  char text[64];
+  return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
 }
 
 inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
