@@ -37,7 +37,7 @@ const Knobs& checked(const Knobs& knobs) {
   for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
     const auto number = static_cast<double>(value);
     if (number < doc.least || number > doc.most)
-      throw ConfigError(concat("environment.", name, " is ", number_text(value), "; it must be from ",
+      throw ConfigError(concat("environment.", name, " is ", number_text(number), "; it must be from ",
                                static_cast<std::int64_t>(doc.least), " to ",
                                static_cast<std::int64_t>(doc.most)));
   });
