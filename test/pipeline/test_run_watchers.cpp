@@ -157,7 +157,6 @@ TEST_CASE("A second run in the folder of one that is alive is refused, and delet
   int resets = 0;
   on_reset = [&] {  // of the first run, in its first batch
     if (++resets != 2) return;
-    const auto outer = std::exchange(on_reset, {});
     auto other = config;
     other.run.overwrite = true;
     second = told([&] { dvla::run_experiment<P>(other); });
