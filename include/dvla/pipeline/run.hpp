@@ -618,7 +618,10 @@ class Run {
     parts_->gather();  // by all actors: the leader may evaluate when the others have left
     if (job_->trains() && call.at_end) call.at_end(report.batches);
     if (!job_->leads()) {
-      unless_gone([&] { hand_in(own, *job_); });
+      unless_gone([&] {
+        hand_in(own, *job_);
+        (void)job_->cluster().has(end_of_job);  // a put has no answer: one is asked for
+      });
       if (job_->rolls_out() && !leaves && store) job_->serve_on(serve(call.stop));
       parts_->end_watch(leaves);
       return;
