@@ -250,11 +250,10 @@ def actor_dies_in_warm_start(check):
 
 def store_is_gone(check):
     """With the actor's launcher goes its store; the actor and its rollouts go on, and nothing is lost."""
-    with Job(check, "orphan", iterations=300, checkpoint_every=0) as job:
+    with Job(check, "orphan", iterations=300, checkpoint_every=10) as job:
         actor = job.start([*launcher(1), "--master-port", str(job.port), *job.command()])
         rollouts = [job.join(1), job.join(2)]
-        actor.says("self-test")
-        time.sleep(0.5)
+        job.wait_for(10)  # before training begins, nobody does without it
         os.kill(actor.process.pid, signal.SIGKILL)
         for each in rollouts:
             each.ends(0)

@@ -630,7 +630,10 @@ class Run {
     if (job_->trains() && call.at_end) call.at_end(report.batches);
     parts_->trained();
     if (!job_->leads()) {
-      unless_gone([&] { hand_in(own, *job_); });
+      unless_gone([&] {
+        hand_in(own, *job_);
+        (void)job_->cluster().has(end_of_job);  // a put has no answer: one is asked for
+      });
       if (job_->rolls_out() && !leaves && store) leaves = !job_->serve_on(serve(call.stop), call.stop);
       parts_->end_watch(leaves);
       return;
