@@ -233,7 +233,7 @@ TEST_CASE("Another seed, other shapes, a foreign or a damaged file: one sentence
   CHECK(contains(foreign({1, 1}, {nan, 10, 5}), "run.curve has nan at element 0: it must be finite"));
   CHECK(contains(foreign({1, 1}, {0.5, infinity, 5}), "run.curve has inf at element 1"));
   CHECK(contains(foreign({1, 1}, {0.5, 10, -5}), "run.curve has -5"));
-  CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve has 100000000000000000"));
+  CHECK(contains(foreign({1, 1}, {0.5, 1e17, 5}), "run.curve has 1e+17"));
   for (const double value : {nan, infinity, -infinity}) {
     CAPTURE(value);
     CHECK(contains(

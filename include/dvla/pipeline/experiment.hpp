@@ -602,7 +602,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   });
   film(folder.after_gif);
   if (stop.stop_requested() && !result.report.stopped)
-    say("stopped by request: the last animation is left out");
+    say("stopped by request" + by(stop.signal()) + ": the last animation is left out");
 
   say(detail::figures_text(*run, result));
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
