@@ -325,7 +325,7 @@ def check_memory(check):
     require(fits.returncode == 0, f"exit code {fits.returncode}:\n{fits.stdout}{fits.stderr}")
     planned = check.report("fits")["memory_plan"]
     require(sum(planned.values()) < 600 << 20, f"planned: {planned}")
-    more = run("more", environment_pool_mib=1024, environments=65536)
+    more = run("more", environment_pool_mib=1024, environments=4096)
     lines = [line for line in more.stderr.splitlines() if line.startswith("error: ")]
     refused = len(lines) == 1 and "the run would take" in lines[0] and "can be had here" in lines[0]
     require(more.returncode == 1 and refused, f"exit code {more.returncode}:\n{more.stdout}{more.stderr}")
