@@ -14,6 +14,11 @@
 
 namespace dvla {
 
+struct GroupNormalised;
+struct LeaveOneOut;
+struct Whitened;
+struct GroupWhitened;
+
 namespace detail {
 /// An algorithm's knobs with those of a correction that has some.
 template <class Correction, class Algorithm>
@@ -28,11 +33,14 @@ struct joined_knobs<Correction, Algorithm> {
   using type = std::conditional_t<joins, typename Correction::template knobs<Algorithm>, Algorithm>;
 };
 
-// What the policy gradients differ in, to a pipeline.
-struct Grpo {
+// What the policy gradients differ in, to a pipeline. `baseline`: of algorithm/group_relative.hpp.
+struct Grouped {
   using knobs = GrpoKnobs;
-  static constexpr std::string_view name = "GRPO";
   static constexpr bool needs_values = false, takes_several_episodes = false;
+};
+struct Grpo : Grouped {
+  using baseline = GroupNormalised;
+  static constexpr std::string_view name = "GRPO";
   template <bool Never>
   struct missing {
     static_assert(Never,
@@ -40,10 +48,9 @@ struct Grpo {
                   "<dvla/algorithm/grpo.hpp>");
   };
 };
-struct Rloo {
-  using knobs = GrpoKnobs;
+struct Rloo : Grouped {
+  using baseline = LeaveOneOut;
   static constexpr std::string_view name = "RLOO";
-  static constexpr bool needs_values = false, takes_several_episodes = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
@@ -51,10 +58,9 @@ struct Rloo {
                   "<dvla/algorithm/grpo.hpp>");
   };
 };
-struct Reinforce {
-  using knobs = GrpoKnobs;
+struct Reinforce : Grouped {
+  using baseline = Whitened;
   static constexpr std::string_view name = "REINFORCE++";
-  static constexpr bool needs_values = false, takes_several_episodes = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
@@ -62,10 +68,9 @@ struct Reinforce {
                   "<dvla/algorithm/grpo.hpp>");
   };
 };
-struct ReinforceBaseline {
-  using knobs = GrpoKnobs;
+struct ReinforceBaseline : Grouped {
+  using baseline = GroupWhitened;
   static constexpr std::string_view name = "REINFORCE++baseline";
-  static constexpr bool needs_values = false, takes_several_episodes = false;
   template <bool Never>
   struct missing {
     static_assert(Never,

@@ -60,12 +60,13 @@ inline GroupMean group_mean(std::span<const float> return_B, std::span<const std
 }
 }  // namespace detail
 
-/// advantage_B from return_B. valid_B: [B], or empty where every episode is valid. Invalid members neither
-/// shift the baseline nor get an advantage. A group with fewer than two valid members, or whose members all
-/// earned the same, gets exactly 0.
-inline GroupSummary group_advantage(std::size_t group_size, std::span<const float> return_B,
-                                    std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
-  constexpr double epsilon = 1e-6;
+/// (return - mean of the group) / divisor(members, sum of their squared distances from that mean). valid_B: [B], or
+/// empty where every episode is valid. Invalid members neither shift the baseline nor get an advantage. A group with
+/// fewer than two valid members, or whose members all earned the same, gets exactly 0.
+template <class Divisor>
+GroupSummary advantage_in_groups(std::size_t group_size, std::span<const float> return_B,
+                                 std::span<const std::uint8_t> valid_B, std::span<float> advantage_B,
+                                 Divisor divisor) {
   const std::size_t episodes = return_B.size();
   detail::expect_groups(group_size, episodes);
   detail::expect_size("group_advantage: advantage", advantage_B.size(), episodes);
@@ -79,54 +80,34 @@ inline GroupSummary group_advantage(std::size_t group_size, std::span<const floa
       if (detail::is_valid(valid_B, b))
         squares += (return_B[b] - origin - mean) * (return_B[b] - origin - mean);
     const bool informative = members >= 2 && squares > 0;
-    const double spread = informative ? std::sqrt(squares / static_cast<double>(members - 1)) : 0;
     for (std::size_t b = begin; b < begin + group_size; ++b)
       advantage_B[b] = informative && detail::is_valid(valid_B, b)
-                           ? static_cast<float>((return_B[b] - origin - mean) / (spread + epsilon))
+                           ? static_cast<float>((return_B[b] - origin - mean) /
+                                                divisor(static_cast<double>(members), squares))
                            : 0.0F;
     ++summary.groups;
     summary.informative += informative;
   }
   return summary;
 }
-
-/// return - mean of the group's valid members, that many times; arguments and exceptions as group_advantage's.
-/// `factor(members)`. A group with fewer than two valid members, or whose members all earned the same, gets exactly 0.
-template <class Factor>
-GroupSummary scaled_advantage(std::size_t group_size, std::span<const float> return_B,
-                              std::span<const std::uint8_t> valid_B, std::span<float> advantage_B,
-                              Factor factor) {
-  const std::size_t episodes = return_B.size();
-  detail::expect_groups(group_size, episodes);
-  detail::expect_size("group advantage: advantage", advantage_B.size(), episodes);
-  if (!valid_B.empty()) detail::expect_size("group advantage: valid", valid_B.size(), episodes);
-  GroupSummary summary;
-  for (std::size_t begin = 0; begin < episodes; begin += group_size) {
-    const auto [members, origin, mean] = detail::group_mean(return_B, valid_B, begin, group_size);
-    bool informative = false;
-    for (std::size_t b = begin; b < begin + group_size; ++b) {
-      const bool counts = members >= 2 && detail::is_valid(valid_B, b);
-      advantage_B[b] = counts ? static_cast<float>(factor(static_cast<double>(members)) *
-                                                   (static_cast<double>(return_B[b]) - origin - mean))
-                              : 0.0F;
-      informative = informative || advantage_B[b] != 0;
-    }
-    ++summary.groups;
-    summary.informative += informative;
-  }
-  return summary;
+/// GRPO's: by the unbiased deviation + 1e-6.
+inline GroupSummary group_advantage(std::size_t group_size, std::span<const float> return_B,
+                                    std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
+  return advantage_in_groups(group_size, return_B, valid_B, advantage_B, [](double members, double squares) {
+    return std::sqrt(squares / (members - 1)) + 1e-6;
+  });
 }
 /// return - mean of the group.
 inline GroupSummary centred_advantage(std::size_t group_size, std::span<const float> return_B,
                                       std::span<const std::uint8_t> valid_B, std::span<float> advantage_B) {
-  return scaled_advantage(group_size, return_B, valid_B, advantage_B, [](double) { return 1.0; });
+  return advantage_in_groups(group_size, return_B, valid_B, advantage_B, [](double, double) { return 1.0; });
 }
-/// return - mean of the others of the group.
+/// RLOO's: return - mean of the others of the group.
 inline GroupSummary leave_one_out_advantage(std::size_t group_size, std::span<const float> return_B,
                                             std::span<const std::uint8_t> valid_B,
                                             std::span<float> advantage_B) {
-  return scaled_advantage(group_size, return_B, valid_B, advantage_B,
-                          [](double members) { return members / (members - 1); });
+  return advantage_in_groups(group_size, return_B, valid_B, advantage_B,
+                             [](double members, double) { return (members - 1) / members; });
 }
 
 /// filter_rewards: keep_B = 1 for the valid members of groups whose mean return lies in [lower, upper],

@@ -11,33 +11,12 @@ namespace dvla {
 template <class Model, class Weights, class Correction>
 using GrpoTrainer = PolicyGradientTrainer<Model, Weights, Correction, GroupRelative<GroupNormalised>>;
 
-namespace detail {
-template <class Kind>
-struct baseline_of {};
-template <>
-struct baseline_of<Grpo> {
-  using type = GroupNormalised;
-};
-template <>
-struct baseline_of<Rloo> {
-  using type = LeaveOneOut;
-};
-template <>
-struct baseline_of<Reinforce> {
-  using type = Whitened;
-};
-template <>
-struct baseline_of<ReinforceBaseline> {
-  using type = GroupWhitened;
-};
-}  // namespace detail
-
 template <class Kind, class Correction, class Pipeline>
-requires requires { typename detail::baseline_of<Kind>::type; }
+requires requires { typename Kind::baseline; }
 struct machinery<PolicyGradient<Kind, Correction>, Pipeline> {
   using model = machinery_t<typename Pipeline::model, Pipeline>;
   using type = PolicyGradientTrainer<model, machinery_t<typename Pipeline::sharding, Pipeline>, Correction,
-                                     GroupRelative<typename detail::baseline_of<Kind>::type>>;
+                                     GroupRelative<typename Kind::baseline>>;
 };
 
 }  // namespace dvla

@@ -127,9 +127,8 @@ class PolicyGradientTrainer {
     const bool recomputes = estimator_.recomputes();
     proximal_.resize(Correction::needs_proximal || recomputes ? extents_.rows() * shape_.tokens() : 0);
     reference_.resize(knobs.kl != 0 ? extents_.rows() * shape_.tokens() : 0);
-    micro_reference_.resize(reference_.empty() ? 0
-                                               : std::min(sizes_.micro, extents_.rows()) * shape_.tokens());
     const std::size_t micro = std::min(sizes_.micro, extents_.rows());
+    micro_reference_.resize(knobs.kl != 0 ? micro * shape_.tokens() : 0);
     rows_.resize(micro);
     for (std::vector<float>* buffer :
          {&current_, &entropy_, &behaviour_, &micro_proximal_, &d_current_, &d_entropy_})
@@ -161,7 +160,7 @@ class PolicyGradientTrainer {
   /// One batch: all epochs. `batch` counts from 0 and is the version of the weights being trained; afterwards
   /// they are version batch + 1. `before_step()` is called exactly once, before the first change of the
   /// weights: until it returns they may still be read elsewhere. Rows whose group is -1 are absent. All
-  /// actors call it for the same batch. Allocates nothing of its own.
+  /// actors call it for the same batch. Allocates nothing of its own, but under V-trace.
   template <class BeforeStep, class Trace>
   UpdateStats update(Model& model, Weights& weights, const Transition& transition, const Decision& decision,
                      std::int64_t batch, BeforeStep before_step, Trace& trace) {
@@ -294,7 +293,7 @@ class PolicyGradientTrainer {
 
   void count_episodes(const Transition& transition, UpdateStats& stats) {
     const EpisodeTable& table = transition.episode;
-    const std::int64_t S = table.success.extents()[0];
+    const std::int64_t S = table.size();
     present_rows_ = 0;
     for (std::size_t b = 0; b < extents_.episodes; ++b) {
       if (present_B_[b] == 0) continue;
@@ -425,10 +424,9 @@ class PolicyGradientTrainer {
       if (table.end[i] == static_cast<std::uint8_t>(EpisodeEnd::truncated) &&
           present_B_[static_cast<std::size_t>(i % B)] != 0) {
         entries.push_back(i);
-        places.push_back(table.size() > 1 ? i : (table.decision[i] + 1) * B + i % B);
+        places.push_back(final_row(table, i));
       }
-    const Observation seen = cut_record(table.size() > 1 ? table.final_observation : transition.observation,
-                                        [](auto field) { return field.flat(); });
+    const Observation seen = final_observations(transition);
     const std::int64_t passes = agreed_passes(weights, (entries.size() + rows_.size() - 1) / rows_.size());
     std::vector<float> value(rows_.size() * shape_.per_row());
     for (std::int64_t part = 0; part < passes; ++part) {

@@ -143,6 +143,17 @@ inline Observation observation_layout(const ObservationSpec& spec, Extents leadi
   return observation;
 }
 
+/// What the episodes of a batch ended with, flat, and in which row of it entry i of [S, B] has its own.
+inline Observation final_observations(const Transition& transition) {
+  const EpisodeTable& table = transition.episode;
+  return cut_record(table.size() > 1 ? table.final_observation : transition.observation,
+                    [](auto field) { return field.flat(); });
+}
+inline std::int64_t final_row(const EpisodeTable& table, std::int64_t i) {
+  const std::int64_t B = table.seed.extents()[1];
+  return table.size() > 1 ? i : (table.decision[i] + 1) * B + i % B;
+}
+
 /// Extents (no storage) of a batch's Transition.
 inline Transition transition_layout(const ObservationSpec& observation, const ActionSpec& action,
                                     BatchShape shape) {

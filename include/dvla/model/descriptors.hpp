@@ -128,10 +128,7 @@ struct SmolVLA {
 namespace detail {
 /// Whether a model has a value head where its inputs ask for one.
 template <class Policy>
-inline constexpr bool takes_value_head = [] {
-  if constexpr (requires { Policy::takes_value_head; }) return static_cast<bool>(Policy::takes_value_head);
-  return false;
-}();
+concept takes_value_head = static_cast<bool>(Policy::takes_value_head);
 }  // namespace detail
 
 /// The knobs of a model under LoRA: its own, and those of the adapters.
@@ -159,9 +156,7 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
 namespace detail {
 /// Whether a model declares its linear layers by name, so that adapters can stand beside them.
 template <class Policy>
-inline constexpr bool takes_adapters = requires {
-  requires static_cast<bool>(Policy::takes_adapters);
-};
+concept takes_adapters = static_cast<bool>(Policy::takes_adapters);
 template <class Model>
 struct lora_knobs {
   using type = NoKnobs;
@@ -177,13 +172,14 @@ struct lora_missing {
                 "dvla: LoRA<Model> is named but its machinery is not included: add #include "
                 "<dvla/model/lora.hpp> and the header of the model that it wraps");
 };
-template <class Model, bool Never>
-struct missing_of_lora {
-  using type = lora_missing<Never>;
+/// A wrapper's `Own` sentence, or that of a model which is not built.
+template <template <bool> class Own, class Model, bool Never>
+struct missing_of {
+  using type = Own<Never>;
 };
-template <class Model, bool Never>
+template <template <bool> class Own, class Model, bool Never>
 requires requires { Model::built; }
-struct missing_of_lora<Model, Never> {
+struct missing_of<Own, Model, Never> {
   using type = typename Model::template missing<Never>;
 };
 }  // namespace detail
@@ -212,7 +208,7 @@ struct LoRA {
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = detail::has_value_head<Model>;
   template <bool Never>
-  using missing = typename detail::missing_of_lora<Model, Never>::type;
+  using missing = typename detail::missing_of<detail::lora_missing, Model, Never>::type;
 };
 
 /// The knobs of a model with a value head: its own, and those of the head.
@@ -245,15 +241,6 @@ struct value_missing {
   static_assert(Never,
                 "dvla: WithValue<Model> is named but its machinery is not included: add #include "
                 "<dvla/model/with_value.hpp> and the header of the model that it wraps");
-};
-template <class Model, bool Never>
-struct missing_of_value {
-  using type = value_missing<Never>;
-};
-template <class Model, bool Never>
-requires requires { Model::built; }
-struct missing_of_value<Model, Never> {
-  using type = typename Model::template missing<Never>;
 };
 }  // namespace detail
 
@@ -289,7 +276,7 @@ struct WithValue {
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = true;
   template <bool Never>
-  using missing = typename detail::missing_of_value<Model, Never>::type;
+  using missing = typename detail::missing_of<detail::value_missing, Model, Never>::type;
 };
 
 }  // namespace dvla

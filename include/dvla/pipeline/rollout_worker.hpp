@@ -575,15 +575,14 @@ class RolloutWorker {
     const EpisodeTable& table = pass.all.episode;
     if (table.final_value.absent()) return;  // the batch is laid out without values
     const std::int64_t S = table.size(), B = table.seed.extents()[1];
-    const Observation seen = cut_record(S > 1 ? table.final_observation : pass.all.observation,
-                                        [](auto field) { return field.flat(); });
+    const Observation seen = final_observations(pass.all);
     final_rows_.clear();
     final_entries_.clear();
     for (std::int64_t s = 0; s < S; ++s)
       for (std::int64_t b = pass.first; b < pass.first + environment_.size(); ++b) {
         if (table.end.at(s)[b] != static_cast<std::uint8_t>(EpisodeEnd::truncated)) continue;
         final_entries_.push_back(s * B + b);
-        final_rows_.push_back(S > 1 ? s * B + b : (table.decision.at(s)[b] + 1) * B + b);
+        final_rows_.push_back(final_row(table, final_entries_.back()));
       }
     if (final_rows_.empty()) return;
     const auto width =
