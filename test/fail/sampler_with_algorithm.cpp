@@ -1,5 +1,5 @@
 // expect: dvla: this stage word holds a policy of a slot that is not its own
-// expect: BasicGRPO
+// expect: PolicyGradient<
 // expect: algorithm_slot
 #include <dvla/dvla.hpp>
 
