@@ -15,11 +15,11 @@ stop() {  # one clear sentence, and the end
   exit 1
 }
 trap 'stop "\"$current_step\" failed; its output is above"' ERR
-jobs_that_fit() {  # as many compilers as there are cores, and 1.5 GB of memory for each
+jobs_that_fit() {  # as many compilers as there are cores, and 3 GB of memory for each
   local cores memory_mb fit
   cores=$(nproc)
   memory_mb=$(awk '/MemAvailable/ {print int($2 / 1024)}' /proc/meminfo)
-  fit=$((memory_mb / 1500))
+  fit=$((memory_mb / 3000))
   if ((fit < 1)); then fit=1; fi
   if ((fit < cores)); then echo "$fit"; else echo "$cores"; fi
 }

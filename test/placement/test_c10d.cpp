@@ -93,10 +93,11 @@ void nodes(Cluster& cluster) {
 
 /// Rank 0 cannot start a thread while it connects; then it can, and all is well.
 void no_thread(Cluster& cluster) {
-  for (const int which : {1, 2, 0}) {  // of those that watch the peers
+  std::vector<std::unique_ptr<dvla::Group>> groups;  // kept: who is through must not hang up on the others
+  for (const int which : {1, 2, 0}) {                // of those that watch the peers
     if (cluster.rank() == 0) refused_thread = which;
     const std::string how = outcome([&] {
-      cluster.group("without thread " + std::to_string(which), {0, 1, 2}, long_enough);
+      groups.push_back(cluster.group("without thread " + std::to_string(which), {0, 1, 2}, long_enough));
     });
     if (cluster.rank() > 0) continue;  // it may come into being there, and then break
     if (which > 0) expect_how(how, "PeerError", "Resource temporarily unavailable");
