@@ -59,10 +59,10 @@ def places():
                     yield f"{short}:{number + 1}:{kind}", file.relative_to(ROOT), number, instead, what
 
 
-def tests_of(folder, tree):
-    """Targets and ctest names."""
+def tests_of(folder, tree, header=None):
+    """Targets and ctest names; those of the header itself first."""
     for of in FOLDERS[folder]:
-        for file in sorted((tree / "test" / of).glob("test_*.cpp")):
+        for file in sorted((tree / "test" / of).glob("test_*.cpp"), key=lambda file: (file.stem != f"test_{header}", file)):
             first = file.read_text().splitlines()[0]
             if first.startswith("// dvla-test:") and "tsan" in first.split():
                 yield f"test_{of}_{file.stem.removeprefix('test_')}", f"{of}.{file.stem.removeprefix('test_')}"
@@ -76,9 +76,9 @@ def run(command, tree, seconds):
     return done.returncode, done.stdout + done.stderr
 
 
-def build_and_test(tree, folder, jobs, seconds):
+def build_and_test(tree, folder, jobs, seconds, header=None):
     """How it was noticed; None: it was not."""
-    for target, name in tests_of(folder, tree):
+    for target, name in tests_of(folder, tree, header):
         code, text = run(["cmake", "--build", "--preset", "tsan", "-j", str(jobs), "--target", target], tree, 3600)
         if code != 0:
             error = next((line for line in text.splitlines() if "error:" in line), "the build fails")
@@ -136,7 +136,7 @@ def main():
                 lines[number] = instead
                 (tree / file).write_text("\n".join(lines) + "\n")
                 began = time.monotonic()
-                results[name] = build_and_test(tree, name.split("/")[0], arguments.jobs, arguments.seconds)
+                results[name] = build_and_test(tree, name.split("/")[0], arguments.jobs, arguments.seconds, file.stem)
                 (tree / file).write_text(whole)
                 kept.write_text(json.dumps(results, indent=1))
                 print(f"{name}  {what}: {results[name] or 'SURVIVES'} ({time.monotonic() - began:.0f} s)", flush=True)
