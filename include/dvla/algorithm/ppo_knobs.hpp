@@ -14,6 +14,9 @@ template <>
 inline constexpr auto enum_names<ValueTargets> = std::to_array<std::string_view>({"gae", "v_trace"});
 
 struct PpoKnobs : PolicyGradientKnobs {
+  /// Advantages have mean 0 over decisions. Were every trajectory to weigh the same, the few decisions of those that
+  /// succeed early would weigh more, the mean be positive, and whatever the policy does be reinforced.
+  PpoKnobs() { aggregation = Aggregation::masked_mean; }
   double gamma = 0.99;   ///< discount of a decision (chunk level), or of a control step (action level)
   double lambda = 0.95;  ///< of GAE
   bool normalize_advantages = true;  ///< to mean 0 and deviation 1 over the batch

@@ -3,6 +3,7 @@
 // stranger on a shared machine (docs/numbers.md). libgomp reads its policy once, when the program is loaded.
 #pragma once
 
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -19,6 +20,7 @@ namespace dvla {
 /// happened, or cannot be, and where argv[0] is not main()'s: then the program may be in the midst of its work.
 inline void wait_passively(const char* const* argv) {
   if (argv[0] != ::program_invocation_name) return;
+  ::prctl(PR_SET_NAME, ::program_invocation_short_name);  // "exe" after the start below
   for (const char* chosen : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"})
     if (std::getenv(chosen) != nullptr) return;
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
