@@ -8,7 +8,7 @@ nan     a row of a rollout's environment gives NaN
 slow    a step takes a second and a half
 throw   a step throws
 hang    a step does not come back
-full    the disk of the leader's run folder is full until it has said so of a checkpoint
+full    the disk of the leader's run folder is full until it has said so of a checkpoint and of TensorBoard's events
 clock   one process's wall clock steps by hours or days, for good
 and the leader's standard output, a pipe, is closed in the midst. The faults come as from shuffled decks of all kinds, until N seconds
 have passed and the first deck is through. DVLA_SOAK_SECONDS: the default of N, 3600. The short form is --seconds 0: each kind once.
@@ -42,6 +42,7 @@ WORLD, EPISODES = 4, 48
 HEARTBEAT = 3.0  # as in soak_job.cpp; a pause leaves most of one to a busy machine
 LIMIT = 240  # seconds that the end of a fault may take, which only one that hangs does
 KINDS = ("kill", "stop", "pause", "usr1", "nan", "slow", "throw", "hang", "full", "clock")
+NO_CHECKPOINT, NO_EVENTS = "warning: no checkpoint after batch", "warning: TensorBoard's events may lack something"
 QUIET = 0.1  # of the time is left to quiet stretches, of
 STRETCH, SHORT_STRETCH = 3.0, 1.0  # seconds
 # Margins of the second half over the first: figures of malloc's arenas and of connections to the store, which are kept.
@@ -189,14 +190,17 @@ class Soak:
         self.happened[kind] += 1
 
     def full(self):
-        words = "warning: no checkpoint after batch"
-        before, file = self.said(words), self.folder / "full-0"
+        before, file = self.said(NO_CHECKPOINT), self.folder / "full-0"
         file.touch()
-        self.until(lambda: self.said(words) > before, "the leader says that it cannot write a checkpoint")
+        self.until(lambda: self.said(NO_CHECKPOINT) > before and self.said(NO_EVENTS), "the leader says what it cannot write")
         self.all_begin("training goes on while the disk is full")
-        newest = self.batches()
+        newest, logged = self.batches(), self.logged()
         file.unlink()
-        self.until(lambda: self.batches() > newest, "checkpoints are written again")
+        self.until(lambda: self.batches() > newest and self.logged() > logged, "checkpoints and events are written again")
+
+    def logged(self):
+        """Bytes of TensorBoard's events."""
+        return sum(file.stat().st_size for file in (self.folder / "runs/soak").glob("events.*"))
 
     def clock(self, rank):
         ahead = self.chance.choice((-1, 1)) * self.chance.randrange(3600, 10 * 86400)
@@ -249,7 +253,7 @@ class Soak:
         print(f"the leader: {sizes[0] / 2**20:.1f} MiB, then {sizes[1] / 2**20:.1f} MiB; {most[0]} descriptors, then {most[1]}")
         require(all(self.happened[kind] for kind in KINDS), f"not all kinds of faults happened: {dict(self.happened)}")
         require(self.seconds < 600 or faults >= lasted / 15, f"{faults} faults in {lasted:.0f} s; 240 an hour are wanted")
-        require(self.said("TensorBoard's events may lack something") == 1, f"a full disk is told of its events not once:\n{self.text(0)}")
+        require(self.said(NO_EVENTS) == 1, f"that events are missing is not said once:\n{self.text(0)}")
         require(self.said("No space left on device") >= self.happened["full"], f"a full disk is not said to be full:\n{self.text(0)}")
         files = [file.name for file in (self.folder / "runs/soak/checkpoint").iterdir()]
         require(all(name.startswith("step-") for name in files), f"beside the checkpoints there are {files}")
