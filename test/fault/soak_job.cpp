@@ -4,6 +4,7 @@
 // "throw-<rank>", "hang-<rank>", and removes. As long as there is "full-0", rank 0 can write nothing below
 // DVLA_SOAK_FOLDER/runs. "shared-<rank>" is memory that it shares with check_soak.py: see Shared.
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -86,7 +87,8 @@ struct PlaguedEnvironment : dvla::ToyEnvironment {
 }  // namespace
 
 // The clock of this process alone, before the C library's, as a step of it by hand or by NTP would show it. What
-// counts time without a date is left.
+// counts time without a date is left. Waits until a date, which LibTorch's Gloo has inside, begin by this clock; one
+// that is under way at a step does not see it, as it would if the machine's clock stepped.
 extern "C" {
 int clock_gettime(clockid_t clock, timespec* now) noexcept {
   const int result = static_cast<int>(::syscall(SYS_clock_gettime, clock, now));
@@ -104,6 +106,11 @@ time_t time(time_t* now) noexcept {
   ::clock_gettime(CLOCK_REALTIME, &fine);
   if (now) *now = fine.tv_sec;
   return fine.tv_sec;
+}
+int pthread_cond_timedwait(pthread_cond_t* condition, pthread_mutex_t* mutex, const timespec* until) {
+  const bool is_date = until->tv_sec > 1000000000;  // else since the machine started
+  const timespec real{until->tv_sec - (is_date ? ahead() : 0), until->tv_nsec};
+  return ::pthread_cond_clockwait(condition, mutex, is_date ? CLOCK_REALTIME : CLOCK_MONOTONIC, &real);
 }
 }
 
