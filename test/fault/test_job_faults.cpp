@@ -1,6 +1,7 @@
 // dvla-test: tsan
 // Jobs whose ranks die, stop and come again, threads standing for processes: at random moments, with the
-// counts proved. DVLA_FAULT_MOMENTS sets how many moments (30; the long form has 100).
+// counts proved. DVLA_FAULT_MOMENTS sets how many moments (30; the long form has 100). Nothing here depends on how
+// fast the machine is: what must have happened is waited for, and limits are there for what hangs.
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -31,12 +32,16 @@ dvla::Config<P> config_of(int iterations, int staleness) {
   auto config = small_config<P>(iterations);
   config.environment.environments = 48;  // 6 groups
   config.schedule.staleness = staleness;
-  config.schedule.deadline_s = 20;
-  config.run.heartbeat_s = 0.3;
+  config.schedule.deadline_s = 240;
+  config.run.heartbeat_s = 10;  // who dies is noticed at once, and nobody else for a machine that is busy
   return config;
 }
+constexpr double of_the_stopped_s = 2;  ///< heartbeat where a rank stops, which two of them have to notice
+constexpr auto hangs = 240s;
 constexpr std::int64_t episodes = 48;
 constexpr int endless = 1000000;  ///< batches of a job that is asked to end
+/// Batches after the death of all rollouts, with staleness 1: two that have come, one in training, one of nothing.
+constexpr int at_most_after = 4;
 
 /// A job in which ranks can be killed, frozen and started again while it trains.
 template <class P>
@@ -65,7 +70,7 @@ class Job {
   }
   /// Waits until a life of the rank has ended badly.
   void wait_for_error(int rank) {
-    const auto until = std::chrono::steady_clock::now() + 30s;
+    const auto until = std::chrono::steady_clock::now() + hangs;
     while (errors_of(rank).empty() && std::chrono::steady_clock::now() < until)
       std::this_thread::sleep_for(1ms);
     REQUIRE(!errors_of(rank).empty());
@@ -82,6 +87,11 @@ class Job {
   void wait_until_whole_again() const {
     wait_until([&] { return gaps > 0 && whole >= 10; });
   }
+  /// Waits until no rollout is left, and returns how many batches were trained when the leader saw it.
+  std::int64_t wait_until_nobody_samples() const {
+    wait_until([&] { return trained_when_none_left >= 0; });
+    return trained_when_none_left;
+  }
   void end() {
     enough.request_stop();
     join();
@@ -89,7 +99,7 @@ class Job {
 
   template <class Done>
   void wait_until(Done done) const {
-    const auto until = std::chrono::steady_clock::now() + 30s;
+    const auto until = std::chrono::steady_clock::now() + hangs;
     while (!done() && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(200us);
     if (done()) return;
     for (const auto& rank : errors)
@@ -106,9 +116,10 @@ class Job {
  public:
   /// The leader's: batches, those that lacked episodes, and those since that did not.
   std::atomic<std::int64_t> trained{0}, gaps{0}, whole{0};
-  dvla::stop_flag enough;                        ///< the leader's
-  std::vector<std::vector<std::string>> errors;  ///< by rank, of each life that ended badly
-  std::vector<dvla::RunReport> reports;          ///< by rank, of the last life
+  std::atomic<std::int64_t> trained_when_none_left{-1};  ///< when the leader saw that no rollout is left
+  dvla::stop_flag enough;                                ///< the leader's
+  std::vector<std::vector<std::string>> errors;          ///< by rank, of each life that ended badly
+  std::vector<dvla::RunReport> reports;                  ///< by rank, of the last life
   std::vector<dvla::Iteration> history;
 
   void start(int rank, dvla::Cluster& cluster) {
@@ -116,6 +127,10 @@ class Job {
       const auto place = static_cast<std::size_t>(rank);
       try {
         dvla::Run<P> run(config_, cluster);
+        run.on_notice([this, &run](const std::string& what) {
+          if (run.job().leads() && what.find("training waits for one to come again") != what.npos)
+            trained_when_none_left = trained.load();
+        });
         const auto see = [&](const dvla::Iteration& iteration) {
           if (!run.job().leads()) return;
           const bool all = iteration.update.episodes == episodes;
@@ -162,26 +177,32 @@ TEST_CASE(
     CAPTURE(actors);
     CAPTURE(victim);
     CAPTURE(comes_again);
-    const int batches = comes_again ? 400 : 80;
-    auto config = config_of<Apart>(batches, staleness);
+    auto config = config_of<Apart>(endless, staleness);
     config.placement.rollouts = actors == 1 ? 3 : 1;
     config.placement.actors = 1;
     Job<Apart> job(4, config);
     job.wait_for(1 + static_cast<std::int64_t>(random() % 20));
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
     job.kill(victim);
+    const bool ends_meanwhile = random() % 4 == 0;
     if (comes_again) {
       std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
       job.restart(victim);
+      if (ends_meanwhile)
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000000));
+      else
+        job.wait_until_whole_again();
+    } else {
+      job.wait_until([&] { return job.gaps > 20; });
     }
-    job.join();
+    job.end();
     for (int rank = 0; rank < 4; ++rank) {
       for (const std::string& error : job.errors[static_cast<std::size_t>(rank)]) {
         CAPTURE(rank);
         CHECK_MESSAGE(rank == victim, error);
       }
     }
-    CHECK(job.history.size() == static_cast<std::size_t>(batches));
+    const std::int64_t batches = std::ssize(job.history);
     counts_add_up(job.reports[0], batches);
     const dvla::RankReport all = dvla::total(job.reports[0].ranks);
     for (const dvla::RankReport& rank : job.reports[0].ranks) {
@@ -193,6 +214,9 @@ TEST_CASE(
     if (!comes_again) {
       CHECK(job.history.back().update.episodes == (actors == 1 ? 32 : 24));
       CHECK(job.reports[0].silent == std::vector<int>{victim});
+    } else if (!ends_meanwhile) {
+      CHECK(job.history.back().update.episodes == episodes);
+      CHECK(job.reports[0].silent.empty());
     }
   }
 }
@@ -203,16 +227,15 @@ TEST_CASE("a rollout that comes again samples with current weights, and the batc
     const auto check = [](auto& job, int victim) {
       job.wait_for(10);
       job.kill(victim);
-      job.wait_for(30);
+      job.wait_until([&] { return job.gaps > 10; });
       job.restart(victim);
       job.wait_until_whole_again();
       job.end();
       for (int rank = 0; rank < 3; ++rank)
         for (const std::string& error : job.errors[static_cast<std::size_t>(rank)])
           CHECK_MESSAGE(rank == victim, error);
-      REQUIRE(job.history.size() > 40);
+      REQUIRE(!job.history.empty());
       CHECK(job.history.front().update.episodes == episodes);
-      CHECK(job.history[28].update.episodes < episodes);
       CHECK(job.history.back().update.episodes == episodes);
       counts_add_up(job.reports[0], std::ssize(job.history));
       CHECK(job.reports[0].silent.empty());
@@ -251,9 +274,9 @@ TEST_CASE(
   Job<Apart> job(3, config);
   job.wait_for(10);
   job.kill(2);
+  const std::int64_t then = job.wait_until_nobody_samples();
   std::this_thread::sleep_for(500ms);
-  const std::int64_t then = job.trained;
-  CHECK(then < 20);
+  CHECK(job.trained <= then + at_most_after);
   job.restart(2);
   job.wait_for(then + 10);
   job.end();
@@ -269,10 +292,11 @@ TEST_CASE("all rollouts are gone and none comes again: every actor ends, and say
     CAPTURE(actors);
     auto config = config_of<Apart>(endless, 1);
     config.placement = {1, actors};
-    config.schedule.deadline_s = 2;
+    config.schedule.deadline_s = 10;
     Job<Apart> job(1 + actors, config);
     job.wait_for(10);
     job.kill(actors);
+    const std::int64_t then = job.wait_until_nobody_samples();
     job.join();
     for (int actor = 0; actor < actors; ++actor) {
       const auto& errors = job.errors[static_cast<std::size_t>(actor)];
@@ -281,12 +305,13 @@ TEST_CASE("all rollouts are gone and none comes again: every actor ends, and say
           errors[0].find(actors == 1 ? "every rollout" : "all of them are gone") != std::string::npos;
       CHECK_MESSAGE(says, errors[0]);
     }
-    CHECK(job.trained < 20);
+    CHECK(job.trained <= then + at_most_after);
   }
 }
 
 TEST_CASE("a rollout that stops is noticed by its heartbeats, and left out") {
   auto config = config_of<Apart>(endless, 1);
+  config.run.heartbeat_s = of_the_stopped_s;
   config.placement = {2, 1};
   Job<Apart> job(3, config);
   job.wait_for(10);
@@ -315,6 +340,7 @@ TEST_CASE("the loss of an actor ends every rank, which says whom it lost") {
     for (const int victim : {0, 1}) {
       CAPTURE(victim);
       auto config = config_of<Apart>(endless, 1);
+      if (stops) config.run.heartbeat_s = of_the_stopped_s;
       config.placement = {1, 1};
       Job<Apart> job(4, config);
       job.wait_for(10);
@@ -363,6 +389,7 @@ TEST_CASE("before training begins the loss of any rank, or the leader's end, end
     auto config = config_of<Apart>(100, 1);
     config.placement = {1, 1};
     config.schedule.deadline_s = 300;  // longer than the test may take
+    config.run.heartbeat_s = of_the_stopped_s;
     const auto clusters = dvla::testing::ThreadCluster::make(4);
     std::vector<std::string> errors(4);
     std::atomic<int> there{0};
@@ -398,6 +425,7 @@ TEST_CASE("before training begins the loss of any rank, or the leader's end, end
 
 TEST_CASE("the same job once more is refused rank by rank, and the first goes on undisturbed") {
   auto config = config_of<Apart>(endless, 1);
+  config.run.heartbeat_s = of_the_stopped_s;
   config.placement = {1, 1};
   Job<Apart> job(4, config);  // two actors
   job.wait_for(10);
@@ -428,10 +456,10 @@ TEST_CASE("the same job once more is refused rank by rank, and the first goes on
 TEST_CASE("a process too many is refused before training begins too, and refuses nobody") {
   const auto ranks = dvla::testing::ThreadCluster::make(2);
   const auto roles = dvla::detail::separated(1, ranks[0]->topology());
-  dvla::Job leader(*ranks[0], roles, 20s), rollout(*ranks[1], roles, 20s);
+  dvla::Job leader(*ranks[0], roles, hangs), rollout(*ranks[1], roles, hangs);
   const auto twin = ranks[0]->twin(1);
   try {
-    dvla::Job second(*twin, roles, 20s);
+    dvla::Job second(*twin, roles, hangs);
     FAIL("it was let in");
   } catch (const dvla::ConfigError& error) {
     CHECK(std::string(error.what()).find("rank 1 (rollout 0) is there already") == 0);
@@ -444,6 +472,7 @@ TEST_CASE("a process too many is refused before training begins too, and refuses
 
 TEST_CASE("a rollout whose earlier life has stopped, which nobody has noticed yet, is let in") {
   auto config = config_of<Apart>(endless, 1);
+  config.run.heartbeat_s = of_the_stopped_s;
   config.placement = {2, 1};
   Job<Apart> job(3, config);
   job.wait_for(10);
@@ -464,6 +493,7 @@ TEST_CASE(
     "a rollout that comes again and dies as it is let in delays neither its next incarnation nor the "
     "end") {
   auto config = config_of<Apart>(endless, 1);
+  config.run.heartbeat_s = of_the_stopped_s;
   config.placement = {2, 1};
   config.schedule.deadline_s = 300;  // longer than the test may take
   Job<Apart> job(3, config);
@@ -472,7 +502,7 @@ TEST_CASE(
   dvla::Cluster& again = job.again(2);
   REQUIRE(again.count("run/incarnations/2") == 1);
   again.put(dvla::Job::request_key(2, 1), "");
-  CHECK(again.get(dvla::Job::permit_key(2, 1), 20s).empty());
+  CHECK(again.get(dvla::Job::permit_key(2, 1), hangs).empty());
   job.start(2, again);
   job.wait_until_whole_again();
   job.end();

@@ -156,14 +156,14 @@ class Watch {
     changed_.wait(lock, [&] { return !ending_ || !fatal_.empty(); });
   }
 
-  /// On an actor: looks in the job's store, once a period, for rollouts to let in.
+  /// On an actor: looks in the job's store for rollouts to let in.
   void admit_rollouts() {
     std::vector<std::int64_t> newest(job_.roles().rollouts.size());  // incarnation that asked
     int unanswered = 0;                                              // times in a row
     for (;;) {
       {
         std::unique_lock lock(mutex_);
-        if (changed_.wait_for(lock, period_, [&] { return stopping_; })) return;
+        if (changed_.wait_for(lock, between_looks(), [&] { return stopping_; })) return;
       }
       try {
         if (!job_.leads()) follow_leader();
@@ -210,11 +210,12 @@ class Watch {
                        "needs another MASTER_PORT");
     if (*is_free) let_in(rollout, newest);
   }
-  /// Not for long: end() waits for this thread.
-  bool store_has(const std::string& key) const {
-    return job_.cluster().has_within(
-        key, std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(500)));
+  /// Not for long, and not by the heartbeats' period, which says how patient the job is: a rollout that is back
+  /// samples soon, and end() waits for this thread.
+  std::chrono::nanoseconds between_looks() const {
+    return std::min<std::chrono::nanoseconds>(period_, std::chrono::milliseconds(500));
   }
+  bool store_has(const std::string& key) const { return job_.cluster().has_within(key, between_looks()); }
   int rank_of(int rollout) const { return job_.roles().rollouts[static_cast<std::size_t>(rollout)]; }
   /// Whether that rank's earlier incarnation is known to be lost, now or within `limit`; nothing where nobody is
   /// let in any more.
