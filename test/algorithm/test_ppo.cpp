@@ -100,6 +100,16 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("Without a bootstrap what is cut off ends as what is over does") {
+  ByHand world(3, 1, 1);
+  world.end(0, 0, 2, 0, dvla::EpisodeEnd::truncated, 10);
+  dvla::PpoKnobs knobs = plain();
+  knobs.bootstrap = false;
+  world.estimate(knobs);
+  CHECK(world.target[2] == doctest::Approx(1.0));
+  CHECK(world.target[0] == doctest::Approx(1 + 0.9 * 1.9));
+}
+
 TEST_CASE("No transition crosses a reset, and what a row does not play counts for nothing") {
   // Row 0: terminated after decision 0, then truncated after 2. Row 1: terminated after 1, no episode after it. Row 2
   // is absent.

@@ -75,7 +75,7 @@ class GaeEstimator {
     for (EpisodeSpan& episode : spans_) {
       s = episode.row == row ? s + 1 : 0;
       row = episode.row;
-      episode.final_value = batch.final_value[s * at_.rows + row];
+      episode.final_value = knobs_.bootstrap ? batch.final_value[s * at_.rows + row] : 0;
     }
     std::ranges::fill(batch.advantage, 0.0F);
     std::ranges::fill(batch.target, 0.0F);

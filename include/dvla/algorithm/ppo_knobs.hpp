@@ -19,6 +19,9 @@ struct PpoKnobs : PolicyGradientKnobs {
   PpoKnobs() { aggregation = Aggregation::masked_mean; }
   double gamma = 0.99;   ///< discount of a decision (chunk level), or of a control step (action level)
   double lambda = 0.95;  ///< of GAE
+  /// What is cut off is worth the value of its last observation; false: nothing, as where the task is to succeed
+  /// within the horizon (Pardo et al., arXiv 1712.00378).
+  bool bootstrap = true;
   bool normalize_advantages = true;  ///< to mean 0 and deviation 1 over the batch
   double value_coefficient = 1;      ///< of the value loss
   double value_clip = 0.2;           ///< how far a value may move from the recorded one; 0 = off
@@ -33,6 +36,9 @@ inline constexpr auto knob_docs<PpoKnobs> =
                 std::to_array<KnobDoc>({
                     {"gamma", "discount from one reward to the next", 0, 1},
                     {"lambda", "of generalised advantage estimation; 1 = no bootstrap but at cuts", 0, 1},
+                    {"bootstrap",
+                     "an episode that is cut off is worth the value of its last observation; false: "
+                     "nothing, as where the task is to succeed within the horizon"},
                     {"normalize_advantages", "to mean 0 and deviation 1 over the batch"},
                     {"value_coefficient", "weight of the value loss", 0, 1e6},
                     {"value_clip", "how far a value may move from the recorded one; 0 = off", 0, 1e9},
@@ -45,6 +51,6 @@ inline constexpr auto knob_docs<PpoKnobs> =
 
 template <std::same_as<dvla::PpoKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::more_members<dvla::PolicyGradientKnobs, &K::gamma, &K::lambda, &K::normalize_advantages,
-                         &K::value_coefficient, &K::value_clip, &K::huber_delta, &K::critic_warmup,
-                         &K::value_targets> {};
+    : dvla::more_members<dvla::PolicyGradientKnobs, &K::gamma, &K::lambda, &K::bootstrap,
+                         &K::normalize_advantages, &K::value_coefficient, &K::value_clip, &K::huber_delta,
+                         &K::critic_warmup, &K::value_targets> {};
