@@ -531,16 +531,19 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     });
   };
   const auto evaluate = [&](std::optional<double>& success, std::vector<EvaluatedEpisode>& each) {
-    if (!episodes.empty())
-      only_watch("an evaluation", [&] {
-        each = run->evaluate(episodes, Decoding::mode, &stop);
-        success = success_of(each);
-      });
+    if (episodes.empty()) return;
+    auto played = run->evaluate(episodes, Decoding::mode, &stop);
+    if (std::ranges::all_of(played, &EvaluatedEpisode::failed))
+      throw Error("an environment failed in each of the " + std::to_string(played.size()) +
+                  " episodes of the evaluation, as warnings say");
+    each = std::move(played);
+    success = success_of(each);
   };
   const auto film = [&](const std::filesystem::path& path) {
     if (config.run.animation) only_watch("an animation", [&] { detail::film(*run, path, &stop); });
   };
-  evaluate(result.success_before, result.before);
+  // Nothing is lost yet, so what is wrong with it is said before training, not after it.
+  unless_stopped([&] { evaluate(result.success_before, result.before); });
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
@@ -572,7 +575,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request before a batch was trained; the run is as it was");
     return result;
   }
-  evaluate(result.success_rate, result.after);
+  only_watch("an evaluation", [&] { evaluate(result.success_rate, result.after); });
   log([&](auto& to) {
     if (result.success_rate)
       to.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
