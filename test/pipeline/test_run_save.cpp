@@ -1,4 +1,3 @@
-// dvla-test: tsan
 // A job's checkpoint is whole or is none: what one actor cannot write, no actor has saved, all know it, and
 // training goes on. When an error ends it, the actors that are left save what is whole, each for itself.
 #include <doctest/doctest.h>

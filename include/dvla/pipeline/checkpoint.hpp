@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
@@ -155,7 +156,8 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
     wait_for_text(job.cluster(), key, detail::deadline_after(limit),
                   job.name(rank) + " has not written its part within " + detail::seconds_text(limit),
                   [&] { return run.lost(rank); });
-    return job.cluster().has(key) ? job.cluster().get(key, limit) : "it is gone";
+    return job.cluster().has_within(key, std::chrono::seconds(1)) ? job.cluster().get(key, limit)
+                                                                  : "it is gone";
   };
   job.tell("part", word);
   if (!job.leads()) {
