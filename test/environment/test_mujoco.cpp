@@ -257,6 +257,7 @@ TEST_CASE("all of MuJoCo's memory comes from the environment pool and goes back 
 TEST_CASE("a pool that is too small is one sentence, whenever it runs out") {
   CountingResource measure;
   { MujocoBatch<Push> environment(knobs(4, 16), measure); }
+  const std::size_t needed = measure.most;
   for (std::size_t limit = 0; limit < measure.most; limit += measure.most / 20) {
     CountingResource pool;
     pool.limit = limit;
@@ -266,6 +267,12 @@ TEST_CASE("a pool that is too small is one sentence, whenever it runs out") {
     } catch (const Error& error) {
       CHECK(has(error.what(), "pool is too small"));
       CHECK(has(error.what(), "raise --environment-pool-mib"));
+      const std::string said = error.what(), before = "4 environments of MuJoCo take ";
+      if (has(said, "for the model")) continue;
+      REQUIRE(has(said, before.c_str()));
+      const double mib = std::stod(said.substr(said.find(before) + before.size()));
+      CHECK(mib * (1 << 20) <= static_cast<double>(needed));
+      CHECK(mib * (1 << 20) > 0.5 * static_cast<double>(needed));
     } catch (const std::bad_alloc&) {
       // the batch's own list of rows, by the resource's own exception
     }

@@ -6,6 +6,9 @@ replaced   SIGSTOP of a rollout, which is started again before anybody has notic
 twice      the same command again while the job runs, on its port: refused rank by rank, and the first job goes on whole
 actor      SIGKILL and SIGSTOP of an actor: every rank ends with exit code 1 and names it, and no other one, long before the
            deadline
+ending     all rollouts of two actors are killed: what both have trained is saved, and gone on from; an actor is killed: nothing
+           is, and the sentence says so
+folder     a second job in the folder of one that lives is refused on every rank, and a rollout of the first is let in again
 early      SIGKILL and SIGSTOP of a rollout and SIGKILL of an actor while the leader clones the expert: the same; and a SIGTERM to
            the leader alone then, of which the others are told
 signals    what schedulers and terminals send before they kill, to a run of one process: a checkpoint, a report that names it; a
@@ -269,6 +272,64 @@ def check_actor(check):
                 job.kill()
 
 
+def error_of(job, rank):
+    require(job.wait(rank, LIMIT / 4) == 1, f"rank {rank} ends with {job.process(rank).returncode}:\n{job.text(rank)}")
+    lines = [line for line in job.text(rank).splitlines() if line.startswith(f"error: rank {rank}: ")]
+    require(len(lines) == 1, f"rank {rank} says:\n{job.text(rank)}")
+    return lines[0]
+
+
+def check_ending(check):
+    job = Job(check, 4, "ending", "separated:1:1", iterations=1000000, checkpoint_every=50, deadline_s=8)
+    try:
+        job.wait_for(50)
+        for victim in (2, 3):
+            job.process(victim).send_signal(signal.SIGKILL)
+        line = error_of(job, 0)
+        print(line)
+        saved = re.search(r"; saved '.*/step-(\d+)\.safetensors'$", line)
+        require(saved and int(saved[1]) == job.trained(), f"{job.trained()} batches are saved: {line}")
+        require("for a rollout to come again" in error_of(job, 1), job.text(1))
+        check.check_checkpoint("ending", job.trained(), 2)
+    finally:
+        job.kill()
+    begun = set((check.runs / "ending").glob("events.*"))
+    job = Job(check, 4, "ending", "separated:1:1", iterations=1000000, checkpoint_every=1000000, resume=check.runs / "ending", deadline_s=LIMIT)
+    try:
+        until = time.monotonic() + LIMIT
+        while not any(file.stat().st_size > 2000 for file in set((check.runs / "ending").glob("events.*")) - begun):
+            require(time.monotonic() < until and job.process(0).poll() is None, f"it does not go on:\n{job.text(0)}")
+            time.sleep(0.02)
+        job.process(1).send_signal(signal.SIGKILL)
+        line = error_of(job, 0)
+        print(line)
+        unsaved = re.search(r"; nothing was saved now: rank \d \(actor \d\): it is (gone|in the midst of an update); the newest", line)
+        require(unsaved and f"/step-{saved[1]}.safetensors'" in line and job.trained() == int(saved[1]), line)
+    finally:
+        job.kill()
+
+
+def check_folder(check):
+    job = Job(check, 2, "folder", "separated:1:1", iterations=1000000, checkpoint_every=1, deadline_s=60)
+    try:
+        job.wait_for(2)
+        for rank, ended in enumerate(check.plain(2, "folder", "separated:1:1", iterations=1000000, overwrite="true").wait()):
+            refused = ended.code == 1 and len(ended.errors()) == 1 and "another run is at work in '" in ended.err
+            require(refused, f"rank {rank} ends with {ended.code}:\n{ended.err}")
+            print(ended.errors()[0])
+        job.process(1).send_signal(signal.SIGKILL)
+        job.process(1).wait()
+        job.start(1)
+        job.wait_for(job.trained() + 20)
+        report = end(job, 0, 1)
+        again = next(each for each in report["ranks"] if each["name"].startswith("rank 1"))
+        require(again["sent"] > 0, f"the rollout that came again sent nothing: {report['ranks']}")
+        counts(report, report["batches"])
+        require(not (check.runs / "folder/.dvla-lock").exists(), "the lock is left")
+    finally:
+        job.kill()
+
+
 def check_signals(check):
     names = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGTERM", "SIGINT")
     for name, ignored in (*((name, ()) for name in names), ("SIGUSR1", ("SIGHUP",))):
@@ -437,4 +498,4 @@ def leader_of(launcher):
 if __name__ == "__main__":
     moments = int(sys.argv[3]) if len(sys.argv) > 3 else 30
     sys.exit(main({"rollouts": lambda check: check_rollouts(check, moments), "stopped": check_stopped, "replaced": check_replaced,
-                   "twice": check_twice, "actor": check_actor, "early": check_early, "signals": check_signals, "memory": check_memory, "torchrun": check_torchrun}))  # fmt: skip
+                   "twice": check_twice, "actor": check_actor, "ending": check_ending, "folder": check_folder, "early": check_early, "signals": check_signals, "memory": check_memory, "torchrun": check_torchrun}))  # fmt: skip

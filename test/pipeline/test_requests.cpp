@@ -30,6 +30,7 @@ struct Notes {
   std::map<int, std::int64_t> by_rank;  ///< episodes that began in each
   std::set<int> built;                  ///< ranks that have an environment
   std::function<void(int)> at_reset;    ///< told of the rank
+  std::function<void(int)> at_step;     ///< the same
   std::function<void(int)> at_render;   ///< the same
   int odd_rank = -1;                    ///< its environment has another horizon
   void set(std::function<void(int)>& which, std::function<void(int)> to) {
@@ -82,6 +83,7 @@ struct NotedEnvironment : dvla::ToyEnvironment {
     notes.by_rank[rank] += std::ssize(starts);
   }
   std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
+    notes.call(notes.at_step, rank);
     for (const std::int64_t row : rows.indices()) ++steps[static_cast<std::size_t>(row)];
     return ToyEnvironment::step(rows, action, outcome);
   }
@@ -339,6 +341,33 @@ TEST_CASE("A stop ends the leader's wait for an evaluation, and training then en
     CHECK(report.stopped);
     CHECK(report.batches == 0);
   }));
+}
+
+TEST_CASE("A stop of the leader alone ends what the rollouts do for it at their next decision") {
+  auto config = config_of<Apart>(2, 1);
+  config.environment.horizon = 400;
+  config.memory.environment_pool_mib = 64;
+  config.model.chunk = 1;
+  for (const bool trains : {false, true}) {
+    CAPTURE(trains);
+    config.run.iterations = trains ? 1 : 0;
+    dvla::stop_flag stop;
+    std::atomic<int> steps{0};
+    const auto slow = [&](int) {
+      ++steps;
+      stop.request_stop();
+      std::this_thread::sleep_for(10ms);
+    };
+    all_in_peace(job(3, config, [&](dvla::Run<Apart>& run, auto&) {
+      if (trains) CHECK(run.train().batches == 1);
+      notes.set(notes.at_step, slow);
+      CHECK_THROWS_AS(run.evaluate(64, dvla::Decoding::mode, &stop), dvla::Stopped);
+      if (!trains) CHECK(run.train({}, {}, &stop).batches == 0);
+    }));  // when the leader's run has let the rollouts go
+    notes.set(notes.at_step, {});
+    CHECK(steps > 0);
+    CHECK(steps < 400);  // of 400 on each of two rollouts
+  }
 }
 
 TEST_CASE(

@@ -22,7 +22,7 @@ using dvla_test::TemporaryFolder;
 namespace fs = std::filesystem;
 
 /// What row 11 does in the given batch (the number of a reset of all rows).
-enum class Trick { none, throws, is_nan, hangs, is_gone };
+enum class Trick { none, throws, is_nan, hangs, is_gone, model_hangs };
 struct Tricks {
   Trick trick = Trick::none;
   std::int64_t from = 0, to = std::numeric_limits<std::int64_t>::max();
@@ -61,6 +61,17 @@ struct TrickyEnvironment : dvla::ToyEnvironment {
   }
   std::int64_t resets = 0;
 };
+struct TrickyModel : dvla::testing::LinearModel {
+  static constexpr std::string_view name = "TrickyModel";
+  using LinearModel::LinearModel;
+  void act(const dvla::Observation& observation, std::span<const std::int64_t> rows, dvla::Decoding decoding,
+           std::uint64_t seed, Decision& decision, dvla::Field<float> action) {
+    while (tricks.trick == Trick::model_hangs && ++calls > tricks.from)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    LinearModel::act(observation, rows, decoding, seed, decision, action);
+  }
+  std::int64_t calls = 0;
+};
 }  // namespace
 
 template <class Around>
@@ -73,6 +84,8 @@ template <class... More>
 using Tricky =
     dvla::Pipeline<dvla::Sampler<TrickyToy, dvla::testing::LinearModel>, dvla::Trainer<dvla::GRPO>, More...>;
 using InTurn = Tricky<dvla::Schedule<dvla::Synchronous>>;
+using ModelInTurn = dvla::Pipeline<dvla::Sampler<TrickyToy, TrickyModel>, dvla::Trainer<dvla::GRPO>,
+                                   dvla::Schedule<dvla::Synchronous>>;
 
 nlohmann::json read_json(const fs::path& path) { return nlohmann::json::parse(dvla_test::read_text(path)); }
 }  // namespace
@@ -278,6 +291,11 @@ TEST_CASE("the program that hangs" * doctest::skip(std::getenv("DVLA_TEST_HANG")
     tricks.from = 0;
     dvla::run_experiment<InTurn>(config);
   }
+  if (std::string(std::getenv("DVLA_TEST_SCHEDULE")) == "model") {
+    const auto config = run(dvla_test::small_config<ModelInTurn>(1000));
+    tricks = {Trick::model_hangs, 40};  // calls, of which a batch has 4
+    dvla::run_experiment<ModelInTurn>(config);
+  }
   if (std::string(std::getenv("DVLA_TEST_SCHEDULE")) == "swimlane")
     dvla::run_experiment<Tricky<>>(run(dvla_test::small_config<Tricky<>>(1000)));
   else
@@ -285,8 +303,10 @@ TEST_CASE("the program that hangs" * doctest::skip(std::getenv("DVLA_TEST_HANG")
   FAIL("it came back");
 }
 
-TEST_CASE("A step that hangs ends the process within its deadline, names the row and leaves a checkpoint") {
-  for (const std::string schedule : {"swimlane", "in turn", "before training"}) {
+TEST_CASE(
+    "A step, or a model's call, that hangs ends the process within its deadline, is named and leaves a "
+    "checkpoint") {
+  for (const std::string schedule : {"swimlane", "in turn", "model", "before training"}) {
     CAPTURE(schedule);
     const TemporaryFolder folder;
     const std::string log = (folder / "log").string();
@@ -300,7 +320,9 @@ TEST_CASE("A step that hangs ends the process within its deadline, names the row
     CHECK(WEXITSTATUS(status) == 1);
     const std::string text = dvla_test::read_text(log);
     CAPTURE(text);
-    CHECK(contains(text, "error: environment 11 did not come back from a step or reset within 0.5 s"));
+    CHECK(contains(text, schedule == "model"
+                             ? "error: the model did not come back from acting within 0.5 s"
+                             : "error: environment 11 did not come back from a step or reset within 0.5 s"));
     if (schedule == "before training") {  // nothing is kept
       CHECK(!fs::exists(folder / "hangs"));
       continue;

@@ -229,6 +229,41 @@ TEST_CASE("No gnuplot and nothing to draw with cost the pictures") {
   CHECK(read_json(folder / "toy/report.json")["batches"] == 6);
 }
 
+TEST_CASE("An evaluation that cannot be played ends a run before it trains, and costs a warning after it") {
+  const TemporaryFolder folder;
+  auto config = config_in(folder.path());
+  config.run.animation = false;
+  const auto fails_from =
+      [&](int reset) {  // the self-test's, the evaluation's, one a batch, the evaluation's
+        int resets = 0;
+        on_reset = [&resets, reset] {
+          if (++resets >= reset) throw dvla::Error("there is no such case");
+        };
+        const Told all = told([&] { dvla::run_experiment<P>(config); });
+        on_reset = {};
+        return all;
+      };
+  const std::string sentence = "an environment failed in each of the 64 episodes of the evaluation";
+  const Told before = fails_from(2);
+  CHECK(contains(before.error, sentence));
+  CHECK(contains(before.err, "failed in an evaluation: there is no such case"));
+  CHECK(!fs::exists(folder / "toy"));
+
+  const Told after = fails_from(2 + 6 + 1);
+  CHECK(after.error == "");
+  CHECK(contains(after.err, "warning: an evaluation is left out: " + sentence));
+  const json report = read_json(folder / "toy/report.json");
+  CHECK(report["success_rate"].is_null());
+  CHECK(report["success_rate_before"].is_number());
+  CHECK(report["batches"] == 6);
+
+  config.run.resume = (folder / "toy").string();  // which has nothing to lose yet either
+  config.run.iterations = 8;
+  CHECK(contains(fails_from(2).error, sentence));
+  CHECK(steps_in(folder / "toy") == Steps{6, 4, 2});
+  CHECK(read_json(folder / "toy/report.json")["batches"] == 6);
+}
+
 TEST_CASE("A checkpoint that cannot be written is a warning, and the next one is tried") {
   const TemporaryFolder folder;
   int left = 1;

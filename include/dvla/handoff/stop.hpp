@@ -4,7 +4,9 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "dvla/core/error.hpp"
 
@@ -16,13 +18,15 @@ class stop_flag {
   stop_flag() = default;
   /// Is asked when one of these is, which must outlive it; null: none.
   stop_flag(const stop_flag* one, const stop_flag* other) : one_(one), other_(other) {}
+  /// Is asked when `one` is, or when `asks`, which is called each time and may throw, says so.
+  stop_flag(const stop_flag* one, std::function<bool()> asks) : one_(one), asks_(std::move(asks)) {}
 
   void request_stop() noexcept { ask(asked_by_program); }
   /// As request_stop(), remembering the signal's number. Async-signal-safe.
   void request_stop(int signal) noexcept { ask(signal); }
-  bool stop_requested() const noexcept {
+  bool stop_requested() const {
     return why_.load(std::memory_order_acquire) != 0 || (one_ && one_->stop_requested()) ||
-           (other_ && other_->stop_requested());
+           (other_ && other_->stop_requested()) || (asks_ && asks_());
   }
   /// The signal that asked; 0 if none did.
   int signal() const noexcept {
@@ -41,6 +45,7 @@ class stop_flag {
 
   std::atomic<int> why_{0};
   const stop_flag *one_ = nullptr, *other_ = nullptr;
+  const std::function<bool()> asks_;
   static_assert(std::atomic<int>::is_always_lock_free, "a signal handler sets it");
 };
 

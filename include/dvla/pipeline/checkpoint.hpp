@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -29,8 +31,34 @@ namespace detail {
 inline constexpr const char* curve_name = "run.curve";
 inline constexpr const char* counters_name = "run.counters";  // next batch, seed
 inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
+inline constexpr const char* packed_name =
+    "shard.packed";  // of a part: its weights, as they are computed with
 
 inline constexpr std::int64_t curve_columns = 3;  // success, env_steps, chunk_steps
+
+/// Which part of the optimiser's state is this actor's, and of how many: of one where every actor has it all.
+template <class Run>
+std::pair<int, int> part_of(Run& run) {
+  std::int64_t mine = 0;
+  for (const ShardPiece& piece : run.weights().pieces()) mine += piece.range.count;
+  if (mine == trainable_count(run.model().units())) return {0, 1};
+  return {run.job().actor(), run.job().actors()};
+}
+/// With `packed` also its part of the weights, as the model computes with it.
+template <class Run>
+void save_part(Run& run, const io::CheckpointFolder& folder, std::pair<int, int> place, bool packed) {
+  const auto [part, parts] = place;
+  const ShardToWrite shard(run.weights(), trainable_count(run.model().units()),
+                           computes_in_16_bits(run.model()), part, parts);
+  io::Checkpoint file;
+  shard.add_to(file);
+  std::vector<std::byte> values(packed ? run.weights().packed_bytes() : 0);
+  if (packed) {
+    run.weights().pack(values);
+    file.tensors.push_back({packed_name, io::Dtype::U8, {std::ssize(values)}, values});
+  }
+  folder.save_part(run.next_batch(), part, parts, file.tensors);
+}
 
 /// The file that counts on the optimiser's parts; the leader's.
 template <class Run>
@@ -74,12 +102,9 @@ class NotSaved : public Error {
 template <class Run>
 std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder) {
   auto& weights = run.weights();
-  const std::int64_t whole = trainable_count(run.model().units());
   if constexpr (requires { weights.gather_all(); }) weights.gather_all();
-  std::int64_t mine = 0;
-  for (const ShardPiece& piece : weights.pieces()) mine += piece.range.count;
-  const int parts = mine == whole ? 1 : run.job().actors();
-  const int part = parts == 1 ? 0 : weights.actor();
+  const auto place = detail::part_of(run);
+  const int parts = place.second;
   // Nobody goes on before all have written, or know that one could not.
   const auto together = [&](bool writes, auto write) {
     std::string failed;
@@ -92,14 +117,70 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
     if (run.job().actors() > 1) weights.sum(failures);
     if (failures[0] > 0) throw NotSaved(failed.empty() ? "another actor could not write" : failed);
   };
-  together(parts > 1 || run.job().leads(), [&] {
-    const ShardToWrite shard(weights, whole, computes_in_16_bits(run.model()), part, parts);
-    io::Checkpoint file;
-    shard.add_to(file);
-    folder.save_part(run.next_batch(), part, parts, file.tensors);
-  });
+  together(parts > 1 || run.job().leads(), [&] { detail::save_part(run, folder, place, false); });
   std::filesystem::path path = folder.path_of(run.next_batch());
   together(run.job().leads(), [&] { path = detail::save_whole(run, folder, parts); });
+  return path;
+}
+
+/// The same where an error has ended train(), and nobody answers in collectives any more: each actor calls it
+/// from while_still(), writes its part by itself and says so in the job's store; the leader, once it has all of
+/// the same batch, writes the file that counts on them, with the weights that lie in them. Where the leader
+/// holds all, it is enough. Throws Error, which names the actor whose part is missing: there is no checkpoint then.
+template <class Run>
+std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& folder,
+                                      const StillWeights& still) {
+  const Job& job = run.job();
+  std::filesystem::path path = folder.path_of(run.next_batch());
+  run.end_collectives();
+  const auto place = detail::part_of(run);
+  const int parts = place.second;
+  if (parts == 1 && !job.leads()) return path;
+  const std::string good = "it has trained " + std::to_string(run.next_batch()) + " batches";
+  std::string word = good;
+  try {
+    if (parts > 1 && still.torn) throw Error("it is in the midst of an update");
+    if (parts > 1 && std::filesystem::exists(io::detail::weights_at(path)))
+      throw Error("'" + path.string() + "' is there already, of an earlier run");
+    for (const ShardPiece& piece : run.weights().pieces())
+      for (const std::span<const float> values : piece.values())
+        if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); }))
+          throw Error("the weights are not finite");
+    detail::save_part(run, folder, place, parts > 1);
+  } catch (const std::exception& why) {
+    word = why.what();
+  }
+  const auto said = [&, limit = detail::nanoseconds(run.config().schedule.deadline_s)](
+                        const std::string& topic, int rank) {
+    const std::string key = Job::key(topic, rank);
+    wait_for_text(job.cluster(), key, detail::deadline_after(limit),
+                  job.name(rank) + " has not written its part within " + detail::seconds_text(limit),
+                  [&] { return run.lost(rank); });
+    return job.cluster().has_within(key, std::chrono::seconds(1)) ? job.cluster().get(key, limit)
+                                                                  : "it is gone";
+  };
+  job.tell("part", word);
+  if (!job.leads()) {
+    said("whole", job.roles().leader());  // launchers end who is left when one has ended
+    return path;
+  }
+  for (int part = 0; part < parts; ++part) {
+    const int rank = job.roles().actors[static_cast<std::size_t>(part)];
+    if (const std::string text = said("part", rank); text != good)
+      throw Error((job.alone() ? "" : job.name(rank) + ": ") + text);
+  }
+  if constexpr (requires { run.weights().parts(); })
+    for (int part = 0; parts > 1 && part < parts; ++part) {
+      const io::SafetensorsFile file = io::CheckpointFolder::open(folder.part_path(path, part, parts));
+      std::span<const std::byte> values = file.tensor(detail::packed_name).bytes;
+      for (const ByteRange& range : run.weights().parts()[static_cast<std::size_t>(part)]) {
+        write_weights(run.model().units(), range.offset, values.first(range.bytes));
+        values = values.subspan(range.bytes);
+      }
+      weights_written(run.model());
+    }
+  path = detail::save_whole(run, folder, parts);
+  job.tell("whole", "");
   return path;
 }
 

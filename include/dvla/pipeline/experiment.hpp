@@ -394,9 +394,9 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       [&](const std::string& untidy) { watchers.tell("checkpoints", untidy); });
   std::int64_t saved_batches = continues ? run->next_batch() : -1;
   std::filesystem::path saved = continues ? continued : std::filesystem::path();
-  const auto save = [&] {  // once a batch; on all actors alike
+  const auto save = [&](auto... still) {  // once a batch; on all actors alike
     if (!run->job().trains() || saved_batches == run->next_batch()) return saved;
-    saved = save_checkpoint(*run, checkpoints);
+    saved = save_checkpoint(*run, checkpoints, still...);
     saved_batches = run->next_batch();
     if (goes_back && leads)
       watchers.attempt("dropping the later checkpoints", [&] {
@@ -427,9 +427,34 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     for (const std::string& each : lost) all += (&each == lost.data() ? "" : "; ") + each;
     throw Error(all);
   };
+  const std::int64_t earlier_batches = run->next_batch();
+  // Whatever ends training: what has been trained since the last checkpoint is saved where all of the weights can
+  // be had, and the error's sentence says where the newest one is.
+  const auto keep = [&] {
+    std::string why = "training did not come to rest", newest = "; the newest checkpoint is '", how;
+    try {
+      run->while_still([&](const StillWeights& still) {
+        why.clear();
+        if (run->next_batch() <= std::max(saved_batches, earlier_batches)) return;
+        save(still);
+        newest = "; saved '";
+        if (still.torn) how = ", in the midst of an update";
+      });
+    } catch (const std::exception& error) {
+      why = error.what();
+    }
+    std::string text = why.empty() ? "" : "; nothing was saved now: " + why;
+    if (!saved.empty()) text += newest + saved.string() + "'" + how;
+    return text;
+  };
+  const auto end_by_hang = [&](const std::string& what) {
+    if (!run->job().alone() && run->job().trains())
+      detail::cause_of(cluster, run->job().name() + " has ended: " + what, true);
+    return "error: " + what + (run->job().trains() ? keep() : "");
+  };
   if (!leads) {
-    run->on_hang([](const std::string& what) {
-      std::cerr << "error: " + what + "\n";
+    run->on_hang([&](const std::string& what) {
+      std::cerr << end_by_hang(what) + "\n";
       std::_Exit(1);
     });
     // Of other ranks an actor would tell what the leader tells; of its own environment's rows nobody else does.
@@ -437,7 +462,12 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     run->on_notice([own](const std::string& what) {
       if (what.starts_with(own)) std::cerr << "warning: " + what + "\n";
     });
-    result.report = run->train({}, after_update, &stop, at_end);
+    try {
+      result.report = run->train({}, after_update, &stop, at_end);
+    } catch (const std::exception&) {
+      if (run->job().trains()) keep();
+      throw;
+    }
     throw_if_lost();
     return result;
   }
@@ -501,21 +531,23 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     });
   };
   const auto evaluate = [&](std::optional<double>& success, std::vector<EvaluatedEpisode>& each) {
-    if (!episodes.empty())
-      only_watch("an evaluation", [&] {
-        each = run->evaluate(episodes, Decoding::mode, &stop);
-        success = success_of(each);
-      });
+    if (episodes.empty()) return;
+    auto played = run->evaluate(episodes, Decoding::mode, &stop);
+    if (std::ranges::all_of(played, &EvaluatedEpisode::failed))
+      throw Error("an environment failed in each of the " + std::to_string(played.size()) +
+                  " episodes of the evaluation, as warnings say");
+    each = std::move(played);
+    success = success_of(each);
   };
   const auto film = [&](const std::filesystem::path& path) {
     if (config.run.animation) only_watch("an animation", [&] { detail::film(*run, path, &stop); });
   };
-  evaluate(result.success_before, result.before);
+  // Nothing is lost yet, so what is wrong with it is said before training, not after it.
+  unless_stopped([&] { evaluate(result.success_before, result.before); });
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
-  const std::int64_t earlier_batches = run->next_batch();
   std::optional<io::TensorBoardWriter> events;
   const auto log = [&](auto write) {
     watchers.attempt("TensorBoard's events", [&] {
@@ -523,27 +555,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       write(*events);
     });
   };
-  // Whatever ends training: what has been trained since the last checkpoint is saved where all weights are here
-  // and finite, and the error's sentence says where the newest one is.
-  const auto keep = [&] {
-    std::string text = "; nothing was saved now: training did not come to rest";
-    try {
-      run->while_still([&](const StillWeights& weights) {
-        const bool news = weights.finite && run->job().actors() == 1 &&
-                          run->next_batch() > std::max<std::int64_t>(saved_batches, 0);
-        text = weights.finite ? "" : "; nothing was saved now: the weights are not finite";
-        if (news) save();
-        if (!saved.empty())
-          text += (news ? "; saved '" : "; the newest checkpoint is '") + saved.string() + "'" +
-                  (news && weights.torn ? ", in the midst of an update" : "");
-      });
-    } catch (const std::exception& error) {
-      text = std::string("; nothing was saved now: ") + error.what();
-    }
-    return text;
-  };
   run->on_hang([&](const std::string& what) {
-    progress->say("error: " + what + keep());
+    progress->say(end_by_hang(what));
     std::_Exit(1);  // past the thread that hangs
   });
   try {
@@ -562,7 +575,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request before a batch was trained; the run is as it was");
     return result;
   }
-  evaluate(result.success_rate, result.after);
+  only_watch("an evaluation", [&] { evaluate(result.success_rate, result.after); });
   log([&](auto& to) {
     if (result.success_rate)
       to.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));

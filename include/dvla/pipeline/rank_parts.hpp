@@ -10,7 +10,6 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -192,19 +191,9 @@ class RankParts : public RankContext<P, Trace> {
   // ---- Weights
   /// Held while they change, so that another thread can find them standing still.
   std::mutex& changing() { return changing_; }
-  /// With that: an update has begun to change them, and has not come to its end.
-  bool torn = false;
-  /// Whether all that trains is a number.
-  bool finite() const {
-    std::vector<float> values;
-    for (const WeightUnit& unit : model.units()) {
-      if (unit.dtype == Dtype::f16) continue;
-      values.resize(static_cast<std::size_t>(unit.count()));
-      to_floats(unit.values, unit.dtype, values);
-      if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) return false;
-    }
-    return true;
-  }
+  /// With that: how many steps the optimiser had taken when an update began; -1 when it has come to its end.
+  std::int64_t update_began = -1;
+  bool torn() { return update_began >= 0 && update_began != weights_->steps(); }
   /// A rollout samples from two copies of its trainer's model; from the model itself and one copy where the
   /// rank does not train; from the model alone where the lanes take turns, so that nobody changes it while the
   /// worker is at work.
@@ -327,6 +316,10 @@ class RankParts : public RankContext<P, Trace> {
       if (const std::string why = lost_what_it_needs(); !why.empty()) throw JobEnded(why);
       throw;
     }
+  }
+  /// Ends every wait of an actor for another one, here and there.
+  void end_collectives() noexcept {
+    for (const auto& group : groups_) group->close();
   }
   /// Ends every wait for another rank in the planes.
   void cancel() noexcept {
@@ -504,7 +497,7 @@ class RankParts : public RankContext<P, Trace> {
     };
     callbacks.end_run = [this](const std::string& why, bool begun) {
       std::string cause = detail::cause_of(cluster, why, job.trains());
-      for (const auto& group : groups_) group->close();  // which ends the collectives that wait for a rank
+      end_collectives();
       if (begun)
         cancel();
       else

@@ -167,8 +167,9 @@ class Requests {
   }
 
   // ---- A rollout's
-  /// Does its share of a request and answers. Throws Stopped before training where `stop`, which may be null,
-  /// asks; what else goes wrong is the leader's to tell.
+  /// Does its share of a request and answers; ends at its next decision where the leader has turned to something
+  /// else meanwhile. Throws Stopped before training where `stop`, which may be null, asks; what else goes wrong is
+  /// the leader's to tell.
   void serve(std::int64_t number, const std::string& text, const stop_flag* stop) {
     const auto request = parse_json<Request>(text, "a request of the job's leader");
     if (place() >= request.shares.size() || request.shares[place()].count == 0) return;
@@ -176,8 +177,9 @@ class Requests {
     Done done;
     const auto say = [&] { job_.cluster().put(key, json_text(done.answer)); };
     std::unique_ptr<Channel> leader;
+    const stop_flag unwanted(stop, [this] { return job_.leader_moved_on(); });
     try {
-      done = perform(request, request.shares[place()], stop);
+      done = perform(request, request.shares[place()], &unwanted);
       say();
       const auto over = [&] {
         return job_.leader_moved_on() || (stop && stop->stop_requested() && !job_.begun());
@@ -187,7 +189,7 @@ class Requests {
       leader = job_.cluster().channel("requests/" + key, job_.roles().leader(), meeting());
       send(request, done, *leader, stop);
     } catch (const Stopped&) {
-      if (!job_.begun()) throw;
+      if (stop && stop->stop_requested() && !job_.begun()) throw;
       done.answer.stopped = true;
       say();
     } catch (const PeerError&) {  // the leader wants no more, or is gone, which the watch tells

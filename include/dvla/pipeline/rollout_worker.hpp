@@ -21,6 +21,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -160,8 +161,8 @@ class RolloutWorker {
   void use_threads(int threads) {
     if (threads != arena_->threads()) arena_.emplace(threads);
   }
-  /// From now on `on_hang` is told, once and from a thread of its own, when a call to the environment has not
-  /// come back within `deadline`. Between two calls.
+  /// From now on `on_hang` is told, once and from a thread of its own, when a call to the environment, or to the
+  /// model, has not come back within `deadline`. Between two calls.
   void watch_steps(std::chrono::nanoseconds deadline, std::function<void(const std::string&)> on_hang) {
     step_watch_.emplace(
         failures_, environment_.size(), deadline,
@@ -403,21 +404,26 @@ class RolloutWorker {
   }
 
   void act(Model& model, const Observation& observation, std::span<const std::int64_t> rows,
-           Decoding decoding, std::uint64_t seed, Decision& decision, const Field<float>& action) const {
+           Decoding decoding, std::uint64_t seed, Decision& decision, const Field<float>& action) {
     const std::size_t most =
         options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : rows.size();
     for (; !rows.empty(); rows = rows.subspan(std::min(most, rows.size()))) {
       const auto some = rows.first(std::min(most, rows.size()));
-      in_model<Model>("act", some.size(), observation,
-                      [&] { model.act(observation, some, decoding, seed, decision, action); });
+      ask("act", some.size(), observation,
+          [&] { model.act(observation, some, decoding, seed, decision, action); });
     }
+  }
+  template <class Call>
+  void ask(std::string_view function, std::size_t rows, const Observation& observation, Call call) {
+    const StepWatch::Call watched(step_watch_ ? &*step_watch_ : nullptr, StepWatch::model);
+    in_model<Model>(function, rows, observation, call);
   }
 
   // ---- The environment's calls, and what fails in them
   template <class Call>
   void guarded(std::span<const std::int64_t> rows, const Observation& next, Call call) {
     Rows of(rows, *arena_, failures_);
-    const StepWatch::Call watched(step_watch_ ? &*step_watch_ : nullptr);
+    const StepWatch::Call watched(step_watch_ ? &*step_watch_ : nullptr, StepWatch::environment);
     try {
       call(of);
     } catch (...) {
@@ -595,8 +601,8 @@ class RolloutWorker {
     for (std::size_t first = 0; first < final_rows_.size(); first += most) {
       const auto rows = std::span<const std::int64_t>(final_rows_)
                             .subspan(first, std::min(most, final_rows_.size() - first));
-      in_model<Model>("values", rows.size(), seen,
-                      [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
+      ask("values", rows.size(), seen,
+          [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
       for (std::size_t i = 0; i < rows.size(); ++i)
         table.final_value[final_entries_[first + i]] =
             final_values_[i * width];  // before the first of C steps

@@ -57,9 +57,7 @@ namespace dvla {
 
 /// What a trainer's weights are where no update changes them.
 struct StillWeights {
-  bool finite = true;  ///< of a job of several actors it is not known
-  bool torn =
-      false;  ///< an update was broken off between two of its steps; else they are those of next_batch()
+  bool torn;  ///< an update was broken off between two of its steps; else they are those of next_batch()
 };
 
 namespace detail {
@@ -243,8 +241,9 @@ class Run {
   /// comes again while train() goes on. Called from threads of this class, several at once. Set before train().
   void on_notice(Notices notices) { notices_ = std::move(notices); }
 
-  /// `told` is called once, from a thread of its own, when a call to the environment has not come back within
-  /// run.step_deadline_s: with a sentence that names rows, batch and decision. That call cannot be ended, so
+  /// `told` is called once, from a thread of its own, when a call to the environment, or to the model that acts,
+  /// has not come back within run.step_deadline_s: with a sentence that names rows or model, batch and decision.
+  /// That call cannot be ended, so
   /// `told` had better end the process (std::_Exit), having saved what it wants by while_still(). Before train().
   void on_hang(Notices told) {
     on_hang_ = std::move(told);
@@ -261,9 +260,12 @@ class Run {
       (void)still.try_lock();
     }
     if (!still) return false;
-    work(StillWeights{.finite = job_->actors() > 1 || parts().finite(), .torn = parts().torn});
+    work(StillWeights{.torn = parts().torn()});
     return true;
   }
+  /// On an actor that has failed: those that wait for it wait no more. Whether another rank is gone.
+  void end_collectives() { parts().end_collectives(); }
+  bool lost(int rank) const { return parts_ && parts_->lost(rank); }
 
   const Config<P>& config() const { return settings_.config(); }
   const Job& job() const { return *job_; }

@@ -40,7 +40,7 @@ struct RunKnobs : AdapterKnobs {
   std::string evaluation_cases;
   FailureCosts failure_costs = FailureCosts::group;  ///< what an environment's row that fails takes along
   double failed_share = 0.2;     ///< of a batch's rows; more, and more than one, end the run
-  double step_deadline_s = 300;  ///< of one call to the environment; one that hangs ends the run
+  double step_deadline_s = 300;  ///< of a call to environment or acting model; one that hangs ends the run
   int inference_rows = 0;        ///< of one call of the model when sampling, at most; 0 = all of a stage
   double reward_scale = 1;
   bool auto_reset = false;           ///< rows begin another episode at the chunk boundary after an end
@@ -85,8 +85,9 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
     {"failure_costs",
      "what a row of the environment that fails takes out of the batch: its group, or the row"},
     {"failed_share", "of a batch's rows; when more have failed, and more than one, the run ends", 0, 1},
-    {"step_deadline_s", "of one call to the environment: one that does not come back ends the run", 0.1,
-     86400, "seconds"},
+    {"step_deadline_s",
+     "of one call to the environment, or to the model that acts: one that does not come back ends the run",
+     0.1, 86400, "seconds"},
     {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
     {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
     {"action_statistics",

@@ -135,8 +135,8 @@ class RunStages {
       if (!packed_.acquire(deadline_, {"training", "the last weights to be taken",
                                        broadcasts ? "distribution" : "reception", token.batch}))
         throw Error("training stops: the last weights were not taken because another lane failed");
-      parts_.torn = true;
     };
+    parts_.update_began = parts_.weights().steps();
     Iteration iteration;
     iteration.batch = token.batch;
     iteration.staleness = token.batch - token.version;
@@ -145,7 +145,7 @@ class RunStages {
     parts_.data().release(token);
     iteration.elapsed_s = call_.elapsed();
     history_.add(iteration, steps);
-    parts_.torn = false;
+    parts_.update_began = -1;
     if (call_.after_update) call_.after_update(token.batch);
   }
   /// Between processes the weights are packed, and may change from then on. In one process they are where the

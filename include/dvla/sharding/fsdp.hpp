@@ -167,8 +167,9 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     whole_ = true;
   }
 
+  /// Also where a collective has failed: what is this actor's own is whole.
   std::vector<ShardPiece> pieces() const {
-    jobs_.wait_all();
+    jobs_.settle();
     return OwnedPieces::pieces();
   }
   /// Brings the model up to date with masters that were written. All actors call it.

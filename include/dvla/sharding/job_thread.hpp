@@ -46,6 +46,10 @@ class JobThread {
   void wait_all() const {
     if (last_.valid()) last_.get();
   }
+  /// The same, whatever became of it.
+  void settle() const noexcept {
+    if (last_.valid()) last_.wait();
+  }
 
  private:
   using Task = std::packaged_task<void()>;  // an empty one is the last

@@ -51,7 +51,7 @@ class MujocoBatch {
         blank_(&environment_pool),
         renderer_(*model_, environment_pool),
         spec_(spec(knobs)) {
-    for (Row& row : rows_) row.data = detail::make_mujoco_data(*model_, environment_pool);
+    for (Row& row : rows_) row.data = detail::make_mujoco_data(*model_, environment_pool, size());
     blank_.resize(static_cast<std::size_t>(mj_stateSize(model_.get(), mjSTATE_INTEGRATION)));
     mj_getState(model_.get(), rows_.front().data.get(), blank_.data(), mjSTATE_INTEGRATION);
   }

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/environment/mujoco/guard.hpp"
 #include "dvla/environment/mujoco/memory.hpp"
 
@@ -48,18 +49,23 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
   return MujocoPointer<mjModel>(copy);
 }
 
-/// A fresh mjData of `model` in `pool`.
-inline MujocoPointer<mjData> make_mujoco_data(const mjModel& model, std::pmr::memory_resource& pool) {
-  MujocoMemory::Scope scope(pool);
+/// A fresh mjData of `model` in `pool`, one of so many.
+inline MujocoPointer<mjData> make_mujoco_data(const mjModel& model, std::pmr::memory_resource& pool,
+                                              std::int64_t rows) {
   mjData* data = nullptr;
   auto call = [&] { data = mj_makeData(&model); };
-  if (!MujocoGuard::run(call) || data == nullptr) {
+  {
+    MujocoMemory::Scope scope(pool);
+    if (MujocoGuard::run(call) && data != nullptr) return MujocoPointer<mjData>(data);
     scope.roll_back();
-    throw Error("the environment pool is too small: a MuJoCo state needs more than " +
-                std::to_string((sizeof(mjData) + static_cast<std::size_t>(model.narena)) / 1024) +
-                " KiB a row; raise --environment-pool-mib or use fewer environments");
   }
-  return MujocoPointer<mjData>(data);
+  data = nullptr;
+  MujocoGuard::run(call);  // on the heap, to see what one takes
+  const MujocoPointer<mjData> one(data);
+  const auto bytes = one ? sizeof(mjData) + static_cast<std::size_t>(one->nbuffer + one->narena) : 0;
+  throw Error("the environment pool is too small: " + std::to_string(rows) + " environments of MuJoCo take " +
+              mebibytes(static_cast<std::size_t>(rows) * bytes) + " of it (" + std::to_string(bytes / 1024) +
+              " KiB each), beside what batches take; raise --environment-pool-mib or use fewer environments");
 }
 
 }  // namespace dvla::detail
