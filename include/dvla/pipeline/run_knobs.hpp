@@ -7,10 +7,8 @@
 #include <string>
 #include <string_view>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/environment/adapter_knobs.hpp"
-#include "dvla/io/run_name.hpp"
 #include "dvla/placement/collectives.hpp"
 
 namespace dvla {
@@ -120,13 +118,6 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
      "environment's and the model's, reward_scale, action_* and state_statistics"},
 });
-
-/// Rules between members; found by validate(config).
-inline void check(const RunKnobs& knobs) {
-  io::check_run_name(knobs.name);
-  if (knobs.folder.empty())
-    throw ConfigError("run.folder is empty; name the folder that runs are written to");
-}
 
 }  // namespace dvla
 

@@ -7,11 +7,20 @@
 #include <string>
 
 #include "dvla/core/device.hpp"
+#include "dvla/io/run_name.hpp"
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/pipeline/knob_list.hpp"
 #include "dvla/placement/make_group.hpp"
 
 namespace dvla {
+
+/// Rules between members; found by validate(config). Here, not beside the knobs, because every program would
+/// pay for its sentence.
+inline void check(const RunKnobs& knobs) {
+  io::check_run_name(knobs.name);
+  if (knobs.folder.empty())
+    throw ConfigError("run.folder is empty; name the folder that runs are written to");
+}
 
 namespace detail {
 inline void check_multiple(const char* field, std::int64_t value, const char* of, std::int64_t divisor) {
