@@ -16,7 +16,6 @@
 #include <string>
 #include <vector>
 
-#include "dvla/core/bf16_instructions.hpp"
 #include "dvla/core/passive_waits.hpp"
 #include "dvla/core/text.hpp"
 #include "dvla/handoff/signals.hpp"
@@ -27,6 +26,7 @@
 #include "dvla/io/tensorboard.hpp"
 #include "dvla/io/watchers.hpp"
 #include "dvla/memory/host_pool.hpp"
+#include "dvla/model/bf16_instructions.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
