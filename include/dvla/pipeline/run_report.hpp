@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <boost/hana.hpp>
 #include <cstdint>
 #include <string>
@@ -46,21 +45,10 @@ inline RankReport parse_rank_report(std::string_view from) {
 
 /// The three times from the rank's own trace: means over its batches.
 inline void time_lanes(RankReport& report) {
-  std::array<double, 4> seconds{};
-  std::array<std::int64_t, 4> spans{};
-  for (const trace::span_record& span : report.trace.spans())
-    for (std::size_t lane = 0; lane < 4; ++lane)
-      if (std::string_view(span.category) == "lane" &&
-          std::string_view(span.name) == trace::lane_span_names[lane]) {
-        seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
-        ++spans[lane];
-      }
-  const auto mean = [&](std::size_t lane) {
-    return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
-  };
-  report.rollout_time_s = mean(0);
-  report.actor_time_s = mean(1);
-  report.sync_time_s = mean(2) + mean(3);
+  const auto [sampling, training, distribution, reception] = trace::lane_means(report.trace.spans());
+  report.rollout_time_s = sampling;
+  report.actor_time_s = training;
+  report.sync_time_s = distribution + reception;
 }
 
 /// Of one train(). In a job of several processes the leader's is the whole job's, every other rank's its own.
