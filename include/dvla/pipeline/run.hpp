@@ -558,49 +558,36 @@ class Run {
   /// Every rank of the job calls it. Whoever is lost meanwhile ends the run.
   void change_roles(std::int64_t sampled_until) requires adapts {
     auto row = trace_.enter("roles");
-    CarriedState state;
-    {
-      auto span = trace_.span("part", next_batch());
-      parts_->part(next_batch(), sampled_until, false);
-      parts_->end_watch();
-      before_ = total({before_, parts_->figures()});
-    }
+    auto span = trace_.span("change roles", next_batch());
+    parts_->part(next_batch(), sampled_until, false);
+    parts_->end_watch();
+    before_ = total({before_, parts_->figures()});
     const std::string number = std::to_string(adaptation_->looked());
-    {
-      auto span = trace_.span("carry", next_batch());
-      const auto all =
-          cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
-      state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
-                    trainable_count(model_.units()));
-      std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
-      all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
-      history_.take_over({steps[0], steps[1]});
+    const auto all =
+        cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
+    const CarriedState state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
+                                     trainable_count(model_.units()));
+    std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
+    all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
+    history_.take_over({steps[0], steps[1]});
+    requests_.reset();
+    parts_.reset();
+    environment_.reset();
+    auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
+    const Shares& shares = adaptation_->shares();
+    // The old one stays where the new one cannot be made: others ask it who this rank is.
+    job_ = std::make_unique<Job>(*scope, detail::separated(shares.actors, cluster_.topology()),
+                                 settings_.deadline(), shares.groups);
+    scope_ = std::move(scope);
+    try {
+      make_environment();
+      build_parts();
+    } catch (const std::exception& why) {
+      Job::refuse(*scope_, why);
+      throw;
     }
-    {
-      auto span = trace_.span("clear", next_batch());
-      requests_.reset();
-      parts_.reset();
-      environment_.reset();
-    }
-    {
-      auto span = trace_.span("make", next_batch());
-      auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
-      const Shares& shares = adaptation_->shares();
-      // The old one stays where the new one cannot be made: others ask it who this rank is.
-      job_ = std::make_unique<Job>(*scope, detail::separated(shares.actors, cluster_.topology()),
-                                   settings_.deadline(), shares.groups);
-      scope_ = std::move(scope);
-      try {
-        make_environment();
-        build_parts();
-      } catch (const std::exception& why) {
-        Job::refuse(*scope_, why);
-        throw;
-      }
-      if (job_->trains()) take(weights(), state);
-      parts_->count_from_here();
-    }
-    auto span = trace_.span("connect", next_batch());
+    if (job_->trains()) take(weights(), state);
+    parts_->count_from_here();
     job_->begin_together(nullptr);
     connect();
     parts_->hand_out(next_batch());
