@@ -185,22 +185,6 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
   }
 
   const ShardLayout& layout() const { return layout_; }
-  /// Bytes that this actor sends, and as many it receives, in an optimiser step of so many passes with a
-  /// backward pass each, and in a pass without one.
-  std::int64_t bytes_a_step(std::int64_t passes) const {
-    std::int64_t gathers = 0, reductions = 0;
-    for (std::size_t unit = 0; unit < units(); ++unit) {
-      gathers +=
-          gather_bytes(unit) * (release_ == UnitRelease::after_use && unit != last_travelling() ? 2 : 1);
-      reductions += layout_.reduce_bytes(unit);
-    }
-    return (releases() ? passes : 1) * (gathers + reductions);
-  }
-  std::int64_t bytes_a_forward() const {
-    std::int64_t gathers = 0;
-    for (std::size_t unit = 0; unit < units() && releases(); ++unit) gathers += gather_bytes(unit);
-    return gathers;
-  }
   /// Of the collectives that were begun.
   ShardTraffic traffic() {
     jobs_.wait_all();
@@ -290,12 +274,6 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     std::size_t last = units();
     while (last > 0 && !travels(last - 1)) --last;
     return last - 1;
-  }
-  std::int64_t gather_bytes(std::size_t unit) const {
-    std::int64_t bytes = 0;
-    for (const Stretch& each : stretches_[unit])
-      bytes += (actors() - 1) * static_cast<std::int64_t>(each.part);
-    return bytes;
   }
   /// This actor's part of a unit's gradient over all actors.
   std::span<const float> gradient_here(std::size_t unit) const {
