@@ -36,6 +36,7 @@
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/model/final_values.hpp"
 #include "dvla/pipeline/run_knobs.hpp"
 
 namespace dvla {
@@ -574,33 +575,18 @@ class RolloutWorker {
   void note_final_values(const Pass& pass) {
     const EpisodeTable& table = pass.all.episode;
     if (table.final_value.absent()) return;  // the batch is laid out without values
-    const std::int64_t S = table.size(), B = table.seed.extents()[1];
-    const Observation seen = final_observations(pass.all);
-    final_rows_.clear();
-    final_entries_.clear();
-    for (std::int64_t s = 0; s < S; ++s)
-      for (std::int64_t b = pass.first; b < pass.first + environment_.size(); ++b) {
-        if (table.end.at(s)[b] != static_cast<std::uint8_t>(EpisodeEnd::truncated)) continue;
-        final_entries_.push_back(s * B + b);
-        final_rows_.push_back(final_row(table, final_entries_.back()));
-      }
-    if (final_rows_.empty()) return;
+    finals_.clear();
+    for (std::int64_t s = 0; s < table.size(); ++s)
+      for (std::int64_t row = 0; row < environment_.size(); ++row)
+        finals_.add(table, s * table.seed.extents()[1] + pass.first + row);
     const auto width =
         static_cast<std::size_t>(pass.decisions.value.count() / pass.decisions.log_prob.extents()[0] /
                                  pass.decisions.log_prob.extents()[1]);
     const std::size_t most =
         options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : everybody_.size();
-    final_values_.resize(most * width);
-    Model& model = *models_.front().model;
-    for (std::size_t first = 0; first < final_rows_.size(); first += most) {
-      const auto rows = std::span<const std::int64_t>(final_rows_)
-                            .subspan(first, std::min(most, final_rows_.size() - first));
-      in_model<Model>("values", rows.size(), seen,
-                      [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
-      for (std::size_t i = 0; i < rows.size(); ++i)
-        table.final_value[final_entries_[first + i]] =
-            final_values_[i * width];  // before the first of C steps
-    }
+    for (std::size_t first = 0; first < finals_.size(); first += most)
+      finals_.ask(*models_.front().model, final_observations(pass.all), first, most, width,
+                  [&](std::int64_t entry, float value) { table.final_value[entry] = value; });
   }
   static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,
                                std::int64_t s) {
@@ -719,8 +705,7 @@ class RolloutWorker {
   std::vector<std::int64_t> everybody_;
   std::vector<RowState> rows_;
   std::vector<StageRows> lists_;
-  std::vector<std::int64_t> final_rows_, final_entries_;  ///< of note_final_values
-  std::vector<float> final_values_;
+  FinalValues finals_;
   RolloutCounts counts_;
   std::atomic<std::int64_t> batch_{-1}, decision_{0};  ///< in a rollout, for the watch
   std::optional<StepWatch> step_watch_;
