@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "dvla/control_plane/parts.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/text.hpp"
 #include "dvla/io/checkpoint.hpp"
