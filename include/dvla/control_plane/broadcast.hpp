@@ -132,18 +132,18 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     check_actor();
     std::unique_lock lock(mutex_);
     if (version <= published_)
-      throw Error(detail::concat("control plane: version ", version, " cannot follow version ", published_,
-                                 "; versions strictly increase"));
+      throw Error("control plane: version ", version, " cannot follow version ", published_,
+                  "; versions strictly increase");
     if (finishing_)
-      throw Error(detail::concat("control plane: version ", version, " comes after finish(); ", name_,
-                                 " has said that there are no more"));
+      throw Error("control plane: version ", version, " comes after finish(); ", name_,
+                  " has said that there are no more");
     if (packing_ != detail::no_version) slots_.abandon(actor_);
     packing_ = detail::no_version;
     slots_.announce(actor_, version);
     changed_.notify_all();
     const bool answered = wait_until(lock, detail::deadline_after(deadline_),
                                      [&] { return stuck() || (slots_.free(actor_) && !lagging_rollout()); });
-    if (closed_) throw Error(detail::concat("control plane: closed; version ", version, " cannot be packed"));
+    if (closed_) throw Error("control plane: closed; version ", version, " cannot be packed");
     if (!answered || stuck()) explain_packing(version);
     packing_ = version;
     return slots_.take(actor_, version).bytes;
@@ -153,8 +153,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   void publish(std::int64_t version) {
     check_actor();
     if (version != packing_)
-      throw Error(detail::concat("control plane: publish(", version, ") without begin(", version,
-                                 "); pack a version before it is published"));
+      throw Error("control plane: publish(", version, ") without begin(", version,
+                  "); pack a version before it is published");
     const std::scoped_lock lock(mutex_);
     slots_.ready(actor_);
     published_ = version;
@@ -175,9 +175,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   std::int64_t receive(std::span<const WeightUnit> destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
     if (trainable_bytes(destination) != bytes_)
-      throw Error(detail::concat("control plane: weights are ", bytes_, " bytes and the destination ",
-                                 trainable_bytes(destination),
-                                 "; trainer and sampler must have the same model"));
+      throw Error("control plane: weights are ", bytes_, " bytes and the destination ",
+                  trainable_bytes(destination), "; trainer and sampler must have the same model");
     std::unique_lock lock(mutex_);
     const std::int64_t version = await(lock, at_least, limit);
     slots_.read(version, 1);
@@ -325,8 +324,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     wait_until(lock, detail::deadline_after(limit), [&] {
       return slots_.newest_whole() >= wanted || unavailable_actor(true, wanted) || ended_before(wanted);
     });
-    if (closed_)
-      throw Error(detail::concat("control plane: closed while reception waited for version ", wanted));
+    if (closed_) throw Error("control plane: closed while reception waited for version ", wanted);
     const std::int64_t version = slots_.newest_whole();
     if (version < wanted) explain(wanted, limit);
     return version;
@@ -339,7 +337,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     const std::string who = "control plane: lane 'distribution' of " + name_ + " waited ";
     const std::string what = detail::concat("to pack version ", version, " for ");
     if (const auto* gone = stuck())
-      throw PeerError(who + what + gone->name + ", which is lost: " + gone->why_gone);
+      throw PeerError(who, what, gone->name, ", which is lost: ", gone->why_gone);
     const detail::WeightSlot& target = slots_.target(actor_);
     const int last = slots_.last_actor();
     const std::string whom =
@@ -347,7 +345,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         : target.readers == 0
             ? detail::concat(actor_name(last), " to come beyond version ", slots_.newest(last))
             : detail::concat("the lane 'reception' of this rank to leave version ", target.version);
-    throw DeadlineError(who + detail::seconds_text(deadline_) + " " + what + whom + "; is it stuck?");
+    throw DeadlineError(who, detail::seconds_text(deadline_), " ", what, whom, "; is it stuck?");
   }
   bool ended_before(std::int64_t version) const {
     return unavailable_actor(false, version) || (finishing_ && actor_ >= 0 && published_ < version);
@@ -356,15 +354,15 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     const std::string who = "control plane: lane 'reception' of " + name_ + " waited ";
     const std::string what = detail::concat("for version ", wanted);
     if (const auto* gone = unavailable_actor(true, wanted))
-      throw PeerError(who + what + " from lane 'distribution' of " + gone->name +
-                      ", which is lost: " + gone->why_gone);
+      throw PeerError(who, what, " from lane 'distribution' of ", gone->name,
+                      ", which is lost: ", gone->why_gone);
     if (ended_before(wanted))
-      throw EndOfWeights(detail::concat(who, what, ", but the actors have ended; the last whole version is ",
-                                        slots_.newest_whole()));
+      throw EndOfWeights(who, what, ", but the actors have ended; the last whole version is ",
+                         slots_.newest_whole());
     const int last = slots_.last_actor();
-    throw DeadlineError(detail::concat(
-        who, detail::seconds_text(limit), " ", what, " from lane 'distribution' of ", actor_name(last),
-        "; the newest from there is ", slots_.newest(last), "; is the training lane behind?"));
+    throw DeadlineError(who, detail::seconds_text(limit), " ", what, " from lane 'distribution' of ",
+                        actor_name(last), "; the newest from there is ", slots_.newest(last),
+                        "; is the training lane behind?");
   }
 
   /// Between versions an actor need not send anything: lanes that wait have deadlines of their own, and a
@@ -433,9 +431,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
                               ? check_weights(next, message(peer, detail::MessageKind::part, peer.last))
                               : Refusal::malformed;
       if (why != Refusal::none)
-        throw Error(detail::concat("control plane: a message from ", peer.name, " after version ", peer.last,
-                                   " was refused: ", refusal_name(why),
-                                   "; trainer and sampler must have the same program, model and settings"));
+        throw Error("control plane: a message from ", peer.name, " after version ", peer.last,
+                    " was refused: ", refusal_name(why),
+                    "; trainer and sampler must have the same program, model and settings");
       if (next.kind == detail::MessageKind::goodbye) break;
       take_version(peer, next.batch);
       peer.last = next.batch;
@@ -447,9 +445,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     try {
       const std::span<std::byte> part = slot.bytes;
       if (!detail::receive_part(*peer.channel, part.size(), part, deadline_, [](std::span<std::byte>) {}))
-        throw Error(detail::concat("control plane: version ", version, " from ", peer.name,
-                                   " does not match its checksum: it is torn or damaged; nobody may write to "
-                                   "published weights"));
+        throw Error("control plane: version ", version, " from ", peer.name,
+                    " does not match its checksum: it is torn or damaged; nobody may write to "
+                    "published weights");
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       slots_.abandon(peer.index);
@@ -468,10 +466,10 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         wait_until(lock, detail::deadline_after(deadline_), [&] { return slots_.free(from.index); });
     throw_if_closed();
     if (!free)
-      throw DeadlineError(detail::concat("control plane: version ", version, " of ", from.name, " waited ",
-                                         detail::seconds_text(deadline_), " at ", name_, " for ",
-                                         actor_name(slots_.last_actor()), " to come beyond version ",
-                                         slots_.newest(slots_.last_actor()), "; is it stuck?"));
+      throw DeadlineError("control plane: version ", version, " of ", from.name, " waited ",
+                          detail::seconds_text(deadline_), " at ", name_, " for ",
+                          actor_name(slots_.last_actor()), " to come beyond version ",
+                          slots_.newest(slots_.last_actor()), "; is it stuck?");
     return slots_.take(from.index, version);
   }
 

@@ -157,7 +157,7 @@ Value parse_json(std::string_view text, const std::string& name) {
     detail::read_json_value(json, {}, value);
     return value;
   } catch (const FormatError& error) {
-    throw FormatError(name + ": " + error.what());
+    throw FormatError(name, ": ", error.what());
   }
 }
 
@@ -175,7 +175,7 @@ Value parse_sealed(std::string_view text, const std::string& name) {
   Value value = parse_json<Value>(
       seal == text.npos ? std::string(text) : std::string(text.substr(0, seal)) + "}", name);
   if (sealed_text(value) != text)
-    throw FormatError(name + ": it was damaged or edited: its checksum is of another text");
+    throw FormatError(name, ": it was damaged or edited: its checksum is of another text");
   return value;
 }
 

@@ -69,8 +69,8 @@ template <Record Type>
 void check_lies_on(const Type& record, Device where, std::string_view who) {
   for_each_field(record, [&](const char* name, const auto& field) {
     if (field.device() != where)
-      throw ConfigError(std::string(who) + " takes the field '" + name + "' on " + enum_name(where) +
-                        ", and it lies on " + enum_name(field.device()));
+      throw ConfigError(who, " takes the field '", name, "' on ", enum_name(where), ", and it lies on ",
+                        enum_name(field.device()));
   });
 }
 

@@ -40,8 +40,7 @@ class InProcessTrajectories {
   /// Places `buffers` trajectories of these layouts.
   InProcessTrajectories(const Transition& transition, const Decision& decision, int buffers,
                         std::pmr::memory_resource& environment_pool) {
-    if (buffers < 1)
-      throw ConfigError(detail::concat("data plane: ", buffers, " trajectory buffers; at least 1 is needed"));
+    if (buffers < 1) throw ConfigError("data plane: ", buffers, " trajectory buffers; at least 1 is needed");
     while (slots_.size() < static_cast<std::size_t>(buffers))
       slots_.emplace_back(trajectory_layout(transition, decision), environment_pool);
   }
@@ -127,8 +126,7 @@ class InProcessTrajectories {
   }
   template <class... Why>
   [[noreturn]] static void refuse(const Token& token, const char* cannot, const Why&... why) {
-    throw Error(
-        detail::concat("data plane: buffer ", token.buffer, " ", cannot, " ", token.batch, ": ", why...));
+    throw Error("data plane: buffer ", token.buffer, " ", cannot, " ", token.batch, ": ", why...);
   }
 
   std::deque<Slot> slots_;

@@ -234,8 +234,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   Slot& expect_reading(std::int64_t batch, const char* what) {
     Slot& slot = slot_of(batch);
     if (slot.state == State::reading && slot.batch == batch) return slot;
-    throw Error(
-        concat("data plane: ", name_, ": batch ", batch, " ", what, "; a batch goes consume, release"));
+    throw Error("data plane: ", name_, ": batch ", batch, " ", what, "; a batch goes consume, release");
   }
   void open(Slot& slot, std::int64_t batch) {
     slot.state = State::open;
@@ -332,7 +331,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (!wait_until(lock, deadline_after(between_messages), ready))
       ran_out(between_messages, "for room for batch ", batch);
     throw_if_closed();
-    if (!rollout.why_gone.empty()) throw PeerError("data plane: " + rollout.name + " is being lost");
+    if (!rollout.why_gone.empty()) throw PeerError("data plane: ", rollout.name, " is being lost");
     if (ended_) return Refusal::ended;
     if (batch < next_) return Refusal::outdated;
     if (slot.state == State::free) open(slot, batch);
@@ -396,7 +395,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (refusal == Refusal::none && message.fingerprint != fingerprint_) refusal = Refusal::layout;
     if (refusal == Refusal::none) return message;
     answer_no(rollout, message, refusal);
-    throw Error(rollout.name + " was refused: " + std::string(refusal_name(refusal)));
+    throw Error(rollout.name, " was refused: ", refusal_name(refusal));
   }
 
   /// False: goodbye.

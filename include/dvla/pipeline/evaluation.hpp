@@ -23,11 +23,10 @@ namespace dvla {
 inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t cases) {
   const auto refuse = [&](const std::string& why) {
     if (cases < 1)
-      throw ConfigError("run.evaluation_cases is '" + std::string(text) +
+      throw ConfigError("run.evaluation_cases is '", text,
                         "', but the environment has no cases; leave it empty");
-    throw ConfigError("run.evaluation_cases is '" + std::string(text) + "': " + why +
-                      "; give all, or numbers and ranges from 0 to " + std::to_string(cases - 1) +
-                      " as 0-9,20");
+    throw ConfigError("run.evaluation_cases is '", text, "': ", why,
+                      "; give all, or numbers and ranges from 0 to ", cases - 1, " as 0-9,20");
   };
   std::vector<std::int64_t> list;
   if (cases < 1) refuse("");

@@ -141,10 +141,9 @@ class RolloutWorker {
         everybody_(static_cast<std::size_t>(environment.size())),
         rows_(static_cast<std::size_t>(environment.size())) {
     starts_.reserve(everybody_.size());
-    if (C() < 1) throw ConfigError("a chunk of " + std::to_string(C()) + " control steps");
+    if (C() < 1) throw ConfigError("a chunk of ", C(), " control steps");
     if (options_.group < 1 || environment.size() % options_.group != 0)
-      throw ConfigError("environments " + std::to_string(environment.size()) +
-                        " is not a multiple of group " + std::to_string(options_.group) +
+      throw ConfigError("environments ", environment.size(), " is not a multiple of group ", options_.group,
                         ": a group is that many consecutive environments");
     std::iota(everybody_.begin(), everybody_.end(), std::int64_t{0});
     if (adapter_.changes_actions()) taken_.resize(everybody_.size() * static_cast<std::size_t>(C() * A()));
@@ -212,9 +211,8 @@ class RolloutWorker {
     batch_.store(-1, std::memory_order_relaxed);
     counts_.failed_rows += failed;
     if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B))
-      throw RowsFailed(std::to_string(failed) + " of the " + std::to_string(B) + " rows of batch " +
-                       std::to_string(batch) +
-                       " failed, more than run.failed_share allows; the first: " + first_failure);
+      throw RowsFailed(failed, " of the ", B, " rows of batch ", batch,
+                       " failed, more than run.failed_share allows; the first: ", first_failure);
     return oldest;
   }
 
@@ -472,16 +470,14 @@ class RolloutWorker {
     return taken;
   }
   std::string failure_text(std::int64_t row, std::int64_t batch, const Pass& pass) const {
-    return "environment " + std::to_string(options_.first_episode + row) + " failed in batch " +
-           std::to_string(batch) +
-           (shape().episodes > environment_.size()
-                ? ", pass " + std::to_string(pass.first / environment_.size())
-                : "") +
-           ", decision " + std::to_string(rows_[static_cast<std::size_t>(row)].failed_in) + ": " +
-           failures_.why(row) +
-           (options_.failure_costs == FailureCosts::group && options_.group > 1
-                ? "; its group is left out, and it is made anew"
-                : "; it is left out, and made anew");
+    return detail::concat(
+        "environment ", options_.first_episode + row, " failed in batch ", batch,
+        shape().episodes > environment_.size() ? ", pass " + std::to_string(pass.first / environment_.size())
+                                               : "",
+        ", decision ", rows_[static_cast<std::size_t>(row)].failed_in, ": ", failures_.why(row),
+        options_.failure_costs == FailureCosts::group && options_.group > 1
+            ? "; its group is left out, and it is made anew"
+            : "; it is left out, and made anew");
   }
   /// Takes a failed row, or its group, out of the batch, and leaves nothing of what it may have half written.
   void drop(Transition& all, std::int64_t first, std::int64_t row) const {
@@ -507,7 +503,7 @@ class RolloutWorker {
     return running;
   }
   std::vector<std::int64_t> some(std::vector<std::int64_t> running) const {
-    if (running.empty()) throw Error("no environment can be reset; the first: " + failures_.why(0));
+    if (running.empty()) throw Error("no environment can be reset; the first: ", failures_.why(0));
     return running;
   }
   /// Takes those that failed out of `running`, and tells of them: outside of batches, where nothing counts.
