@@ -5,11 +5,14 @@
 
 #include <locale.h>
 
+#include <algorithm>
 #include <boost/locale/utf.hpp>
 #include <charconv>
 #include <cstdarg>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -38,6 +41,25 @@ template <class Number>
 std::string number_text(Number number) {
   char text[64];
   return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
+}
+
+/// What stands in `text` before the next `end`; that and `end` are taken off it.
+inline std::string_view take(std::string_view& text, char end) {
+  const std::string_view before = text.substr(0, text.find(end));
+  text.remove_prefix(std::min(text.size(), before.size() + 1));
+  return before;
+}
+
+/// `text`, blanks around it left out, as a whole number that is not negative; nothing for "max", "-1" or
+/// anything else.
+inline std::optional<std::uint64_t> whole_number(std::string_view text) {
+  const std::size_t begin = text.find_first_not_of(" \t\n");
+  if (begin == std::string_view::npos) return {};
+  text = text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return {};
+  return number;
 }
 
 inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }

@@ -2,7 +2,6 @@
 // draws, or cases that the environment enumerates, each exactly once. Torch-free.
 #pragma once
 
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -13,6 +12,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/json.hpp"
 #include "dvla/core/observation.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 
 namespace dvla {
@@ -35,24 +35,18 @@ inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t
     part.remove_prefix(std::min(part.find_first_not_of(' '), part.size()));
     return part.substr(0, part.find_last_not_of(' ') + 1);
   };
-  const auto number = [&](std::string_view part) -> std::int64_t {  // -1: none
-    part = trimmed(part);
-    std::int64_t value = -1;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    return error == std::errc{} && end == part.data() + part.size() ? value : -1;
-  };
   const std::string every = "0-" + std::to_string(cases - 1);
   std::string_view left = trimmed(text) == "all" ? every : text;
   for (bool more = true; more;) {
-    const std::size_t comma = left.find(',');
-    const std::string part(trimmed(left.substr(0, comma)));
-    more = comma != left.npos;
-    if (more) left.remove_prefix(comma + 1);
-    const std::size_t dash = part.find('-');
-    const std::int64_t first = number(std::string_view(part).substr(0, dash));
-    const std::int64_t last = dash == part.npos ? first : number(std::string_view(part).substr(dash + 1));
-    if (first < 0 || last < 0) refuse("'" + part + "' is no number and no range");
-    if (last < first || last >= cases) refuse("'" + part + "' is not within the environment's cases");
+    more = left.find(',') != left.npos;
+    const std::string part(trimmed(detail::take(left, ',')));
+    std::string_view end = part;
+    const auto begin = detail::whole_number(detail::take(end, '-'));
+    const auto until = part.find('-') == part.npos ? begin : detail::whole_number(end);
+    if (!begin || !until) refuse("'" + part + "' is no number and no range");
+    if (*until < *begin || *until >= static_cast<std::uint64_t>(cases))
+      refuse("'" + part + "' is not within the environment's cases");
+    const auto first = static_cast<std::int64_t>(*begin), last = static_cast<std::int64_t>(*until);
     for (std::int64_t each = first; each <= last; ++each) {
       if (named[static_cast<std::size_t>(each)])
         refuse("case " + std::to_string(each) + " stands there twice");
