@@ -57,14 +57,18 @@ inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t
   return list;
 }
 
-/// Of the episodes of one task. Success is a share of all of them; a failed row's has not solved it.
+/// Of the episodes of one task.
 struct TaskSuccess {
   std::string task;  ///< the instruction
-  std::int64_t episodes = 0, solved = 0, failed = 0;
-  double success() const {
-    return episodes > 0 ? static_cast<double>(solved) / static_cast<double>(episodes) : 0;
-  }
+  std::int64_t episodes = 0, failed = 0;
+  double success = 0;  ///< share of all of them; a failed row's has not solved it
 };
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::TaskSuccess, task, episodes, failed, success);
+
+namespace dvla {
 
 /// Where an episode could not begin and did not say of which task it is.
 inline constexpr const char* unknown_task = "(not known: it could not be reset)";
@@ -83,9 +87,11 @@ inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episod
         each.instruction < 0 ? tasks.back() : tasks.at(static_cast<std::size_t>(each.instruction));
     task.task = task_of(each, spec);
     ++task.episodes;
-    task.solved += each.success;
+    task.success += each.success;
     task.failed += each.failed;
   }
+  for (TaskSuccess& task : tasks)
+    task.success /= static_cast<double>(std::max<std::int64_t>(task.episodes, 1));
   std::erase_if(tasks, [](const TaskSuccess& task) { return task.episodes == 0; });
   return tasks;
 }
@@ -94,11 +100,7 @@ inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episod
 inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes, const ObservationSpec& spec,
                                       std::int64_t horizon) {
   nlohmann::json json{{"episodes", episodes.size()}, {"horizon", horizon}, {"decoding", "mode"}};
-  for (const TaskSuccess& task : by_task(episodes, spec))
-    json["tasks"].push_back({{"task", task.task},
-                             {"episodes", task.episodes},
-                             {"success", task.success()},
-                             {"failed", task.failed}});
+  json["tasks"] = json_of(by_task(episodes, spec));
   for (const EvaluatedEpisode& each : episodes)
     if (each.start.case_index >= 0)
       json["cases"].push_back({{"case", each.start.case_index},

@@ -147,7 +147,7 @@ std::string figures_text(const Run& run, const ExperimentResult& result) {
   const auto tasks = by_task(result.after, run.spec().observation);
   for (const TaskSuccess& task : tasks)
     if (tasks.size() > 1)
-      out += printed("\n  %.3f of %lld: %.160s", task.success(), static_cast<long long>(task.episodes),
+      out += printed("\n  %.3f of %lld: %.160s", task.success, static_cast<long long>(task.episodes),
                      task.task.c_str());
   return out;
 }

@@ -36,13 +36,6 @@ struct RankReport {
       (trace::process, trace));  // its name is the rank's
 };
 
-inline std::string serialise(const RankReport& report) { return json_text(report); }
-
-/// What `serialise` wrote. Throws FormatError for any other text.
-inline RankReport parse_rank_report(std::string_view from) {
-  return parse_json<RankReport>(from, "report of another rank, whose program differs");
-}
-
 /// The three times from the rank's own trace: means over its batches.
 inline void time_lanes(RankReport& report) {
   const auto [sampling, training, distribution, reception] = trace::lane_means(report.trace.spans());
@@ -111,7 +104,7 @@ inline std::string report_of(std::int64_t incarnation) { return "report/" + std:
 
 /// At the end of a job, every rank but the leader: what the leader gathers.
 inline void hand_in(const RankReport& own, const Job& job) {
-  job.tell(detail::report_of(job.incarnation()), serialise(own));
+  job.tell(detail::report_of(job.incarnation()), json_text(own));
 }
 
 /// The leader: the reports of the ranks' newest incarnations, in order, and its own among them. Who is lost,
@@ -127,7 +120,8 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool s
     try {
       const std::string topic = store ? detail::report_of(job.newest_incarnation(rank)) : "";
       if (store && (!lost(rank) || job.has_told(topic, rank))) {
-        report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
+        report.ranks.push_back(
+            parse_json<RankReport>(job.told(topic, rank), "report of another rank, whose program differs"));
         continue;
       }
     } catch (const DeadlineError&) {
