@@ -425,10 +425,13 @@ class PolicyGradientTrainer {
       if (present_B_[static_cast<std::size_t>(i % B)] != 0) finals.add(table, i);
     const Observation seen = final_observations(transition);
     const std::int64_t passes = agreed_passes(weights, (finals.size() + rows_.size() - 1) / rows_.size());
+    const auto call = [&](std::span<const std::int64_t> rows, std::span<float> values) {
+      in_model<Model>("values", rows.size(), seen, [&] { model.values(seen, rows, values); });
+    };
     for (std::int64_t part = 0; part < passes; ++part) {
       weights.begin_pass({.backward = false});
       finals.ask(
-          model, seen, static_cast<std::size_t>(part) * rows_.size(), rows_.size(), shape_.per_row(),
+          static_cast<std::size_t>(part) * rows_.size(), rows_.size(), shape_.per_row(), call,
           [&](std::int64_t entry, float value) { final_now_[static_cast<std::size_t>(entry)] = value; });
     }
   }

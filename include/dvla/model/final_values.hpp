@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "dvla/core/observation.hpp"
-#include "dvla/model/calls.hpp"
 
 namespace dvla {
 
@@ -27,19 +26,17 @@ class FinalValues {
     rows_.push_back(final_row(table, i));
   }
   std::size_t size() const { return entries_.size(); }
-  /// One call, for at most `count` episodes from number `first` on, if there are any: `write(entry, value)` each.
-  /// `seen`: final_observations of the batch. `width`: values that the model gives a row, of which the first
-  /// counts.
-  template <class Model, class Write>
-  void ask(Model& model, const Observation& seen, std::size_t first, std::size_t count, std::size_t width,
-           Write write) {
+  /// At most `count` episodes from number `first` on, if there are any: `call(rows, values)` asks the model for
+  /// `width` values of each of these rows of final_observations, of which the first counts; then `write(entry,
+  /// value)` each.
+  template <class Call, class Write>
+  void ask(std::size_t first, std::size_t count, std::size_t width, Call call, Write write) {
     first = std::min(first, rows_.size());
     const auto rows =
         std::span<const std::int64_t>(rows_).subspan(first, std::min(count, rows_.size() - first));
     if (rows.empty()) return;
     values_.resize(std::max(values_.size(), count * width));
-    in_model<Model>("values", rows.size(), seen,
-                    [&] { model.values(seen, rows, std::span(values_).first(rows.size() * width)); });
+    call(rows, std::span(values_).first(rows.size() * width));
     for (std::size_t i = 0; i < rows.size(); ++i) write(entries_[first + i], values_[i * width]);
   }
 

@@ -580,8 +580,13 @@ class RolloutWorker {
                                  pass.decisions.log_prob.extents()[1]);
     const std::size_t most =
         options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : everybody_.size();
+    const Observation seen = final_observations(pass.all);
+    const auto call = [&](std::span<const std::int64_t> rows, std::span<float> values) {
+      in_model<Model>("values", rows.size(), seen,
+                      [&] { models_.front().model->values(seen, rows, values); });
+    };
     for (std::size_t first = 0; first < finals_.size(); first += most)
-      finals_.ask(*models_.front().model, final_observations(pass.all), first, most, width,
+      finals_.ask(first, most, width, call,
                   [&](std::int64_t entry, float value) { table.final_value[entry] = value; });
   }
   static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,

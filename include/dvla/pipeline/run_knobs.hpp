@@ -69,47 +69,47 @@ struct RunKnobs : AdapterKnobs {
   }
 };
 
+namespace detail {
+inline constexpr auto run_docs = std::to_array<KnobDoc>({
+    {"name", "name of the run; it writes into folder/name"},
+    {"folder", "where runs are written"},
+    {"seed", "everything random follows from it", 0, 9.2e18},
+    {"iterations", "batches to train on", 0, 1e9},
+    {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
+    {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
+    {"checkpoint_weights", "weights in a checkpoint: those that train, or the whole model, frozen ones too"},
+    {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
+    {"evaluation_cases", "the environment's cases to evaluate instead, each once: all, or as 0-9,20"},
+    {"failure_costs",
+     "what a row of the environment that fails takes out of the batch: its group, or the row"},
+    {"failed_share", "of a batch's rows; when more have failed, and more than one, the run ends", 0, 1},
+    {"step_deadline_s", "of one call to the environment: one that does not come back ends the run", 0.1,
+     86400, "seconds"},
+    {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
+    {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
+    {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
+    {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
+    {"episodes_per_row", "most episodes of a row in a pass under auto_reset", 1, 1e6},
+    {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
+    {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
+    {"imitation_target", "success rate at which cloning stops", 0, 1},
+    {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
+    {"resume", "checkpoint to continue from; empty = start anew"},
+    {"trace", "write trace.json"},
+    {"record", "write hand_overs.json: which weights decided where, for the schedule Replay"},
+    {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
+    {"quiet", "print nothing but warnings and errors"},
+    {"heartbeat_s", "between the ranks of a job; a rank that is silent for two is lost", 0.01, 3600,
+     "seconds"},
+    {"collectives", "by what a job's actors sum gradients and gather weights; nccl needs device cuda"},
+    {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
+    {"allow_changes",
+     "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
+     "environment's and the model's, reward_scale, action_* and state_statistics"},
+});
+}  // namespace detail
 template <>
-inline constexpr auto knob_docs<RunKnobs> = joined_docs(
-    std::to_array<KnobDoc>({
-        {"name", "name of the run; it writes into folder/name"},
-        {"folder", "where runs are written"},
-        {"seed", "everything random follows from it", 0, 9.2e18},
-        {"iterations", "batches to train on", 0, 1e9},
-        {"checkpoint_every", "iterations between checkpoints; 0 = at the end only", 0, 1e9},
-        {"keep_checkpoints", "checkpoints to keep", 1, 1e6},
-        {"checkpoint_weights",
-         "weights in a checkpoint: those that train, or the whole model, frozen ones too"},
-        {"evaluation_episodes", "episodes of an evaluation, on fresh seeds; 0 = none", 0, 1e6},
-        {"evaluation_cases", "the environment's cases to evaluate instead, each once: all, or as 0-9,20"},
-        {"failure_costs",
-         "what a row of the environment that fails takes out of the batch: its group, or the row"},
-        {"failed_share", "of a batch's rows; when more have failed, and more than one, the run ends", 0, 1},
-        {"step_deadline_s", "of one call to the environment: one that does not come back ends the run", 0.1,
-         86400, "seconds"},
-        {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
-        {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
-        {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
-        {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
-        {"episodes_per_row", "most episodes of a row in a pass under auto_reset", 1, 1e6},
-        {"demonstrations", "scripted-expert episodes to clone first; 0 = no warm start", 0, 1e6},
-        {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
-        {"imitation_target", "success rate at which cloning stops", 0, 1},
-        {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
-        {"resume", "checkpoint to continue from; empty = start anew"},
-        {"trace", "write trace.json"},
-        {"record", "write hand_overs.json: which weights decided where, for the schedule Replay"},
-        {"animation", "write before.gif and after.gif; needs EGL or OSMesa"},
-        {"quiet", "print nothing but warnings and errors"},
-        {"heartbeat_s", "between the ranks of a job; a rank that is silent for two is lost", 0.01, 3600,
-         "seconds"},
-        {"collectives", "by what a job's actors sum gradients and gather weights; nccl needs device cuda"},
-        {"overwrite", "replace an existing run of this name; with resume, drop its later checkpoints"},
-        {"allow_changes",
-         "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
-         "environment's and the model's, reward_scale, action_* and state_statistics"},
-    }),
-    knob_docs<AdapterKnobs>);
+inline constexpr auto knob_docs<RunKnobs> = joined_docs(detail::run_docs, knob_docs<AdapterKnobs>);
 
 }  // namespace dvla
 
