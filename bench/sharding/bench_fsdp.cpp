@@ -16,6 +16,7 @@
 #include <dvla/sharding/fsdp.hpp>
 #include <dvla/sharding/unsharded.hpp>
 #include <dvla/testing/model.hpp>
+#include <dvla/testing/sharding.hpp>
 #include <dvla/trace/recorder.hpp>
 
 #include "../interleaved.hpp"
@@ -126,7 +127,10 @@ class LearnerWith final : public Learner {
         }) {
     dvla::testing::fill_observation(*observation_, inputs().observation, 4);
     for (std::int64_t row = weights_.actor(); row < rows; row += weights_.actors()) mine_.push_back(row);
-    if constexpr (is_sharded) weights_.trace_to(trace_);
+    if constexpr (is_sharded) {
+      formula_ = dvla::testing::shard_bytes(model_, cluster.world(), sharding, 2);
+      weights_.trace_to(trace_);
+    }
     learn(1);
   }
   Answer learn(std::int64_t steps) override {
@@ -136,8 +140,7 @@ class LearnerWith final : public Learner {
     const dvla::ShardTraffic before = weights_.traffic();
     for (std::int64_t i = 0; i < steps; ++i) step();
     if constexpr (is_sharded) {
-      if (weights_.bytes_a_forward() == 0)
-        weights_.gather_all();  // whole after each step: a part of the step
+      if (formula_.forward == 0) weights_.gather_all();  // whole after each step: a part of the step
     }
     Answer answer;
     const auto a_step = [&](std::int64_t count) {
@@ -146,7 +149,7 @@ class LearnerWith final : public Learner {
     answer.counted = a_step(weights_.traffic().total() - before.total());
     answer.bytes_a_step = a_step(bytes_sent() - sent);
     if constexpr (is_sharded) {
-      answer.formula = static_cast<double>(weights_.bytes_a_step(2));
+      answer.formula = static_cast<double>(formula_.step);
       answer.beside = beside(begin);
     }
     return answer;
@@ -187,6 +190,7 @@ class LearnerWith final : public Learner {
   dvla::Field<float> action_{{rows_, 4, 2}, values_.data()};
   std::vector<std::int64_t> mine_;
   dvla::trace::Recorder trace_;
+  dvla::testing::ShardBytes formula_;
   Weights weights_;
 };
 

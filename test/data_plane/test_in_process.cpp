@@ -30,12 +30,10 @@ TokensDecision decision() {
 }
 }  // namespace
 
-TEST_CASE("The in-process plane conforms, sealed and unsealed") {
+TEST_CASE("The in-process plane conforms") {
   dvla::EnvironmentPool pool(std::size_t{4} << 20);
-  for (const bool seal : {false, true}) {
-    auto make = [&] { return std::make_unique<Plane>(transition(), decision(), 2, pool, seal); };
-    for (const auto& violation : dvla::testing::check_data_plane(make)) FAIL_CHECK(violation);
-  }
+  auto make = [&] { return std::make_unique<Plane>(transition(), decision(), 2, pool); };
+  for (const auto& violation : dvla::testing::check_data_plane(make)) FAIL_CHECK(violation);
   CHECK(pool.report().live == 0);
 }
 
@@ -80,17 +78,6 @@ TEST_CASE("A refusal names the buffer and both batches") {
       "data plane: buffer 0 cannot be filled with batch 8: it waits for the trainer with batch "
       "7; a buffer goes produce, commit, consume, release",
       dvla::Error);
-}
-
-TEST_CASE("A sealed plane finds a write after the hand-over") {
-  dvla::EnvironmentPool pool(std::size_t{1} << 20);
-  Plane plane(transition(), decision(), 1, pool, true);
-  const dvla::Token token{.batch = 7, .buffer = 0};
-  auto& trajectory = plane.produce(token);
-  dvla::testing::scribble(trajectory, 3);
-  plane.commit(token);
-  trajectory.transition.terminated[5] ^= 1;
-  CHECK_THROWS_AS(plane.consume(token), dvla::Error);
 }
 
 TEST_CASE("A pool that is too small for the buffers says so and keeps nothing") {

@@ -67,7 +67,7 @@ struct World {
     auto rows = [](auto record, std::int64_t t) {
       return dvla::cut_record(record, [t](auto field) { return field.at(t); });
     };
-    auto& [transition, decisions, id, sum] = plane.produce(token);
+    auto& [transition, decisions, id] = plane.produce(token);
     for (std::size_t i = 0; i < starts.size(); ++i) {
       every[i] = static_cast<std::int64_t>(i);
       starts[i].seed = dvla::mix_seed(static_cast<std::uint64_t>(token.batch), i);

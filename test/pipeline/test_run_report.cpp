@@ -15,6 +15,10 @@ using namespace std::chrono_literals;
 
 constexpr std::int64_t second = 1'000'000'000;
 
+RankReport parse(const std::string& text) {
+  return parse_json<RankReport>(text, "report of another rank, whose program differs");
+}
+
 /// Two batches of a rank: sampling takes 2 s and 4 s, and so on.
 RankReport report_of(std::int64_t rank) {
   RankReport report{};
@@ -54,9 +58,9 @@ TEST_CASE("times of the lanes are means over a rank's batches") {
 
 TEST_CASE("a report comes back from its text as it was; what is none is refused") {
   const RankReport report = report_of(2);
-  const std::string text = serialise(report);
-  const RankReport back = parse_rank_report(text);
-  CHECK(serialise(back) == text);
+  const std::string text = dvla::json_text(report);
+  const RankReport back = parse(text);
+  CHECK(dvla::json_text(back) == text);
   CHECK(back.rank == 2);
   CHECK(back.env_steps == 30);
   CHECK(back.unreported == 5);
@@ -75,13 +79,13 @@ TEST_CASE("a report comes back from its text as it was; what is none is refused"
     CHECK(one.row == other.row);
   }
   for (std::size_t length = 0; length < text.size(); ++length)
-    CHECK_THROWS_AS(parse_rank_report(text.substr(0, length)), FormatError);
+    CHECK_THROWS_AS(parse(text.substr(0, length)), FormatError);
   const auto with = [&](const std::string& from, const std::string& to) {
     REQUIRE(text.find(from) != text.npos);
     std::string wrong = text;
     wrong.replace(text.find(from), from.size(), to);
     try {
-      (void)parse_rank_report(wrong).trace.spans();
+      (void)parse(wrong).trace.spans();
     } catch (const FormatError& error) {
       return std::string(error.what());
     }

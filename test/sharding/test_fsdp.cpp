@@ -267,7 +267,7 @@ TEST_CASE("Bytes sent are those of the formula: what trains, and what is frozen 
             CAPTURE(knobs.frozen_units);
             CAPTURE(mode.shard_frozen);
             CAPTURE(static_cast<int>(mode.release));
-            CHECK(weights.bytes_a_step(micros) == (actors - 1) * a_step);
+            CHECK(dvla::testing::shard_bytes(*model, actors, mode, micros).step == (actors - 1) * a_step);
             CHECK(sent == 5 * (actors - 1) * a_step);
             CHECK(counted == sent);
           });

@@ -14,6 +14,7 @@
 #include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/model.hpp"
+#include "dvla/testing/sharding.hpp"
 #include "dvla/trace/recorder.hpp"
 
 using namespace dvla;
@@ -288,9 +289,11 @@ TEST_CASE(
           CHECK_MESSAGE(std::any_of(each.data, each.data + each.bytes(),
                                     [](std::byte byte) { return byte != std::byte{}; }),
                         each.name);
-      const std::int64_t formula = weights.bytes_a_step(2);
-      CHECK(weights.traffic().total() == 50 * formula + weights.bytes_a_forward());
-      if (actors > 0) CHECK(formula <= (actors - 1) * (trainable + 5 * actors) / actors * 2 * (4 + 4 + 4));
+      const auto formula =
+          dvla::testing::shard_bytes(*model, std::abs(actors), {.shard_frozen = actors < 0}, 2);
+      CHECK(weights.traffic().total() == 50 * formula.step + formula.forward);
+      if (actors > 0)
+        CHECK(formula.step <= (actors - 1) * (trainable + 5 * actors) / actors * 2 * (4 + 4 + 4));
     });
     CHECK(stepped == trainable);
   }
@@ -314,7 +317,8 @@ TEST_CASE("Adapters in one block only: units without any are passed by, or shard
           CHECK(std::abs(losses[step] - expected[step]) < 1e-5);
         CHECK(actors_test::largest_difference(numbers(*model), numbers(*one)) < 1e-4);
         CHECK((bytes_where(*model, is_frozen) == frozen));
-        CHECK(weights.traffic().total() == 50 * weights.bytes_a_step(2) + weights.bytes_a_forward());
+        const auto formula = dvla::testing::shard_bytes(*model, 2, {release, shard_frozen}, 2);
+        CHECK(weights.traffic().total() == 50 * formula.step + formula.forward);
       });
 }
 

@@ -39,6 +39,7 @@
 #include "dvla/core/streams.hpp"
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/model/final_values.hpp"
 
 namespace dvla {
 
@@ -419,27 +420,19 @@ class PolicyGradientTrainer {
   void final_values(Model& model, Weights& weights, const Transition& transition, bool wanted) {
     const EpisodeTable& table = transition.episode;
     const auto B = static_cast<std::int64_t>(extents_.episodes);
-    std::vector<std::int64_t> entries, places;
+    FinalValues finals;
     for (std::int64_t i = 0; wanted && i < table.end.count(); ++i)
-      if (table.end[i] == static_cast<std::uint8_t>(EpisodeEnd::truncated) &&
-          present_B_[static_cast<std::size_t>(i % B)] != 0) {
-        entries.push_back(i);
-        places.push_back(final_row(table, i));
-      }
+      if (present_B_[static_cast<std::size_t>(i % B)] != 0) finals.add(table, i);
     const Observation seen = final_observations(transition);
-    const std::int64_t passes = agreed_passes(weights, (entries.size() + rows_.size() - 1) / rows_.size());
-    std::vector<float> value(rows_.size() * shape_.per_row());
+    const std::int64_t passes = agreed_passes(weights, (finals.size() + rows_.size() - 1) / rows_.size());
+    const auto call = [&](std::span<const std::int64_t> rows, std::span<float> values) {
+      in_model<Model>("values", rows.size(), seen, [&] { model.values(seen, rows, values); });
+    };
     for (std::int64_t part = 0; part < passes; ++part) {
       weights.begin_pass({.backward = false});
-      const std::size_t first = std::min(static_cast<std::size_t>(part) * rows_.size(), entries.size());
-      const auto rows = std::span<const std::int64_t>(places).subspan(
-          first, std::min(rows_.size(), entries.size() - first));
-      if (rows.empty()) continue;
-      in_model<Model>("values", rows.size(), seen, [&] {
-        model.values(seen, rows, std::span(value).first(rows.size() * shape_.per_row()));
-      });
-      for (std::size_t i = 0; i < rows.size(); ++i)
-        final_now_[static_cast<std::size_t>(entries[first + i])] = value[i * shape_.per_row()];
+      finals.ask(
+          static_cast<std::size_t>(part) * rows_.size(), rows_.size(), shape_.per_row(), call,
+          [&](std::int64_t entry, float value) { final_now_[static_cast<std::size_t>(entry)] = value; });
     }
   }
 

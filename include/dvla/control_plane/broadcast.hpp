@@ -1,5 +1,5 @@
 // The control plane between processes: every actor sends its own part of the trainable weights, in the
-// precision that the model computes in, to every rollout, in the background, over channels of the pair.
+// precision that the model computes in, to every rollout, in the background, over a channel of the pair.
 // Paper: control plane on the CPU, contiguous host buffers, sharded parameters broadcast in parallel, swapped
 // at a chunk boundary. Torch-free: over LibTorch's Gloo by placement/c10d.hpp, over threads by
 // testing/thread_cluster.hpp. Knows bytes only: packing is the sharding's, and which of the sampler's copies
@@ -84,9 +84,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   /// same number for all at the start of a job; a rollout that joins later gives its own, and the actors call
   /// rejoin. `cluster` and `pool` must outlive this. Throws ConfigError for parts that do not cover the
   /// weights, DeadlineError for a rank that does not come.
-  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const GlooKnobs& knobs,
-                       Cluster& cluster, const Roles& roles, int incarnation,
-                       std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
+  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, Cluster& cluster, const Roles& roles,
+                       int incarnation, std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
       : Peers("control plane", rank_name(roles, cluster.rank())),
         cluster_(cluster),
         roles_(roles),
@@ -94,8 +93,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         rollout_(roles.rollout(cluster.rank())),
         deadline_(deadline),
         bytes_(bytes),
-        streams_(static_cast<std::size_t>(knobs.streams)),
-        layouts_(layouts(bytes, std::move(parts), roles, knobs)),
+        layouts_(layouts(bytes, std::move(parts), roles)),
         slots_(layouts_, actor_, rollout_ >= 0, pool) {
     // Every rank goes through its pairs in the same order, so nobody waits in a circle.
     for (int rollout = 0; rollout < static_cast<int>(roles.rollouts.size()); ++rollout)
@@ -106,8 +104,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         peers_.emplace_back(sends ? rollout : actor, sends, rank_name(roles, rank));
       }
     try {
-      for (Peer& peer : peers_)
-        join(peer, incarnation, [&] { return channels(peer, incarnation, deadline); });
+      for (Peer& peer : peers_) join(peer, incarnation, [&] { return channel(peer, incarnation, deadline); });
     } catch (...) {
       stop();
       throw;
@@ -135,18 +132,18 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     check_actor();
     std::unique_lock lock(mutex_);
     if (version <= published_)
-      throw Error(detail::concat("control plane: version ", version, " cannot follow version ", published_,
-                                 "; versions strictly increase"));
+      throw Error("control plane: version ", version, " cannot follow version ", published_,
+                  "; versions strictly increase");
     if (finishing_)
-      throw Error(detail::concat("control plane: version ", version, " comes after finish(); ", name_,
-                                 " has said that there are no more"));
+      throw Error("control plane: version ", version, " comes after finish(); ", name_,
+                  " has said that there are no more");
     if (packing_ != detail::no_version) slots_.abandon(actor_);
     packing_ = detail::no_version;
     slots_.announce(actor_, version);
     changed_.notify_all();
     const bool answered = wait_until(lock, detail::deadline_after(deadline_),
                                      [&] { return stuck() || (slots_.free(actor_) && !lagging_rollout()); });
-    if (closed_) throw Error(detail::concat("control plane: closed; version ", version, " cannot be packed"));
+    if (closed_) throw Error("control plane: closed; version ", version, " cannot be packed");
     if (!answered || stuck()) explain_packing(version);
     packing_ = version;
     return slots_.take(actor_, version).bytes;
@@ -156,8 +153,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   void publish(std::int64_t version) {
     check_actor();
     if (version != packing_)
-      throw Error(detail::concat("control plane: publish(", version, ") without begin(", version,
-                                 "); pack a version before it is published"));
+      throw Error("control plane: publish(", version, ") without begin(", version,
+                  "); pack a version before it is published");
     const std::scoped_lock lock(mutex_);
     slots_.ready(actor_);
     published_ = version;
@@ -178,9 +175,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   std::int64_t receive(std::span<const WeightUnit> destination, std::int64_t at_least,
                        std::chrono::nanoseconds limit) {
     if (trainable_bytes(destination) != bytes_)
-      throw Error(detail::concat("control plane: weights are ", bytes_, " bytes and the destination ",
-                                 trainable_bytes(destination),
-                                 "; trainer and sampler must have the same model"));
+      throw Error("control plane: weights are ", bytes_, " bytes and the destination ",
+                  trainable_bytes(destination), "; trainer and sampler must have the same model");
     std::unique_lock lock(mutex_);
     const std::int64_t version = await(lock, at_least, limit);
     slots_.read(version, 1);
@@ -200,23 +196,20 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     return version;
   }
 
-  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors; streams after the
-  /// first add "/<stream>".
-  static std::string channel_name(int rollout, int actor, std::int64_t incarnation, std::size_t stream = 0) {
-    return detail::concat("weights/", rollout, "/", actor, "/", incarnation) +
-           (stream > 0 ? detail::concat("/", stream) : "");
+  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors.
+  static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {
+    return detail::concat("weights/", rollout, "/", actor, "/", incarnation);
   }
-  using Channels = std::vector<std::unique_ptr<Channel>>;
-  /// Actor: rollout `rollout` is there again, at the other ends of the channels that `connect` makes; it gets
+  /// Actor: rollout `rollout` is there again, at the other end of the channel that `connect` makes; it gets
   /// the newest version at once. Throws Error unless the incarnation is newer than the one before.
-  void rejoin(int rollout, int incarnation, const std::function<Channels()>& connect) {
+  void rejoin(int rollout, int incarnation, const std::function<std::unique_ptr<Channel>()>& connect) {
     join(rollout_peer(rollout), incarnation, connect);
   }
-  /// The same, making the channels, each within `limit` or the plane's deadline.
+  /// The same, making the channel within `limit` or the plane's deadline.
   void rejoin(int rollout, int incarnation,
               std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     const Peer& peer = rollout_peer(rollout);
-    rejoin(rollout, incarnation, [&] { return channels(peer, incarnation, std::min(limit, deadline_)); });
+    rejoin(rollout, incarnation, [&] { return channel(peer, incarnation, std::min(limit, deadline_)); });
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
@@ -248,10 +241,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
 
  private:
   static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
-                                                 const Roles& roles, const GlooKnobs& knobs) {
-    if (knobs.streams < 1 || knobs.streams > 64)
-      throw ConfigError(
-          detail::concat("control plane: streams is ", knobs.streams, "; it must be from 1 to 64"));
+                                                 const Roles& roles) {
     if (parts.empty()) parts = equal_parts(bytes, static_cast<int>(roles.actors.size()));
     check_weight_parts(bytes, parts, roles.actors.size());
     std::vector<detail::PartLayout> all;
@@ -266,14 +256,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
       if (peer.takes && peer.index == rollout) return peer;
     refuse("sends no weights to rollout ", rollout);
   }
-  /// As many as the actor's part is worth.
-  Channels channels(const Peer& peer, int incarnation, std::chrono::nanoseconds limit) {
+  std::unique_ptr<Channel> channel(const Peer& peer, int incarnation, std::chrono::nanoseconds limit) {
     const int rollout = peer.takes ? peer.index : rollout_, actor = peer.takes ? actor_ : peer.index;
-    Channels all;
-    while (all.size() < detail::weight_streams(layout(actor).bytes, streams_))
-      all.push_back(
-          cluster_.channel(channel_name(rollout, actor, incarnation, all.size()), rank_of(peer), limit));
-    return all;
+    return cluster_.channel(channel_name(rollout, actor, incarnation), rank_of(peer), limit);
   }
 
   static std::size_t place(int index) { return static_cast<std::size_t>(index); }
@@ -283,13 +268,12 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   }
   std::string actor_name(int actor) const { return rank_name(roles_, roles_.actors[place(actor)]); }
 
-  /// Lets a peer in, by channels that `connect` makes: what comes from an actor is listened to from now on, a
+  /// Lets a peer in, by a channel that `connect` makes: what comes from an actor is listened to from now on, a
   /// rollout is served. Throws Error for a rollout whose incarnation is not newer than the one before.
   template <class Connect>
   void join(Peer& peer, int incarnation, Connect connect) {
     const bool again = peer.channel != nullptr;
-    const auto make = [&] { return std::make_unique<detail::WeightStreams>(connect()); };
-    connect_peer(peer, incarnation, make, [&] {
+    connect_peer(peer, incarnation, connect, [&] {
       if (again) ++report_.rejoined;
       peer.last = peer.sending = detail::no_version;
       start(
@@ -340,8 +324,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     wait_until(lock, detail::deadline_after(limit), [&] {
       return slots_.newest_whole() >= wanted || unavailable_actor(true, wanted) || ended_before(wanted);
     });
-    if (closed_)
-      throw Error(detail::concat("control plane: closed while reception waited for version ", wanted));
+    if (closed_) throw Error("control plane: closed while reception waited for version ", wanted);
     const std::int64_t version = slots_.newest_whole();
     if (version < wanted) explain(wanted, limit);
     return version;
@@ -354,7 +337,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     const std::string who = "control plane: lane 'distribution' of " + name_ + " waited ";
     const std::string what = detail::concat("to pack version ", version, " for ");
     if (const auto* gone = stuck())
-      throw PeerError(who + what + gone->name + ", which is lost: " + gone->why_gone);
+      throw PeerError(who, what, gone->name, ", which is lost: ", gone->why_gone);
     const detail::WeightSlot& target = slots_.target(actor_);
     const int last = slots_.last_actor();
     const std::string whom =
@@ -362,7 +345,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         : target.readers == 0
             ? detail::concat(actor_name(last), " to come beyond version ", slots_.newest(last))
             : detail::concat("the lane 'reception' of this rank to leave version ", target.version);
-    throw DeadlineError(who + detail::seconds_text(deadline_) + " " + what + whom + "; is it stuck?");
+    throw DeadlineError(who, detail::seconds_text(deadline_), " ", what, whom, "; is it stuck?");
   }
   bool ended_before(std::int64_t version) const {
     return unavailable_actor(false, version) || (finishing_ && actor_ >= 0 && published_ < version);
@@ -371,15 +354,15 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     const std::string who = "control plane: lane 'reception' of " + name_ + " waited ";
     const std::string what = detail::concat("for version ", wanted);
     if (const auto* gone = unavailable_actor(true, wanted))
-      throw PeerError(who + what + " from lane 'distribution' of " + gone->name +
-                      ", which is lost: " + gone->why_gone);
+      throw PeerError(who, what, " from lane 'distribution' of ", gone->name,
+                      ", which is lost: ", gone->why_gone);
     if (ended_before(wanted))
-      throw EndOfWeights(detail::concat(who, what, ", but the actors have ended; the last whole version is ",
-                                        slots_.newest_whole()));
+      throw EndOfWeights(who, what, ", but the actors have ended; the last whole version is ",
+                         slots_.newest_whole());
     const int last = slots_.last_actor();
-    throw DeadlineError(detail::concat(
-        who, detail::seconds_text(limit), " ", what, " from lane 'distribution' of ", actor_name(last),
-        "; the newest from there is ", slots_.newest(last), "; is the training lane behind?"));
+    throw DeadlineError(who, detail::seconds_text(limit), " ", what, " from lane 'distribution' of ",
+                        actor_name(last), "; the newest from there is ", slots_.newest(last),
+                        "; is the training lane behind?");
   }
 
   /// Between versions an actor need not send anything: lanes that wait have deadlines of their own, and a
@@ -397,9 +380,6 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     message.fingerprint = layout(message.actor).identity;
     return message;
   }
-  static detail::WeightStreams& streams(const Peer& peer) {
-    return static_cast<detail::WeightStreams&>(*peer.channel);
-  }
   void say(const Peer& peer, detail::MessageKind kind, std::int64_t version, std::chrono::nanoseconds limit) {
     peer.channel->send(write_message(message(peer, kind, version)), limit);
   }
@@ -415,7 +395,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     };
     while (const auto slot = std::unique_ptr<detail::WeightSlot, decltype(leave)>(next(peer), leave)) {
       say(peer, detail::MessageKind::part, slot->version, limit);
-      streams(peer).send_part(slot->bytes, limit);
+      const std::span<const std::byte> part = slot->bytes;
+      detail::send_part(*peer.channel, part.size(), part, limit, [](std::span<const std::byte>) {});
       const std::scoped_lock lock(mutex_);
       peer.last = slot->version;
       peer.sending = detail::no_version;
@@ -450,9 +431,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
                               ? check_weights(next, message(peer, detail::MessageKind::part, peer.last))
                               : Refusal::malformed;
       if (why != Refusal::none)
-        throw Error(detail::concat("control plane: a message from ", peer.name, " after version ", peer.last,
-                                   " was refused: ", refusal_name(why),
-                                   "; trainer and sampler must have the same program, model and settings"));
+        throw Error("control plane: a message from ", peer.name, " after version ", peer.last,
+                    " was refused: ", refusal_name(why),
+                    "; trainer and sampler must have the same program, model and settings");
       if (next.kind == detail::MessageKind::goodbye) break;
       take_version(peer, next.batch);
       peer.last = next.batch;
@@ -462,10 +443,11 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   void take_version(Peer& peer, std::int64_t version) {
     detail::WeightSlot& slot = claim(peer, version);
     try {
-      if (!streams(peer).receive_part(slot.bytes, deadline_))
-        throw Error(detail::concat("control plane: version ", version, " from ", peer.name,
-                                   " does not match its checksum: it is torn or damaged; nobody may write to "
-                                   "published weights"));
+      const std::span<std::byte> part = slot.bytes;
+      if (!detail::receive_part(*peer.channel, part.size(), part, deadline_, [](std::span<std::byte>) {}))
+        throw Error("control plane: version ", version, " from ", peer.name,
+                    " does not match its checksum: it is torn or damaged; nobody may write to "
+                    "published weights");
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       slots_.abandon(peer.index);
@@ -484,10 +466,10 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         wait_until(lock, detail::deadline_after(deadline_), [&] { return slots_.free(from.index); });
     throw_if_closed();
     if (!free)
-      throw DeadlineError(detail::concat("control plane: version ", version, " of ", from.name, " waited ",
-                                         detail::seconds_text(deadline_), " at ", name_, " for ",
-                                         actor_name(slots_.last_actor()), " to come beyond version ",
-                                         slots_.newest(slots_.last_actor()), "; is it stuck?"));
+      throw DeadlineError("control plane: version ", version, " of ", from.name, " waited ",
+                          detail::seconds_text(deadline_), " at ", name_, " for ",
+                          actor_name(slots_.last_actor()), " to come beyond version ",
+                          slots_.newest(slots_.last_actor()), "; is it stuck?");
     return slots_.take(from.index, version);
   }
 
@@ -495,7 +477,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   const Roles roles_;
   const int actor_, rollout_;  // this rank's place among them, -1: not one of them
   const std::chrono::nanoseconds deadline_;
-  const std::size_t bytes_, streams_;
+  const std::size_t bytes_;
   const std::vector<detail::PartLayout> layouts_;  // by actor
   // What the lock guards:
   detail::WeightSlots slots_;

@@ -45,7 +45,7 @@ class FrontBack {
     std::unique_lock lock(mutex_);
     if (!filled_.wait_until(lock, detail::deadline_after(limit), [&] { return back_ != Back::filling; }))
       throw DeadlineError(
-          "front/back: the sampler waited " + detail::seconds_text(limit) +
+          "front/back: the sampler waited ", detail::seconds_text(limit),
           " for weight reception to finish filling the back copy; is the reception lane stuck?");
     return swap();
   }

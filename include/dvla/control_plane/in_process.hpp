@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "dvla/control_plane/descriptors.hpp"
@@ -45,8 +44,8 @@ class InProcessWeightPlane {
     {
       const std::scoped_lock lock(mutex_);
       if (version <= latest_)
-        throw Error(detail::concat("control plane: version ", version, " cannot follow version ", latest_,
-                                   "; versions strictly increase"));
+        throw Error("control plane: version ", version, " cannot follow version ", latest_,
+                    "; versions strictly increase");
       latest_ = version;
       ++report_.published;
     }
@@ -64,21 +63,20 @@ class InProcessWeightPlane {
       std::unique_lock lock(mutex_);
       const bool there = changed_.wait_until(lock, detail::deadline_after(limit),
                                              [&] { return latest_ >= wanted || closed_; });
-      if (closed_)
-        throw Error(detail::concat("control plane: closed while reception waited for version ", wanted));
+      if (closed_) throw Error("control plane: closed while reception waited for version ", wanted);
       if (!there)
-        throw DeadlineError(detail::concat(
-            "control plane: weight reception waited ", detail::seconds_text(limit), " for version ", wanted,
-            " from weight distribution; the latest is ", latest_, "; is the training lane behind?"));
+        throw DeadlineError("control plane: weight reception waited ", detail::seconds_text(limit),
+                            " for version ", wanted, " from weight distribution; the latest is ", latest_,
+                            "; is the training lane behind?");
       version = latest_;
     }
     if (&destination == &source_) return version;
     const std::size_t bytes = copy_weights(source_, destination);
     const bool verify = verify_every_ > 0 && version % verify_every_ == 0;
     if (verify && weights_checksum(source_) != weights_checksum(destination))
-      throw Error(detail::concat("control plane: version ", version,
-                                 " is not in the sampler's copy what it is in the trainer's model; nobody "
-                                 "may write to either while it is installed"));
+      throw Error("control plane: version ", version,
+                  " is not in the sampler's copy what it is in the trainer's model; nobody "
+                  "may write to either while it is installed");
     const std::scoped_lock lock(mutex_);
     ++report_.installed;
     report_.installed_bytes += static_cast<std::int64_t>(bytes);

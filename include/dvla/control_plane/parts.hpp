@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -35,8 +34,8 @@ inline std::vector<WeightPart> equal_parts(std::size_t bytes, int actors) {
 /// Throws ConfigError unless the parts are `actors` many and cover [0, bytes), each byte once.
 inline void check_weight_parts(std::size_t bytes, const std::vector<WeightPart>& parts, std::size_t actors) {
   const auto refuse = [](const auto&... why) {
-    throw ConfigError(detail::concat("control plane: the actors' parts ", why...,
-                                     "; every byte of the weights belongs to one"));
+    throw ConfigError("control plane: the actors' parts ", why...,
+                      "; every byte of the weights belongs to one");
   };
   if (parts.size() != actors) refuse("are ", parts.size(), " and the actors ", actors);
   std::vector<ByteRange> all;

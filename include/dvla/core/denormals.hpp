@@ -32,12 +32,6 @@ inline void set_float_control(std::uint64_t) {}
 #endif
 }  // namespace detail
 
-/// Whether the calling thread does. Always false where this processor's flag is not known here.
-inline bool flushes_denormals() {
-  return detail::denormal_flags != 0 &&
-         (detail::float_control() & detail::denormal_flags) == detail::denormal_flags;
-}
-
 /// From now on the calling thread does, and on Linux the threads that it starts (OpenMP's workers are such).
 inline void flush_denormals() { detail::set_float_control(detail::float_control() | detail::denormal_flags); }
 

@@ -13,10 +13,26 @@
 
 namespace dvla {
 
-/// Base of everything the library throws.
+namespace detail {
+/// Texts and whole numbers, one behind the other: how a message is put together.
+template <class... Parts>
+std::string concat(const Parts&... parts) {
+  const auto text = [](const auto& part) {
+    if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(part)>>)
+      return std::to_string(part);
+    else
+      return std::string(part);
+  };
+  return (std::string() + ... + text(parts));
+}
+}  // namespace detail
+
+/// Base of everything the library throws. Made from the parts of its sentence.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  template <class First, class... Parts>
+  explicit Error(const First& first, const Parts&... parts)
+      : std::runtime_error(detail::concat(first, parts...)) {}
 };
 
 /// A value that a user gave is wrong. Thrown before anything starts; names field, value and range.
@@ -36,20 +52,6 @@ class FormatError : public Error {
  public:
   using Error::Error;
 };
-
-namespace detail {
-/// Texts and whole numbers, one behind the other: how a message is put together.
-template <class... Parts>
-std::string concat(const Parts&... parts) {
-  const auto text = [](const auto& part) {
-    if constexpr (std::is_integral_v<std::remove_cvref_t<decltype(part)>>)
-      return std::to_string(part);
-    else
-      return std::string(part);
-  };
-  return (std::string() + ... + text(parts));
-}
-}  // namespace detail
 
 /// A lane's exception on its way to the caller: carries the lane's name and its step (batch number).
 class LaneError : public Error {

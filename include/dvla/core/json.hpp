@@ -13,13 +13,11 @@
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "dvla/core/checksum.hpp"
 #include "dvla/core/error.hpp"
@@ -28,15 +26,6 @@
 namespace dvla {
 
 namespace detail {
-
-template <class Type>
-inline constexpr bool is_optional = false;
-template <class Type>
-inline constexpr bool is_optional<std::optional<Type>> = true;
-template <class Type>
-inline constexpr bool is_vector = false;
-template <class Type>
-inline constexpr bool is_vector<std::vector<Type>> = true;
 
 /// A value fit for an error sentence, in ASCII and at most about 80 bytes.
 template <class Json>
@@ -81,7 +70,7 @@ void read_json_value(const nlohmann::json& json, const JsonPlace& place, Value& 
       if (found == json.end()) inner.refuse("is missing");
       read_json_value(*found, inner, boost::hana::second(accessor)(value));
     });
-  } else if constexpr (is_optional<Value>) {
+  } else if constexpr (requires { value.emplace(); }) {
     value.reset();
     if (!json.is_null()) read_json_value(json, place, value.emplace());
   } else if constexpr (std::is_same_v<Value, bool>) {
@@ -109,7 +98,7 @@ void read_json_value(const nlohmann::json& json, const JsonPlace& place, Value& 
     value = static_cast<Value>(json.get<double>());
   } else {
     expect(json.is_array(), "an array");
-    if constexpr (is_vector<Value>)
+    if constexpr (requires { value.resize(0); })
       value.assign(json.size(), {});
     else
       expect(json.size() == value.size(), "an array of " + std::to_string(value.size()));
@@ -128,7 +117,7 @@ Json json_of(const Value& value) {
       object[boost::hana::first(accessor).c_str()] = json_of<Json>(boost::hana::second(accessor)(value));
     });
     return object;
-  } else if constexpr (detail::is_optional<Value>) {
+  } else if constexpr (requires { value.has_value(); }) {
     return value ? json_of<Json>(*value) : Json();
   } else if constexpr (std::is_enum_v<Value>) {
     return enum_name(value);
@@ -157,7 +146,7 @@ Value parse_json(std::string_view text, const std::string& name) {
     detail::read_json_value(json, {}, value);
     return value;
   } catch (const FormatError& error) {
-    throw FormatError(name + ": " + error.what());
+    throw FormatError(name, ": ", error.what());
   }
 }
 
@@ -175,7 +164,7 @@ Value parse_sealed(std::string_view text, const std::string& name) {
   Value value = parse_json<Value>(
       seal == text.npos ? std::string(text) : std::string(text.substr(0, seal)) + "}", name);
   if (sealed_text(value) != text)
-    throw FormatError(name + ": it was damaged or edited: its checksum is of another text");
+    throw FormatError(name, ": it was damaged or edited: its checksum is of another text");
   return value;
 }
 

@@ -4,15 +4,16 @@
 // over:
 //     template <std::same_as<dvla::MyKnobs> K>
 //     struct boost::hana::accessors_impl<K> : dvla::members<&K::bins, &K::temperature> {};
-// A struct that inherits others' members lists only its own, behind theirs: dvla::more_members<Base, &K::own>.
+// A struct that inherits others' members lists only its own, behind theirs: dvla::more_members<Base, &K::own>; or
+// before them: dvla::members_before.
 #pragma once
 
 #include <boost/hana/accessors.hpp>
 #include <boost/hana/adapt_struct.hpp>
+#include <boost/hana/concat.hpp>
 #include <boost/hana/pair.hpp>
 #include <boost/hana/string.hpp>
 #include <boost/hana/tuple.hpp>
-#include <boost/hana/unpack.hpp>
 #include <concepts>
 #include <cstddef>
 #include <string_view>
@@ -52,10 +53,13 @@ struct members {
 template <class Base, auto... Members>
 struct more_members {
   static constexpr auto apply() {
-    return boost::hana::unpack(boost::hana::accessors<Base>(), [](auto... inherited) {
-      return boost::hana::unpack(members<Members...>::apply(),
-                                 [=](auto... own) { return boost::hana::make_tuple(inherited..., own...); });
-    });
+    return boost::hana::concat(boost::hana::accessors<Base>(), members<Members...>::apply());
+  }
+};
+template <class Base, auto... Members>
+struct members_before {
+  static constexpr auto apply() {
+    return boost::hana::concat(members<Members...>::apply(), boost::hana::accessors<Base>());
   }
 };
 

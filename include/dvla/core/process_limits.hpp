@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -19,6 +18,8 @@
 #include <string_view>
 #include <vector>
 
+#include "dvla/core/text.hpp"
+
 namespace dvla {
 
 struct ProcessLimits {
@@ -27,25 +28,6 @@ struct ProcessLimits {
 };
 
 namespace detail {
-
-/// What stands in `text` before the next `end`; that and `end` are taken off it.
-inline std::string_view take(std::string_view& text, char end) {
-  const std::string_view before = text.substr(0, text.find(end));
-  text.remove_prefix(std::min(text.size(), before.size() + 1));
-  return before;
-}
-
-/// `text`, blanks around it left out, as a whole number that is not negative; nothing for "max", "-1" or
-/// anything else.
-inline std::optional<std::uint64_t> whole_number(std::string_view text) {
-  const std::size_t begin = text.find_first_not_of(" \t\n");
-  if (begin == std::string_view::npos) return {};
-  text = text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
-  std::uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) return {};
-  return number;
-}
 
 /// Of cpu.max: "150000 100000" is 1.5 cores, "max 100000" no limit.
 inline std::optional<double> cores_of_cpu_max(std::string_view text) {

@@ -4,7 +4,6 @@
 // Does no allocation: `record_bytes` says how much, `place_record` lays the fields out in memory you own.
 #pragma once
 
-#include <array>
 #include <boost/hana/accessors.hpp>
 #include <boost/hana/adapt_struct.hpp>
 #include <boost/hana/concept/struct.hpp>
@@ -30,21 +29,12 @@ template <class Type>
 concept Record = boost::hana::Struct<std::remove_cvref_t<Type>>::value;
 
 namespace detail {
-template <class Type>
-inline constexpr bool is_field = false;
-template <class Element>
-inline constexpr bool is_field<Field<Element>> = true;
-template <class Type>
-inline constexpr bool is_array = false;
-template <class Element, std::size_t Size>
-inline constexpr bool is_array<std::array<Element, Size>> = true;
-
 template <class Member, class Visit>
 constexpr void visit_fields(const char* name, Member& member, Visit& visit) {
   using Type = std::remove_cvref_t<Member>;
-  if constexpr (is_field<Type>) {
+  if constexpr (requires { member.absent(); }) {
     if (!member.absent()) visit(name, member);
-  } else if constexpr (is_array<Type>) {
+  } else if constexpr (requires { member.begin(); }) {
     for (auto& element : member) visit_fields(name, element, visit);
   } else {
     static_assert(Record<Type>,
@@ -69,8 +59,8 @@ template <Record Type>
 void check_lies_on(const Type& record, Device where, std::string_view who) {
   for_each_field(record, [&](const char* name, const auto& field) {
     if (field.device() != where)
-      throw ConfigError(std::string(who) + " takes the field '" + name + "' on " + enum_name(where) +
-                        ", and it lies on " + enum_name(field.device()));
+      throw ConfigError(who, " takes the field '", name, "' on ", enum_name(where), ", and it lies on ",
+                        enum_name(field.device()));
   });
 }
 

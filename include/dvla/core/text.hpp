@@ -5,10 +5,14 @@
 
 #include <locale.h>
 
+#include <algorithm>
+#include <boost/locale/utf.hpp>
 #include <charconv>
 #include <cstdarg>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -39,30 +43,34 @@ std::string number_text(Number number) {
   return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
 }
 
+/// What stands in `text` before the next `end`; that and `end` are taken off it.
+inline std::string_view take(std::string_view& text, char end) {
+  const std::string_view before = text.substr(0, text.find(end));
+  text.remove_prefix(std::min(text.size(), before.size() + 1));
+  return before;
+}
+
+/// `text`, blanks around it left out, as a whole number that is not negative; nothing for "max", "-1" or
+/// anything else.
+inline std::optional<std::uint64_t> whole_number(std::string_view text) {
+  const std::size_t begin = text.find_first_not_of(" \t\n");
+  if (begin == std::string_view::npos) return {};
+  text = text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return {};
+  return number;
+}
+
 inline bool is_control(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
 /// Bytes up to the first that no UTF-8 (RFC 3629) begins with: no overlong forms, no surrogates.
 inline std::size_t utf8_length(std::string_view text) {
-  std::size_t i = 0;
-  while (i < text.size()) {
-    const auto byte = [&](std::size_t k) {
-      return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0U;
-    };
-    const unsigned first = byte(0), second = byte(1);
-    const std::size_t more = first < 0x80    ? 0
-                             : first < 0xc2  ? 4
-                             : first < 0xe0  ? 1
-                             : first < 0xf0  ? 2
-                             : first <= 0xf4 ? 3
-                                             : 4;
-    if (more == 4 || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) ||
-        (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f))
-      return i;
-    for (std::size_t k = 1; k <= more; ++k)
-      if ((byte(k) & 0xc0) != 0x80) return i;
-    i += more + 1;
-  }
-  return i;
+  const char *at = text.data(), *const end = at + text.size();
+  for (const char* good = at;; good = at)
+    if (good == end ||
+        !boost::locale::utf::is_valid_codepoint(boost::locale::utf::utf_traits<char>::decode(at, end)))
+      return static_cast<std::size_t>(good - text.data());
 }
 
 /// Text from outside, fit for one line of an error: UTF-8 without control characters, at most about `most`

@@ -135,7 +135,7 @@ void for_each_piece(std::span<const WeightUnit> units, std::size_t offset, std::
     offset = 0;
   }
   if (done != bytes)
-    throw Error("weights: a stretch of bytes reaches " + std::to_string(bytes - done) +
+    throw Error("weights: a stretch of bytes reaches ", bytes - done,
                 " beyond the model's trainable weights; trainer and sampler must have the same model");
 }
 inline void read_weights(std::span<const WeightUnit> units, std::size_t offset, std::span<std::byte> out) {
@@ -157,8 +157,8 @@ inline std::size_t copy_weights(std::span<const WeightUnit> from, std::span<cons
     return one.dtype == other.dtype && one.values.size() == other.values.size();
   };
   if (!std::equal(from.begin(), from.end(), to.begin(), to.end(), alike))
-    throw Error("weights: " + std::to_string(trainable_bytes(from)) + " trainable bytes do not fit into " +
-                std::to_string(trainable_bytes(to)) + "; trainer and sampler must have the same model");
+    throw Error("weights: ", trainable_bytes(from), " trainable bytes do not fit into ", trainable_bytes(to),
+                "; trainer and sampler must have the same model");
   std::size_t bytes = 0;
   for (std::size_t unit = 0; unit < from.size(); ++unit) {
     if (from[unit].values.empty()) continue;

@@ -53,9 +53,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
             ask(actor, {.kind = question, .batch = first_batch_, .bytes = options_.buffers}, answer,
                 options_.deadline);
         if (said.kind == MessageKind::refused)
-          throw ConfigError(concat("data plane: ", actor.name, " refused ", name_, ": ",
-                                   refusal_name(said.refusal),
-                                   "; start all ranks with the same program and the same settings"));
+          throw ConfigError("data plane: ", actor.name, " refused ", name_, ": ", refusal_name(said.refusal),
+                            "; start all ranks with the same program and the same settings");
         latest = std::max(latest, said.batch);
       }
       return latest;
@@ -164,9 +163,8 @@ class BatchSender : public Endpoint<ReceivingActor> {
 
   Buffer& buffer_of(const Token& token) {
     if (token.buffer < 0 || static_cast<std::size_t>(token.buffer) >= buffers_.size())
-      throw Error(concat("data plane: there is no buffer ", token.buffer, " (batch ", token.batch,
-                         "), the last one is ", buffers_.size() - 1,
-                         "; use the tokens that the schedule gave"));
+      throw Error("data plane: there is no buffer ", token.buffer, " (batch ", token.batch,
+                  "), the last one is ", buffers_.size() - 1, "; use the tokens that the schedule gave");
     if (said_goodbye_) refuse("cannot send batch ", token.batch, ": it has said goodbye");
     if (token.batch <= last_)
       refuse("cannot send batch ", token.batch, ": batch ", last_ + 1,
@@ -174,11 +172,11 @@ class BatchSender : public Endpoint<ReceivingActor> {
     return buffers_[static_cast<std::size_t>(token.buffer)];
   }
   [[noreturn]] void refuse_as(const Token& token, const Buffer& buffer, const char* cannot) const {
-    throw Error(concat("data plane: buffer ", token.buffer, " ", cannot, " batch ", token.batch, ": it ",
-                       buffer.filling   ? "is being filled with"
-                       : in_use(buffer) ? "was handed over with"
-                                        : "is free after",
-                       " batch ", buffer.part.batch, "; a buffer goes produce, commit or drop"));
+    throw Error("data plane: buffer ", token.buffer, " ", cannot, " batch ", token.batch, ": it ",
+                buffer.filling   ? "is being filled with"
+                : in_use(buffer) ? "was handed over with"
+                                 : "is free after",
+                " batch ", buffer.part.batch, "; a buffer goes produce, commit or drop");
   }
   /// How many hand-overs every actor is done with.
   std::int64_t least_done() const {
@@ -244,23 +242,15 @@ class BatchSender : public Endpoint<ReceivingActor> {
     const auto accepts = [&](const PlaneMessage& answer) {
       if ((answer.batch != part.batch || answer.first_group != part.first_group) &&
           !(answer.kind == MessageKind::refused && answer.refusal == Refusal::malformed))
-        throw Error(concat("data plane: ", actor.name, " answered for batch ", answer.batch, " where batch ",
-                           part.batch, " was offered"));
+        throw Error("data plane: ", actor.name, " answered for batch ", answer.batch, " where batch ",
+                    part.batch, " was offered");
       return answer.kind != MessageKind::refused;
     };
     if (!accepts(ask(actor, part, MessageKind::go, between_messages)))  // waits for a buffer there
       return false;
     StripCursor from(strips);
-    Checksum sum;
-    in_pieces(
-        static_cast<std::size_t>(part.bytes), actor.staging.data(),
-        [&](std::span<std::byte> piece) {
-          gather(block, from, piece);
-          sum.update(piece);
-        },
-        [&](std::span<std::byte> piece) { actor.channel->send(piece, options_.deadline); });
-    const std::uint64_t seal = sum.value();
-    actor.channel->send(std::as_bytes(std::span(&seal, 1)), options_.deadline);
+    detail::send_part(*actor.channel, static_cast<std::size_t>(part.bytes), actor.staging.span(),
+                      options_.deadline, [&](std::span<std::byte> piece) { gather(block, from, piece); });
     {
       const std::scoped_lock lock(mutex_);
       report_.bytes_sent += part.bytes;

@@ -12,7 +12,6 @@
 #include <deque>
 #include <initializer_list>
 #include <memory_resource>
-#include <string>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/machinery.hpp"
@@ -38,13 +37,10 @@ struct DataPlaneReport {
 template <class Decision>
 class InProcessTrajectories {
  public:
-  /// Places `buffers` trajectories of these layouts. `seal`: commit writes a checksum and consume proves it:
-  /// reads every byte twice a batch, so for tests and for hunting stray writes.
+  /// Places `buffers` trajectories of these layouts.
   InProcessTrajectories(const Transition& transition, const Decision& decision, int buffers,
-                        std::pmr::memory_resource& environment_pool, bool seal = false)
-      : seal_(seal) {
-    if (buffers < 1)
-      throw ConfigError(detail::concat("data plane: ", buffers, " trajectory buffers; at least 1 is needed"));
+                        std::pmr::memory_resource& environment_pool) {
+    if (buffers < 1) throw ConfigError("data plane: ", buffers, " trajectory buffers; at least 1 is needed");
     while (slots_.size() < static_cast<std::size_t>(buffers))
       slots_.emplace_back(trajectory_layout(transition, decision), environment_pool);
   }
@@ -67,7 +63,6 @@ class InProcessTrajectories {
   /// Sampler: hands over what produce gave. Afterwards the trainer's; the token says which.
   void commit(const Token& token) {
     Slot& slot = expect(token, {State::filling}, "cannot be handed over as batch");
-    slot.trajectory->checksum = seal_ ? record_checksum(*slot.trajectory) : 0;
     sent_.fetch_add(1, std::memory_order_relaxed);
     slot.state.store(State::sent, std::memory_order_release);
   }
@@ -75,10 +70,6 @@ class InProcessTrajectories {
   /// Trainer: the trajectory that the token names, where the sampler wrote it. Again gives the same.
   Trajectory<Decision>& consume(const Token& token) {
     Slot& slot = expect(token, {State::sent, State::reading}, "cannot be read as batch");
-    if (seal_ && slot.state == State::sent && record_checksum(*slot.trajectory) != slot.trajectory->checksum)
-      throw Error(detail::concat(
-          "data plane: batch ", token.batch, " in buffer ", token.buffer,
-          " changed after its hand-over: something still writes to it; look for a stray view"));
     slot.state.store(State::reading, std::memory_order_release);
     return *slot.trajectory;
   }
@@ -135,11 +126,9 @@ class InProcessTrajectories {
   }
   template <class... Why>
   [[noreturn]] static void refuse(const Token& token, const char* cannot, const Why&... why) {
-    throw Error(
-        detail::concat("data plane: buffer ", token.buffer, " ", cannot, " ", token.batch, ": ", why...));
+    throw Error("data plane: buffer ", token.buffer, " ", cannot, " ", token.batch, ": ", why...);
   }
 
-  const bool seal_;
   std::deque<Slot> slots_;
   std::atomic<std::int64_t> sent_{0};
   std::atomic<std::int64_t> trained_{0};

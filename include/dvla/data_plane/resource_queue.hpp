@@ -234,8 +234,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
   Slot& expect_reading(std::int64_t batch, const char* what) {
     Slot& slot = slot_of(batch);
     if (slot.state == State::reading && slot.batch == batch) return slot;
-    throw Error(
-        concat("data plane: ", name_, ": batch ", batch, " ", what, "; a batch goes consume, release"));
+    throw Error("data plane: ", name_, ": batch ", batch, " ", what, "; a batch goes consume, release");
   }
   void open(Slot& slot, std::int64_t batch) {
     slot.state = State::open;
@@ -332,7 +331,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (!wait_until(lock, deadline_after(between_messages), ready))
       ran_out(between_messages, "for room for batch ", batch);
     throw_if_closed();
-    if (!rollout.why_gone.empty()) throw PeerError("data plane: " + rollout.name + " is being lost");
+    if (!rollout.why_gone.empty()) throw PeerError("data plane: ", rollout.name, " is being lost");
     if (ended_) return Refusal::ended;
     if (batch < next_) return Refusal::outdated;
     if (slot.state == State::free) open(slot, batch);
@@ -396,7 +395,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     if (refusal == Refusal::none && message.fingerprint != fingerprint_) refusal = Refusal::layout;
     if (refusal == Refusal::none) return message;
     answer_no(rollout, message, refusal);
-    throw Error(rollout.name + " was refused: " + std::string(refusal_name(refusal)));
+    throw Error(rollout.name, " was refused: ", refusal_name(refusal));
   }
 
   /// False: goodbye.
@@ -431,7 +430,9 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     bool whole = false;
     try {
       reply(rollout, MessageKind::go, part);
-      whole = receive_part(rollout, strips_[route], block);
+      StripCursor to(strips_[route]);
+      whole = receive_part(*rollout.channel, static_cast<std::size_t>(part.bytes), rollout.staging.span(),
+                           options_.deadline, [&](std::span<std::byte> piece) { scatter(piece, block, to); });
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       rollout.stop_expecting();  // before the part is missed
@@ -447,22 +448,6 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       settle(route, part.batch, Part::damaged);
     return whole ? Refusal::none : Refusal::damaged;
   }
-  /// False: what came does not match its checksum.
-  bool receive_part(SendingRollout& rollout, const Strips& strips, std::byte* block) {
-    StripCursor to(strips);
-    Checksum sum;
-    in_pieces(
-        bytes_in(strips), rollout.staging.data(),
-        [&](std::span<std::byte> piece) { rollout.channel->receive(piece, options_.deadline); },
-        [&](std::span<std::byte> piece) {
-          sum.update(piece);
-          scatter(piece, block, to);
-        });
-    std::uint64_t seal = 0;
-    rollout.channel->receive(std::as_writable_bytes(std::span(&seal, 1)), options_.deadline);
-    return seal == sum.value();
-  }
-
   void reply(SendingRollout& rollout, MessageKind kind, PlaneMessage message, Refusal why = Refusal::none) {
     message.kind = kind;
     message.refusal = why;

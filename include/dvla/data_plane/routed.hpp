@@ -127,8 +127,8 @@ class RoutedTrajectories {
   /// Columns of lost rollouts have group -1, everything else 0, and the batch's oldest version.
   Trajectory<Decision>& consume(const Token& token) {
     if (!queue("consume").await(token.batch))
-      throw Error(detail::concat("data plane: there is no batch ", token.batch,
-                                 ": all rollouts have said goodbye before it"));
+      throw Error("data plane: there is no batch ", token.batch,
+                  ": all rollouts have said goodbye before it");
     const auto& reading = queue_->reading(token.batch);
     auto& batch =
         place(batches_[static_cast<std::size_t>(token.batch % options_.buffers)], reading.block, token.batch);
@@ -193,7 +193,7 @@ class RoutedTrajectories {
  private:
   void check(int rollout, int actor) const {
     const auto require = [](bool holds, const auto&... what) {
-      if (!holds) throw ConfigError(detail::concat("data plane: ", what...));
+      if (!holds) throw ConfigError("data plane: ", what...);
     };
     require(options_.buffers >= 1 && options_.buffers <= 1 << 20, options_.buffers,
             " trajectory buffers; at least 1 is needed");
@@ -226,11 +226,11 @@ class RoutedTrajectories {
     return trajectory;
   }
   detail::BatchSender& sender(const char* call) {
-    if (!sender_) throw Error(std::string("data plane: ") + call + " is a rollout's call; this rank is none");
+    if (!sender_) throw Error("data plane: ", call, " is a rollout's call; this rank is none");
     return *sender_;
   }
   detail::ResourceQueue& queue(const char* call) {
-    if (!queue_) throw Error(std::string("data plane: ") + call + " is an actor's call; this rank is none");
+    if (!queue_) throw Error("data plane: ", call, " is an actor's call; this rank is none");
     return *queue_;
   }
 

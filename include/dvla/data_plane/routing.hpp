@@ -66,7 +66,7 @@ namespace dvla {
 /// or an actor gets no group.
 inline RoutingPlan placed(RoutingPlan plan) {
   const auto require = [](bool holds, const auto&... what) {
-    if (!holds) throw ConfigError(detail::concat("routing plan: ", what...));
+    if (!holds) throw ConfigError("routing plan: ", what...);
   };
   constexpr std::int64_t most = std::int64_t{1} << 31;
   require(plan.rollouts > 0 && plan.actors > 0, "it needs a rollout and an actor at least");
@@ -96,7 +96,7 @@ inline RoutingPlan placed(RoutingPlan plan) {
 inline RoutingPlan plan_routes(std::vector<std::int64_t> groups, std::int64_t group_episodes,
                                const Roles& roles, const Topology& topology = {}) {
   const auto require = [](bool holds, const auto&... what) {
-    if (!holds) throw ConfigError(detail::concat("routing: ", what...));
+    if (!holds) throw ConfigError("routing: ", what...);
   };
   const std::size_t R = groups.size(), A = roles.actors.size();
   require(A >= 1 && R >= 1 && group_episodes >= 1, R, " rollouts, ", A, " actors, groups of ", group_episodes,

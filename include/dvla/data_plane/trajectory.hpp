@@ -15,8 +15,7 @@ namespace dvla {
 template <class Decision>
 struct Trajectory {
   BOOST_HANA_DEFINE_STRUCT(Trajectory, (Transition, transition), (Decision, decision));
-  std::int64_t id = -1;        ///< the batch that it holds: Token::batch
-  std::uint64_t checksum = 0;  ///< record_checksum at hand-over; 0 where the plane does not seal
+  std::int64_t id = -1;  ///< the batch that it holds: Token::batch
 };
 
 /// A trajectory with extents and no storage: give it to record_bytes, then to place_record.

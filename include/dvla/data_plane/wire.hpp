@@ -17,7 +17,6 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -52,9 +51,9 @@ Strips column_strips(const Type& record, std::int64_t episodes, std::int64_t fir
     const Extents& extents = field.extents();
     const int dimension = extents.rank() == 1 ? 0 : 1;
     if (extents[dimension] != episodes)
-      throw ConfigError(concat("data plane: field '", name, "' has ", extents[dimension],
-                               " episodes where the batch has ", episodes,
-                               "; a record's fields are [T, B, ...] or [B]"));
+      throw ConfigError("data plane: field '", name, "' has ", extents[dimension],
+                        " episodes where the batch has ", episodes,
+                        "; a record's fields are [T, B, ...] or [B]");
     using Element = typename std::remove_cvref_t<decltype(field)>::element_type;
     const auto column = static_cast<std::size_t>(extents.tail(dimension + 1).count()) * sizeof(Element);
     const ByteRange strip{offset + static_cast<std::size_t>(first) * column,

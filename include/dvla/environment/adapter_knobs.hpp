@@ -32,6 +32,21 @@ struct AdapterKnobs {
   bool state_statistics = true;  ///< proprioception is normalised by the same file
 };
 
+template <>
+inline constexpr auto knob_docs<AdapterKnobs> = std::to_array<KnobDoc>({
+    {"action_statistics",
+     "dataset_statistics.json or norm_stats.json of the data that the model was trained on, which turns its "
+     "actions into the environment's units; empty = [-1, 1] onto the environment's bounds"},
+    {"action_key", "data set in action_statistics; empty = the only one"},
+    {"action_form", "which statistics the model was normalised by"},
+    {"action_order",
+     "the model's dimension for each of the environment's, as 0,1,-2: a minus turns the sign; empty = as "
+     "they come"},
+    {"action_gripper",
+     "the model's last dimension: as it is, from [0, 1] onto [-1, 1], or onto -1 and 1 alone"},
+    {"state_statistics", "with action_statistics: proprioception is normalised by the same file"},
+});
+
 /// "bounds", or what the statistics are.
 inline std::string adapter_name(const AdapterKnobs& knobs) {
   if (knobs.action_statistics.empty()) return "bounds";
@@ -45,3 +60,8 @@ inline std::string adapter_name(const AdapterKnobs& knobs) {
 }
 
 }  // namespace dvla
+
+template <std::same_as<dvla::AdapterKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::action_statistics, &K::action_key, &K::action_form, &K::action_order,
+                    &K::action_gripper, &K::state_statistics> {};

@@ -8,7 +8,6 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
-#include "dvla/core/text.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/environment/mujoco_knobs.hpp"
 #include "dvla/environment/toy_knobs.hpp"
@@ -29,22 +28,6 @@ inline void check(const MujocoKnobs& knobs) {
     throw ConfigError("environment.camera_pixels is " + std::to_string(knobs.camera_pixels) +
                       "; it must be 0 for no camera, or from 16 to 512");
 }
-
-namespace detail {
-/// For an environment that is made without a pipeline, which would have asked this before.
-template <class Knobs>
-const Knobs& checked(const Knobs& knobs) {
-  for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
-    const auto number = static_cast<double>(value);
-    if (number < doc.least || number > doc.most)
-      throw ConfigError(concat("environment.", name, " is ", number_text(number), "; it must be from ",
-                               static_cast<std::int64_t>(doc.least), " to ",
-                               static_cast<std::int64_t>(doc.most)));
-  });
-  check(knobs);
-  return knobs;
-}
-}  // namespace detail
 
 // Tasks of the MuJoCo environment.
 struct Push;

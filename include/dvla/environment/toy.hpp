@@ -17,6 +17,7 @@
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/random.hpp"
+#include "dvla/environment/checked_knobs.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/descriptors.hpp"
 

@@ -43,7 +43,7 @@ class credit {
  private:
   static int checked(int staleness) {
     if (staleness < 0 || staleness > Max)
-      throw ConfigError("staleness is " + std::to_string(staleness) + ", choose 0 to " + std::to_string(Max));
+      throw ConfigError("staleness is ", staleness, ", choose 0 to ", Max);
     return staleness;
   }
 

@@ -111,8 +111,8 @@ class lane_group {
     } catch (const DeadlineError& late) {
       const std::string who = busy();
       throw DeadlineError(
-          late.what() + who +
-          (who.empty() ? "" : "; if its stage takes so long, raise the deadline (schedule.deadline_s)"));
+          late.what(), who,
+          who.empty() ? "" : "; if its stage takes so long, raise the deadline (schedule.deadline_s)");
     }
   }
 

@@ -59,7 +59,7 @@ class mailbox {
  private:
   static std::size_t checked(std::size_t capacity) {
     if (capacity == 0 || capacity >= (1u << 30))
-      throw ConfigError("mailbox capacity is " + std::to_string(capacity) + ", choose 1 to 1073741823");
+      throw ConfigError("mailbox capacity is ", capacity, ", choose 1 to 1073741823");
     return capacity;
   }
 

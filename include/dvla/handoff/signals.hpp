@@ -42,7 +42,7 @@ class signal_guard {
         continue;
       const int why = errno;
       restore();
-      throw Error("signal_guard: cannot install a handler for " + signal_name(signal) + ": " +
+      throw Error("signal_guard: cannot install a handler for ", signal_name(signal), ": ",
                   std::strerror(why));
     }
   }

@@ -65,7 +65,7 @@ inline void wiring::connect(node& from, node& to) { oneapi::tbb::flow::make_edge
 inline void wiring::send(node& from, const Token& token) {
   from.async_.gateway().try_put(token);
   if (refused_.load(std::memory_order_relaxed))
-    throw Error("wiring: no room for the token of batch " + std::to_string(token.batch) +
+    throw Error("wiring: no room for the token of batch ", token.batch,
                 "; give the receiving mailbox as many places as there can be live batches");
 }
 

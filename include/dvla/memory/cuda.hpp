@@ -41,7 +41,7 @@ namespace detail {
 inline void check_cuda(cudaError_t result, const std::string& what) {
   if (result == cudaSuccess) return;
   (void)cudaGetLastError();  // forget it: it is reported here
-  throw Error("CUDA: " + what + " failed: " + cudaGetErrorString(result));
+  throw Error("CUDA: ", what, " failed: ", cudaGetErrorString(result));
 }
 
 /// Segments from the GPU, up to a cap. torch cuts tensors from them.
@@ -53,10 +53,9 @@ class CappedSegments {
   void* allocate(std::size_t bytes, int device) {
     const std::scoped_lock lock(mutex_);
     if (bytes > options_.bytes - in_use_) {
-      throw Error(options_.name + ": no room for a segment of " + std::to_string(bytes) +
-                  " bytes: " + std::to_string(in_use_) + " of " + std::to_string(options_.bytes) +
-                  " bytes are taken; raise " + options_.knob + " (now " +
-                  std::to_string(options_.bytes >> 20) + ")");
+      throw Error(options_.name, ": no room for a segment of ", bytes, " bytes: ", in_use_, " of ",
+                  options_.bytes, " bytes are taken; raise ", options_.knob, " (now ", options_.bytes >> 20,
+                  ")");
     }
     const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
     void* segment = nullptr;

@@ -60,7 +60,7 @@ inline void check_device(Device device) {
         "link LibTorch's "
         "CUDA libraries, or choose cpu");
   if (const std::string why = form->missing(); !why.empty())
-    throw ConfigError("memory.device is cuda, but no GPU can be used here: " + why + "; choose cpu");
+    throw ConfigError("memory.device is cuda, but no GPU can be used here: ", why, "; choose cpu");
 }
 
 /// Rules beyond ranges; found by validate(config).

@@ -25,7 +25,7 @@ namespace detail {
 /// Mebibytes as bytes; ConfigError, naming the knob, unless in [1, 2^20].
 inline std::size_t pool_bytes(std::int64_t mib, const char* knob) {
   if (mib < 1 || mib > (std::int64_t{1} << 20)) {
-    throw ConfigError(std::string(knob) + " is " + std::to_string(mib) + " and must lie in [1, 1048576]");
+    throw ConfigError(knob, " is ", mib, " and must lie in [1, 1048576]");
   }
   return static_cast<std::size_t>(mib) << 20;
 }
@@ -57,9 +57,8 @@ class Pools {
         const std::vector<DevicePoolOptions>& on_device) {
     const PoolOptions& pinned = *host.begin();  // all its pages at once
     if (device != Device::cpu && pinned.bytes > usable_memory_bytes())
-      throw ConfigError(pinned.knob + " is " + mebibytes(pinned.bytes) +
-                        ", all of which device cuda pins, and " + mebibytes(usable_memory_bytes()) +
-                        " can be had here; make it smaller");
+      throw ConfigError(pinned.knob, " is ", mebibytes(pinned.bytes), ", all of which device cuda pins, and ",
+                        mebibytes(usable_memory_bytes()), " can be had here; make it smaller");
     for (const PoolOptions& options : host) host_.push_back(std::make_unique<HostPool>(options));
     check_device(device);
     if (device != Device::cpu) device_ = cuda_form.load()->make_pools(on_device, environment().region());

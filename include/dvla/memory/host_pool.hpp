@@ -78,8 +78,8 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
     const auto offset = static_cast<std::size_t>(static_cast<std::byte*>(pointer) - memory_.data());
     const std::size_t start = offset / granule;
     if (!contains(pointer) || offset % granule != 0 || size_at(start) == 0)
-      throw Error(options_.name + ": freed a pointer that is no block in use here" +
-                  (contains(pointer) ? " (freed twice?)" : " (it is another allocator's)") +
+      throw Error(options_.name, ": freed a pointer that is no block in use here",
+                  contains(pointer) ? " (freed twice?)" : " (it is another allocator's)",
                   "; free each block once, to the pool that gave it");
     const std::size_t size = std::exchange(size_at(start), 0);
     --live_;
@@ -166,11 +166,9 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
   }
   [[noreturn]] void refuse(std::size_t bytes) const {
     constexpr std::size_t mib = std::size_t{1} << 20;
-    throw Error(options_.name + ": no room for " + std::to_string(bytes) +
-                " bytes: " + std::to_string((count_ - in_use_) * granule) + " of " +
-                std::to_string(count_ * granule) + " bytes are free, " +
-                std::to_string(largest_free() * granule) + " of them in one piece; raise " + options_.knob +
-                " (now " + std::to_string(options_.bytes / mib) + ")");
+    throw Error(options_.name, ": no room for ", bytes, " bytes: ", (count_ - in_use_) * granule, " of ",
+                count_ * granule, " bytes are free, ", largest_free() * granule,
+                " of them in one piece; raise ", options_.knob, " (now ", options_.bytes / mib, ")");
   }
 
   const PoolOptions options_;

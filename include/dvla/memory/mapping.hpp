@@ -62,8 +62,8 @@ class Mapping {
  private:
   static std::size_t round_up(std::size_t bytes) { return (bytes + huge_page - 1) / huge_page * huge_page; }
   [[noreturn]] void refuse(std::size_t bytes) const {
-    throw Error(what_ + ": the system refused " + std::to_string(bytes) + " bytes of memory (" +
-                std::strerror(errno) + "); make the pool smaller or free memory");
+    throw Error(what_, ": the system refused ", bytes, " bytes of memory (", std::strerror(errno),
+                "); make the pool smaller or free memory");
   }
   [[noreturn]] void fail(std::size_t bytes) {
     const int reason = errno;

@@ -14,7 +14,7 @@
 #include <optional>
 #include <vector>
 
-#include "dvla/core/bf16_instructions.hpp"
+#include "dvla/model/bf16_instructions.hpp"
 
 namespace dvla {
 

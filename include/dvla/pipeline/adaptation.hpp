@@ -17,9 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/json.hpp"
-#include "dvla/handoff/waiting.hpp"
 #include "dvla/pipeline/job.hpp"
 #include "dvla/placement/balance.hpp"
 #include "dvla/placement/deal.hpp"

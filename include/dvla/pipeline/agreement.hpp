@@ -45,9 +45,8 @@ BatchWord agree_on_batch(const Job& job, std::int64_t batch, const BatchWord& ow
     if (all.ends || found != 0) break;
     if (late != 0)
       throw DeadlineError(
-          job.name() + " waited " + detail::seconds_text(limit) +
-          " for a rollout to come again: all of them are gone, and nothing is there of batch " +
-          std::to_string(batch));
+          job.name(), " waited ", detail::seconds_text(limit),
+          " for a rollout to come again: all of them are gone, and nothing is there of batch ", batch);
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   return all;

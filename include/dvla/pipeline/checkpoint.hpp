@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -219,19 +218,16 @@ Config<Pipeline> load_config(const io::SafetensorsFile& file) {
   nlohmann::ordered_json root = detail::parse_config(detail::config_text(file), source);
   detail::check_policies<Pipeline>(root, source, detail::list<environment_slot, model_slot>{});
   Config<Pipeline> config;
-  const std::vector<KnobRef> knobs = list_knobs(config);
+  const nlohmann::ordered_json here = to_json(config);
   for (const auto slot : {sharding_slot::name, data_plane_slot::name, control_plane_slot::name,
                           placement_slot::name, schedule_slot::name})
     root.erase(std::string(slot));
-  for (const auto slot : {algorithm_slot::name, memory_slot::name})
-    if (const auto section = root.find(std::string(slot)); section != root.end() && section->is_object())
+  for (const std::string& slot : {std::string(algorithm_slot::name), std::string(memory_slot::name)})
+    if (const auto section = root.find(slot); section != root.end() && section->is_object())
       for (auto knob = section->begin(); knob != section->end();)
         knob =
-            std::any_of(knobs.begin(), knobs.end(),
-                        [&](const KnobRef& here) { return here.section == slot && here.name == knob.key(); })
-                ? std::next(knob)
-                : section->erase(knob);
-  detail::read_json(knobs, root, source);
+            here.contains(slot) && here[slot].contains(knob.key()) ? std::next(knob) : section->erase(knob);
+  detail::read_json(list_knobs(config), root, source);
   validate(config);
   return config;
 }

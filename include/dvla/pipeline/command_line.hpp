@@ -13,6 +13,7 @@
 #include <toml++/toml.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -93,8 +94,7 @@ inline const KnobRef& file_knob(const std::vector<KnobRef>& knobs, std::string_v
   for (const KnobRef& knob : knobs) {
     if (knob.name == name) hint = knob.path();
   }
-  throw ConfigError(source + "[" + std::string(section) + "] has no knob '" + one_line(name) + "'" +
-                    did_you_mean(hint));
+  throw ConfigError(source, "[", section, "] has no knob '", one_line(name), "'", did_you_mean(hint));
 }
 
 /// Throws ConfigError unless `name` is a section, and a section stands there.
@@ -106,23 +106,23 @@ inline void check_section(const std::vector<KnobRef>& knobs, std::string_view na
   if (!is_section)
     for (const KnobRef& knob : knobs)
       if (knob.name == name)
-        throw ConfigError(source + "'" + one_line(name) + "' stands outside its section; put it under [" +
-                          std::string(knob.section) + "]");
+        throw ConfigError(source, "'", one_line(name), "' stands outside its section; put it under [",
+                          knob.section, "]");
   if (known)
-    throw ConfigError(source + "'" + one_line(name) + "' must be a section with knobs, [" + one_line(name) +
+    throw ConfigError(source, "'", one_line(name), "' must be a section with knobs, [", one_line(name),
                       "], not a value");
-  throw ConfigError(source + "there is no section '" + one_line(name) + "'" +
+  throw ConfigError(source, "there is no section '", one_line(name), "'",
                     did_you_mean(nearest(name, sections)));
 }
 
 inline std::string read_config_file(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error))
-    throw ConfigError("--config: '" + one_line(path) + "' is a folder; name a TOML file");
+    throw ConfigError("--config: '", one_line(path), "' is a folder; name a TOML file");
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file.is_open() || file.bad())
-    throw ConfigError("--config: cannot read '" + one_line(path) + "'; check that it exists and is readable");
+    throw ConfigError("--config: cannot read '", one_line(path), "'; check that it exists and is readable");
   return text;
 }
 
@@ -146,7 +146,7 @@ inline void read_toml(const std::vector<KnobRef>& knobs, std::string_view text, 
 
 inline void read_json(const std::vector<KnobRef>& knobs, const nlohmann::ordered_json& root,
                       const std::string& source) {
-  if (!root.is_object()) throw ConfigError(source + "a configuration must be a JSON object of sections");
+  if (!root.is_object()) throw ConfigError(source, "a configuration must be a JSON object of sections");
   for (const auto& [section, body] : root.items()) {
     if (section == "pipeline") continue;
     check_section(knobs, section, body.is_object(), source);
@@ -206,7 +206,7 @@ std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<Kno
 [[noreturn]] inline void refuse_argument(const CLI::App& app, const std::vector<KnobRef>& knobs,
                                          const std::string& argument) {
   if (argument.substr(0, 2) != "--" || argument.size() == 2)
-    throw ConfigError("'" + one_line(argument) +
+    throw ConfigError("'", one_line(argument),
                       "' on the command line belongs to no flag; write --knob value (--help lists them)");
   const std::string flag = argument.substr(0, argument.find('='));
   std::vector<std::string> flags;
@@ -226,7 +226,7 @@ inline bool read_arguments(CLI::App& app, const std::vector<KnobRef>& knobs,
                            std::span<const char* const> arguments) {
   const auto needs_value = [](const CLI::Option& option) {
     const std::string expected = option.get_type_name();
-    throw ConfigError(option.get_name() + " needs a value" + (expected.empty() ? "" : " " + expected));
+    throw ConfigError(option.get_name(), " needs a value", expected.empty() ? "" : " " + expected);
   };
   std::vector<std::string> reversed;  // as CLI11 wants it, with dashes, and "--name=" as "--name", ""
   for (std::string argument : arguments) {
@@ -249,7 +249,7 @@ inline bool read_arguments(CLI::App& app, const std::vector<KnobRef>& knobs,
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& text : option->results()) {
       if (option->get_items_expected_max() == 0 && text != "true")
-        throw ConfigError(option->get_name() + " takes no value");
+        throw ConfigError(option->get_name(), " takes no value");
       if (text.substr(0, 2) == "--" && std::find(reversed.begin(), reversed.end(), text) != reversed.end())
         needs_value(*option);  // CLI11 took the next flag for it
     }
@@ -318,7 +318,7 @@ inline nlohmann::ordered_json parse_config(std::string_view text, const std::str
   try {
     return nlohmann::ordered_json::parse(text);
   } catch (const nlohmann::ordered_json::exception& error) {
-    throw ConfigError(source + "not valid JSON: " + one_line(error.what(), 240));
+    throw ConfigError(source, "not valid JSON: ", one_line(error.what(), 240));
   }
 }
 
@@ -328,12 +328,12 @@ template <class Pipeline, class... Slots>
 void check_policies(const nlohmann::ordered_json& root, const std::string& source, list<Slots...>) {
   if (!root.is_object() || !root.contains("pipeline")) return;
   const auto& pipeline = root["pipeline"];
-  if (!pipeline.is_object()) throw ConfigError(source + "'pipeline' must be an object of policy names");
+  if (!pipeline.is_object()) throw ConfigError(source, "'pipeline' must be an object of policy names");
   const auto compare = [&](std::string_view slot, std::string_view here) {
     const auto there = pipeline.find(std::string(slot));
     if (there != pipeline.end() && *there != std::string(here))
-      throw ConfigError(source + "written by another pipeline: its " + std::string(slot) + " is " +
-                        shown(*there) + ", here it is \"" + std::string(here) + "\"");
+      throw ConfigError(source, "written by another pipeline: its ", slot, " is ", shown(*there),
+                        ", here it is \"", here, "\"");
   };
   (compare(Slots::name, policy_name<typename Pipeline::template policy<Slots>>()), ...);
 }

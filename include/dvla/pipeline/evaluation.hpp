@@ -2,7 +2,6 @@
 // draws, or cases that the environment enumerates, each exactly once. Torch-free.
 #pragma once
 
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -13,6 +12,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/json.hpp"
 #include "dvla/core/observation.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/pipeline/rollout_worker.hpp"
 
 namespace dvla {
@@ -23,11 +23,10 @@ namespace dvla {
 inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t cases) {
   const auto refuse = [&](const std::string& why) {
     if (cases < 1)
-      throw ConfigError("run.evaluation_cases is '" + std::string(text) +
+      throw ConfigError("run.evaluation_cases is '", text,
                         "', but the environment has no cases; leave it empty");
-    throw ConfigError("run.evaluation_cases is '" + std::string(text) + "': " + why +
-                      "; give all, or numbers and ranges from 0 to " + std::to_string(cases - 1) +
-                      " as 0-9,20");
+    throw ConfigError("run.evaluation_cases is '", text, "': ", why,
+                      "; give all, or numbers and ranges from 0 to ", cases - 1, " as 0-9,20");
   };
   std::vector<std::int64_t> list;
   if (cases < 1) refuse("");
@@ -36,24 +35,18 @@ inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t
     part.remove_prefix(std::min(part.find_first_not_of(' '), part.size()));
     return part.substr(0, part.find_last_not_of(' ') + 1);
   };
-  const auto number = [&](std::string_view part) -> std::int64_t {  // -1: none
-    part = trimmed(part);
-    std::int64_t value = -1;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    return error == std::errc{} && end == part.data() + part.size() ? value : -1;
-  };
   const std::string every = "0-" + std::to_string(cases - 1);
   std::string_view left = trimmed(text) == "all" ? every : text;
   for (bool more = true; more;) {
-    const std::size_t comma = left.find(',');
-    const std::string part(trimmed(left.substr(0, comma)));
-    more = comma != left.npos;
-    if (more) left.remove_prefix(comma + 1);
-    const std::size_t dash = part.find('-');
-    const std::int64_t first = number(std::string_view(part).substr(0, dash));
-    const std::int64_t last = dash == part.npos ? first : number(std::string_view(part).substr(dash + 1));
-    if (first < 0 || last < 0) refuse("'" + part + "' is no number and no range");
-    if (last < first || last >= cases) refuse("'" + part + "' is not within the environment's cases");
+    more = left.find(',') != left.npos;
+    const std::string part(trimmed(detail::take(left, ',')));
+    std::string_view end = part;
+    const auto begin = detail::whole_number(detail::take(end, '-'));
+    const auto until = part.find('-') == part.npos ? begin : detail::whole_number(end);
+    if (!begin || !until) refuse("'" + part + "' is no number and no range");
+    if (*until < *begin || *until >= static_cast<std::uint64_t>(cases))
+      refuse("'" + part + "' is not within the environment's cases");
+    const auto first = static_cast<std::int64_t>(*begin), last = static_cast<std::int64_t>(*until);
     for (std::int64_t each = first; each <= last; ++each) {
       if (named[static_cast<std::size_t>(each)])
         refuse("case " + std::to_string(each) + " stands there twice");
@@ -64,14 +57,18 @@ inline std::vector<std::int64_t> parse_cases(std::string_view text, std::int64_t
   return list;
 }
 
-/// Of the episodes of one task. Success is a share of all of them; a failed row's has not solved it.
+/// Of the episodes of one task.
 struct TaskSuccess {
   std::string task;  ///< the instruction
-  std::int64_t episodes = 0, solved = 0, failed = 0;
-  double success() const {
-    return episodes > 0 ? static_cast<double>(solved) / static_cast<double>(episodes) : 0;
-  }
+  std::int64_t episodes = 0, failed = 0;
+  double success = 0;  ///< share of all of them; a failed row's has not solved it
 };
+
+}  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::TaskSuccess, task, episodes, failed, success);
+
+namespace dvla {
 
 /// Where an episode could not begin and did not say of which task it is.
 inline constexpr const char* unknown_task = "(not known: it could not be reset)";
@@ -90,9 +87,11 @@ inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episod
         each.instruction < 0 ? tasks.back() : tasks.at(static_cast<std::size_t>(each.instruction));
     task.task = task_of(each, spec);
     ++task.episodes;
-    task.solved += each.success;
+    task.success += each.success;
     task.failed += each.failed;
   }
+  for (TaskSuccess& task : tasks)
+    task.success /= static_cast<double>(std::max<std::int64_t>(task.episodes, 1));
   std::erase_if(tasks, [](const TaskSuccess& task) { return task.episodes == 0; });
   return tasks;
 }
@@ -101,11 +100,7 @@ inline std::vector<TaskSuccess> by_task(std::span<const EvaluatedEpisode> episod
 inline nlohmann::json evaluation_json(std::span<const EvaluatedEpisode> episodes, const ObservationSpec& spec,
                                       std::int64_t horizon) {
   nlohmann::json json{{"episodes", episodes.size()}, {"horizon", horizon}, {"decoding", "mode"}};
-  for (const TaskSuccess& task : by_task(episodes, spec))
-    json["tasks"].push_back({{"task", task.task},
-                             {"episodes", task.episodes},
-                             {"success", task.success()},
-                             {"failed", task.failed}});
+  json["tasks"] = json_of(by_task(episodes, spec));
   for (const EvaluatedEpisode& each : episodes)
     if (each.start.case_index >= 0)
       json["cases"].push_back({{"case", each.start.case_index},

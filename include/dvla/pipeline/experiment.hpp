@@ -16,7 +16,6 @@
 #include <string>
 #include <vector>
 
-#include "dvla/core/bf16_instructions.hpp"
 #include "dvla/core/passive_waits.hpp"
 #include "dvla/core/text.hpp"
 #include "dvla/handoff/signals.hpp"
@@ -27,6 +26,7 @@
 #include "dvla/io/tensorboard.hpp"
 #include "dvla/io/watchers.hpp"
 #include "dvla/memory/host_pool.hpp"
+#include "dvla/model/bf16_instructions.hpp"
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
@@ -147,7 +147,7 @@ std::string figures_text(const Run& run, const ExperimentResult& result) {
   const auto tasks = by_task(result.after, run.spec().observation);
   for (const TaskSuccess& task : tasks)
     if (tasks.size() > 1)
-      out += printed("\n  %.3f of %lld: %.160s", task.success(), static_cast<long long>(task.episodes),
+      out += printed("\n  %.3f of %lld: %.160s", task.success, static_cast<long long>(task.episodes),
                      task.task.c_str());
   return out;
 }

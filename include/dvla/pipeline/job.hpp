@@ -48,14 +48,14 @@ class Job {
     const bool first = cluster_.count("run/here/" + std::to_string(rank())) == 1;
     if (!cluster_.has(start_key(0))) {
       if (!first)
-        throw PlaceTaken(name() +
+        throw PlaceTaken(name(),
                          " is there already: another process has its place in this job, which has not begun "
                          "to train; another job needs another MASTER_PORT, and a job that lost a rank before "
                          "it began is to be started again as a whole");
       return;
     }
     if (trains())
-      throw PlaceTaken(name() +
+      throw PlaceTaken(name(),
                        " comes when training has begun; only rollouts can join then: start the "
                        "whole job again from its newest checkpoint, or another job with another MASTER_PORT");
     incarnation_ = cluster_.count("run/incarnations/" + std::to_string(rank()));
@@ -104,9 +104,9 @@ class Job {
       if (!cluster_.has(request_key(rank(), each))) cluster_.put(request_key(rank(), each), "");
     const auto why =
         wait_for(permit_key(rank(), incarnation_), name(roles_.leader()) + " to let it come again", [&] {
-          if (cluster_.has(end_of_job)) throw TooLate(name() + " comes again too late: training has ended");
+          if (cluster_.has(end_of_job)) throw TooLate(name(), " comes again too late: training has ended");
           if (cluster_.has(request_key(rank(), incarnation_ + 1)))
-            throw PlaceTaken(name() + " comes again, and so does another process in its place, later");
+            throw PlaceTaken(name(), " comes again, and so does another process in its place, later");
           return false;
         });
     if (!why->empty()) throw PlaceTaken(*why);
@@ -129,8 +129,7 @@ class Job {
   /// where one would have none.
   Share share_of_groups(std::int64_t groups, int rollout) const {
     if (groups < rollouts())
-      throw ConfigError("the job has " + std::to_string(rollouts()) + " rollouts and " +
-                        std::to_string(groups) +
+      throw ConfigError("the job has ", rollouts(), " rollouts and ", groups,
                         " groups of environments; each rollout needs one: raise environment.environments or "
                         "start fewer ranks");
     if (rollout < 0) return {};
@@ -158,7 +157,7 @@ class Job {
     for (int other = 0; other < cluster_.world(); ++other) {
       const auto refusal = wait_for(key(stage, other), name(other) + " at the roll call '" + stage + "'",
                                     [] { return false; });
-      if (!refusal->empty()) throw ConfigError(name(other) + " refuses: " + *refusal);
+      if (!refusal->empty()) throw ConfigError(name(other), " refuses: ", *refusal);
     }
   }
   /// What a rank does instead that cannot take part. One that is too many, or late, is not missed.
@@ -188,7 +187,7 @@ class Job {
     } else {
       wait_for_leader(start_key(starts_), "to begin training; it still prepares", serve, [&] {
         throw_if_stopped(stop, "the wait for the job to begin");
-        if (cluster_.has(end_of_job)) throw PeerError(name() + " waits in vain: the job was started again");
+        if (cluster_.has(end_of_job)) throw PeerError(name(), " waits in vain: the job was started again");
         return false;
       });
     }
@@ -205,7 +204,7 @@ class Job {
       for (const int each : roles_.rollouts)
         if (has_told(first_call, each))
           if (const std::string why = told(first_call, each); !why.empty())
-            throw ConfigError(name(each) + " refuses: " + why);
+            throw ConfigError(name(each), " refuses: ", why);
       return false;
     });
   }

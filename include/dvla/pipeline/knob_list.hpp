@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -147,8 +146,8 @@ inline std::string allowed(const KnobRef& knob) {
   if (knob.is_whole()) must = "a whole number " + must;
   if (knob.is_real()) must = "a number " + must;
   if (knob.is<std::string*>()) must = "text in UTF-8 without control characters";
-  throw ConfigError(std::string(source) + knob.path() + " is " + one_line(shown) + "; it must be " + must +
-                    " (" + std::string(knob.doc.text) + ")");
+  throw ConfigError(source, knob.path(), " is ", one_line(shown), "; it must be ", must, " (", knob.doc.text,
+                    ")");
 }
 
 /// Whether the value that is there now is in range, finite, a known choice, sound text.

@@ -58,8 +58,8 @@ class MemoryPlan {
     std::string what;
     for (std::size_t i = 0; i < std::min<std::size_t>(largest.size(), 3); ++i)
       what += (i > 0 ? ", " : "") + largest[i].kind + " " + mebibytes(largest[i].bytes);
-    throw ConfigError("the run would take " + mebibytes(total()) + " of memory, and " + mebibytes(available) +
-                      " can be had here; its largest parts are " + what);
+    throw ConfigError("the run would take ", mebibytes(total()), " of memory, and ", mebibytes(available),
+                      " can be had here; its largest parts are ", what);
   }
 
   /// A line an item, and one for the sum.

@@ -130,12 +130,12 @@ class RankParts : public RankContext<P, Trace> {
 
   /// Throws Error on a rank that is no actor.
   Weights& weights() {
-    if (!weights_) throw Error(job.name() + " is no actor and has no weights to train");
+    if (!weights_) throw Error(job.name(), " is no actor and has no weights to train");
     return *weights_;
   }
   /// Throws Error on a rank that is no rollout.
   Worker& worker() {
-    if (!worker_) throw Error(job.name() + " is no rollout: it has no environments");
+    if (!worker_) throw Error(job.name(), " is no rollout: it has no environments");
     return *worker_;
   }
   /// Once connected.
@@ -447,8 +447,8 @@ class RankParts : public RankContext<P, Trace> {
   }
   static void refuse_actors(std::string_view policy, int actors) {
     if (actors > 1)
-      throw ConfigError(std::string(policy) + " trains on one actor, and the job has " +
-                        std::to_string(actors) + "; choose a placement with one");
+      throw ConfigError(policy, " trains on one actor, and the job has ", actors,
+                        "; choose a placement with one");
   }
   void make_data(std::int64_t next) {
     if constexpr (routed) {
@@ -476,9 +476,9 @@ class RankParts : public RankContext<P, Trace> {
         parts = Weights::parts_of(model, job.actors());
       else
         parts = {{{0, bytes}}};
-      control_ = std::make_unique<Control>(bytes, std::move(parts), settings.config().control_plane,
-                                           job.cluster(), job.roles(), static_cast<int>(job.incarnation()),
-                                           settings.deadline(), memory.environment());
+      control_ = std::make_unique<Control>(bytes, std::move(parts), job.cluster(), job.roles(),
+                                           static_cast<int>(job.incarnation()), settings.deadline(),
+                                           memory.environment());
     } else {
       control_ = std::make_unique<Control>(model.units());
     }

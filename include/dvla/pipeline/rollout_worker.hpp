@@ -37,6 +37,7 @@
 #include "dvla/handoff/stop.hpp"
 #include "dvla/model/calls.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/model/final_values.hpp"
 #include "dvla/pipeline/run_knobs.hpp"
 
 namespace dvla {
@@ -141,10 +142,9 @@ class RolloutWorker {
         everybody_(static_cast<std::size_t>(environment.size())),
         rows_(static_cast<std::size_t>(environment.size())) {
     starts_.reserve(everybody_.size());
-    if (C() < 1) throw ConfigError("a chunk of " + std::to_string(C()) + " control steps");
+    if (C() < 1) throw ConfigError("a chunk of ", C(), " control steps");
     if (options_.group < 1 || environment.size() % options_.group != 0)
-      throw ConfigError("environments " + std::to_string(environment.size()) +
-                        " is not a multiple of group " + std::to_string(options_.group) +
+      throw ConfigError("environments ", environment.size(), " is not a multiple of group ", options_.group,
                         ": a group is that many consecutive environments");
     std::iota(everybody_.begin(), everybody_.end(), std::int64_t{0});
     if (adapter_.changes_actions()) taken_.resize(everybody_.size() * static_cast<std::size_t>(C() * A()));
@@ -212,9 +212,8 @@ class RolloutWorker {
     batch_.store(-1, std::memory_order_relaxed);
     counts_.failed_rows += failed;
     if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B))
-      throw RowsFailed(std::to_string(failed) + " of the " + std::to_string(B) + " rows of batch " +
-                       std::to_string(batch) +
-                       " failed, more than run.failed_share allows; the first: " + first_failure);
+      throw RowsFailed(failed, " of the ", B, " rows of batch ", batch,
+                       " failed, more than run.failed_share allows; the first: ", first_failure);
     return oldest;
   }
 
@@ -477,16 +476,14 @@ class RolloutWorker {
     return taken;
   }
   std::string failure_text(std::int64_t row, std::int64_t batch, const Pass& pass) const {
-    return "environment " + std::to_string(options_.first_episode + row) + " failed in batch " +
-           std::to_string(batch) +
-           (shape().episodes > environment_.size()
-                ? ", pass " + std::to_string(pass.first / environment_.size())
-                : "") +
-           ", decision " + std::to_string(rows_[static_cast<std::size_t>(row)].failed_in) + ": " +
-           failures_.why(row) +
-           (options_.failure_costs == FailureCosts::group && options_.group > 1
-                ? "; its group is left out, and it is made anew"
-                : "; it is left out, and made anew");
+    return detail::concat(
+        "environment ", options_.first_episode + row, " failed in batch ", batch,
+        shape().episodes > environment_.size() ? ", pass " + std::to_string(pass.first / environment_.size())
+                                               : "",
+        ", decision ", rows_[static_cast<std::size_t>(row)].failed_in, ": ", failures_.why(row),
+        options_.failure_costs == FailureCosts::group && options_.group > 1
+            ? "; its group is left out, and it is made anew"
+            : "; it is left out, and made anew");
   }
   /// Takes a failed row, or its group, out of the batch, and leaves nothing of what it may have half written.
   void drop(Transition& all, std::int64_t first, std::int64_t row) const {
@@ -512,7 +509,7 @@ class RolloutWorker {
     return running;
   }
   std::vector<std::int64_t> some(std::vector<std::int64_t> running) const {
-    if (running.empty()) throw Error("no environment can be reset; the first: " + failures_.why(0));
+    if (running.empty()) throw Error("no environment can be reset; the first: ", failures_.why(0));
     return running;
   }
   /// Takes those that failed out of `running`, and tells of them: outside of batches, where nothing counts.
@@ -580,33 +577,22 @@ class RolloutWorker {
   void note_final_values(const Pass& pass) {
     const EpisodeTable& table = pass.all.episode;
     if (table.final_value.absent()) return;  // the batch is laid out without values
-    const std::int64_t S = table.size(), B = table.seed.extents()[1];
-    const Observation seen = final_observations(pass.all);
-    final_rows_.clear();
-    final_entries_.clear();
-    for (std::int64_t s = 0; s < S; ++s)
-      for (std::int64_t b = pass.first; b < pass.first + environment_.size(); ++b) {
-        if (table.end.at(s)[b] != static_cast<std::uint8_t>(EpisodeEnd::truncated)) continue;
-        final_entries_.push_back(s * B + b);
-        final_rows_.push_back(final_row(table, final_entries_.back()));
-      }
-    if (final_rows_.empty()) return;
+    finals_.clear();
+    for (std::int64_t s = 0; s < table.size(); ++s)
+      for (std::int64_t row = 0; row < environment_.size(); ++row)
+        finals_.add(table, s * table.seed.extents()[1] + pass.first + row);
     const auto width =
         static_cast<std::size_t>(pass.decisions.value.count() / pass.decisions.log_prob.extents()[0] /
                                  pass.decisions.log_prob.extents()[1]);
     const std::size_t most =
         options_.inference_rows > 0 ? static_cast<std::size_t>(options_.inference_rows) : everybody_.size();
-    final_values_.resize(most * width);
-    Model& model = *models_.front().model;
-    for (std::size_t first = 0; first < final_rows_.size(); first += most) {
-      const auto rows = std::span<const std::int64_t>(final_rows_)
-                            .subspan(first, std::min(most, final_rows_.size() - first));
-      ask("values", rows.size(), seen,
-          [&] { model.values(seen, rows, std::span(final_values_).first(rows.size() * width)); });
-      for (std::size_t i = 0; i < rows.size(); ++i)
-        table.final_value[final_entries_[first + i]] =
-            final_values_[i * width];  // before the first of C steps
-    }
+    const Observation seen = final_observations(pass.all);
+    const auto call = [&](std::span<const std::int64_t> rows, std::span<float> values) {
+      ask("values", rows.size(), seen, [&] { models_.front().model->values(seen, rows, values); });
+    };
+    for (std::size_t first = 0; first < finals_.size(); first += most)
+      finals_.ask(first, most, width, call,
+                  [&](std::int64_t entry, float value) { table.final_value[entry] = value; });
   }
   static void copy_observation(const Observation& from, std::int64_t t, std::int64_t b, const Observation& to,
                                std::int64_t s) {
@@ -725,8 +711,7 @@ class RolloutWorker {
   std::vector<std::int64_t> everybody_;
   std::vector<RowState> rows_;
   std::vector<StageRows> lists_;
-  std::vector<std::int64_t> final_rows_, final_entries_;  ///< of note_final_values
-  std::vector<float> final_values_;
+  FinalValues finals_;
   RolloutCounts counts_;
   std::atomic<std::int64_t> batch_{-1}, decision_{0};  ///< in a rollout, for the watch
   std::optional<StepWatch> step_watch_;

@@ -147,7 +147,7 @@ class Run {
         throw Error(
             "Run::warm_start has no demonstrations to clone; raise run.demonstrations or leave it out");
       if (next_batch() > 0)
-        throw Error("Run::warm_start was called after batch " + std::to_string(next_batch() - 1) +
+        throw Error("Run::warm_start was called after batch ", next_batch() - 1,
                     " was trained; it comes before training");
       Model::use_threads(threads().most());
       const auto clone = [&](auto& weights) {
@@ -229,8 +229,7 @@ class Run {
   /// lanes overlap as ever. In one process only: a job parts when its training ends.
   RunReport train(std::int64_t batches, std::function<void(const Iteration&)> on_iteration = {},
                   std::function<void(std::int64_t)> after_update = {}, const stop_flag* stop = nullptr) {
-    if (batches < 0)
-      throw Error("Run::train was asked for " + std::to_string(batches) + " batches; ask for 0 or more");
+    if (batches < 0) throw Error("Run::train was asked for ", batches, " batches; ask for 0 or more");
     if (!job_->alone())
       throw Error(
           "Run::train(batches) is for a run of one process; a job trains run.iterations batches in one call");
@@ -322,9 +321,8 @@ class Run {
     const Extents decided = model_.decision_layout({1}).log_prob.extents(),
                   wanted{1, config.model.chunk, spec_.action.dimensions};
     if (decided != wanted)
-      throw ConfigError("the model " + std::string(P::model::name) + " lays out Decision::log_prob with " +
-                        std::to_string(decided.count()) + " elements a decision, or in another shape than [" +
-                        std::to_string(wanted[1]) + ", " + std::to_string(wanted[2]) +
+      throw ConfigError("the model ", P::model::name, " lays out Decision::log_prob with ", decided.count(),
+                        " elements a decision, or in another shape than [", wanted[1], ", ", wanted[2],
                         "], chunk by action dimensions; what it writes there would not fit");
     if constexpr (adapts)
       adaptation_.emplace(settings_.config().placement, *job_, threads().sampling, threads().training,
@@ -410,9 +408,9 @@ class Run {
     auto agreed = parse_json<EnvironmentSpec>(first, "what a rollout says of the environment");
     if (own && first != text) {
       const detail::JsonDifference differs(json_of(agreed), json_of(*own));
-      throw ConfigError("the environment of " + job_->name() +
-                        " is not that of the rank which was built first: " + differs.field + " is " +
-                        differs.there + " there and " + differs.here + " here");
+      throw ConfigError("the environment of ", job_->name(),
+                        " is not that of the rank which was built first: ", differs.field, " is ",
+                        differs.there, " there and ", differs.here, " here");
     }
     return agreed;
   }
@@ -474,8 +472,8 @@ class Run {
       const std::size_t needed = (one_pool ? plan.total() - plan.of(MemoryPlace::heap) : plan.of(place)) +
                                  (one_pool || place == MemoryPlace::model_pool ? plan.addresses() : 0);
       if (needed > pool->report().capacity)
-        throw ConfigError("the " + pool->report().name + " may have " + mebibytes(pool->report().capacity) +
-                          ", and the run needs " + mebibytes(needed) + " of it; raise " + pool->knob());
+        throw ConfigError("the ", pool->report().name, " may have ", mebibytes(pool->report().capacity),
+                          ", and the run needs ", mebibytes(needed), " of it; raise ", pool->knob());
     }
     memory_.environment().prefault(plan.of(MemoryPlace::environment_pool));
     return plan;
@@ -519,7 +517,7 @@ class Run {
     if (batches == recorded.batches && recorded.final_weights &&
         *recorded.final_weights != parts_->weights_checksum())
       throw Error(
-          "the replay of '" + config().schedule.recording +
+          "the replay of '", config().schedule.recording,
           "' ends with other weights than the recorded run, after hand-overs that were equal; are the "
           "training threads and the machine those of that run?");
   }
@@ -560,49 +558,36 @@ class Run {
   /// Every rank of the job calls it. Whoever is lost meanwhile ends the run.
   void change_roles(std::int64_t sampled_until) requires adapts {
     auto row = trace_.enter("roles");
-    CarriedState state;
-    {
-      auto span = trace_.span("part", next_batch());
-      parts_->part(next_batch(), sampled_until, false);
-      parts_->end_watch();
-      before_ = total({before_, parts_->figures()});
-    }
+    auto span = trace_.span("change roles", next_batch());
+    parts_->part(next_batch(), sampled_until, false);
+    parts_->end_watch();
+    before_ = total({before_, parts_->figures()});
     const std::string number = std::to_string(adaptation_->looked());
-    {
-      auto span = trace_.span("carry", next_batch());
-      const auto all =
-          cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
-      state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
-                    trainable_count(model_.units()));
-      std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
-      all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
-      history_.take_over({steps[0], steps[1]});
+    const auto all =
+        cluster_.group("carry/" + number, detail::all_ranks(cluster_.topology()), settings_.deadline());
+    const CarriedState state = carry(job_->trains() ? &weights() : nullptr, *all, job_->roles().actors,
+                                     trainable_count(model_.units()));
+    std::array steps{history_.trained().env_steps, history_.trained().chunk_steps};
+    all->broadcast(std::as_writable_bytes(std::span(steps)), job_->roles().leader());
+    history_.take_over({steps[0], steps[1]});
+    requests_.reset();
+    parts_.reset();
+    environment_.reset();
+    auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
+    const Shares& shares = adaptation_->shares();
+    // The old one stays where the new one cannot be made: others ask it who this rank is.
+    job_ = std::make_unique<Job>(*scope, detail::separated(shares.actors, cluster_.topology()),
+                                 settings_.deadline(), shares.groups);
+    scope_ = std::move(scope);
+    try {
+      make_environment();
+      build_parts();
+    } catch (const std::exception& why) {
+      Job::refuse(*scope_, why);
+      throw;
     }
-    {
-      auto span = trace_.span("clear", next_batch());
-      requests_.reset();
-      parts_.reset();
-      environment_.reset();
-    }
-    {
-      auto span = trace_.span("make", next_batch());
-      auto scope = std::make_unique<ScopedCluster>(cluster_, "roles/" + number);
-      const Shares& shares = adaptation_->shares();
-      // The old one stays where the new one cannot be made: others ask it who this rank is.
-      job_ = std::make_unique<Job>(*scope, detail::separated(shares.actors, cluster_.topology()),
-                                   settings_.deadline(), shares.groups);
-      scope_ = std::move(scope);
-      try {
-        make_environment();
-        build_parts();
-      } catch (const std::exception& why) {
-        Job::refuse(*scope_, why);
-        throw;
-      }
-      if (job_->trains()) take(weights(), state);
-      parts_->count_from_here();
-    }
-    auto span = trace_.span("connect", next_batch());
+    if (job_->trains()) take(weights(), state);
+    parts_->count_from_here();
     job_->begin_together(nullptr);
     connect();
     parts_->hand_out(next_batch());

@@ -7,10 +7,8 @@
 #include <string>
 #include <string_view>
 
-#include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
 #include "dvla/environment/adapter_knobs.hpp"
-#include "dvla/io/run_name.hpp"
 #include "dvla/placement/collectives.hpp"
 
 namespace dvla {
@@ -71,8 +69,8 @@ struct RunKnobs : AdapterKnobs {
   }
 };
 
-template <>
-inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
+namespace detail {
+inline constexpr auto run_docs = std::to_array<KnobDoc>({
     {"name", "name of the run; it writes into folder/name"},
     {"folder", "where runs are written"},
     {"seed", "everything random follows from it", 0, 9.2e18},
@@ -90,17 +88,6 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      0.1, 86400, "seconds"},
     {"inference_rows", "most rows of one call of the model when sampling; 0 = all of a stage", 0, 1e6},
     {"reward_scale", "every reward is multiplied by it", 1e-9, 1e9},
-    {"action_statistics",
-     "dataset_statistics.json or norm_stats.json of the data that the model was trained on, which turns its "
-     "actions into the environment's units; empty = [-1, 1] onto the environment's bounds"},
-    {"action_key", "data set in action_statistics; empty = the only one"},
-    {"action_form", "which statistics the model was normalised by"},
-    {"action_order",
-     "the model's dimension for each of the environment's, as 0,1,-2: a minus turns the sign; empty = as "
-     "they come"},
-    {"action_gripper",
-     "the model's last dimension: as it is, from [0, 1] onto [-1, 1], or onto -1 and 1 alone"},
-    {"state_statistics", "with action_statistics: proprioception is normalised by the same file"},
     {"auto_reset", "rows begin another episode where one ends; for algorithms that take several a row"},
     {"pass_steps", "length of a pass under auto_reset; 0 = the horizon", 0, 1e6, "control steps"},
     {"episodes_per_row", "most episodes of a row in a pass under auto_reset", 1, 1e6},
@@ -121,23 +108,18 @@ inline constexpr auto knob_docs<RunKnobs> = std::to_array<KnobDoc>({
      "resume although knobs are not the checkpoint's that say what its data and weights mean: the "
      "environment's and the model's, reward_scale, action_* and state_statistics"},
 });
-
-/// Rules between members; found by validate(config).
-inline void check(const RunKnobs& knobs) {
-  io::check_run_name(knobs.name);
-  if (knobs.folder.empty())
-    throw ConfigError("run.folder is empty; name the folder that runs are written to");
-}
+}  // namespace detail
+template <>
+inline constexpr auto knob_docs<RunKnobs> = joined_docs(detail::run_docs, knob_docs<AdapterKnobs>);
 
 }  // namespace dvla
 
 template <std::same_as<dvla::RunKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<
-          &K::name, &K::folder, &K::seed, &K::iterations, &K::checkpoint_every, &K::keep_checkpoints,
-          &K::checkpoint_weights, &K::evaluation_episodes, &K::evaluation_cases, &K::failure_costs,
-          &K::failed_share, &K::step_deadline_s, &K::inference_rows, &K::reward_scale, &K::action_statistics,
-          &K::action_key, &K::action_form, &K::action_order, &K::action_gripper, &K::state_statistics,
+    : dvla::members_before<
+          dvla::AdapterKnobs, &K::name, &K::folder, &K::seed, &K::iterations, &K::checkpoint_every,
+          &K::keep_checkpoints, &K::checkpoint_weights, &K::evaluation_episodes, &K::evaluation_cases,
+          &K::failure_costs, &K::failed_share, &K::step_deadline_s, &K::inference_rows, &K::reward_scale,
           &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations, &K::demonstration_noise,
           &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace, &K::record, &K::animation,
           &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite, &K::allow_changes> {};

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <boost/hana.hpp>
 #include <cstdint>
 #include <string>
@@ -37,30 +36,12 @@ struct RankReport {
       (trace::process, trace));  // its name is the rank's
 };
 
-inline std::string serialise(const RankReport& report) { return json_text(report); }
-
-/// What `serialise` wrote. Throws FormatError for any other text.
-inline RankReport parse_rank_report(std::string_view from) {
-  return parse_json<RankReport>(from, "report of another rank, whose program differs");
-}
-
 /// The three times from the rank's own trace: means over its batches.
 inline void time_lanes(RankReport& report) {
-  std::array<double, 4> seconds{};
-  std::array<std::int64_t, 4> spans{};
-  for (const trace::span_record& span : report.trace.spans())
-    for (std::size_t lane = 0; lane < 4; ++lane)
-      if (std::string_view(span.category) == "lane" &&
-          std::string_view(span.name) == trace::lane_span_names[lane]) {
-        seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
-        ++spans[lane];
-      }
-  const auto mean = [&](std::size_t lane) {
-    return spans[lane] > 0 ? seconds[lane] / static_cast<double>(spans[lane]) : 0;
-  };
-  report.rollout_time_s = mean(0);
-  report.actor_time_s = mean(1);
-  report.sync_time_s = mean(2) + mean(3);
+  const auto [sampling, training, distribution, reception] = trace::lane_means(report.trace.spans());
+  report.rollout_time_s = sampling;
+  report.actor_time_s = training;
+  report.sync_time_s = distribution + reception;
 }
 
 /// Of one train(). In a job of several processes the leader's is the whole job's, every other rank's its own.
@@ -123,7 +104,7 @@ inline std::string report_of(std::int64_t incarnation) { return "report/" + std:
 
 /// At the end of a job, every rank but the leader: what the leader gathers.
 inline void hand_in(const RankReport& own, const Job& job) {
-  job.tell(detail::report_of(job.incarnation()), serialise(own));
+  job.tell(detail::report_of(job.incarnation()), json_text(own));
 }
 
 /// The leader: the reports of the ranks' newest incarnations, in order, and its own among them. Who is lost,
@@ -139,7 +120,8 @@ void gather(RunReport& report, RankReport own, const Job& job, Lost lost, bool s
     try {
       const std::string topic = store ? detail::report_of(job.newest_incarnation(rank)) : "";
       if (store && (!lost(rank) || job.has_told(topic, rank))) {
-        report.ranks.push_back(parse_rank_report(job.told(topic, rank)));
+        report.ranks.push_back(
+            parse_json<RankReport>(job.told(topic, rank), "report of another rank, whose program differs"));
         continue;
       }
     } catch (const DeadlineError&) {

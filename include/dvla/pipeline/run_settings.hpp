@@ -45,24 +45,22 @@ class RunSettings {
   /// Throws ConfigError where this pipeline, so configured, is not for this job.
   void check(const Job& job) const {
     if (config_.run.auto_reset && !takes_several_episodes<typename P::algorithm>)
-      throw ConfigError("run.auto_reset is true, but the algorithm " + std::string(P::algorithm::name) +
+      throw ConfigError("run.auto_reset is true, but the algorithm ", P::algorithm::name,
                         " takes one episode a row; leave it false, or choose an algorithm that says "
                         "takes_several_episodes");
     if (config_.run.pass_steps > 0 && !config_.run.auto_reset)
       throw ConfigError(
-          "run.pass_steps is " + std::to_string(config_.run.pass_steps) +
+          "run.pass_steps is ", config_.run.pass_steps,
           ", but run.auto_reset is false, and a pass is as long as an episode then; leave it 0");
     if ((replays || config_.run.record) && !job.alone())
-      throw ConfigError(std::string(replays ? "the schedule Replay" : "run.record") +
-                        " is for a run of one process, and the job has " +
-                        std::to_string(job.cluster().world()));
+      throw ConfigError(replays ? "the schedule Replay" : "run.record",
+                        " is for a run of one process, and the job has ", job.cluster().world());
     if constexpr (adapts) {
       if (config_.run.record)
         throw ConfigError("run.record is for a run whose shares stand still, and Adaptive moves them");
       if (job.incarnation() > 0)
         throw ConfigError(
-            job.name() +
-            " comes again, but Adaptive's ranks change their roles: the others go on without it");
+            job.name(), " comes again, but Adaptive's ranks change their roles: the others go on without it");
     }
     if constexpr (requires { config_.sharding.shard_frozen; }) {
       if (config_.sharding.shard_frozen && job.actors() > 1 &&
@@ -145,9 +143,8 @@ class RunSettings {
     if constexpr (requires { knobs.environments; }) {
       knobs.environments = static_cast<int>(own_groups(job).count * group());  // refuses too few
     } else if (job.rollouts() > 1) {
-      throw ConfigError(std::string(P::environment::name) +
-                        " has no knob 'environments', so they cannot be shared by " +
-                        std::to_string(job.rollouts()) + " rollouts");
+      throw ConfigError(P::environment::name, " has no knob 'environments', so they cannot be shared by ",
+                        job.rollouts(), " rollouts");
     }
     return knobs;
   }
@@ -207,9 +204,8 @@ class RunSettings {
     if constexpr (replays) {
       recording = read_recording(config_.schedule.recording);
       if (recording.staleness > P::algorithm::max_staleness)
-        throw ConfigError("schedule.recording '" + config_.schedule.recording +
-                          "' is of a run with staleness " + std::to_string(recording.staleness) +
-                          ", but the algorithm allows " + std::to_string(P::algorithm::max_staleness));
+        throw ConfigError("schedule.recording '", config_.schedule.recording, "' is of a run with staleness ",
+                          recording.staleness, ", but the algorithm allows ", P::algorithm::max_staleness);
     }
     return recording;
   }

@@ -7,17 +7,25 @@
 #include <string>
 
 #include "dvla/core/device.hpp"
+#include "dvla/io/run_name.hpp"
 #include "dvla/memory/cuda_form.hpp"
 #include "dvla/pipeline/knob_list.hpp"
 #include "dvla/placement/make_group.hpp"
 
 namespace dvla {
 
+/// Rules between members; found by validate(config). Here, not beside the knobs, because every program would
+/// pay for its sentence.
+inline void check(const RunKnobs& knobs) {
+  io::check_run_name(knobs.name);
+  if (knobs.folder.empty())
+    throw ConfigError("run.folder is empty; name the folder that runs are written to");
+}
+
 namespace detail {
 inline void check_multiple(const char* field, std::int64_t value, const char* of, std::int64_t divisor) {
   if (divisor < 1 || value % divisor != 0)
-    throw ConfigError(std::string(field) + " is " + std::to_string(value) + "; it must be a multiple of " +
-                      of + ", which is " + std::to_string(divisor));
+    throw ConfigError(field, " is ", value, "; it must be a multiple of ", of, ", which is ", divisor);
 }
 }  // namespace detail
 
@@ -32,7 +40,7 @@ void check_config(const Config<Pipeline>& config) {
                            config.model.chunk);
   if constexpr (requires { config.memory.device; } && !detail::runs_on_cuda<typename Pipeline::model>)
     if (config.memory.device != Device::cpu)
-      throw ConfigError("memory.device is cuda, but the model " + std::string(Pipeline::model::name) +
+      throw ConfigError("memory.device is cuda, but the model ", Pipeline::model::name,
                         " computes on the CPU only; choose another model, or cpu");
   Device device = Device::cpu;
   if constexpr (requires { config.memory.device; }) device = config.memory.device;

@@ -38,10 +38,10 @@ class Balance {
     splits_.push_back(sampling);
     for (const int split : splits_)
       if (split < 1 || split >= total)
-        throw Error("Balance: " + std::to_string(split) + " of " + std::to_string(total) +
+        throw Error("Balance: ", split, " of ", total,
                     " workers sample; at least one is needed on either side");
     if (!(within > 0 && within < 1))
-      throw Error("Balance: within is " + std::to_string(within) + "; it must be above 0 and below 1");
+      throw Error("Balance: within is ", std::to_string(within), "; it must be above 0 and below 1");
   }
 
   int total() const { return total_; }
@@ -98,8 +98,7 @@ class Balance {
 /// groups than rollouts.
 inline std::vector<std::int64_t> deal_groups(std::int64_t groups, const std::vector<double>& speed) {
   if (groups < std::ssize(speed) || speed.empty())
-    throw Error("deal_groups: " + std::to_string(groups) + " groups for " + std::to_string(speed.size()) +
-                " rollouts; each needs one");
+    throw Error("deal_groups: ", groups, " groups for ", speed.size(), " rollouts; each needs one");
   std::vector<std::int64_t> dealt(speed.size(), 1);
   detail::deal(groups, speed, dealt);
   return dealt;

@@ -38,8 +38,7 @@ class C10dCluster final : public Cluster {
                : launch.store_is_hosted ? ", which torchrun hosts"
                                         : ", which rank 0 hosts") {
     if (launch.world < 1 || rank_ < 0 || rank_ >= launch.world)
-      throw ConfigError(
-          detail::concat("rank is ", rank_, " of ", launch.world, "; it must be from 0 to world - 1"));
+      throw ConfigError("rank is ", rank_, " of ", launch.world, "; it must be from 0 to world - 1");
     settle_process();
     const auto until = detail::deadline_after(limit);
     const Route route = detail::bounded(
@@ -62,9 +61,9 @@ class C10dCluster final : public Cluster {
       device_ = interface && *interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
                                         : c10d::ProcessGroupGloo::createDeviceForHostname(address);
     } catch (const std::exception& error) {
-      throw ConfigError(detail::concat("rank ", rank_, " cannot listen for the others on ", address, ": ",
-                                       detail::torch_words(error),
-                                       "; set GLOO_SOCKET_IFNAME to the network interface to use"));
+      throw ConfigError("rank ", rank_, " cannot listen for the others on ", address, ": ",
+                        detail::torch_words(error),
+                        "; set GLOO_SOCKET_IFNAME to the network interface to use");
     }
   }
 
@@ -165,7 +164,7 @@ class C10dCluster final : public Cluster {
       });
     } catch (const PeerError& error) {
       if (!options.isServer) throw lost_store(error);
-      throw ConfigError("rank 0 cannot host the job's store at " + where_ + ": " + error.what() +
+      throw ConfigError("rank 0 cannot host the job's store at ", where_, ": ", error.what(),
                         "; set MASTER_PORT to a free port, from 1 to 65535, the same on every rank");
     }
     try {
@@ -219,8 +218,8 @@ class C10dCluster final : public Cluster {
     const auto check_world = [&](const std::string& text, const std::string& rank) {
       const std::string theirs = text.substr(0, text.find('\n'));
       if (theirs != world)
-        throw ConfigError(launch.world_variable + (" is " + world) + " on rank " + std::to_string(rank_) +
-                          " and " + theirs + " on rank " + rank + "; it must be the same on every rank");
+        throw ConfigError(launch.world_variable, " is ", world, " on rank ", rank_, " and ", theirs,
+                          " on rank ", rank, "; it must be the same on every rank");
     };
     if (has(own)) check_world(get(own, limit_), std::to_string(rank_) + ", which is there already");
     const std::string machine = launch.host + (launch.host_is_given || route.local ? "" : " at " + route.own);
@@ -231,8 +230,7 @@ class C10dCluster final : public Cluster {
       const std::string name = std::to_string(rank);
       const auto over = [&] {
         if (launch.joins && has(end_of_job))
-          throw StartedAgain("rank " + std::to_string(rank_) + " waits in vain for rank " + name +
-                             ": the job was started again");
+          throw StartedAgain("rank ", rank_, " waits in vain for rank ", name, ": the job was started again");
         return false;
       };
       const std::string text = *wait_for_text(
@@ -274,10 +272,10 @@ class C10dCluster final : public Cluster {
            detail::Clock::now() < until)
       std::this_thread::sleep_for(std::chrono::milliseconds(500));
     if (refused != 0)
-      throw ConfigError(detail::concat(
-          "'", launch.address, "', the address of the job's store, does not resolve on rank ", launch.rank,
-          "'s machine: ", ::gai_strerror(refused), "; set ", launch.joins ? "DVLA_STORE" : "MASTER_ADDR",
-          " to a name or address of rank 0's machine that is known there"));
+      throw ConfigError("'", launch.address, "', the address of the job's store, does not resolve on rank ",
+                        launch.rank, "'s machine: ", ::gai_strerror(refused), "; set ",
+                        launch.joins ? "DVLA_STORE" : "MASTER_ADDR",
+                        " to a name or address of rank 0's machine that is known there");
     Route route;
     const int probe = ::socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     sockaddr_storage own{};
@@ -339,8 +337,7 @@ class C10dCluster final : public Cluster {
     return ask(limit, std::move(call), [&] { return no_answer(limit); });
   }
   PeerError lost_store(const PeerError& why) const {
-    return PeerError(
-        detail::concat("rank ", rank_, " lost the job's store at ", where_, whose_, ": ", why.what()));
+    return PeerError("rank ", rank_, " lost the job's store at ", where_, whose_, ": ", why.what());
   }
   DeadlineError no_answer(std::chrono::nanoseconds limit) const {
     return detail::waited(rank_, limit, "for the job's store at ", where_, whose_, ", to answer");
@@ -354,7 +351,7 @@ class C10dCluster final : public Cluster {
     std::string key = "meet/" + what;
     for (const int member : members) (key += ' ') += std::to_string(member);
     const auto here = [&](int member) { return key + "/" + std::to_string(member); };
-    if (count(here(rank_)) != 1) throw Error(me + " has made " + what + " before; names must be new");
+    if (count(here(rank_)) != 1) throw Error(me, " has made ", what, " before; names must be new");
     put(here(rank_), "");
     for (const int member : members) {
       try {
@@ -373,7 +370,7 @@ class C10dCluster final : public Cluster {
           },
           [&] { return detail::waited(rank_, limit, "to connect ", what, hint()); });
     } catch (const PeerError& error) {
-      throw PeerError(me + " cannot connect " + what + ": " + error.what() + hint());
+      throw PeerError(me, " cannot connect ", what, ": ", error.what(), hint());
     }
   }
 

@@ -49,7 +49,7 @@ namespace detail {
 /// A wait of this rank that ran out. `what`: "for rank 3 to ...".
 template <class... What>
 DeadlineError waited(int rank, std::chrono::nanoseconds limit, const What&... what) {
-  return DeadlineError(concat("rank ", rank, " waited ", seconds_text(limit), " ", what...));
+  return DeadlineError("rank ", rank, " waited ", seconds_text(limit), " ", what...);
 }
 
 /// The sentences of a channel, alike in every implementation. `action`: "send 12 bytes".
@@ -59,7 +59,7 @@ inline DeadlineError channel_deadline(const std::string& name, int rank, const s
 }
 inline PeerError channel_broken(const std::string& name, int rank, const std::string& peer,
                                 const std::string& why) {
-  return PeerError(concat("rank ", rank, " lost ", peer, ": ", why, " (channel '", name, "')"));
+  return PeerError("rank ", rank, " lost ", peer, ": ", why, " (channel '", name, "')");
 }
 
 }  // namespace detail

@@ -67,17 +67,17 @@ class Cluster {
   /// What every implementation refuses alike.
   void check_peer(const std::string& name, int peer) const {
     if (peer < 0 || peer >= world() || peer == rank())
-      throw Error(detail::concat("channel '", name, "': peer is rank ", peer, "; it must be from 0 to ",
-                                 world() - 1, " and not this rank, ", rank()));
+      throw Error("channel '", name, "': peer is rank ", peer, "; it must be from 0 to ", world() - 1,
+                  " and not this rank, ", rank());
   }
   void check_members(const std::string& name, const std::vector<int>& members) const {
     const bool ascending =
         std::adjacent_find(members.begin(), members.end(), std::greater_equal()) == members.end();
     if (members.empty() || !ascending || members.front() < 0 || members.back() >= world())
-      throw Error(detail::concat("group '", name, "': members must be ranks from 0 to ", world() - 1,
-                                 ", ascending and without repeats"));
+      throw Error("group '", name, "': members must be ranks from 0 to ", world() - 1,
+                  ", ascending and without repeats");
     if (Roles::place(members, rank()) < 0)
-      throw Error("group '" + name + "': rank " + std::to_string(rank()) + " is not one of its members");
+      throw Error("group '", name, "': rank ", rank(), " is not one of its members");
   }
 };
 
@@ -115,7 +115,7 @@ class LoneCluster final : public Cluster {
   int rank() const override { return 0; }
   const Topology& topology() const override { return topology_; }
   std::unique_ptr<Channel> channel(const std::string& name, int, std::chrono::nanoseconds) override {
-    throw Error("channel '" + name + "': this job has one process; there is nobody to talk to");
+    throw Error("channel '", name, "': this job has one process; there is nobody to talk to");
   }
   std::unique_ptr<Group> group(const std::string& name, const std::vector<int>& members,
                                std::chrono::nanoseconds) override {

@@ -39,9 +39,9 @@ inline void deal(std::int64_t count, const std::vector<double>& weight, std::vec
 /// For a placement that lets every rank train, now or later.
 inline void refuse_joined(std::string_view placement, const Topology& topology) {
   if (!topology.joined.empty())
-    throw ConfigError(concat("rank ", topology.joined.front(),
-                             " joins the job (DVLA_STORE), so it can only roll out, but under ", placement,
-                             " every rank may train; choose separated or hybrid"));
+    throw ConfigError("rank ", topology.joined.front(),
+                      " joins the job (DVLA_STORE), so it can only roll out, but under ", placement,
+                      " every rank may train; choose separated or hybrid");
 }
 
 /// `count` of the ranks that did not join, ascending: of each machine its first ones, in proportion to how
@@ -49,8 +49,8 @@ inline void refuse_joined(std::string_view placement, const Topology& topology) 
 inline std::vector<int> spread(int count, const Topology& topology) {
   const std::int64_t world = topology.world() - std::ssize(topology.joined);
   if (count < 1 || count > world)
-    throw ConfigError(concat(count, " of the job's ", topology.world(), " ranks are to train, but only ",
-                             world, " can: the others join as rollouts (DVLA_STORE)"));
+    throw ConfigError(count, " of the job's ", topology.world(), " ranks are to train, but only ", world,
+                      " can: the others join as rollouts (DVLA_STORE)");
   std::vector<double> ranks;  // of each machine
   for (int rank : all_ranks(topology)) {
     const auto node = static_cast<std::size_t>(topology.node[static_cast<std::size_t>(rank)]);
@@ -83,9 +83,9 @@ inline Roles separate(int rollouts, int actors, const std::string& name, const T
   const int world = topology.world();
   const std::int64_t shares = std::int64_t{rollouts} + actors;
   if (rollouts < 1 || actors < 1 || world % shares != 0)
-    throw ConfigError(concat(
-        name, " is ", rollouts, ":", actors, " and the job has ", world, world == 1 ? " rank" : " ranks",
-        "; both shares must be at least 1, and the ranks a multiple of their sum, ", shares));
+    throw ConfigError(name, " is ", rollouts, ":", actors, " and the job has ", world,
+                      world == 1 ? " rank" : " ranks",
+                      "; both shares must be at least 1, and the ranks a multiple of their sum, ", shares);
   return separated(static_cast<int>(world / shares) * actors, topology);
 }
 

@@ -59,8 +59,8 @@ struct Hybrid {
   static constexpr bool separates_roles = true;
   static Roles roles(const HybridKnobs& shares, const Topology& topology) {
     if (shares.actors < 1 || shares.actors > topology.world())
-      throw ConfigError("placement.actors is " + std::to_string(shares.actors) +
-                        "; it must be from 1 to the number of ranks, " + std::to_string(topology.world()));
+      throw ConfigError("placement.actors is ", shares.actors, "; it must be from 1 to the number of ranks, ",
+                        topology.world());
     return {detail::all_ranks(topology), detail::spread(shares.actors, topology)};
   }
 };

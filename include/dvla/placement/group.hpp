@@ -45,8 +45,7 @@ class Group {
 
   void broadcast(std::span<std::byte> bytes, int root) {
     if (root < 0 || root >= size())
-      throw Error(
-          detail::concat("group '", name_, "': root is ", root, "; it must be from 0 to ", size() - 1));
+      throw Error("group '", name_, "': root is ", root, "; it must be from 0 to ", size() - 1);
     hand_out(bytes, root);
   }
   void sum(std::span<float> values) {
@@ -97,8 +96,8 @@ class Group {
 
   void check_parts(std::size_t all, std::size_t part) const {
     if (all != part * static_cast<std::size_t>(size()))
-      throw Error(detail::concat("group '", name_, "': the whole has ", all, " values; it must have ", size(),
-                                 " parts of ", part));
+      throw Error("group '", name_, "': the whole has ", all, " values; it must have ", size(), " parts of ",
+                  part);
   }
   /// In the order of ranks.
   template <class Type, class Operation>
@@ -139,8 +138,8 @@ class JobGroup : public Group {
     return "rank " + std::to_string(members_[static_cast<std::size_t>(place)]);
   }
   PeerError lost(const std::string& whom, GroupCall call, const std::string& why) const {
-    return PeerError(
-        concat(member(place_), " lost ", whom, " in ", call_name(call), " of group '", name_, "': ", why));
+    return PeerError(member(place_), " lost ", whom, " in ", call_name(call), " of group '", name_,
+                     "': ", why);
   }
   DeadlineError late(const std::string& whom, GroupCall call) const {
     return waited(members_[static_cast<std::size_t>(place_)], limit_, "for ", whom, " in ", call_name(call),

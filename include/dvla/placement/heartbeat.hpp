@@ -29,7 +29,7 @@ class Heartbeat {
 
   Heartbeat(std::chrono::nanoseconds period, OnLost on_lost) : period_(period), on_lost_(std::move(on_lost)) {
     if (period_ < std::chrono::milliseconds(1))
-      throw ConfigError("the period of heartbeats is " + detail::seconds_text(period_) +
+      throw ConfigError("the period of heartbeats is ", detail::seconds_text(period_),
                         "; it must be at least 0.001 s");
   }
   /// Without leave() before: the peers see this rank as lost.

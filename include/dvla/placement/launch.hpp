@@ -123,8 +123,8 @@ struct Launch {
   static std::string text(const Lookup& variable, const char* name, const std::string& why) {
     const std::optional<std::string> value = variable(name);
     if (!value || value->empty())
-      throw ConfigError(detail::concat(name, " is ", value ? "empty" : "not set", ", and ", why,
-                                       "; a job of several processes needs it"));
+      throw ConfigError(name, " is ", value ? "empty" : "not set", ", and ", why,
+                        "; a job of several processes needs it");
     return *value;
   }
   template <class Number = int>
@@ -134,8 +134,7 @@ struct Launch {
     Number parsed = 0;
     const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), parsed);
     if (code != std::errc() || end != value.data() + value.size() || parsed < least || parsed > most)
-      throw ConfigError(
-          detail::concat(name, " is '", value, "'; it must be a whole number from ", least, " to ", most));
+      throw ConfigError(name, " is '", value, "'; it must be a whole number from ", least, " to ", most);
     return parsed;
   }
 
@@ -145,8 +144,8 @@ struct Launch {
     world = number(variable, world_name, 1, most_ranks, std::string(rank_name) + " is set");
     rank = number(variable, rank_name, 0, most_ranks - 1, std::string(world_name) + " is set");
     if (rank >= world)
-      throw ConfigError(detail::concat(rank_name, " is ", rank, " and ", world_name, " is ", world,
-                                       "; the rank must be from 0 to ", world - 1));
+      throw ConfigError(rank_name, " is ", rank, " and ", world_name, " is ", world,
+                        "; the rank must be from 0 to ", world - 1);
     if (variable(local_name)) local_rank = number(variable, local_name, 0, world - 1, "");
     started = world;
   }
@@ -160,7 +159,7 @@ struct Launch {
     world = number(variable, world_variable, has_store ? started + 1 : started, most_ranks, why);
     if (!has_store) {
       if (variable("DVLA_FIRST_RANK") && number(variable, "DVLA_FIRST_RANK", 0, world - 1, "") > 0)
-        throw ConfigError("DVLA_FIRST_RANK is " + *variable("DVLA_FIRST_RANK") +
+        throw ConfigError("DVLA_FIRST_RANK is ", *variable("DVLA_FIRST_RANK"),
                           " and DVLA_STORE is not set; ranks that join a job need its store's address, "
                           "<host>:<port>");
       return;
@@ -170,7 +169,7 @@ struct Launch {
     const std::string store = *variable("DVLA_STORE");
     const std::size_t colon = store.rfind(':');
     if (colon == store.npos || colon == 0 || store.find('/') != store.npos)
-      throw ConfigError("DVLA_STORE is '" + store + "'; it must be <host>:<port>");
+      throw ConfigError("DVLA_STORE is '", store, "'; it must be <host>:<port>");
     address = store.substr(0, colon);
     const auto after_colon = [&](const char*) { return std::optional(store.substr(colon + 1)); };
     port = number(after_colon, "the port of DVLA_STORE", 1, 65535, "DVLA_STORE is set");
@@ -185,8 +184,8 @@ struct Launch {
   static void refuse_contradiction(const Lookup& variable, const Launch& launch, const char* taken) {
     for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
       if (variable(name) && number(variable, name, 0, 65535, "") != launch.rank)
-        throw ConfigError(detail::concat(taken, " is ", launch.rank, " and ", name, " is ", *variable(name),
-                                         "; they must be the same, or one of them unset"));
+        throw ConfigError(taken, " is ", launch.rank, " and ", name, " is ", *variable(name),
+                          "; they must be the same, or one of them unset");
     }
   }
 
@@ -196,10 +195,10 @@ struct Launch {
     if (variable("MASTER_ADDR")) {
       address = text(variable, "MASTER_ADDR", "");
     } else if (!variable(local_size) || number(variable, local_size, 1, world, "") != world) {
-      throw ConfigError(detail::concat(
+      throw ConfigError(
           "MASTER_ADDR is not set, and the ", world, " ranks of this ", launcher,
           " job are not known to share one machine; set it to the address of rank 0's machine (mpirun ",
-          setting, ")"));
+          setting, ")");
     }
   }
 
@@ -217,9 +216,9 @@ struct Launch {
   static void refuse_tasks_without_srun(const Lookup& variable) {
     if (!variable("SLURM_PROCID") || !variable("SLURM_NTASKS") || variable("DVLA_WORLD_SIZE")) return;
     if (const int tasks = number(variable, "SLURM_NTASKS", 1, most_ranks, ""); tasks > 1)
-      throw ConfigError(detail::concat("SLURM_NTASKS is ", tasks,
-                                       ", but srun has not started this process; start it with srun, or by "
-                                       "'srun --ntasks 1' for one process"));
+      throw ConfigError("SLURM_NTASKS is ", tasks,
+                        ", but srun has not started this process; start it with srun, or by "
+                        "'srun --ntasks 1' for one process");
   }
 
   void find_slurm_master(const Lookup& variable) {
@@ -234,7 +233,7 @@ struct Launch {
       const std::string nodes = text(variable, list, why);
       address = first_node(nodes);
       if (address.empty())
-        throw ConfigError(std::string(list) + " is '" + nodes + "'; it must be a list of machines such as " +
+        throw ConfigError(list, " is '", nodes, "'; it must be a list of machines such as ",
                           "node[01-04], or set MASTER_ADDR");
     }
     if (variable("MASTER_PORT")) {

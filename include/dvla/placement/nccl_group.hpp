@@ -110,13 +110,12 @@ class NcclGroup final : public JobGroup {
     };
     const std::uint64_t theirs = torch::cuda::nccl::version();
     const auto spell = [](std::uint64_t version) {
-      return std::to_string(version >> 32) + "." + std::to_string((version >> 16) & 0xffff) + "." +
-             std::to_string(version & 0xffff);
+      return detail::concat(version >> 32, ".", (version >> 16) & 0xffff, ".", version & 0xffff);
     };
     constexpr std::uint64_t ours = number(NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
     if (theirs != ours)
-      throw ConfigError("this program was compiled with the nccl.h of NCCL " + spell(ours) +
-                        ", LibTorch with that of NCCL " + spell(theirs) +
+      throw ConfigError("this program was compiled with the nccl.h of NCCL ", spell(ours),
+                        ", LibTorch with that of NCCL ", spell(theirs),
                         "; put the folder of LibTorch's (nvidia/nccl/include beside torch) first");
   }
 
@@ -142,7 +141,7 @@ class NcclGroup final : public JobGroup {
                           name_, "'");
           });
     } catch (const PeerError& error) {
-      throw PeerError(member(place_) + " cannot connect group '" + name_ + "' by NCCL: " + error.what());
+      throw PeerError(member(place_), " cannot connect group '", name_, "' by NCCL: ", error.what());
     }
   }
 
@@ -261,7 +260,7 @@ inline const bool nccl_is_here = [] {  // before main
   make_nccl_group = [](Cluster& cluster, const std::string& name, const std::vector<int>& members,
                        std::chrono::nanoseconds limit) -> std::unique_ptr<Group> {
     auto* job = dynamic_cast<C10dCluster*>(&cluster);
-    if (job == nullptr) throw ConfigError("group '" + name + "': NCCL needs a job of processes on c10d");
+    if (job == nullptr) throw ConfigError("group '", name, "': NCCL needs a job of processes on c10d");
     return std::make_unique<NcclGroup>(cluster, job->store(), name, members, limit);
   };
   return true;

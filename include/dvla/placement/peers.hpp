@@ -60,9 +60,8 @@ class Peers {
   void connect_peer(PeerType& peer, std::int64_t incarnation, Connect connect, Begin begin) {
     const std::scoped_lock one(joining_);
     if (peer.channel && incarnation <= peer.incarnation)
-      throw Error(concat(plane_, ": ", peer.name, " comes with incarnation ", incarnation,
-                         ", but incarnation ", peer.incarnation,
-                         " was here already; a restarted rollout takes the next number"));
+      throw Error(plane_, ": ", peer.name, " comes with incarnation ", incarnation, ", but incarnation ",
+                  peer.incarnation, " was here already; a restarted rollout takes the next number");
     std::unique_ptr<Channel> channel = connect();
     if (peer.thread.joinable()) {
       {
@@ -116,7 +115,7 @@ class Peers {
   }
   template <class Type = Error, class... Parts>
   [[noreturn]] void refuse(const Parts&... what) const {
-    throw Type(concat(plane_, ": ", name_, " ", what...));
+    throw Type(plane_, ": ", name_, " ", what...);
   }
   void throw_if_closed() const {
     if (closed_) refuse("was closed");

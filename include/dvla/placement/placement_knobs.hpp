@@ -14,9 +14,8 @@ struct HybridKnobs {
   int actors = 1;
 };
 
-struct AdaptiveKnobs {
-  int rollouts = 1;
-  int actors = 1;
+/// The shares are those at first; a job of one process has one rank, which is both.
+struct AdaptiveKnobs : SeparatedKnobs {
   int look_every = 10;
   double within = 0.1;
 };
@@ -34,16 +33,14 @@ inline constexpr auto knob_docs<HybridKnobs> = std::to_array<KnobDoc>({
 });
 
 template <>
-inline constexpr auto knob_docs<AdaptiveKnobs> = std::to_array<KnobDoc>({
-    {"rollouts",
-     "shares of the ranks that roll out at first; a job of one process has one rank, which is both", 1,
-     65536},
-    {"actors", "shares of the ranks that train at first", 1, 65536},
-    {"look_every",
-     "batches between looks while shares move; twice as many after each look that moves nothing", 3, 1e6},
-    {"within", "rollout and actor time meet when they are no further apart, as a share of the longer one",
-     0.01, 0.9},
-});
+inline constexpr auto knob_docs<AdaptiveKnobs> = joined_docs(
+    knob_docs<SeparatedKnobs>,
+    std::to_array<KnobDoc>({
+        {"look_every",
+         "batches between looks while shares move; twice as many after each look that moves nothing", 3, 1e6},
+        {"within", "rollout and actor time meet when they are no further apart, as a share of the longer one",
+         0.01, 0.9},
+    }));
 
 }  // namespace dvla
 
@@ -52,5 +49,5 @@ struct boost::hana::accessors_impl<K> : dvla::members<&K::rollouts, &K::actors> 
 template <std::same_as<dvla::HybridKnobs> K>
 struct boost::hana::accessors_impl<K> : dvla::members<&K::actors> {};
 template <std::same_as<dvla::AdaptiveKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::members<&K::rollouts, &K::actors, &K::look_every, &K::within> {
+struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::SeparatedKnobs, &K::look_every, &K::within> {
 };

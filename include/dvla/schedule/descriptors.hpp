@@ -3,7 +3,6 @@
 #pragma once
 
 #include <string_view>
-#include <type_traits>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
@@ -24,7 +23,7 @@ struct Swimlane {
                   "dvla: Swimlane<Max> needs a staleness bound from 0 (synchronous) to 1024: Swimlane<1>");
     return bounded;
   }
-  static SwimlaneKnobs default_knobs() { return {.staleness = Max < 1 ? Max : 1}; }
+  static SwimlaneKnobs default_knobs() { return {{}, Max < 1 ? Max : 1}; }
   template <bool Never>
   struct missing {
     static_assert(Never,

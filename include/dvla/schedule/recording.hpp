@@ -49,8 +49,8 @@ class recording_boundaries {
   void decides(std::int64_t boundary, std::int64_t version, const Checksum& weights_checksum) {
     auto& all = into_.hand_overs;
     if (boundary != passed_++ || (!all.empty() && version < all.back().version))
-      throw Error("stage 'sample' tells of version " + std::to_string(version) + " at chunk boundary " +
-                  std::to_string(boundary) + "; boundaries are counted from 0, and versions never fall");
+      throw Error("stage 'sample' tells of version ", version, " at chunk boundary ", boundary,
+                  "; boundaries are counted from 0, and versions never fall");
     if (all.empty() || version > all.back().version)
       all.push_back({version, batch_, boundary, weights_checksum()});
   }
@@ -58,9 +58,8 @@ class recording_boundaries {
   void end() {
     if (into_.boundaries == 0) into_.boundaries = passed_;
     if (passed_ == 0 || passed_ != into_.boundaries)
-      throw Error(
-          "stage 'sample' passed " + std::to_string(passed_) + " chunk boundaries; that must be " +
-          (passed_ == 0 ? "1 or more" : std::to_string(into_.boundaries) + ", as in the first batch"));
+      throw Error("stage 'sample' passed ", passed_, " chunk boundaries; that must be ",
+                  passed_ == 0 ? "1 or more" : std::to_string(into_.boundaries) + ", as in the first batch");
     ++into_.batches;
   }
 

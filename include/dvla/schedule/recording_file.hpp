@@ -26,7 +26,7 @@ inline Recording parse_recording(std::string_view text, const std::string& name)
   const std::string opening = "'" + name + "' is no recording of hand-overs that can be replayed";
   Recording recording = parse_sealed<Recording>(text, opening);
   if (const std::string flaw = detail::flaw_of(recording); !flaw.empty())
-    throw FormatError(opening + ": " + flaw);
+    throw FormatError(opening, ": ", flaw);
   return recording;
 }
 
@@ -36,8 +36,7 @@ inline Recording read_recording(const std::string& path) {
     throw ConfigError("schedule.recording is empty: name the hand_overs.json of a recorded run");
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
-  if (!(text << file.rdbuf()))
-    throw ConfigError("schedule.recording is '" + path + "', which cannot be read");
+  if (!(text << file.rdbuf())) throw ConfigError("schedule.recording is '", path, "', which cannot be read");
   return parse_recording(text.str(), path);
 }
 

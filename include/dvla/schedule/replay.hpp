@@ -40,15 +40,14 @@ class ReplayRunner {
  private:
   static void check(const run_options& options) {
     const auto differ = [](const char* field, std::int64_t value, const std::string& recorded) {
-      throw ConfigError(std::string("run_options.") + field + " is " + std::to_string(value) +
-                        ", but the recording " + recorded);
+      throw ConfigError("run_options.", field, " is ", value, ", but the recording ", recorded);
     };
     if (!options.replay) throw ConfigError("run_options.replay is null: Replay needs the recording of a run");
     if (options.share != lane_share::all)
       throw ConfigError("run_options.share is not all: Replay runs all four lanes in one process");
     const Recording& recording = *options.replay;
     if (const std::string flaw = detail::flaw_of(recording); !flaw.empty())
-      throw ConfigError("run_options.replay cannot be replayed: " + flaw);
+      throw ConfigError("run_options.replay cannot be replayed: ", flaw);
     if (options.staleness != recording.staleness)
       differ("staleness", options.staleness, "is of a run with " + std::to_string(recording.staleness));
     if (options.batches > recording.batches)
@@ -89,8 +88,8 @@ class ReplayRunner {
         recording_boundaries::decides(boundary, version, weights_checksum);
         const HandOver& then = run.deciding(batch, boundary);
         const auto stray = [&](const std::string& what) {
-          throw Error("the replay strays from its recording at chunk boundary " + std::to_string(boundary) +
-                      " of batch " + std::to_string(batch) + ": " + what);
+          throw Error("the replay strays from its recording at chunk boundary ", boundary, " of batch ",
+                      batch, ": ", what);
         };
         if (version != then.version)
           stray("version " + std::to_string(version) + " decides instead of " + std::to_string(then.version));

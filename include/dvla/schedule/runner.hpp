@@ -57,7 +57,7 @@ namespace detail {
 /// `replays`: of Replay.
 inline void check_options(const run_options& options, int max_staleness, bool replays = false) {
   const auto reject = [](const std::string& field, const std::string& value, const std::string& range) {
-    throw ConfigError("run_options." + field + " is " + value + ", choose " + range);
+    throw ConfigError("run_options.", field, " is ", value, ", choose ", range);
   };
   if (options.first_batch < 0) reject("first_batch", std::to_string(options.first_batch), "0 or more");
   if (options.batches < 0) reject("batches", std::to_string(options.batches), "0 or more");
@@ -117,9 +117,9 @@ class checked_stages {
   void sample(Token& token, Work work) {
     call("sampling", "sample", category_, token, work, [&] {
       if (!in_bounds(token))
-        throw Error("stage 'sample' reports weight version " + std::to_string(token.version) +
-                    "; report the oldest version that it used, which is " +
-                    std::to_string(token.batch - staleness_) + " to " + std::to_string(token.batch));
+        throw Error("stage 'sample' reports weight version ", token.version,
+                    "; report the oldest version that it used, which is ", token.batch - staleness_, " to ",
+                    token.batch);
     });
   }
   /// Where batches come from elsewhere too, waits for this one first.
@@ -130,9 +130,8 @@ class checked_stages {
           "training", "arrive", "wait", token, [&] { more = stages_.arrive(token); },
           [&] {
             if (more && !in_bounds(token))
-              throw Error("stage 'arrive' reports weight version " + std::to_string(token.version) +
-                          " for batch " + std::to_string(token.batch) + "; the oldest allowed is " +
-                          std::to_string(token.batch - staleness_) +
+              throw Error("stage 'arrive' reports weight version ", token.version, " for batch ", token.batch,
+                          "; the oldest allowed is ", token.batch - staleness_,
                           ": a rollout started before the weights that it had to wait for were installed");
           });
     if (!more) return false;
@@ -186,8 +185,7 @@ class checked_stages {
         work();
       }
       if (token.batch != before.batch || token.buffer != before.buffer)
-        throw Error(std::string("stage '") + name +
-                    "' changed the token's batch or buffer; change its version only");
+        throw Error("stage '", name, "' changed the token's batch or buffer; change its version only");
       check();
     });
   }

@@ -7,19 +7,18 @@
 
 namespace dvla {
 
-struct SwimlaneKnobs {
-  int staleness = 1;         ///< K: weights may be this many versions old, at most the schedule's Max
-  double deadline_s = 120;   ///< of every wait between lanes
-  int sampling_threads = 0;  ///< cores of the sampling lane; 0 = half of those that this process may use
-  int training_threads = 0;  ///< cores of the training lane
-  int sampling_stages = 1;   ///< parts of the environments: one part steps while another infers
+/// Of every schedule but Replay.
+struct SynchronousKnobs {
+  double deadline_s = 120;  ///< of every wait between lanes
+  int sampling_threads =
+      0;  ///< cores of the sampling lane; 0 = what this process may use, or half where lanes
+          ///< run at once
+  int training_threads = 0;
+  int sampling_stages = 1;  ///< parts of the environments: one part steps while another infers
 };
 
-struct SynchronousKnobs {
-  double deadline_s = 120;
-  int sampling_threads = 0;  ///< 0 = all that this process may use: the phases never run at once
-  int training_threads = 0;
-  int sampling_stages = 1;
+struct SwimlaneKnobs : SynchronousKnobs {
+  int staleness = 1;  ///< K: weights may be this many versions old, at most the schedule's Max
 };
 
 struct ReplayKnobs {
@@ -31,24 +30,25 @@ struct ReplayKnobs {
 };
 
 template <>
-inline constexpr auto knob_docs<SwimlaneKnobs> = std::to_array<KnobDoc>({
-    {"staleness", "K: a rollout's weights are at most this many versions old; at most the schedule's Max", 0,
-     1024},  // less where schedule or algorithm allow less: see list_knobs
+inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
     {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
-    {"sampling_threads", "cores of the sampling lane; 0 = half of what the process may use", 0, 1024},
-    {"training_threads", "cores of the training lane; 0 = half of what the process may use", 0, 1024},
+    {"sampling_threads",
+     "cores of the sampling lane; 0 = what the process may use, or half of it where lanes run at once", 0,
+     1024},
+    {"training_threads",
+     "cores of the training lane; 0 = what the process may use, or half of it where lanes run at once", 0,
+     1024},
     {"sampling_stages",
      "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
 });
 
 template <>
-inline constexpr auto knob_docs<SynchronousKnobs> = std::to_array<KnobDoc>({
-    {"deadline_s", "longest wait of one lane for another", 0.001, 1e6, "seconds"},
-    {"sampling_threads", "cores of the sampling phase; 0 = what the process may use", 0, 1024},
-    {"training_threads", "cores of the training phase; 0 = what the process may use", 0, 1024},
-    {"sampling_stages",
-     "parts of the environments: one part steps while another infers; wants 2 sampling threads", 1, 16},
-});
+inline constexpr auto knob_docs<SwimlaneKnobs> = joined_docs(
+    knob_docs<SynchronousKnobs>,
+    std::to_array<KnobDoc>({
+        {"staleness", "K: a rollout's weights are at most this many versions old; at most the schedule's Max",
+         0, 1024},  // less where schedule or algorithm allow less: see list_knobs
+    }));
 
 template <>
 inline constexpr auto knob_docs<ReplayKnobs> = std::to_array<KnobDoc>({
@@ -61,12 +61,11 @@ inline constexpr auto knob_docs<ReplayKnobs> = std::to_array<KnobDoc>({
 
 }  // namespace dvla
 
-template <std::same_as<dvla::SwimlaneKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::members<&K::staleness, &K::deadline_s, &K::sampling_threads,
-                                                      &K::training_threads, &K::sampling_stages> {};
 template <std::same_as<dvla::SynchronousKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::deadline_s, &K::sampling_threads, &K::training_threads, &K::sampling_stages> {};
+template <std::same_as<dvla::SwimlaneKnobs> K>
+struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::SynchronousKnobs, &K::staleness> {};
 template <std::same_as<dvla::ReplayKnobs> K>
 struct boost::hana::accessors_impl<K> : dvla::members<&K::recording, &K::deadline_s, &K::sampling_threads,
                                                       &K::training_threads, &K::sampling_stages> {};

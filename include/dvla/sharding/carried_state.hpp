@@ -46,14 +46,14 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
     ranges.resize(static_cast<std::size_t>(2 * head[1]));
     all.broadcast(std::as_writable_bytes(std::span(ranges)), trainer);
     if (i > 0 && head[0] != state.step)
-      throw Error("actor " + std::to_string(i) + " has made " + std::to_string(head[0]) +
-                  " optimiser steps, actor 0 " + std::to_string(state.step) + ": their states do not fit");
+      throw Error("actor ", i, " has made ", head[0], " optimiser steps, actor 0 ", state.step,
+                  ": their states do not fit");
     state.step = head[0];
     for (std::size_t piece = 0; piece < ranges.size() / 2; ++piece) {
       const std::int64_t offset = ranges[2 * piece], count = ranges[2 * piece + 1];
       if (offset < 0 || count < 0 || offset > whole - count)
-        throw Error("actor " + std::to_string(i) + " has weights beyond the model's " +
-                    std::to_string(whole) + "; do all ranks have the same model?");
+        throw Error("actor ", i, " has weights beyond the model's ", whole,
+                    "; do all ranks have the same model?");
       for (std::size_t kind = 0; kind < state.values.size(); ++kind) {
         const std::span<float> to =
             std::span(state.values[kind])
@@ -65,7 +65,7 @@ CarriedState carry(Weights* weights, Group& all, const std::vector<int>& trainer
     }
   }
   if (there != whole)
-    throw Error("the actors have " + std::to_string(there) + " of the model's " + std::to_string(whole) +
+    throw Error("the actors have ", there, " of the model's ", whole,
                 " weights; their pieces must make up the whole");
   return state;
 }

@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "dvla/control_plane/parts.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/text.hpp"
 #include "dvla/io/checkpoint.hpp"
@@ -87,10 +86,9 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
     const auto counters = file.span<std::int64_t>(detail::shard_counters);
     const auto ranges = file.span<std::int64_t>(detail::shard_ranges);
     if (counters.size() != 4 || ranges.size() % 2 != 0 || counters[2] < 0)
-      throw FormatError(name + " is no part of a sharded checkpoint: its counters or ranges are damaged");
+      throw FormatError(name, " is no part of a sharded checkpoint: its counters or ranges are damaged");
     if (counters[3] != whole)
-      throw ConfigError(name + " is of a model with " + std::to_string(counters[3]) +
-                        " trainable weights, this one has " + std::to_string(whole) +
+      throw ConfigError(name, " is of a model with ", counters[3], " trainable weights, this one has ", whole,
                         ": use the settings the checkpoint was made with");
     const std::size_t has = file.contains(detail::shard_values[2]) ? 3 : 2;
     if (actors.empty()) {
@@ -98,21 +96,19 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
       kinds = has;
     }
     if (has != kinds)
-      throw FormatError(name + (has == 3 ? " has" : " lacks") +
+      throw FormatError(name, has == 3 ? " has" : " lacks",
                         " float32 masters, unlike the first file: give all files of one checkpoint");
     if (counters[1] != std::ssize(files) || counters[2] != steps)
-      throw FormatError(name + " is the part of one of " + std::to_string(counters[1]) +
-                        " actors after optimiser step " + std::to_string(counters[2]) + ", but " +
-                        std::to_string(files.size()) + " files were given and the first is of step " +
-                        std::to_string(steps) + ": give all files of one checkpoint");
+      throw FormatError(name, " is the part of one of ", counters[1], " actors after optimiser step ",
+                        counters[2], ", but ", files.size(), " files were given and the first is of step ",
+                        steps, ": give all files of one checkpoint");
     actors.push_back(counters[0]);
     std::array<std::span<const float>, 3> values;
     for (std::size_t i = 0; i < kinds; ++i) {
       values[i] = file.span<float>(detail::shard_values[i]);
       for (const float value : values[i])
         if (!std::isfinite(value) || (i == 1 && value < 0))
-          throw FormatError(name + ": tensor " + detail::shard_values[i] + " holds " +
-                            detail::number_text(value) +
+          throw FormatError(name, ": tensor ", detail::shard_values[i], " holds ", detail::number_text(value),
                             ", which no training leaves there; the file is damaged");
     }
     std::int64_t at = 0;
@@ -120,7 +116,7 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
       const WeightRange range{ranges[i], ranges[i + 1]};
       if (range.offset < 0 || range.count < 0 || range.offset > whole - std::min(range.count, whole) ||
           range.count > std::ssize(values[0]) - at)
-        throw FormatError(name + ": tensor shard.ranges reaches beyond the weights");
+        throw FormatError(name, ": tensor shard.ranges reaches beyond the weights");
       Stored here{range, {}};
       for (std::size_t k = 0; k < kinds; ++k) here.values[k] = values[k].data() + at;
       stored.push_back(here);
@@ -128,8 +124,7 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
     }
     for (std::size_t i = 0; i < kinds; ++i)
       if (std::ssize(values[i]) != at)
-        throw FormatError(name + ": masters or moments do not have the " + std::to_string(at) +
-                          " floats of its ranges");
+        throw FormatError(name, ": masters or moments do not have the ", at, " floats of its ranges");
   }
   std::sort(stored.begin(), stored.end(),
             [](const Stored& a, const Stored& b) { return a.range.offset < b.range.offset; });
@@ -142,7 +137,7 @@ void load_shards(Weights& weights, std::int64_t whole, std::span<const io::Safet
   }
   std::sort(actors.begin(), actors.end());
   if (next != whole || std::adjacent_find(actors.begin(), actors.end()) != actors.end())
-    throw FormatError(first + " lacks weights from number " + std::to_string(next) +
+    throw FormatError(first, " lacks weights from number ", next,
                       " on, or has an actor's file twice: give the files of all actors");
   load_model();
   if (kinds == 2) weights.take_parameters();

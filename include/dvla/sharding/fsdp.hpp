@@ -117,7 +117,7 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     jobs_.wait_all();
     if (late_)
       throw Error(
-          place("any", steps()) +
+          place("any", steps()),
           ": a backward pass came after the one announced as the last, or was not announced; announce "
           "the last one of an optimiser step only, and zero the gradients before the next one");
     const auto gradient_of = [this](std::size_t unit) { return gradient_here(unit); };
@@ -186,22 +186,6 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
   }
 
   const ShardLayout& layout() const { return layout_; }
-  /// Bytes that this actor sends, and as many it receives, in an optimiser step of so many passes with a
-  /// backward pass each, and in a pass without one.
-  std::int64_t bytes_a_step(std::int64_t passes) const {
-    std::int64_t gathers = 0, reductions = 0;
-    for (std::size_t unit = 0; unit < units(); ++unit) {
-      gathers +=
-          gather_bytes(unit) * (release_ == UnitRelease::after_use && unit != last_travelling() ? 2 : 1);
-      reductions += layout_.reduce_bytes(unit);
-    }
-    return (releases() ? passes : 1) * (gathers + reductions);
-  }
-  std::int64_t bytes_a_forward() const {
-    std::int64_t gathers = 0;
-    for (std::size_t unit = 0; unit < units() && releases(); ++unit) gathers += gather_bytes(unit);
-    return gathers;
-  }
   /// Of the collectives that were begun.
   ShardTraffic traffic() {
     jobs_.wait_all();
@@ -243,15 +227,14 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     for (const Parameter& each : model.parameters())
       if (each.device != Device::cpu && knobs.release != UnitRelease::never)
         throw ConfigError(
-            "sharding.release is " + enum_name(knobs.release) + ", and " + each.name +
+            "sharding.release is ", enum_name(knobs.release), ", and ", each.name,
             " is not in host memory; only units that are there can be released, so choose never");
     for (const Parameter& alias : model.parameters())
       for (const Parameter& each : model.parameters())
         if (each.name == alias.alias_of && each.unit != alias.unit && knobs.release != UnitRelease::never &&
             (each.trainable || knobs.shard_frozen))
-          throw ConfigError(alias.name + " is " + each.name +
-                            " in another unit, which would be released when " + alias.name +
-                            " is read; take sharding.release never for this model");
+          throw ConfigError(alias.name, " is ", each.name, " in another unit, which would be released when ",
+                            alias.name, " is read; take sharding.release never for this model");
     return knobs.release;
   }
   /// By unit, what is gathered: if `frozen`, what is frozen and neither mapped nor another's alias; and what
@@ -292,20 +275,13 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     while (last > 0 && !travels(last - 1)) --last;
     return last - 1;
   }
-  std::int64_t gather_bytes(std::size_t unit) const {
-    std::int64_t bytes = 0;
-    for (const Stretch& each : stretches_[unit])
-      bytes += (actors() - 1) * static_cast<std::int64_t>(each.part);
-    return bytes;
-  }
   /// This actor's part of a unit's gradient over all actors.
   std::span<const float> gradient_here(std::size_t unit) const {
     if (alone_) return units_[unit].gradients;
     return std::span(sums_[unit]).first(static_cast<std::size_t>(layout_.within(unit, actor()).count));
   }
   std::string place(const std::string& unit, std::int64_t step) const {
-    return "actor " + std::to_string(actor()) + ", unit " + unit + " of " + std::to_string(units()) +
-           ", optimiser step " + std::to_string(step);
+    return detail::concat("actor ", actor(), ", unit ", unit, " of ", units(), ", optimiser step ", step);
   }
 
   // ---- In the thread of the training lane. A pass's collectives stand in plan_ in the order in which every
@@ -368,7 +344,7 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     }
     if (!in_pass_) {
       if (whole_) return wait_for(unit);
-      throw Error(place(std::to_string(unit), steps()) +
+      throw Error(place(std::to_string(unit), steps()),
                   ": the model was called outside of the passes that all actors announce, and its values are "
                   "not here; call begin_pass on every actor before each pass, or gather_all");
     }
@@ -383,8 +359,8 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
       begin_until(std::min(next + 1, to));
       if (posted_ <= at)
         throw Error(
-            place(std::to_string(unit), steps()) +
-            ": the backward pass uses it before the gradient of unit " + std::to_string(plan_[posted_].unit) +
+            place(std::to_string(unit), steps()), ": the backward pass uses it before the gradient of unit ",
+            plan_[posted_].unit,
             " is complete; with sharding.release after_use a model uses its units one after the other "
             "(UnitHooks, model/concept.hpp), so choose after_backward for this one");
     } else if (!forward) {  // still there since the forward pass; the next one travels meanwhile
@@ -392,7 +368,7 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     }
     if (used_[unit] != 0 && forward)
       throw Error(
-          place(std::to_string(unit), steps()) +
+          place(std::to_string(unit), steps()),
           ": it is used twice in one announced pass; announce each pass, and let the model use a unit "
           "once in it (UnitHooks, model/concept.hpp), or take sharding.release never");
     used_[unit] = forward ? 1 : 2;  // 2: backwards, too
@@ -404,11 +380,11 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     if (alone_ || elsewhere_ || used_[unit] >= (once ? 1 : 2)) return;
     const std::span<const float> gradient = units_[unit].gradients;
     if (std::any_of(gradient.begin(), gradient.end(), [](float value) { return value != 0; }))
-      throw Error(place(std::to_string(unit), steps()) +
-                  ": the model has a gradient for it and did not say that it reads it" +
-                  (used_[unit] == 0 ? "" : " in the backward pass") +
-                  " (UnitHooks, model/concept.hpp), so its values were not here; let the model say so" +
-                  (used_[unit] == 0 ? "" : ", or take sharding.release after_backward"));
+      throw Error(place(std::to_string(unit), steps()),
+                  ": the model has a gradient for it and did not say that it reads it",
+                  used_[unit] == 0 ? "" : " in the backward pass",
+                  " (UnitHooks, model/concept.hpp), so its values were not here; let the model say so",
+                  used_[unit] == 0 ? "" : ", or take sharding.release after_backward");
   }
   void after_unit(std::size_t unit, Direction direction) override {
     if (!in_pass_ || !releases()) return;
@@ -465,8 +441,8 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     for (std::size_t unit = units(); unit-- > 0;)
       if (trains(unit) && !std::isfinite(squared_norm(gradient_here(unit))))
         where = "here first in unit " + std::to_string(unit);
-    throw Error(place("any", steps()) + ": the gradient over all actors has norm " + std::to_string(norm) +
-                " (the NaN or infinity is " + where +
+    throw Error(place("any", steps()), ": the gradient over all actors has norm ", std::to_string(norm),
+                " (the NaN or infinity is ", where,
                 ") and was not applied: look for a diverged loss, or lower the learning rate");
   }
 

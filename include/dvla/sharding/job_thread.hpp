@@ -2,19 +2,20 @@
 // in the same order on every actor.
 #pragma once
 
-#include <condition_variable>
-#include <deque>
+#include <chrono>
 #include <exception>
 #include <functional>
 #include <future>
-#include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
+
+#include "dvla/handoff/mailbox.hpp"
 
 namespace dvla::detail {
 
 /// One thread posts and waits. Once a job has thrown, later ones are not run and whoever waits for them gets
-/// its exception. Waits have no deadline of their own: a job must have one.
+/// its exception. Waits have no deadline of their own: a job must have one. Who posts waits while 1024 are open.
 class JobThread {
  public:
   using Done = std::shared_future<void>;
@@ -24,7 +25,7 @@ class JobThread {
   JobThread& operator=(const JobThread&) = delete;
   /// Does what was posted, then ends.
   ~JobThread() {
-    put({});
+    tasks_.close();
     thread_.join();
   }
 
@@ -39,7 +40,7 @@ class JobThread {
       }
     });
     last_ = task.get_future();
-    put(std::move(task));
+    tasks_.push(std::move(task), endless, {});
     return last_;
   }
   /// Until all that was posted is done.
@@ -52,29 +53,14 @@ class JobThread {
   }
 
  private:
-  using Task = std::packaged_task<void()>;  // an empty one is the last
+  using Task = std::packaged_task<void()>;
+  static constexpr auto endless = std::chrono::nanoseconds::max();
 
-  void put(Task task) {
-    {
-      const std::scoped_lock lock(mutex_);
-      tasks_.push_back(std::move(task));
-    }
-    changed_.notify_one();
-  }
-  Task take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !tasks_.empty(); });
-    Task task = std::move(tasks_.front());
-    tasks_.pop_front();
-    return task;
-  }
   void work() {
-    for (Task task = take(); task.valid(); task = take()) task();
+    while (std::optional<Task> task = tasks_.pop(endless, {})) (*task)();
   }
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Task> tasks_;
+  mailbox<Task> tasks_{1024};
   Done last_;
   std::exception_ptr error_;  ///< of the jobs' thread
   std::thread thread_;

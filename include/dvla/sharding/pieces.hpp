@@ -64,9 +64,9 @@ std::vector<WeightUnit> units_to_train(Model& model) {
     for (const OptimiserRun& run : units[i].runs) of_runs += run.count;
     const std::int64_t count = units[i].count(), gradients = std::ssize(units[i].gradients);
     if (of_runs != count || gradients != count)
-      throw Error("unit " + std::to_string(i) + " of the model has " + std::to_string(count) +
-                  " trainable elements, but its optimiser runs have " + std::to_string(of_runs) +
-                  " and its gradients " + std::to_string(gradients) + "; all three must be equal");
+      throw Error("unit ", i, " of the model has ", count,
+                  " trainable elements, but its optimiser runs have ", of_runs, " and its gradients ",
+                  gradients, "; all three must be equal");
   }
   return units;
 }
@@ -120,8 +120,8 @@ class OwnedPieces {
   /// This actor's part as the model computes with it, piece after piece.
   void pack(std::span<std::byte> out) const {
     if (out.size() != packed_bytes())
-      throw Error("pack: the buffer has " + std::to_string(out.size()) +
-                  " bytes, this actor's part of the weights " + std::to_string(packed_bytes()));
+      throw Error("pack: the buffer has ", out.size(), " bytes, this actor's part of the weights ",
+                  packed_bytes());
     for (const ByteRange& range : part()) {
       read_weights(units_, range.offset, out.first(range.bytes));
       out = out.subspan(range.bytes);

@@ -17,6 +17,7 @@
 #include "dvla/algorithm/adamw.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/sharding/concept.hpp"
+#include "dvla/sharding/descriptors.hpp"
 #include "dvla/sharding/pieces.hpp"
 #include "dvla/testing/findings.hpp"
 #include "dvla/testing/linear_model.hpp"
@@ -246,6 +247,43 @@ std::vector<std::string> check_sharding(Make make) {
     expect(world.masters() != world.numbers(), "masters must keep what rounding to bf16 loses");
   }
   return expect.sentences;
+}
+
+/// Bytes that an actor sends to the others under FSDP, and as many it receives, by the formula of
+/// docs/slots/sharding.md: in an optimiser step of so many passes with a backward pass each, and in a pass without
+/// one.
+struct ShardBytes {
+  std::int64_t step = 0, forward = 0;
+};
+template <class Model>
+ShardBytes shard_bytes(const Model& model, int actors, const FsdpKnobs& knobs, std::int64_t passes) {
+  const auto part = [&](std::size_t whole) {
+    return (static_cast<std::int64_t>(whole) + actors - 1) / actors;
+  };
+  const std::vector<WeightUnit> units = model.units();
+  std::vector<std::int64_t> gathered(units.size());
+  const Parameter* last = nullptr;  // frozen parameters that lie side by side travel as one
+  std::size_t stretch = 0;
+  for (const Parameter& each : model.parameters()) {
+    if (!knobs.shard_frozen || each.trainable || each.mapped || !each.alias_of.empty()) continue;
+    const bool goes_on = last && last->unit == each.unit && last->data + last->bytes() == each.data;
+    if (goes_on) gathered[each.unit] -= part(stretch);
+    stretch = (goes_on ? stretch : 0) + each.bytes();
+    gathered[each.unit] += part(stretch);
+    last = &each;
+  }
+  std::int64_t gathers = 0, reduced = 0, of_last = 0;
+  for (std::size_t unit = 0; unit < units.size(); ++unit) {
+    const std::int64_t elements = part(static_cast<std::size_t>(units[unit].count()));
+    gathered[unit] += elements * static_cast<std::int64_t>(bytes_of(units[unit].dtype));
+    reduced += 4 * elements;
+    gathers += gathered[unit];
+    if (gathered[unit] > 0) of_last = gathered[unit];
+  }
+  const bool releases = knobs.release != UnitRelease::never;
+  const std::int64_t again = knobs.release == UnitRelease::after_use ? gathers - of_last : 0;
+  return {(actors - 1) * (releases ? passes : 1) * (gathers + again + reduced),
+          releases ? (actors - 1) * gathers : 0};
 }
 
 }  // namespace dvla::testing

@@ -165,6 +165,21 @@ inline report make_report(const std::vector<span_record>& spans, std::int64_t dr
   return out;
 }
 
+/// Seconds of each lane's spans, in the mean; 0 where there are none, as of a rank that has not all lanes.
+inline std::array<double, 4> lane_means(const std::vector<span_record>& spans) {
+  std::array<double, 4> seconds{};
+  std::array<std::int64_t, 4> counts{};
+  for (const span_record& span : spans)
+    for (std::size_t lane = 0; lane < 4; ++lane)
+      if (std::string_view(span.category) == "lane" && std::string_view(span.name) == lane_span_names[lane]) {
+        seconds[lane] += static_cast<double>(span.end_ns - span.begin_ns) * 1e-9;
+        ++counts[lane];
+      }
+  for (std::size_t lane = 0; lane < 4; ++lane)
+    if (counts[lane] > 0) seconds[lane] /= static_cast<double>(counts[lane]);
+  return seconds;
+}
+
 /// A few lines for people.
 inline std::string to_text(const report& r) {
   std::string out = printed(

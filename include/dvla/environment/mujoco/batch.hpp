@@ -29,6 +29,7 @@
 #include "dvla/core/observation.hpp"
 #include "dvla/core/random.hpp"
 #include "dvla/core/text.hpp"
+#include "dvla/environment/checked_knobs.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/mujoco/model.hpp"
