@@ -5,7 +5,7 @@
 // Two template parameters change against the quickstart: the model is wrapped in WithValue, and the algorithm is PPO.
 // Rows may begin another episode where one ends (--auto-reset), since nothing compares episodes of a group.
 //
-//   build/release/examples/ppo --iterations 100 --overwrite true
+//   build/release/examples/ppo --seed 2 --overwrite true
 #include <dvla/algorithm/ppo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
@@ -25,12 +25,15 @@ using Push =
 int main(int argc, char** argv) {
   dvla::Config<Push> defaults;
   defaults.run.name = "ppo";
-  defaults.run.iterations = 120;
-  defaults.run.demonstrations = 64;
+  defaults.run.iterations = 150;
+  defaults.run.demonstrations =
+      256;  // from 64 some seeds stay where one of the two targets is reached from near alone
   defaults.run.demonstration_noise = 0.2;
   defaults.environment.environments = 256;
-  defaults.algorithm.learning_rate = 3e-4;
-  defaults.algorithm.decay_batches = 100;  // at a constant rate success falls again after its peak
+  defaults.algorithm.learning_rate = 6e-4;
+  defaults.algorithm.decay_batches = 150;
   defaults.algorithm.beta2 = 0.999;
+  defaults.algorithm.value_coefficient = 0.5;
+  defaults.algorithm.bootstrap = false;  // the task is to succeed within the horizon
   return dvla::experiment_main<Push>(argc, argv, defaults);
 }
