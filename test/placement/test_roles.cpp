@@ -157,9 +157,9 @@ TEST_CASE("every shape: both roles, no rank twice or left out, shares in proport
 
 TEST_CASE("adaptive begins as separated; one process is both") {
   CHECK(Adaptive::roles({}, one_node(1)) == Roles{{0}, {0}});
-  CHECK(Adaptive::roles({.rollouts = 3, .actors = 1}, blocks({4, 4})) ==
+  CHECK(Adaptive::roles({{.rollouts = 3, .actors = 1}}, blocks({4, 4})) ==
         Separated<3, 1>::roles({}, blocks({4, 4})));
-  CHECK_THROWS_AS(Adaptive::roles({.rollouts = 3, .actors = 1}, one_node(6)), ConfigError);
+  CHECK_THROWS_AS(Adaptive::roles({{.rollouts = 3, .actors = 1}}, one_node(6)), ConfigError);
 }
 
 TEST_CASE("the conformance suite: shipped placements keep the contract, and it finds who does not") {
@@ -173,7 +173,7 @@ TEST_CASE("the conformance suite: shipped placements keep the contract, and it f
   none(dvla::testing::check_placement<Separated<1, 7>>());
   none(dvla::testing::check_placement<Hybrid>({.actors = 1}));
   none(dvla::testing::check_placement<Hybrid>({.actors = 5}));
-  none(dvla::testing::check_placement<Adaptive>({.rollouts = 3, .actors = 1}));
+  none(dvla::testing::check_placement<Adaptive>({{.rollouts = 3, .actors = 1}}));
 
   const auto says = [](const std::vector<std::string>& violations, const std::string& what) {
     for (const std::string& each : violations)
@@ -229,5 +229,5 @@ TEST_CASE("ranks that joined roll out, whatever machine they are on") {
       "rank 2 joins the job (DVLA_STORE), so it can only roll out, but under CoLocated every "
       "rank may train; choose separated or hybrid",
       ConfigError);
-  CHECK_THROWS_AS(Adaptive::roles({.rollouts = 3, .actors = 2}, job), ConfigError);
+  CHECK_THROWS_AS(Adaptive::roles({{.rollouts = 3, .actors = 2}}, job), ConfigError);
 }
