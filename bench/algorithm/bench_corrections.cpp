@@ -3,7 +3,7 @@
 // lifted, here only), decoupled clipping and GIPO; the same seeds for all, variants interleaved. Prints for each the area
 // under the success curve (mean success of its batches) and the success on 512 fresh episodes at the end, seed by
 // seed, and in how many seeds it is above the first. Writes <folder>/corrections_k<K>.svg with its numbers as .csv.
-//   bench_algorithm_corrections [seeds = 5] [iterations = 80] [environments = 256] [folder = .] [width = 128]
+//   bench_algorithm_corrections [seeds = 5] [iterations = 80] [environments = 256] [folder = .] [width = 128] [K = 0: both]
 #include <cstdio>
 #include <cstdlib>
 #include <dvla/algorithm/grpo.hpp>
@@ -124,6 +124,7 @@ int main(int argc, char** argv) {
   const Sizes sizes{number(1, 5), number(2, 80), number(3, 256), number(5, 128)};
   const std::string folder = argc > 4 ? argv[4] : ".";
   for (const int staleness : {1, 4}) {
+    if (const int only = number(6, 0); only > 0 && only != staleness) continue;
     std::vector<Variant> variants{{"Uncorrected", train<AnyLag>, {}},
                                   {"DecoupledClip", train<dvla::DecoupledClip>, {}},
                                   {"GIPO", train<dvla::GIPO>, {}}};

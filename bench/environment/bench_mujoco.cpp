@@ -147,7 +147,7 @@ void against_raw(benchmark::State& state) {
   const int state_size = mj_stateSize(model.get(), mjSTATE_INTEGRATION);
   std::vector<mjtNum> initial(static_cast<std::size_t>(state_size * rows));
   for (std::int64_t i = 0; i < rows; ++i) {
-    data.push_back(detail::make_mujoco_data(*model, heap));
+    data.push_back(detail::make_mujoco_data(*model, heap, rows));
     SplitMix64 seeded(starts[static_cast<std::size_t>(i)].seed);
     goals.push_back(task.reset(*model, *data.back(), seeded, -1));
     mj_forward(model.get(), data.back().get());
