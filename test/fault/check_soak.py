@@ -100,10 +100,10 @@ class Soak:
     def text(self, rank):
         return self.paths[rank].read_text(errors="replace")[-4000:]
 
-    def until(self, done, what, limit=LIMIT):
+    def until(self, done, what, limit=LIMIT, rank=0):
         began = time.monotonic()
         while not done():
-            require(time.monotonic() - began < limit, f"{what}: not within {limit} s:\n{self.text(0)}")
+            require(time.monotonic() - began < limit, f"{what}: not within {limit} s:\n{self.text(rank)}")
             require(self.processes[0].poll() is None, f"{what}: the leader has ended:\n{self.text(0)}")
             self.sample()
             time.sleep(0.02)
@@ -136,7 +136,7 @@ class Soak:
 
     def ends(self, rank, codes):
         process = self.processes[rank]
-        self.until(lambda: process.poll() is not None, f"rank {rank} ends")
+        self.until(lambda: process.poll() is not None, f"rank {rank} ends after '{self.kind}'", rank=rank)
         require(process.returncode in codes, f"rank {rank} ends with {process.returncode} instead of {codes}:\n{self.text(rank)}")
 
     def again(self, rank):
@@ -147,7 +147,7 @@ class Soak:
         self.until(lambda: self.said(words) >= self.back[rank], f"rank {rank} is let in")
 
     def fault(self, kind):
-        rank = self.chance.randrange(1, WORLD)
+        rank, self.kind = self.chance.randrange(1, WORLD), kind
         process = self.processes[rank]
         if kind == "kill":
             process.kill()

@@ -135,6 +135,8 @@ std::filesystem::path save_checkpoint(Run& run, const io::CheckpointFolder& fold
   const auto place = detail::part_of(run);
   const int parts = place.second;
   if (parts == 1 && !job.leads()) return path;
+  for (const int actor : job.roles().actors)  // the job's store does not answer either where it is the leader
+    if (parts > 1 && actor != job.rank() && run.lost(actor)) throw Error(job.name(actor) + ": it is gone");
   const std::string good = "it has trained " + std::to_string(run.next_batch()) + " batches";
   std::string word = good;
   try {
