@@ -76,7 +76,8 @@ struct PlaguedEnvironment : dvla::ToyEnvironment {
   }
   std::int64_t step(dvla::Rows& rows, dvla::Field<float> action, const dvla::Outcome& outcome) {
     std::this_thread::sleep_for(std::chrono::milliseconds(asked_for("slow") ? 1500 : 1));
-    if (rows.indices().size() > 1 && asked_for("throw"))  // of one row it would be the row that has failed
+    // Of all rows: what throws costs the rows that it was asked for, and ends the rank only if these are too many.
+    if (std::ssize(rows.indices()) == size() && asked_for("throw"))
       throw std::runtime_error("the simulator is gone");
     while (asked_for("hang")) std::this_thread::sleep_for(std::chrono::hours(1));
     const std::int64_t made = ToyEnvironment::step(rows, action, outcome);
