@@ -99,8 +99,8 @@ class Rank {
     if (!actor_) cluster_.put("bytes of the policy", std::to_string(of_policy));
     const auto plane = [&](Which which, std::size_t size, std::vector<dvla::WeightPart> parts) {
       // Planes of one job differ in the incarnation: names of channels are new.
-      planes_[which] =
-          std::make_unique<BroadcastWeightPlane>(size, std::move(parts), cluster_, roles, which, limit, heap);
+      planes_[which] = std::make_unique<BroadcastWeightPlane>(size, std::move(parts), dvla::GlooKnobs{},
+                                                              cluster_, roles, which, limit, heap);
     };
     plane(large, bytes_, {});
     plane(flat, list_bytes, {});

@@ -15,6 +15,7 @@
 
 using namespace std::chrono_literals;
 using dvla::BroadcastWeightPlane;
+using dvla::GlooKnobs;
 using dvla::Roles;
 using dvla::WeightPart;
 using dvla::testing::ThreadCluster;
@@ -59,15 +60,15 @@ std::vector<WeightPart> in_bytes(std::vector<WeightPart> parts) {
 
 /// All ranks of a job in this process.
 struct Job {
-  Job(int world, Roles its_roles, std::int64_t its_floats, std::vector<WeightPart> parts = {},
-      std::chrono::nanoseconds deadline = patience)
+  Job(int world, Roles its_roles, std::int64_t its_floats, GlooKnobs knobs = {},
+      std::vector<WeightPart> parts = {}, std::chrono::nanoseconds deadline = patience)
       : roles(std::move(its_roles)),
         floats(its_floats),
         clusters(ThreadCluster::make(world)),
         planes(static_cast<std::size_t>(world)) {
     make = [=, this](int rank, int incarnation) {
-      plane(rank) = std::make_unique<BroadcastWeightPlane>(bytes_of(floats), parts, *cluster(rank), roles,
-                                                           incarnation, deadline, heap());
+      plane(rank) = std::make_unique<BroadcastWeightPlane>(bytes_of(floats), parts, knobs, *cluster(rank),
+                                                           roles, incarnation, deadline, heap());
     };
     on_ranks(world, [this](int rank) { make(rank, 0); });
   }
@@ -156,7 +157,7 @@ void run_job(Job& job, std::int64_t versions, bool scripted_rollouts = true) {
 
 TEST_CASE("A job of one process is a plane in one process: it conforms") {
   struct Alone {
-    explicit Alone(std::size_t bytes) : plane(bytes, {}, cluster, Roles{}, 0, patience, heap()) {}
+    explicit Alone(std::size_t bytes) : plane(bytes, {}, {}, cluster, Roles{}, 0, patience, heap()) {}
     std::int64_t latest() { return plane.latest(); }
     void publish(std::int64_t version, const std::function<void(std::span<std::byte>)>& write) {
       write(plane.begin(version));
@@ -217,8 +218,9 @@ TEST_CASE("An actor and a rollout hold at most two buffers of their bytes") {
   std::array<std::unique_ptr<BroadcastWeightPlane>, 3> planes;
   on_ranks(3, [&](int rank) {
     const auto at = static_cast<std::size_t>(rank);
-    planes[at] = std::make_unique<BroadcastWeightPlane>(640000, std::vector<WeightPart>{}, *clusters[at],
-                                                        Roles{{0}, {1, 2}}, 0, patience, pools[at]);
+    planes[at] =
+        std::make_unique<BroadcastWeightPlane>(640000, std::vector<WeightPart>{}, GlooKnobs{}, *clusters[at],
+                                               Roles{{0}, {1, 2}}, 0, patience, pools[at]);
   });
   CHECK(pools[0].taken == 2 * 640000);  // a rollout: all parts
   CHECK(pools[1].taken == 2 * 320000);  // an actor: its own
@@ -236,7 +238,7 @@ TEST_CASE("Weights arrive whole and in order, whatever the roles") {
 }
 
 TEST_CASE("Parts may be any ranges, and need not be equal") {
-  Job job(4, {{0, 1}, {2, 3}}, 1000, in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
+  Job job(4, {{0, 1}, {2, 3}}, 1000, {}, in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
   run_job(job, 10);
   const auto report = job.plane(2)->report();
   CHECK(report.published == 10);
@@ -246,14 +248,14 @@ TEST_CASE("Parts may be any ranges, and need not be equal") {
   CHECK(received.installed_bytes == received.installed * 4000);
 }
 
-TEST_CASE("Large parts go in pieces") {
-  const std::int64_t floats = 7 << 20;  // 28 MiB: 4 pieces each of 2 actors
+TEST_CASE("Large parts go over several streams") {
+  const std::int64_t floats = 7 << 20;  // 28 MiB: 3 streams each of 2 actors
   // Every other block of the weights is the other actor's.
   std::vector<WeightPart> parts(2);
   for (std::size_t first = 0, block = 0; first < static_cast<std::size_t>(floats); first += 100000, ++block)
     parts[block % 2].push_back(
         {first, std::min<std::size_t>(100000, static_cast<std::size_t>(floats) - first)});
-  Job job(3, Roles{{0}, {1, 2}}, floats, in_bytes(parts));
+  Job job(3, Roles{{0}, {1, 2}}, floats, {}, in_bytes(parts));
   Floats got;
   for (std::int64_t version = 0; version < 4; ++version) {
     const Floats weights = weights_of(version, floats);
@@ -265,10 +267,15 @@ TEST_CASE("Large parts go in pieces") {
   }
   on_ranks(3, [&](int rank) { job.plane(rank)->finish(patience); });
   CHECK(job.plane(1)->report().lost + job.plane(2)->report().lost == 0);
+  for (const int streams : {0, 65})
+    CHECK(has(text_of([&] {
+                Job(2, Roles{{0}, {1}}, 1000, {.streams = streams});
+              }),
+              "streams is " + std::to_string(streams) + "; it must be from 1 to 64"));
 }
 
 TEST_CASE("A rollout that stops is left out before anybody's wait runs out, and the others go on") {
-  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, 1s);
+  Job job(3, Roles{{0, 1}, {2}}, 1000, {}, {}, 1s);
   Floats got;
   job.publish(2, 0, weights_of(0, 1000));
   CHECK(job.receive(0, got, 0) == 0);
@@ -328,31 +335,37 @@ class SpoilingChannel final : public dvla::Channel {
   Spoil spoil_;
 };
 
-/// Rank 0 dies and comes again, with the actor on rank 1 behind a channel that spoils.
-void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil) {
+/// Rank 0 dies and comes again, with the actor on rank 1 behind channels of which the last one spoils.
+void rejoin_spoiled(Job& job, SpoilingChannel::Spoil spoil, std::size_t streams = 1) {
   job.plane(0).reset();
   job.cluster(0) = job.cluster(1)->restart(0);
   on_ranks(2, [&](int rank) {
     if (rank == 0) return job.make(0, 1);
     job.plane(1)->rejoin(0, 1, [&] {
-      return std::make_unique<SpoilingChannel>(
-          job.cluster(1)->channel(BroadcastWeightPlane::channel_name(0, 0, 1), 0, patience),
-          std::move(spoil));
+      BroadcastWeightPlane::Channels channels;
+      while (channels.size() < streams)
+        channels.push_back(job.cluster(1)->channel(
+            BroadcastWeightPlane::channel_name(0, 0, 1, channels.size()), 0, patience));
+      channels.back() = std::make_unique<SpoilingChannel>(std::move(channels.back()), std::move(spoil));
+      return channels;
     });
   });
 }
 }  // namespace
 
-TEST_CASE("A piece that is damaged or lost ends its actor at once") {
-  const std::int64_t floats = 3 << 20;  // 3 pieces
+TEST_CASE("One stream that is damaged or lost ends its actor at once") {
+  const std::int64_t floats = 3 << 20;  // 3 streams
   for (const bool lost : {false, true}) {
     Job job(2, Roles{{0}, {1}}, floats);
     int piece = 0;
-    rejoin_spoiled(job, [&](std::vector<std::byte>& bytes) {
-      if (++piece != 3) return;  // the message, and a piece, came before
-      if (lost) throw dvla::PeerError("the channel broke");
-      bytes[bytes.size() / 2] ^= std::byte{1};
-    });
+    rejoin_spoiled(
+        job,
+        [&](std::vector<std::byte>& bytes) {
+          if (++piece < 3) return;
+          if (lost) throw dvla::PeerError("a stream broke");
+          bytes[bytes.size() / 2] ^= std::byte{1};
+        },
+        3);
     const auto start = std::chrono::steady_clock::now();
     job.publish(1, 5, weights_of(5, floats));
     Floats got;
@@ -361,14 +374,14 @@ TEST_CASE("A piece that is damaged or lost ends its actor at once") {
     CHECK(job.plane(0)->latest() == -1);
     job.plane(1)->finish(patience);
     CHECK(job.plane(1)->report().lost >= 1);
-    if (lost) CHECK(has(job.plane(1)->report().last_loss, "the channel broke"));
+    if (lost) CHECK(has(job.plane(1)->report().last_loss, "a stream broke"));
     CHECK(std::chrono::steady_clock::now() - start < patience / 2);
   }
 }
 
 TEST_CASE("A slow rollout holds the distribution lane back, which says whom it waited for") {
   const std::int64_t floats = 1000;
-  Job job(2, Roles{{0}, {1}}, floats, {}, 1s);
+  Job job(2, Roles{{0}, {1}}, floats, {}, {}, 1s);
   std::atomic<bool> sending{false}, taken{false};
   rejoin_spoiled(job, [&](auto&) {
     sending = true;
@@ -426,7 +439,7 @@ TEST_CASE("An actor that is lost: reception says who waited for whom, in which l
 }
 
 TEST_CASE("A rank that is both does not wait for an actor that is lost, and names one that is late") {
-  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, 1s);
+  Job job(2, Roles{{0, 1}, {0, 1}}, 1000, {}, {}, 1s);
   for (const std::int64_t version : {0, 1}) job.publish(0, version, weights_of(version, 1000));
   CHECK(text_of([&] { job.plane(0)->begin(2); }) ==
         "control plane: lane 'distribution' of rank 0 (actor 0 and rollout 0) waited 1 s to pack version 2 "
@@ -464,7 +477,7 @@ TEST_CASE("Waits and wrong calls are told in one sentence") {
 TEST_CASE("Shapes that cannot work are refused before anything is sent") {
   dvla::LoneCluster cluster;
   auto refusal = [&](std::size_t bytes, std::vector<WeightPart> parts) {
-    return text_of([&] { BroadcastWeightPlane(bytes, parts, cluster, Roles{}, 0, patience, heap()); });
+    return text_of([&] { BroadcastWeightPlane(bytes, parts, {}, cluster, Roles{}, 0, patience, heap()); });
   };
   CHECK(has(refusal(10, {{{0, 5}}, {{5, 5}}}), "are 2 and the actors 1"));
   CHECK(has(refusal(10, {{{0, 5}, {4, 5}}}), "overlap at byte 4"));
@@ -480,8 +493,8 @@ TEST_CASE("Actor and rollout that cut the weights differently are told so") {
   std::unique_ptr<BroadcastWeightPlane> other;
   on_ranks(2, [&](int rank) {
     if (rank == 0)
-      other = std::make_unique<BroadcastWeightPlane>(2000, std::vector<WeightPart>{}, *job.cluster(0),
-                                                     job.roles, 1, patience, heap());
+      other = std::make_unique<BroadcastWeightPlane>(2000, std::vector<WeightPart>{}, GlooKnobs{},
+                                                     *job.cluster(0), job.roles, 1, patience, heap());
     else
       job.plane(1)->rejoin(0, 1);
   });

@@ -107,7 +107,7 @@ TEST_CASE("Whatever an actor sends, a rollout neither crashes nor hangs nor take
       } catch (const dvla::PeerError&) {  // refused
       }
     });
-    dvla::BroadcastWeightPlane plane(bytes, {}, *clusters[0], dvla::Roles{{0}, {1}}, 0, 5s,
+    dvla::BroadcastWeightPlane plane(bytes, {}, {}, *clusters[0], dvla::Roles{{0}, {1}}, 0, 5s,
                                      *std::pmr::new_delete_resource());
     std::vector<std::byte> all(bytes);
     const std::vector<dvla::WeightUnit> units{{.values = all}};

@@ -1,5 +1,5 @@
 // The control plane between processes: every actor sends its own part of the trainable weights, in the
-// precision that the model computes in, to every rollout, in the background, over a channel of the pair.
+// precision that the model computes in, to every rollout, in the background, over channels of the pair.
 // Paper: control plane on the CPU, contiguous host buffers, sharded parameters broadcast in parallel, swapped
 // at a chunk boundary. Torch-free: over LibTorch's Gloo by placement/c10d.hpp, over threads by
 // testing/thread_cluster.hpp. Knows bytes only: packing is the sharding's, and which of the sampler's copies
@@ -84,8 +84,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   /// same number for all at the start of a job; a rollout that joins later gives its own, and the actors call
   /// rejoin. `cluster` and `pool` must outlive this. Throws ConfigError for parts that do not cover the
   /// weights, DeadlineError for a rank that does not come.
-  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, Cluster& cluster, const Roles& roles,
-                       int incarnation, std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
+  BroadcastWeightPlane(std::size_t bytes, std::vector<WeightPart> parts, const GlooKnobs& knobs,
+                       Cluster& cluster, const Roles& roles, int incarnation,
+                       std::chrono::nanoseconds deadline, std::pmr::memory_resource& pool)
       : Peers("control plane", rank_name(roles, cluster.rank())),
         cluster_(cluster),
         roles_(roles),
@@ -93,7 +94,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         rollout_(roles.rollout(cluster.rank())),
         deadline_(deadline),
         bytes_(bytes),
-        layouts_(layouts(bytes, std::move(parts), roles)),
+        streams_(static_cast<std::size_t>(knobs.streams)),
+        layouts_(layouts(bytes, std::move(parts), roles, knobs)),
         slots_(layouts_, actor_, rollout_ >= 0, pool) {
     // Every rank goes through its pairs in the same order, so nobody waits in a circle.
     for (int rollout = 0; rollout < static_cast<int>(roles.rollouts.size()); ++rollout)
@@ -104,7 +106,8 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
         peers_.emplace_back(sends ? rollout : actor, sends, rank_name(roles, rank));
       }
     try {
-      for (Peer& peer : peers_) join(peer, incarnation, [&] { return channel(peer, incarnation, deadline); });
+      for (Peer& peer : peers_)
+        join(peer, incarnation, [&] { return channels(peer, incarnation, deadline); });
     } catch (...) {
       stop();
       throw;
@@ -196,20 +199,23 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     return version;
   }
 
-  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors.
-  static std::string channel_name(int rollout, int actor, std::int64_t incarnation) {
-    return detail::concat("weights/", rollout, "/", actor, "/", incarnation);
+  /// "weights/<rollout>/<actor>/<incarnation>", by place among the rollouts and the actors; streams after the
+  /// first add "/<stream>".
+  static std::string channel_name(int rollout, int actor, std::int64_t incarnation, std::size_t stream = 0) {
+    return detail::concat("weights/", rollout, "/", actor, "/", incarnation) +
+           (stream > 0 ? detail::concat("/", stream) : "");
   }
-  /// Actor: rollout `rollout` is there again, at the other end of the channel that `connect` makes; it gets
+  using Channels = std::vector<std::unique_ptr<Channel>>;
+  /// Actor: rollout `rollout` is there again, at the other ends of the channels that `connect` makes; it gets
   /// the newest version at once. Throws Error unless the incarnation is newer than the one before.
-  void rejoin(int rollout, int incarnation, const std::function<std::unique_ptr<Channel>()>& connect) {
+  void rejoin(int rollout, int incarnation, const std::function<Channels()>& connect) {
     join(rollout_peer(rollout), incarnation, connect);
   }
-  /// The same, making the channel within `limit` or the plane's deadline.
+  /// The same, making the channels, each within `limit` or the plane's deadline.
   void rejoin(int rollout, int incarnation,
               std::chrono::nanoseconds limit = std::chrono::nanoseconds::max()) {
     const Peer& peer = rollout_peer(rollout);
-    rejoin(rollout, incarnation, [&] { return channel(peer, incarnation, std::min(limit, deadline_)); });
+    rejoin(rollout, incarnation, [&] { return channels(peer, incarnation, std::min(limit, deadline_)); });
   }
 
   /// Whoever watches over the ranks (heartbeats) has found this one dead or stopped: nothing waits for it any
@@ -241,7 +247,10 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
 
  private:
   static std::vector<detail::PartLayout> layouts(std::size_t bytes, std::vector<WeightPart> parts,
-                                                 const Roles& roles) {
+                                                 const Roles& roles, const GlooKnobs& knobs) {
+    if (knobs.streams < 1 || knobs.streams > 64)
+      throw ConfigError(
+          detail::concat("control plane: streams is ", knobs.streams, "; it must be from 1 to 64"));
     if (parts.empty()) parts = equal_parts(bytes, static_cast<int>(roles.actors.size()));
     check_weight_parts(bytes, parts, roles.actors.size());
     std::vector<detail::PartLayout> all;
@@ -256,9 +265,14 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
       if (peer.takes && peer.index == rollout) return peer;
     refuse("sends no weights to rollout ", rollout);
   }
-  std::unique_ptr<Channel> channel(const Peer& peer, int incarnation, std::chrono::nanoseconds limit) {
+  /// As many as the actor's part is worth.
+  Channels channels(const Peer& peer, int incarnation, std::chrono::nanoseconds limit) {
     const int rollout = peer.takes ? peer.index : rollout_, actor = peer.takes ? actor_ : peer.index;
-    return cluster_.channel(channel_name(rollout, actor, incarnation), rank_of(peer), limit);
+    Channels all;
+    while (all.size() < detail::weight_streams(layout(actor).bytes, streams_))
+      all.push_back(
+          cluster_.channel(channel_name(rollout, actor, incarnation, all.size()), rank_of(peer), limit));
+    return all;
   }
 
   static std::size_t place(int index) { return static_cast<std::size_t>(index); }
@@ -268,12 +282,13 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   }
   std::string actor_name(int actor) const { return rank_name(roles_, roles_.actors[place(actor)]); }
 
-  /// Lets a peer in, by a channel that `connect` makes: what comes from an actor is listened to from now on, a
+  /// Lets a peer in, by channels that `connect` makes: what comes from an actor is listened to from now on, a
   /// rollout is served. Throws Error for a rollout whose incarnation is not newer than the one before.
   template <class Connect>
   void join(Peer& peer, int incarnation, Connect connect) {
     const bool again = peer.channel != nullptr;
-    connect_peer(peer, incarnation, connect, [&] {
+    const auto make = [&] { return std::make_unique<detail::WeightStreams>(connect()); };
+    connect_peer(peer, incarnation, make, [&] {
       if (again) ++report_.rejoined;
       peer.last = peer.sending = detail::no_version;
       start(
@@ -380,6 +395,9 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     message.fingerprint = layout(message.actor).identity;
     return message;
   }
+  static detail::WeightStreams& streams(const Peer& peer) {
+    return static_cast<detail::WeightStreams&>(*peer.channel);
+  }
   void say(const Peer& peer, detail::MessageKind kind, std::int64_t version, std::chrono::nanoseconds limit) {
     peer.channel->send(write_message(message(peer, kind, version)), limit);
   }
@@ -395,8 +413,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
     };
     while (const auto slot = std::unique_ptr<detail::WeightSlot, decltype(leave)>(next(peer), leave)) {
       say(peer, detail::MessageKind::part, slot->version, limit);
-      const std::span<const std::byte> part = slot->bytes;
-      detail::send_part(*peer.channel, part.size(), part, limit, [](std::span<const std::byte>) {});
+      streams(peer).send_part(slot->bytes, limit);
       const std::scoped_lock lock(mutex_);
       peer.last = slot->version;
       peer.sending = detail::no_version;
@@ -443,8 +460,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   void take_version(Peer& peer, std::int64_t version) {
     detail::WeightSlot& slot = claim(peer, version);
     try {
-      const std::span<std::byte> part = slot.bytes;
-      if (!detail::receive_part(*peer.channel, part.size(), part, deadline_, [](std::span<std::byte>) {}))
+      if (!streams(peer).receive_part(slot.bytes, deadline_))
         throw Error("control plane: version ", version, " from ", peer.name,
                     " does not match its checksum: it is torn or damaged; nobody may write to "
                     "published weights");
@@ -477,7 +493,7 @@ class BroadcastWeightPlane : detail::Peers<detail::WeightPeer> {
   const Roles roles_;
   const int actor_, rollout_;  // this rank's place among them, -1: not one of them
   const std::chrono::nanoseconds deadline_;
-  const std::size_t bytes_;
+  const std::size_t bytes_, streams_;
   const std::vector<detail::PartLayout> layouts_;  // by actor
   // What the lock guards:
   detail::WeightSlots slots_;

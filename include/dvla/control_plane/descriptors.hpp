@@ -2,6 +2,7 @@
 // plane on the CPU: contiguous host buffers, broadcast in the background.
 #pragma once
 
+#include <array>
 #include <string_view>
 
 #include "dvla/core/in_process.hpp"
@@ -28,10 +29,19 @@ struct InProcess::in<control_plane_slot> {
   using type = InProcessWeights;
 };
 
+struct GlooKnobs {
+  int streams = 4;  ///< connections of a pair at most; a part of less than 8 MiB has one
+};
+template <>
+inline constexpr auto knob_docs<GlooKnobs> = std::to_array<KnobDoc>({
+    {"streams", "connections between an actor and a rollout that share a large part of the weights, at most",
+     1, 64},
+});
+
 /// A background broadcast between processes, each actor its own part, over LibTorch's Gloo.
 struct Gloo {
   using slot = control_plane_slot;
-  using knobs = NoKnobs;
+  using knobs = GlooKnobs;
   static constexpr std::string_view name = "Gloo";
   static constexpr bool spans_processes = true;
   template <bool Never>
@@ -43,3 +53,5 @@ struct Gloo {
 };
 
 }  // namespace dvla
+
+BOOST_HANA_ADAPT_STRUCT(dvla::GlooKnobs, streams);

@@ -249,8 +249,16 @@ class BatchSender : public Endpoint<ReceivingActor> {
     if (!accepts(ask(actor, part, MessageKind::go, between_messages)))  // waits for a buffer there
       return false;
     StripCursor from(strips);
-    detail::send_part(*actor.channel, static_cast<std::size_t>(part.bytes), actor.staging.span(),
-                      options_.deadline, [&](std::span<std::byte> piece) { gather(block, from, piece); });
+    Checksum sum;
+    in_pieces(
+        static_cast<std::size_t>(part.bytes), actor.staging.data(),
+        [&](std::span<std::byte> piece) {
+          gather(block, from, piece);
+          sum.update(piece);
+        },
+        [&](std::span<std::byte> piece) { actor.channel->send(piece, options_.deadline); });
+    const std::uint64_t seal = sum.value();
+    actor.channel->send(std::as_bytes(std::span(&seal, 1)), options_.deadline);
     {
       const std::scoped_lock lock(mutex_);
       report_.bytes_sent += part.bytes;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <iterator>
 #include <memory_resource>
 #include <span>
@@ -73,7 +74,6 @@ class PoolBytes {
   PoolBytes(std::size_t bytes, std::pmr::memory_resource& pool)
       : lines_((bytes + record_alignment - 1) / record_alignment, &pool) {}
   std::byte* data() { return reinterpret_cast<std::byte*>(lines_.data()); }
-  std::span<std::byte> span() { return {data(), lines_.size() * record_alignment}; }
 
  private:
   struct alignas(record_alignment) Line {
@@ -81,6 +81,27 @@ class PoolBytes {
   };
   std::pmr::vector<Line> lines_;
 };
+
+/// What is sent at a time of a part. Large enough that the rendezvous of a message costs little, small enough
+/// to be still in a cache when it is checked or scattered.
+inline constexpr std::size_t piece_bytes = std::size_t{4} << 20;
+
+/// A part of `bytes` in pieces, in order: `make` fills one while `use` is at the one before, so that memory is
+/// read or written while the channel carries. `staging`: room for the part, or for two pieces.
+template <class Make, class Use>
+void in_pieces(std::size_t bytes, std::byte* staging, Make make, Use use) {
+  const auto piece = [&](std::size_t at) {
+    return std::span(staging + at / piece_bytes % 2 * piece_bytes, std::min(piece_bytes, bytes - at));
+  };
+  if (bytes > 0) make(piece(0));
+  for (std::size_t at = 0; at < bytes; at += piece_bytes) {
+    std::future<void> next;
+    if (bytes - at > piece_bytes)
+      next = std::async(std::launch::async, [&] { make(piece(at + piece_bytes)); });
+    use(piece(at));
+    if (next.valid()) next.get();
+  }
+}
 
 /// What an endpoint is made from.
 struct RoutedJob {

@@ -430,9 +430,7 @@ class ResourceQueue : public Endpoint<SendingRollout> {
     bool whole = false;
     try {
       reply(rollout, MessageKind::go, part);
-      StripCursor to(strips_[route]);
-      whole = receive_part(*rollout.channel, static_cast<std::size_t>(part.bytes), rollout.staging.span(),
-                           options_.deadline, [&](std::span<std::byte> piece) { scatter(piece, block, to); });
+      whole = receive_part(rollout, strips_[route], block);
     } catch (...) {
       const std::scoped_lock lock(mutex_);
       rollout.stop_expecting();  // before the part is missed
@@ -448,6 +446,22 @@ class ResourceQueue : public Endpoint<SendingRollout> {
       settle(route, part.batch, Part::damaged);
     return whole ? Refusal::none : Refusal::damaged;
   }
+  /// False: what came does not match its checksum.
+  bool receive_part(SendingRollout& rollout, const Strips& strips, std::byte* block) {
+    StripCursor to(strips);
+    Checksum sum;
+    in_pieces(
+        bytes_in(strips), rollout.staging.data(),
+        [&](std::span<std::byte> piece) { rollout.channel->receive(piece, options_.deadline); },
+        [&](std::span<std::byte> piece) {
+          sum.update(piece);
+          scatter(piece, block, to);
+        });
+    std::uint64_t seal = 0;
+    rollout.channel->receive(std::as_writable_bytes(std::span(&seal, 1)), options_.deadline);
+    return seal == sum.value();
+  }
+
   void reply(SendingRollout& rollout, MessageKind kind, PlaneMessage message, Refusal why = Refusal::none) {
     message.kind = kind;
     message.refusal = why;

@@ -476,9 +476,9 @@ class RankParts : public RankContext<P, Trace> {
         parts = Weights::parts_of(model, job.actors());
       else
         parts = {{{0, bytes}}};
-      control_ = std::make_unique<Control>(bytes, std::move(parts), job.cluster(), job.roles(),
-                                           static_cast<int>(job.incarnation()), settings.deadline(),
-                                           memory.environment());
+      control_ = std::make_unique<Control>(bytes, std::move(parts), settings.config().control_plane,
+                                           job.cluster(), job.roles(), static_cast<int>(job.incarnation()),
+                                           settings.deadline(), memory.environment());
     } else {
       control_ = std::make_unique<Control>(model.units());
     }

@@ -1,5 +1,5 @@
 // The one message of both planes between processes, both ways: what announces a part of a batch or of a
-// version's weights, and what answers; and how such a part itself travels. What the planes say with it stands in data_plane/wire.hpp and
+// version's weights, and what answers. What the planes say with it stands in data_plane/wire.hpp and
 // control_plane/weight_wire.hpp. Both ends are little-endian (x86-64, AArch64).
 #pragma once
 
@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <future>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -107,57 +106,6 @@ inline bool receive_message(Channel& channel, std::chrono::nanoseconds limit, Pl
   if (read_message(bytes, message)) return true;
   message = {};
   return false;
-}
-
-/// What is sent at a time of a part. Large enough that the rendezvous of a message costs little, small enough
-/// to be still in a cache when it is checked or scattered.
-inline constexpr std::size_t piece_bytes = std::size_t{4} << 20;
-
-/// A part of `bytes` in pieces, in order: `make` fills one while `use` is at the one before, so that memory is
-/// read or written while the channel carries. `memory`: room for the part, or for two pieces.
-template <class Byte, class Make, class Use>
-void in_pieces(std::size_t bytes, std::span<Byte> memory, Make make, Use use) {
-  const auto piece = [&](std::size_t at) {
-    return memory.subspan(at % memory.size(), std::min(piece_bytes, bytes - at));
-  };
-  if (bytes > 0) make(piece(0));
-  for (std::size_t at = 0; at < bytes; at += piece_bytes) {
-    std::future<void> next;
-    if (bytes - at > piece_bytes)
-      next = std::async(std::launch::async, [&] { make(piece(at + piece_bytes)); });
-    use(piece(at));
-    if (next.valid()) next.get();
-  }
-}
-/// A part and its checksum; `fill(piece)` before a piece is sent. `limit`: of each piece.
-template <class Byte, class Fill>
-void send_part(Channel& channel, std::size_t bytes, std::span<Byte> memory, std::chrono::nanoseconds limit,
-               Fill fill) {
-  Checksum sum;
-  in_pieces(
-      bytes, memory,
-      [&](std::span<Byte> piece) {
-        fill(piece);
-        sum.update(piece);
-      },
-      [&](std::span<Byte> piece) { channel.send(piece, limit); });
-  const std::uint64_t seal = sum.value();
-  channel.send(std::as_bytes(std::span(&seal, 1)), limit);
-}
-/// The other end of it; `take(piece)` when a piece has come. False: what came does not match its checksum.
-template <class Take>
-bool receive_part(Channel& channel, std::size_t bytes, std::span<std::byte> memory,
-                  std::chrono::nanoseconds limit, Take take) {
-  Checksum sum;
-  in_pieces(
-      bytes, memory, [&](std::span<std::byte> piece) { channel.receive(piece, limit); },
-      [&](std::span<std::byte> piece) {
-        sum.update(piece);
-        take(piece);
-      });
-  std::uint64_t seal = 0;
-  channel.receive(std::as_writable_bytes(std::span(&seal, 1)), limit);
-  return seal == sum.value();
 }
 
 }  // namespace detail
