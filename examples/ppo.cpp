@@ -26,8 +26,8 @@ int main(int argc, char** argv) {
   dvla::Config<Push> defaults;
   defaults.run.name = "ppo";
   defaults.run.iterations = 150;
-  defaults.run.demonstrations =
-      256;  // from 64 some seeds stay where one of the two targets is reached from near alone
+  // From 64 some seeds stay where one of the two targets is reached from near alone.
+  defaults.run.demonstrations = 256;
   defaults.run.demonstration_noise = 0.2;
   defaults.environment.environments = 256;
   defaults.algorithm.learning_rate = 6e-4;
