@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ENVIRONMENTS = ["Toy", "MuJoCo<Push>", "MuJoCo<Reach>", "MuJoCo<PickAndPlace>", "ManiSkill"]
+ENVIRONMENTS = ["Toy", "MuJoCo<Push>", "MuJoCo<Reach>", "MuJoCo<PickAndPlace>", "Gymnasium"]
 PIPELINES = [f"Pipeline<Sampler<{e}>, Trainer<GRPO{more}>>" for e in ENVIRONMENTS for more in ("", ", FSDP")]
 
 

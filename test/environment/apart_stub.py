@@ -20,6 +20,9 @@ parser.add_argument("--fault", default="none")
 parser.add_argument("--row", type=int, default=0)
 parser.add_argument("--step", type=int, default=1)
 parser.add_argument("--once", default="")
+parser.add_argument("--horizon", type=int, default=6)
+parser.add_argument("--camera", action="store_true")
+parser.add_argument("--refuse", default="")
 options = parser.parse_args()
 
 conn = socket.socket(fileno=3)
@@ -32,8 +35,8 @@ def receive():
     return json.loads(text)
 
 
-def answer(call, made=0, solved=(), failed=()):
-    conn.send(json.dumps({"call": call, "made": made, "solved": list(solved),
+def answer(call, made=0, solved=(), failed=(), action=()):
+    conn.send(json.dumps({"call": call, "made": made, "solved": list(solved), "action": list(action),
                           "failed": [{"row": row, "why": why} for row, why in failed]}).encode())
 
 
@@ -68,8 +71,14 @@ def misbehave(kind, call):
 
 start = receive()
 pool = memoryview(mmap.mmap(4, start["pool_bytes"]))
-spec, rows = start["spec"], {}
-answer(start["call"])
+cameras = [{"name": "top", "height": 2, "width": 3, "device": "cpu"}] if options.camera else []
+spec, rows = {"observation": {"cameras": cameras, "proprioception": 2, "instructions": ["go left", "go right"],
+                              "proprioception_device": "cpu"},
+              "action": {"dimensions": 1, "categories": [], "bounds": []}, "horizon": options.horizon, "cases": 0}, {}
+if options.refuse == "differ":  # worker by worker
+    spec["horizon"] += start["first"]
+conn.send(json.dumps({"call": start["call"], "spec": None if options.refuse == "start" else spec,
+                      "error": "there is no robot" if options.refuse == "start" else ""}).encode())
 
 
 def floats(offset, first, count):
@@ -77,7 +86,7 @@ def floats(offset, first, count):
 
 
 def show(command, index):
-    row, cameras = rows[index], spec["observation"]["cameras"]
+    row = rows[index]
     for offset, camera in zip(command["frames"], cameras):
         size = camera["height"] * camera["width"] * 3
         pool[offset + index * size:offset + (index + 1) * size] = bytes([row["colour"]]) * size
@@ -89,16 +98,23 @@ def show(command, index):
 
 while True:
     command = receive()
-    call, chunk, made, failed = command["call"], command["chunk"], 0, []
+    call, kind, chunk, made, failed = command["call"], command["kind"], command["chunk"], 0, []
+    if kind in ("expert", "render"):
+        row, size = rows[command["rows"][0]], 3 * command["height"] * command["width"]
+        if kind == "render":
+            pool[command["frames"][0]:command["frames"][0] + size] = bytes([row["colour"]]) * size
+        failing = [(command["rows"][0], "it has no hands")] if options.refuse == kind else []
+        answer(call, action=[row["target"]] if kind == "expert" else [], failed=failing)
+        continue
     for i, index in enumerate(command["rows"]):
-        if chunk == 0:
+        if kind == "reset":
             case = command["cases"][i]
             draw = random.Random(command["seeds"][i] if case < 0 else -1 - case)
             rows[index] = {"target": draw.uniform(-1, 1), "colour": draw.randrange(256), "steps": 0, "over": 0, "solved": False}
         row = rows[index]
         last = row["steps"] + chunk
         if options.fault != "none" and index == options.row and row["steps"] <= options.step <= last and (
-                chunk == 0) == (options.step == 0) and not row["over"] and misbehave(options.fault, call):
+                kind == "reset") == (options.step == 0) and not row["over"] and misbehave(options.fault, call):
             failed.append((index, "the gripper fell off"))
             continue
         for c in range(chunk):

@@ -5,8 +5,10 @@
 #include <pthread.h>
 #include <sys/wait.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,14 +26,10 @@ using dvla::Field;
 dvla::ApartOptions stub(std::int64_t rows, int workers, std::vector<std::string> arguments = {}) {
   dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
                              .rows = rows,
-                             .workers = workers,
-                             .spec = {.observation = {.cameras = {{"top", 2, 3}},
-                                                      .proprioception = 2,
-                                                      .instructions = {"go left", "go right"}},
-                                      .action = {1},
-                                      .horizon = 6}};
+                             .workers = workers};
+  options.program.push_back("--camera");
   options.program.insert(options.program.end(), arguments.begin(), arguments.end());
-  options.deadline = std::chrono::milliseconds(1500);
+  options.step_deadline = options.reset_deadline = std::chrono::milliseconds(1500);
   return options;
 }
 bool exists(pid_t process) { return ::kill(process, 0) == 0 || errno != ESRCH; }
@@ -195,6 +193,60 @@ TEST_CASE("A worker that is killed between two calls is begun anew by the next r
         "its process ended by signal 9 (Killed) (worker 1), 0 control steps into its episode");
 }
 
+TEST_CASE("The expert's word and a picture come from the row's worker; what it cannot do, it says") {
+  World world(stub(4, 2));
+  world.reset(world.everybody);
+  std::vector<float> action(1);
+  world.environment.expert(3, action);
+  CHECK(action[0] != 0);
+  std::vector<std::uint8_t> picture(3 * 4 * 5, 0xEE);
+  world.environment.render(3, 5, 4, picture);
+  for (const std::uint8_t each : picture) CHECK(each == world.all->observation.frames[0][3 * 2 * 3 * 3]);
+  CHECK(world.step(world.everybody) == 8);
+  const pid_t gone = world.environment.processes()[1];
+  ::kill(gone, SIGKILL);
+  siginfo_t info{};
+  REQUIRE(::waitid(P_PID, static_cast<id_t>(gone), &info, WEXITED | WNOWAIT) == 0);
+  CHECK_THROWS_WITH_AS(world.environment.expert(3, action),
+                       "its process ended by signal 9 (Killed) (worker 1)", dvla::Error);
+  CHECK_THROWS_AS(world.environment.render(2, 5, 4, picture), dvla::Error);
+  world.environment.expert(0, action);
+  World other(stub(4, 2, {"--refuse", "expert"}));
+  other.reset(other.everybody);
+  CHECK_THROWS_WITH_AS(other.environment.expert(1, action), "it has no hands", dvla::Error);
+}
+
+TEST_CASE("Where the process that has a batch is killed, its workers are killed with it, a stopped one too") {
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  const pid_t parent = ::fork();
+  if (parent == 0) {
+    World world(stub(4, 2));
+    const auto both = world.environment.processes();
+    ::kill(both[1], SIGSTOP);
+    if (::write(ends[1], both.data(), sizeof(pid_t) * 2) < 0) ::_exit(1);
+    ::kill(::getpid(), SIGKILL);
+  }
+  std::array<pid_t, 2> workers{};
+  REQUIRE(::read(ends[0], workers.data(), sizeof workers) == sizeof workers);
+  int status = 0;
+  REQUIRE(::waitpid(parent, &status, 0) == parent);
+  CHECK(WIFSIGNALED(status));
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const auto runs = [](pid_t process) {  // a zombie, where nobody reaps it, does not
+    std::ifstream stat("/proc/" + std::to_string(process) + "/stat");
+    std::string id, name, state;
+    stat >> id >> name >> state;
+    return !state.empty() && state != "Z" && state != "X";
+  };
+  while ((runs(workers[0]) || runs(workers[1])) && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK_FALSE(runs(workers[0]));
+  CHECK_FALSE(runs(workers[1]));
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
 TEST_CASE("What cannot be started is one sentence before anything is stepped") {
   dvla::EnvironmentPool pool(std::size_t{1} << 20);
   const auto refuses = [&](dvla::ApartOptions options, const std::string& why,
@@ -213,6 +265,8 @@ TEST_CASE("What cannot be started is one sentence before anything is stepped") {
       nothing,
       "an environment's worker cannot be started: cannot run the program 'no-such-simulator': No such file",
       pool);
+  refuses(stub(4, 2, {"--refuse", "start"}), "an environment's worker cannot be started: there is no robot", pool);
+  refuses(stub(4, 2, {"--refuse", "differ"}), "its environment is not that of the other workers", pool);
   nothing.program = {"false"};
   refuses(nothing, "an environment's worker cannot be started: its process ended with exit code 1", pool);
   nothing.program = {"sleep", "1000"};

@@ -4,8 +4,10 @@
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,12 +35,10 @@ struct ApartEnvironment : dvla::ApartBatch {
     dvla::ApartOptions options{
         .program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
         .rows = knobs.environments,
-        .workers = 4,
-        .spec = {.observation = {.cameras = {}, .proprioception = 2, .instructions = {"go left", "go right"}},
-                 .action = {1},
-                 .horizon = knobs.horizon}};
+        .workers = 4};
+    options.program.insert(options.program.end(), {"--horizon", std::to_string(knobs.horizon)});
     options.program.insert(options.program.end(), arguments.begin(), arguments.end());
-    options.deadline = std::chrono::milliseconds(2000);
+    options.step_deadline = options.reset_deadline = std::chrono::milliseconds(2000);
     return options;
   }
 };
@@ -119,4 +119,55 @@ TEST_CASE("SIGTERM while a process hangs ends the run cleanly, and no process is
     CHECK(report.batches < 10);
   }
   CHECK(has_no_children());
+}
+
+TEST_CASE("A hundred seeded kills: only groups that are counted are lost, and nothing is left behind") {
+  const auto descriptors = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator{});
+  };
+  const auto before = descriptors();
+  arguments = {};
+  {
+    auto config = config_of<InTurn>(1000000);
+    config.run.failed_share = 1;
+    dvla::Run<InTurn> run(config);
+    std::int64_t told = 0;
+    run.on_notice([&](const std::string& what) {
+      if (contains(what, "its process ended by signal 9")) ++told;
+    });
+    dvla::stop_flag stop;
+    std::atomic<std::int64_t> kills{0};
+    std::jthread killer([&](std::stop_token end) {
+      dvla::SplitMix64 random(7);
+      while (!end.stop_requested() && kills < 100) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5 + random.below(30)));
+        std::vector<pid_t> workers;  // as the kernel knows them: they come and go
+        for (const auto& task : fs::directory_iterator("/proc/self/task")) {
+          std::ifstream children(task.path() / "children");
+          for (pid_t each; children >> each;) workers.push_back(each);
+        }
+        if (workers.empty()) continue;
+        ::kill(workers[random.below(workers.size())], SIGKILL);
+        ++kills;
+      }
+      stop.request_stop();
+    });
+    std::int64_t episodes = 0, batches = 0;
+    const auto report = run.train(
+        [&](const dvla::Iteration& each) {
+          episodes += each.update.episodes;
+          CHECK(each.update.episodes % 4 == 0);  // whole groups
+          ++batches;
+        },
+        {}, &stop);
+    killer.join();
+    CHECK(kills == 100);
+    CHECK(report.batches == batches);
+    CHECK(report.failed_rows == told);
+    CHECK(report.failed_rows > 0);
+    CHECK(episodes >= 16 * batches - 4 * report.failed_rows);
+    CHECK(episodes < 16 * batches);
+  }
+  CHECK(has_no_children());
+  CHECK(descriptors() == before);
 }

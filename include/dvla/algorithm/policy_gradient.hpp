@@ -303,7 +303,14 @@ class PolicyGradientTrainer {
       for (std::int64_t s = 0; s < S; ++s) {
         if (s > 0 && table.end.at(s)[row] == 0) break;
         ++stats.episodes;
-        stats.success_rate += table.success.at(s)[row];
+        const bool solved = table.success.at(s)[row] != 0;
+        stats.success_rate += solved;
+        const std::int64_t begun = s == 0 ? 0 : table.decision.at(s - 1)[row] + 1;  // the decision in which it did
+        const auto task = static_cast<std::size_t>(transition.observation.instruction.at(begun)[row]);
+        if (task < stats.tasks.size()) {
+          ++stats.tasks[task].episodes;
+          stats.tasks[task].solved += solved;
+        }
       }
       if (S == 1) {
         stats.mean_return += return_B_[b];
@@ -368,8 +375,12 @@ class PolicyGradientTrainer {
         visit(*count);
       visit(stats.episodes);
       visit(stats.rows);
+      for (TaskCount& task : stats.tasks) {
+        visit(task.episodes);
+        visit(task.solved);
+      }
     };
-    std::array<double, 20> values{};
+    std::array<double, 20 + 2 * std::tuple_size_v<decltype(UpdateStats::tasks)>> values{};
     std::size_t i = 0;
     each([&](auto value) { values[i++] = static_cast<double>(value); });
     weights.sum(values);

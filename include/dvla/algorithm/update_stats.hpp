@@ -3,6 +3,7 @@
 // arithmetic that fills a LossStats is clip_loss.hpp's.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -69,6 +70,11 @@ struct LossStats {
   double mean(double sum) const { return units == 0 ? 0 : sum / static_cast<double>(units); }
 };
 
+/// Episodes of one task in a batch.
+struct TaskCount {
+  double episodes = 0, solved = 0;
+};
+
 /// What one update did. Means are over the batch, that of all trainers where several share it.
 struct UpdateStats {
   LossStats loss;            ///< summed over every micro-batch of every epoch
@@ -81,6 +87,8 @@ struct UpdateStats {
   std::size_t informative_groups = 0;  ///< groups with a non-zero advantage
   /// 1 - Var(target - value) / Var(target) of the values that the batch was sampled with; 0 where there are none.
   double explained_variance = 0;
+  /// By the instruction's index, of the first tasks; more are in no curve of their own, and in evaluations all are.
+  std::array<TaskCount, 16> tasks{};
 };
 
 }  // namespace dvla

@@ -1,9 +1,10 @@
 // Apart: environments in processes of their own, for simulators that hang, crash or hold a lock of their language.
-// A worker is a child with some of the batch's rows. It has a socket as descriptor 3 and the environment pool as
-// descriptor 4: commands and answers are one line of JSON each, what rows show and are told to do lies in the
-// pool, so observations are born where the model reads them. A worker that does not answer in time, answers
-// nonsense or is gone costs its rows, which fail as rows do (rows.hpp), and is started anew when one of them is
-// reset. Design: "Rows that fail". A machinery derives from ApartBatch; what a child does is told at ApartStart.
+// A worker is a child with some of the batch's rows. It has a socket as descriptor 3, the environment pool as
+// descriptor 4, and as descriptor 5 what ends it when this process does: commands and answers are one line of JSON
+// each, what rows show and are told to do lies in the pool, so observations are born where the model reads them.
+// A worker that does not answer in time, answers nonsense or is gone costs its rows, which fail as rows do
+// (rows.hpp), and is started anew when one of them is reset. Design: "Rows that fail". A machinery derives from
+// ApartBatch; what a child does is told at ApartStart.
 // Of fields elsewhere than in the pool (evaluations, demonstrations) the rows of the call are copied.
 //
 // Legend: N rows of the batch, C control steps a chunk, A action dimensions, P proprioception.
@@ -34,25 +35,38 @@
 
 namespace dvla {
 
-/// The first thing that a child is told, and answers as it does any command. It has rows [first, first + rows) of
-/// the batch. The pool is `pool_bytes` from offset 0 of descriptor 4. A child whose socket is closed is to end.
+/// The first thing that a child is told. It has rows [first, first + rows) of the batch. The pool is `pool_bytes`
+/// from offset 0 of descriptor 4. A child whose socket is closed is to end.
 struct ApartStart {
   std::int64_t call = 0, first = 0, rows = 0;
   std::uint64_t pool_bytes = 0;
-  EnvironmentSpec spec{};
+};
+/// What it answers: the same of every worker of a batch. An error is one sentence, and there is no spec.
+struct ApartReady {
+  std::int64_t call = 0;
+  std::optional<EnvironmentSpec> spec{};
+  std::string error{};
 };
 
-/// A reset (`chunk` is 0) or a step of these rows, numbers of the batch. Fields are as in Outcome and Transition,
-/// contiguous, [N, ...]: given is the offset of row 0, or -1 where there is none.
+/// What a child is to do with these rows, numbers of the batch: `reset` and `step` them, say what a scripted
+/// expert would do in a row (`expert`), or draw it into frames[0], [height, width, 3] (`render`). Fields are as in
+/// Outcome and Transition, contiguous, [N, ...]: given is the offset of row 0, or -1 where there is none.
+enum class ApartCall : std::uint8_t { reset, step, expert, render };
+template <>
+inline constexpr auto enum_names<ApartCall> =
+    std::to_array<std::string_view>({"reset", "step", "expert", "render"});
 struct ApartCommand {
-  std::int64_t call = 0;   ///< to be repeated in the answer
-  std::int64_t chunk = 0;  ///< C
+  std::int64_t call = 0;  ///< to be repeated in the answer
+  ApartCall kind = ApartCall::reset;
+  std::int64_t chunk = 0;  ///< C, of a step
   std::vector<std::int64_t> rows{};
   std::vector<std::uint64_t> seeds{};  ///< [rows] Start::seed and Start::case_index, of a reset
   std::vector<std::int64_t> cases{};
+  bool training = false;  ///< Start::training of all of them
   std::vector<std::int64_t> frames{};
   std::int64_t proprioception = -1, instruction = -1;
   std::int64_t action = -1, reward = -1, terminated = -1, truncated = -1;
+  std::int64_t height = 0, width = 0;
 };
 
 struct ApartFailure {
@@ -64,16 +78,18 @@ struct ApartAnswer {
   std::int64_t call = 0;
   std::int64_t made = 0;               ///< transitions
   std::vector<std::int64_t> solved{};  ///< of the command's rows, those whose episode has been solved
+  std::vector<float> action{};         ///< [A] the expert's
   std::vector<ApartFailure> failed{};
 };
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, pool_bytes, spec);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartCommand, call, chunk, rows, seeds, cases, frames, proprioception,
-                        instruction, action, reward, terminated, truncated);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, pool_bytes);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartReady, call, spec, error);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartCommand, call, kind, chunk, rows, seeds, cases, training, frames,
+                        proprioception, instruction, action, reward, terminated, truncated, height, width);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartFailure, row, why);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, failed);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, action, failed);
 
 namespace dvla {
 
@@ -81,10 +97,9 @@ struct ApartOptions {
   std::vector<std::string> program;  ///< and its arguments; found on PATH
   std::int64_t rows = 1;             ///< N
   int workers = 1;
-  EnvironmentSpec spec{};
-  /// Of one step or reset, and of a start, which a reset may have to make first. Their sum is to be less than
-  /// run.step_deadline_s, beyond which the whole run ends.
-  std::chrono::milliseconds deadline{60'000}, start_deadline{120'000};
+  /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to make first. The
+  /// last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
+  std::chrono::milliseconds step_deadline{60'000}, reset_deadline{60'000}, start_deadline{120'000};
 };
 
 namespace detail {
@@ -120,11 +135,25 @@ class ApartWorker {
     const io::detail::FileDescriptor far(::fcntl(near.get(), F_DUPFD_CLOEXEC, 10)),
         mapping(::fcntl(pool, F_DUPFD_CLOEXEC, 10));
     if (!far.is_open() || !mapping.is_open()) io::detail::throw_errno("open descriptors for", program[0]);
-    const int code = io::detail::spawn(child_, program, {},
-                                       {{STDOUT_FILENO, STDERR_FILENO}, {3, far.get()}, {4, mapping.get()}});
-    if (code == 0) return;
-    child_ = -1;
-    io::detail::throw_errno("run the program", program[0], code);
+    // A pipe whose other end is this process's alone: the kernel kills the child when that closes, however.
+    std::array<int, 2> leash{};
+    if (::pipe2(leash.data(), O_CLOEXEC) != 0) io::detail::throw_errno("make a pipe for", program[0]);
+    const io::detail::FileDescriptor low(leash[0]);
+    leash_ = io::detail::FileDescriptor(leash[1]);
+    const io::detail::FileDescriptor lease(::fcntl(low.get(), F_DUPFD_CLOEXEC, 10));
+    const int code = io::detail::spawn(
+        child_, program, {},
+        {{STDOUT_FILENO, STDERR_FILENO}, {3, far.get()}, {4, mapping.get()}, {5, lease.get()}});
+    if (code != 0) {
+      child_ = -1;
+      io::detail::throw_errno("run the program", program[0], code);
+    }
+    if (::fcntl(lease.get(), F_SETOWN, child_) != 0 || ::fcntl(lease.get(), F_SETSIG, SIGKILL) != 0 ||
+        ::fcntl(lease.get(), F_SETFL, O_ASYNC) != 0) {
+      const int why = errno;
+      (void)end();
+      io::detail::throw_errno("tie to this process the program", program[0], why);
+    }
   }
   /// Throws Error where it does not take it.
   void send(const std::string& text) {
@@ -133,7 +162,8 @@ class ApartWorker {
     throw Error(std::string("its process took no command: ") + std::strerror(errno));
   }
   /// The answer to `call`; nothing if none comes before `until`. Throws Error where what comes is none.
-  std::optional<ApartAnswer> receive(std::int64_t call, Clock::time_point until) {
+  template <class Answer>
+  std::optional<Answer> receive(std::int64_t call, Clock::time_point until) {
     pollfd answered{socket(), POLLIN, 0};
     int ready = 0;
     do {
@@ -148,7 +178,7 @@ class ApartWorker {
     if (size <= 0) throw Error(end(std::chrono::milliseconds(200)));
     if (static_cast<std::size_t>(size) > text_.size())
       throw Error("its process answered with " + std::to_string(size) + " bytes");
-    const auto answer = parse_json<ApartAnswer>({text_.data(), static_cast<std::size_t>(size)},
+    const auto answer = parse_json<Answer>({text_.data(), static_cast<std::size_t>(size)},
                                                 "its process gave an answer that is none");
     if (answer.call != call)
       throw Error("its process answered call " + std::to_string(answer.call) + ", not " +
@@ -167,6 +197,7 @@ class ApartWorker {
     }
     child_ = -1;
     socket_.close();
+    leash_.close();
     return !by_itself          ? "its process closed its socket and was killed"
            : WIFEXITED(status) ? "its process ended with exit code " + std::to_string(WEXITSTATUS(status))
                                : "its process ended by signal " + std::to_string(WTERMSIG(status)) + " (" +
@@ -175,7 +206,7 @@ class ApartWorker {
 
  private:
   pid_t child_ = -1;
-  io::detail::FileDescriptor socket_;
+  io::detail::FileDescriptor socket_, leash_;
   std::vector<char> text_;
 };
 
@@ -186,8 +217,8 @@ class ApartWorker {
 /// `(knobs, pool)` makes the options and hands the pool on.
 class ApartBatch {
  public:
-  /// Starts all workers. `pool` must outlive this and be one that a child can be given, as DualPool's is; throws
-  /// ConfigError otherwise, and where a worker does not start.
+  /// Starts all workers, who say what the environment is. `pool` must outlive this and be one that a child can be
+  /// given, as DualPool's is; throws ConfigError otherwise, and where a worker does not start.
   ApartBatch(ApartOptions options, std::pmr::memory_resource& pool)
       : options_(checked(std::move(options))),
         pool_(shared(pool)),
@@ -197,21 +228,26 @@ class ApartBatch {
     for (std::int64_t w = 0; w < options_.workers; ++w) calls.push_back({w});
     start(calls);
     for (const Call& each : calls)
-      if (!each.answer) throw ConfigError("an environment's worker cannot be started: " + each.why);
+      if (!each.why.empty()) throw ConfigError("an environment's worker cannot be started: " + each.why);
   }
 
   std::int64_t size() const { return options_.rows; }
-  std::int64_t horizon() const { return options_.spec.horizon; }
-  const ObservationSpec& observation_spec() const { return options_.spec.observation; }
-  const ActionSpec& action_spec() const { return options_.spec.action; }
+  std::int64_t horizon() const { return spec_->horizon; }
+  const ObservationSpec& observation_spec() const { return spec_->observation; }
+  const ActionSpec& action_spec() const { return spec_->action; }
+  std::int64_t cases() const { return spec_->cases; }
   bool succeeded(std::int64_t row) const { return states_.at(static_cast<std::size_t>(row)).solved; }
 
   void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
-    exchange(rows, starts, [&](ApartCommand& command, Borrowed& fields) { show(command, next, fields); });
+    exchange(rows, starts, [&](ApartCommand& command, Borrowed& fields) {
+      command.training = std::ranges::all_of(starts, &Start::training);
+      show(command, next, fields);
+    });
   }
 
   std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
     return exchange(rows, {}, [&](ApartCommand& command, Borrowed& fields) {
+      command.kind = ApartCall::step;
       command.chunk = action.extents()[1];
       command.action = fields.place(action);
       command.reward = fields.place(outcome.reward);
@@ -219,6 +255,26 @@ class ApartBatch {
       command.truncated = fields.place(outcome.truncated);
       show(command, outcome.next, fields);
     });
+  }
+
+  /// What the scripted expert would do. Throws Error with the child's reason, and where the child is gone.
+  void expert(std::int64_t row, std::span<float> action) {
+    const auto said = ask_about(row, {.kind = ApartCall::expert}, "its expert").action;
+    if (said.size() != action.size())
+      throw Error("its expert's action has " + std::to_string(said.size()) + " numbers, and not " +
+                  std::to_string(action.size()));
+    std::ranges::copy(said, action.begin());
+  }
+  /// [height, width, 3]. Throws as expert() does.
+  void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
+    Field<std::uint8_t> picture({1, height, width, 3});
+    picture.place(rgb.data());
+    const std::array<std::int64_t, 1> only{0};
+    Borrowed fields(pool_, only);
+    (void)ask_about(
+        row,
+        {.kind = ApartCall::render, .frames = {fields.place(picture)}, .height = height, .width = width},
+        "a picture");
   }
 
   /// Of the workers that have been started and not ended. Between two calls.
@@ -248,8 +304,9 @@ class ApartBatch {
     std::span<const std::int64_t> rows{};
     std::size_t first = 0;  ///< of `rows`, among the call's
     ApartCommand command{};
+    std::optional<ApartReady> ready{};
     std::optional<ApartAnswer> answer{};
-    std::string why{};  ///< there is none
+    std::string why{};  ///< it did not start, or gave no answer
   };
 
   /// The fields of a call, as offsets into the pool. Where one lies elsewhere, a block of the pool stands in for
@@ -351,10 +408,36 @@ class ApartBatch {
       }
       if (!each.command.rows.empty()) ask(each, json_text(each.command), asked);
     }
-    wait(asked, options_.deadline, resets ? "its reset" : "a step");
+    wait(asked, resets ? options_.reset_deadline : options_.step_deadline, resets ? "its reset" : "a step",
+         &Call::answer);
     std::int64_t made = 0;
     for (Call& each : calls) made += conclude(each, rows, resets);
     return made;
+  }
+
+  /// One row's worker, outside of a batch's calls. Throws Error where it does not do it.
+  ApartAnswer ask_about(std::int64_t row, ApartCommand command, const std::string& what) {
+    Call call{worker_of(row)};
+    Worker& own = worker(call);
+    const std::lock_guard lock(own.mutex);
+    if (!own.child.alive()) throw Error(state(row).lost);
+    command.rows = {row};
+    command.call = ++own.calls;
+    call.command = std::move(command);
+    std::vector<Call*> asked;
+    ask(call, json_text(call.command), asked);
+    wait(asked, options_.step_deadline, what, &Call::answer);
+    if (!call.answer) {
+      lose(call);
+      throw Error(state(row).lost);
+    }
+    if (!call.answer->failed.empty()) throw Error(call.answer->failed.front().why);
+    return *call.answer;
+  }
+  std::int64_t worker_of(std::int64_t row) const {
+    std::int64_t w = 0;
+    while (first_of(w + 1) <= row) ++w;
+    return w;
   }
 
   std::vector<Call> calls_of(const Rows& rows) const {
@@ -386,11 +469,21 @@ class ApartBatch {
       const ApartStart start{.call = each.command.call = ++own.calls,
                              .first = first_of(each.worker),
                              .rows = first_of(each.worker + 1) - first_of(each.worker),
-                             .pool_bytes = pool_.region().size(),
-                             .spec = options_.spec};
+                             .pool_bytes = pool_.region().size()};
       ask(each, json_text(start), asked);
     }
-    wait(asked, options_.start_deadline, "its start");
+    wait(asked, options_.start_deadline, "its start", &Call::ready);
+    for (Call* each : asked) {
+      if (!each->ready) continue;
+      if (!each->ready->spec) {
+        each->why = each->ready->error.empty() ? "it does not say what it shows and takes" : each->ready->error;
+        (void)worker(*each).child.end();
+      } else if (!spec_) {
+        spec_ = std::move(each->ready->spec);
+      } else if (json_text(*each->ready->spec) != json_text(*spec_)) {
+        give_up(*each, "its environment is not that of the other workers");
+      }
+    }
   }
 
   void ask(Call& call, const std::string& text, std::vector<Call*>& asked) {
@@ -406,12 +499,14 @@ class ApartBatch {
     if (!worker(call).child.end().empty()) call.why += ", and was killed";
   }
   /// For all of their answers, until the deadline; whoever has none then, or gives none, is killed.
-  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what) {
+  template <class Answer>
+  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what,
+            std::optional<Answer> Call::* answer) {
     const auto until = Clock::now() + limit;
     for (Call* each : asked) {
       try {
-        each->answer = worker(*each).child.receive(each->command.call, until);
-        if (!each->answer)
+        each->*answer = worker(*each).child.receive<Answer>(each->command.call, until);
+        if (!(each->*answer))
           give_up(*each, "its process did not come back from " + what + " within " +
                              std::to_string(limit.count()) + " ms");
       } catch (const Error& error) {
@@ -420,12 +515,16 @@ class ApartBatch {
     }
   }
 
+  /// Its worker is gone, if it says why.
+  void lose(const Call& call) {
+    const std::string who = " (worker " + std::to_string(call.worker) + ")";
+    for (std::int64_t row = first_of(call.worker); !call.why.empty() && row < first_of(call.worker + 1);
+         ++row)
+      if (state(row).lost.empty()) state(row).lost = call.why + who;
+  }
   std::int64_t conclude(const Call& call, Rows& rows, bool resets) {
     if (!call.answer) {
-      const std::string who = " (worker " + std::to_string(call.worker) + ")";
-      for (std::int64_t row = first_of(call.worker); !call.why.empty() && row < first_of(call.worker + 1);
-           ++row)
-        if (state(row).lost.empty()) state(row).lost = call.why + who;
+      lose(call);
       for (const std::int64_t row : call.rows)
         rows.failures().add(row, state(row).lost + (resets ? ""
                                                            : ", " + std::to_string(state(row).steps) +
@@ -445,6 +544,7 @@ class ApartBatch {
 
   const ApartOptions options_;
   HostPool& pool_;
+  std::optional<EnvironmentSpec> spec_;  ///< as the first worker said
   std::vector<RowState> states_;
   std::deque<Worker> workers_;
 };

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
@@ -15,11 +16,12 @@ namespace dvla::detail {
 template <class Knobs>
 const Knobs& checked(const Knobs& knobs) {
   for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
-    const auto number = static_cast<double>(value);
-    if (number < doc.least || number > doc.most)
-      throw ConfigError(concat("environment.", name, " is ", number_text(number), "; it must be from ",
-                               static_cast<std::int64_t>(doc.least), " to ",
-                               static_cast<std::int64_t>(doc.most)));
+    if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>) {
+      const auto number = static_cast<double>(value);
+      if (number < doc.least || number > doc.most)
+        throw ConfigError(concat("environment.", name, " is ", number_text(number), "; it must be from ",
+                                 number_text(doc.least), " to ", number_text(doc.most)));
+    }
   });
   check(knobs);
   return knobs;

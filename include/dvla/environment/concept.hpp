@@ -25,6 +25,9 @@ namespace dvla {
 struct Start {
   std::uint64_t seed = 0;
   std::int64_t case_index = -1;  ///< of those that the environment enumerates (HasCases); -1: from the seed
+  /// An episode to learn from. Where a reset that depends on the start alone is dear, an environment may have a
+  /// knob by which such episodes begin faster, from a state that also depends on what its row did before.
+  bool training = false;
 };
 
 /// What an environment says of itself that does not depend on how many rows it has.
@@ -139,7 +142,7 @@ concept HasRender = requires(Type& environment, std::int64_t row, std::span<std:
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::Start, seed, case_index);
+BOOST_HANA_ADAPT_STRUCT(dvla::Start, seed, case_index, training);
 BOOST_HANA_ADAPT_STRUCT(dvla::CameraSpec, name, height, width, device);
 BOOST_HANA_ADAPT_STRUCT(dvla::ObservationSpec, cameras, proprioception, instructions, proprioception_device);
 BOOST_HANA_ADAPT_STRUCT(dvla::ActionBounds, low, high);

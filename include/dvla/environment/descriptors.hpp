@@ -10,6 +10,7 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
 #include "dvla/environment/mujoco_knobs.hpp"
+#include "dvla/environment/python/knobs.hpp"
 #include "dvla/environment/toy_knobs.hpp"
 
 namespace dvla {
@@ -61,17 +62,16 @@ struct Toy {
   };
 };
 
-/// ManiSkill's tasks (SAPIEN, PhysX). Declared, not built in this version.
+/// ManiSkill's tasks (SAPIEN, PhysX).
 struct ManiSkill {
   using slot = environment_slot;
-  using knobs = NoKnobs;
+  using knobs = ManiSkillKnobs;
   static constexpr std::string_view name = "ManiSkill";
-  static constexpr bool built = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: ManiSkill is declared but not built in this version; use MuJoCo<Task> or Toy, or "
-                  "write your own environment (docs/extending.md)");
+                  "dvla: ManiSkill is named but its machinery is not included: add #include "
+                  "<dvla/environment/maniskill.hpp>");
   };
 };
 
@@ -89,17 +89,16 @@ struct Libero {
   };
 };
 
-/// Any environment with Gymnasium's interface. Declared, not built in this version.
+/// Any environment with Gymnasium's interface.
 struct Gymnasium {
   using slot = environment_slot;
-  using knobs = NoKnobs;
+  using knobs = GymnasiumKnobs;
   static constexpr std::string_view name = "Gymnasium";
-  static constexpr bool built = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: Gymnasium is declared but not built in this version; use MuJoCo<Task> or Toy, or "
-                  "write your own environment (docs/extending.md)");
+                  "dvla: Gymnasium is named but its machinery is not included: add #include "
+                  "<dvla/environment/gymnasium.hpp>");
   };
 };
 

@@ -88,6 +88,7 @@ struct RunFolder {
   std::filesystem::path trace = folder / "trace.json", success_svg = folder / "success.svg",
                         before_gif = folder / "before.gif", after_gif = folder / "after.gif",
                         config = folder / "config.json", report = folder / "report.json",
+                        page = folder / "index.html",
                         checkpoint = folder / "checkpoint";
   std::filesystem::path job = folder / job_name;  ///< names the job that writes here, for its own restarts
   FolderLock lock{};
@@ -137,7 +138,7 @@ struct RunFolder {
  private:
   void remove_own_files() const {
     namespace fs = std::filesystem;
-    for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report, job})
+    for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report, page, job})
       fs::remove(file);
     for (const char* extension : {".csv", ".gnuplot"})
       fs::remove(fs::path(success_svg).replace_extension(extension));

@@ -30,6 +30,7 @@
 #include "dvla/pipeline/cause.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "dvla/pipeline/command_line.hpp"
+#include "dvla/pipeline/page.hpp"
 #include "dvla/pipeline/progress.hpp"
 #include "dvla/pipeline/run.hpp"
 #include "dvla/trace/chrome.hpp"
@@ -291,10 +292,15 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                                 std::unique_ptr<Run<P>>& run, std::string& end) {
   const io::SafeStreams streams;
   bool leads = false;
-  const auto warn = [](const std::string& what) { std::cerr << "warning: " + what + "\n"; };
   // Shared with the run's threads, which outlive this where training throws.
   std::shared_ptr<ProgressLine> progress;
+  const auto faults = std::make_shared<FaultList>();
+  const auto warn = [faults](const std::string& what) {
+    faults->add(what);
+    std::cerr << "warning: " + what + "\n";
+  };
   const auto print = [&](const std::string& line) {
+    if (line.starts_with("warning: ")) faults->add(line.substr(9));
     progress ? progress->say(line) : void(std::cerr << line + "\n");
   };
   io::Watchers watchers(print);
@@ -515,7 +521,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     }
   }
   progress = std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
-  run->on_notice([progress](const std::string& what) { progress->say("warning: " + what); });
+  run->on_notice([progress, faults](const std::string& what) {
+    faults->add(what);
+    progress->say("warning: " + what);
+  });
   const std::vector<Start>& episodes = run->evaluation_episodes();
   const auto only_watch = [&](const std::string& what, auto work) {
     unless_stopped([&] {
@@ -547,6 +556,23 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
+  nlohmann::json page = page_data(config);
+  const auto write_page = [&](const std::string& state, std::int64_t batches,
+                              const nlohmann::json& report = nullptr) {
+    watchers.attempt("index.html", [&] {
+      std::vector<EvaluationPoint> points;
+      if (result.success_before) points.push_back({earlier_batches, *result.success_before});
+      if (result.success_rate) points.push_back({run->next_batch(), *result.success_rate});
+      detail::fill_page(page, state, run->live_history(), static_cast<std::size_t>(batches), run->spec().observation.instructions, points, *faults);
+      page["report"] = report;
+      page["evaluation_episodes"] = episodes.size();
+      page["pictures"] = nlohmann::json::array();
+      for (const auto& file : {folder.before_gif, folder.after_gif})
+        if (std::filesystem::exists(file)) page["pictures"].push_back(file.filename().string());
+      io::write_page(folder.page, page);
+      write_runs_page(root);
+    });
+  };
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
   std::optional<io::TensorBoardWriter> events;
   const auto log = [&](auto write) {
@@ -559,15 +585,23 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     progress->say(end_by_hang(what));
     std::_Exit(1);  // past the thread that hangs
   });
+  // The page costs the observer a hundredth of its time at most.
+  using clock = std::chrono::steady_clock;
+  clock::time_point next_page = clock::now();
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
           log([&](auto& to) { detail::log_scalars(to, iteration, earlier_steps); });
           progress->show(iteration, run->trace());
+          if (const auto begin = clock::now(); begin >= next_page) {
+            write_page("running", iteration.batch + 1);
+            next_page = clock::now() + std::max<clock::duration>(100 * (clock::now() - begin), std::chrono::seconds(10));
+          }
         },
         after_update, &stop, at_end);
-  } catch (const std::exception&) {
+  } catch (const std::exception& why) {
     end = keep();
+    write_page(std::string("ended by an error: ") + why.what(), run->next_batch());
     throw;
   }
   progress->finish();
@@ -601,7 +635,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       lost.push_back(why.what());
     }
   };
-  leave(folder.report, [&] { return detail::report_json(*run, result).dump(2) + "\n"; });
+  const nlohmann::json report = detail::report_json(*run, result);
+  leave(folder.report, [&] { return report.dump(2) + "\n"; });
   const std::filesystem::path hand_overs = folder.hand_overs(run->recording().first_batch);
   if (config.run.record) leave(hand_overs, [&] { return to_text(run->recording()); });
   if (config.run.trace)
@@ -614,12 +649,13 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     detail::draw_success(folder.success_svg, config.run.name + ": success while training", run->history());
   });
   film(folder.after_gif);
+  write_page(result.report.stopped ? "stopped" : "finished", run->next_batch(), report);
   if (stop.stop_requested() && !result.report.stopped)
     say("stopped by request" + by(stop.signal()) + ": the last animation is left out");
 
   say(detail::figures_text(*run, result));
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
-  for (const auto& file : {folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
+  for (const auto& file : {folder.page, folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
                            folder.trace, hand_overs, saved})
     if (std::error_code unknown; std::filesystem::exists(file, unknown))
       written += ", " + file.lexically_relative(folder.folder).string();

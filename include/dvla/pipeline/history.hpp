@@ -1,5 +1,5 @@
 // The batches that a run has trained, one row each, and which comes next. Training appends to it, an observer
-// that lags behind copies out of it. Memory grows with the run: about 200 bytes a batch. Writes no files: see
+// that lags behind copies out of it. Memory grows with the run: about 450 bytes a batch. Writes no files: see
 // checkpoint.hpp. Torch-free.
 #pragma once
 

@@ -529,7 +529,8 @@ class RolloutWorker {
       const std::int64_t s = rows_[static_cast<std::size_t>(row)].episodes++;
       const std::int64_t group = (in_whole(pass.first) + row) / options_.group;
       starts_.push_back({.seed = s == 0 ? stream_seed(options_.seed, Stream::episode, pass.batch, group)
-                                        : stream_seed(options_.seed, Stream::episode, pass.batch, group, s)});
+                                        : stream_seed(options_.seed, Stream::episode, pass.batch, group, s),
+                         .training = true});
       pass.all.episode.seed.at(s)[pass.first + row] = starts_.back().seed;
     }
     reset(rows, starts_, rows_at(pass.all.observation, t, pass.first, environment_.size()));

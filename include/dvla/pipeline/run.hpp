@@ -271,6 +271,8 @@ class Run {
   /// All batches trained since the start, those before a resume included. It grows as the run goes on: read
   /// it in `after_update` or while no lane runs, not in `on_iteration`, which is given its batch.
   const std::vector<Iteration>& history() const { return history_.iterations(); }
+  /// The same for an observer beside training.
+  const History& live_history() const { return history_; }
   /// What the last train() wrote down where `run.record` asked for it, also if it threw: the schedule Replay
   /// repeats it. Empty otherwise.
   const Recording& recording() const { return recorded_; }

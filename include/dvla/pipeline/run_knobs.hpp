@@ -48,6 +48,7 @@ struct RunKnobs : AdapterKnobs {
   double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
   double imitation_target = 0.3;     ///< cloning stops at this success rate
   int imitation_steps = 400;         ///< or after this many steps
+  int imitation_check = 5;           ///< steps between two looks at it: each plays an episode of every environment
   std::string resume;                ///< checkpoint to continue from; empty = start anew
   bool trace = true;                 ///< write trace.json
   bool record = false;               ///< write hand_overs.json, which the schedule Replay repeats
@@ -95,6 +96,7 @@ inline constexpr auto run_docs = std::to_array<KnobDoc>({
     {"demonstration_noise", "standard deviation added to the expert's actions", 0, 10},
     {"imitation_target", "success rate at which cloning stops", 0, 1},
     {"imitation_steps", "most optimiser steps of cloning", 0, 1e9},
+    {"imitation_check", "steps of cloning between two checks, an episode of every environment each", 1, 1e9},
     {"resume", "checkpoint to continue from; empty = start anew"},
     {"trace", "write trace.json"},
     {"record", "write hand_overs.json: which weights decided where, for the schedule Replay"},
@@ -121,5 +123,5 @@ struct boost::hana::accessors_impl<K>
           &K::keep_checkpoints, &K::checkpoint_weights, &K::evaluation_episodes, &K::evaluation_cases,
           &K::failure_costs, &K::failed_share, &K::step_deadline_s, &K::inference_rows, &K::reward_scale,
           &K::auto_reset, &K::pass_steps, &K::episodes_per_row, &K::demonstrations, &K::demonstration_noise,
-          &K::imitation_target, &K::imitation_steps, &K::resume, &K::trace, &K::record, &K::animation,
-          &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite, &K::allow_changes> {};
+          &K::imitation_target, &K::imitation_steps, &K::imitation_check, &K::resume, &K::trace, &K::record,
+          &K::animation, &K::quiet, &K::heartbeat_s, &K::collectives, &K::overwrite, &K::allow_changes> {};

@@ -37,7 +37,6 @@ struct WarmStartResult {
 template <class Rollouts, class Model, class Weights>
 WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights, const RunKnobs& knobs,
                            const stop_flag* stop = nullptr) {
-  constexpr std::int64_t check_every = 5;  // optimiser steps between success checks
   constexpr std::int64_t decisions = 128;  // demonstrated ones an optimiser step
   const auto seed = static_cast<std::uint64_t>(knobs.seed);
   WarmStartResult result;
@@ -87,7 +86,7 @@ WarmStartResult warm_start(Rollouts& rollouts, Model& model, Weights& weights, c
     }
     weights.step(optimiser);
     ++result.steps;
-    if (result.steps % check_every == 0 || result.steps == knobs.imitation_steps) {
+    if (result.steps % knobs.imitation_check == 0 || result.steps == knobs.imitation_steps) {
       rollouts.install(0);
       const std::int64_t N = rollouts.environments();
       const auto episodes = fresh_starts(seed, Stream::probe, result.steps * N, N);

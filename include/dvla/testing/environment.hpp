@@ -33,6 +33,7 @@ struct EnvironmentCheck {
   std::int64_t most_steps = 60;      ///< control steps played per episode, if the horizon is longer
   float largest_proprioception = 3;  ///< "about [-1, 1]", with room for random actions
   std::uint64_t seed = 1;
+  bool experts = true;  ///< false: of those that only some of its tasks have
 };
 
 namespace detail {
@@ -137,8 +138,10 @@ class EnvironmentProbe {
     groups(one);
     resets(one);
     scattered(seeds, plain, one);
-    if constexpr (HasCases<Machinery>) cases(one);
-    if constexpr (HasExpert<Machinery>) experts(seeds, one);
+    if constexpr (HasCases<Machinery>)
+      if (environment_.cases() > 0) cases(one);
+    if constexpr (HasExpert<Machinery>)
+      if (check_.experts) experts(seeds, one);
     return wrong_.sentences;
   }
 

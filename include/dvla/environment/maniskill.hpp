@@ -1,0 +1,27 @@
+// ManiSkill: its tasks (SAPIEN, PhysX on the CPU) in worker processes of Python (environment/python/batch.hpp), one
+// environment a row. `scripts/setup maniskill` makes an interpreter that has it, and a Vulkan driver, which it wants
+// even for states. Paper: the simulator of all figures. Does not run PhysX on a GPU.
+#pragma once
+
+#include <memory_resource>
+
+#include "dvla/environment/descriptors.hpp"
+#include "dvla/environment/python/batch.hpp"
+
+namespace dvla {
+
+/// Thread-safety and errors as PythonBatch says. Unless ManiSkillKnobs::fast_reset, an episode depends on its seed
+/// alone: each reset builds the scene anew, since contacts survive ManiSkill's plain one.
+class ManiSkillEnvironment : public PythonBatch {
+ public:
+  /// `pool` must outlive this.
+  ManiSkillEnvironment(const ManiSkillKnobs& knobs, std::pmr::memory_resource& pool)
+      : PythonBatch("maniskill", knobs, pool) {}
+};
+
+template <class Pipeline>
+struct machinery<ManiSkill, Pipeline> {
+  using type = ManiSkillEnvironment;
+};
+
+}  // namespace dvla

@@ -1,0 +1,68 @@
+// Environments in Python as rows of a batch: worker processes (environment/apart.hpp) that run worker.py beside
+// this file with the simulator's own interpreter. This program links no Python, and the simulator may have any
+// torch. What a space of Gymnasium becomes, stands in docs/slots/environment.md.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "dvla/core/json.hpp"
+#include "dvla/core/process_limits.hpp"
+#include "dvla/environment/apart.hpp"
+#include "dvla/environment/checked_knobs.hpp"
+#include "dvla/environment/python/knobs.hpp"
+
+namespace dvla {
+namespace detail {
+
+/// The worker's program. The file is Python and a raw string of C++, from its second character on.
+inline constexpr std::string_view python_worker = std::string_view(
+#include "dvla/environment/python/worker.py"
+).substr(1);
+
+/// Keeps a run's numbers of seconds in the range that a wait takes.
+inline std::chrono::milliseconds milliseconds_of(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+}  // namespace detail
+
+/// Thread-safety, deadlines and what a worker's death costs: ApartBatch. The constructor throws ConfigError with the
+/// simulator's own reason where an environment cannot be made. Experts and pictures are the simulator's to refuse,
+/// in an Error, when they are asked for.
+class PythonBatch : public ApartBatch {
+ protected:
+  /// `kind`: which of worker.py's classes; `folder`: of the interpreter that scripts/setup makes for it.
+  template <class Knobs>
+  PythonBatch(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool)
+      : ApartBatch(options(kind, detail::checked(knobs)), pool) {}
+
+ private:
+  template <class Knobs>
+  static ApartOptions options(std::string_view kind, const Knobs& knobs) {
+    const std::string setup = "scripts/setup " + std::string(kind),
+                      own = ".venv-" + std::string(kind) + "/bin/python";
+    const std::string python = knobs.python.empty() ? own : knobs.python;
+    if (python.find('/') != python.npos && !std::filesystem::exists(python))
+      throw ConfigError("environment.python is '" + python + "', and there is no such program: " + setup +
+                        " makes " + own + " in the folder that it is called in, or give an interpreter that has " +
+                        std::string(kind));
+    auto told = json_of(knobs);
+    told["kind"] = kind;
+    ApartOptions options{.program = {python, "-c", std::string(detail::python_worker), told.dump()},
+                         .rows = knobs.environments,
+                         .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(),
+                                             knobs.environments)};
+    options.step_deadline = detail::milliseconds_of(knobs.worker_step_s);
+    options.reset_deadline = detail::milliseconds_of(knobs.worker_reset_s);
+    options.start_deadline = detail::milliseconds_of(knobs.worker_start_s);
+    return options;
+  }
+};
+
+}  // namespace dvla

@@ -1,0 +1,108 @@
+// What a user tunes in environments that are Python's (Gymnasium, ManiSkill): plain structs without Python, so that
+// compositions can be named, printed and read from a file without any simulator.
+#pragma once
+
+#include <string>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/knobs.hpp"
+
+namespace dvla {
+
+/// Of every one. Where it lists tasks, they are one behind the other, with commas between.
+struct PythonKnobs {
+  int environments = 16;
+  int workers = 0;
+  std::string python{};
+  std::string arguments = "{}";
+  int max_episode_steps = 0;
+  std::string instruction{};
+  std::string task_weights{};
+  bool render = false;
+  double worker_step_s = 30;
+  double worker_reset_s = 60;
+  double worker_start_s = 180;
+};
+
+template <>
+inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
+    {"environments", "environments stepped at once; a multiple of the group", 1, 65536},
+    {"workers", "processes that the environments are spread over; 0 = one a core", 0, 1024},
+    {"python", "interpreter that has the simulator; empty = the one that scripts/setup made"},
+    {"arguments", "keyword arguments for making an environment, as a JSON object"},
+    {"max_episode_steps", "longest episode; 0 = the environment's own", 0, 1000000, "control steps"},
+    {"instruction", "what the policy is told; empty = from the task's name"},
+    {"task_weights", "how often each task is played, as 2,1,1; empty = all alike"},
+    {"render", "environments can be drawn (run.animation)"},
+    {"worker_step_s", "a worker that steps for longer is killed and its rows fail", 0.01, 86400, "s"},
+    {"worker_reset_s", "the same of a reset", 0.01, 86400, "s"},
+    {"worker_start_s", "the same of a worker's start, which imports the simulator", 0.01, 86400, "s"},
+});
+
+struct GymnasiumKnobs : PythonKnobs {
+  std::string id{};
+  std::string factory{};
+  double success_return = 0;
+};
+
+template <>
+inline constexpr auto knob_docs<GymnasiumKnobs> = joined_docs(
+    knob_docs<PythonKnobs>,
+    std::to_array<KnobDoc>({
+        {"id", "of Gymnasium's registry, as FetchReach-v4; several, with commas between, are tasks"},
+        {"factory", "module:function that makes an environment of your own, instead of an id"},
+        {"success_return", "an episode that has gained as much has solved its task and ends; 0 = where it says success",
+         0, 1e9},
+    }));
+
+/// Rules beyond ranges; found by validate(config).
+inline void check(const GymnasiumKnobs& knobs) {
+  if (knobs.id.empty() == knobs.factory.empty())
+    throw ConfigError(knobs.id.empty() ? "environment.id is empty; give an id of Gymnasium's registry (--id "
+                                         "FetchReach-v4), or environment.factory"
+                                       : "environment.id and environment.factory are both given; give one");
+}
+
+struct ManiSkillKnobs : PythonKnobs {
+  std::string task = "PickCube-v1";
+  std::string obs_mode = "state";
+  std::string control_mode{};
+  std::string reward_mode{};
+  std::string robot_uids{};
+  int camera_pixels = 0;
+  bool fast_reset = false;
+};
+
+template <>
+inline constexpr auto knob_docs<ManiSkillKnobs> = joined_docs(
+    knob_docs<PythonKnobs>,
+    std::to_array<KnobDoc>({
+        {"task", "ManiSkill's name of it, as PushCube-v1; several with commas between"},
+        {"obs_mode", "state, rgb, rgb+state, or another of ManiSkill's"},
+        {"control_mode", "as pd_ee_delta_pos; empty = the robot's own"},
+        {"reward_mode", "sparse, dense, normalized_dense, none; empty = the task's own"},
+        {"robot_uids", "as panda; empty = the task's own"},
+        {"camera_pixels", "side of the sensors' frames; 0 = the task's own", 0, 2048, "pixels"},
+        {"fast_reset",
+         "training's episodes begin without building the scene anew: 5 times as fast, but what touched before shows"},
+    }));
+
+inline void check(const ManiSkillKnobs& knobs) {
+  if (knobs.task.empty())
+    throw ConfigError("environment.task is empty; give a task of ManiSkill (--task PushCube-v1)");
+}
+
+}  // namespace dvla
+
+template <std::same_as<dvla::PythonKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::environments, &K::workers, &K::python, &K::arguments, &K::max_episode_steps,
+                    &K::instruction, &K::task_weights, &K::render, &K::worker_step_s, &K::worker_reset_s,
+                    &K::worker_start_s> {};
+template <std::same_as<dvla::GymnasiumKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::more_members<dvla::PythonKnobs, &K::id, &K::factory, &K::success_return> {};
+template <std::same_as<dvla::ManiSkillKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::more_members<dvla::PythonKnobs, &K::task, &K::obs_mode, &K::control_mode, &K::reward_mode,
+                         &K::robot_uids, &K::camera_pixels, &K::fast_reset> {};

@@ -1,0 +1,702 @@
+R"python("
+# A worker of environments in Python: Gymnasium's, ManiSkill's, or a user's own. It is a child of the trainer
+# (environment/apart.hpp says what it is told and answers), has some rows of the batch, and writes what they show
+# straight into the environment pool: one copy, from the simulator's array into its row. This file is Python, and a
+# raw string of C++ that worker_source.hpp includes; its first and last line are both. NumPy is all that it needs
+# beside the simulator. argv[1] is PythonOptions as JSON.
+import fcntl
+import gc
+import importlib.util
+import inspect
+import json
+import mmap
+import os
+import random
+import socket
+import sys
+import traceback
+
+
+def described(error):
+    """One line: what was raised, and where, the innermost place last."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != "<string>"]
+    where = ", ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames[-6:])
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:1000] + (f" ({where})" if where else "")
+
+
+class Unsupported(Exception):
+    """One sentence for who chose this environment."""
+
+
+# ---- Spaces -----------------------------------------------------------------------------------------------------
+def kind_of(space):
+    """By name: a space may be gymnasium's, or one of its children's."""
+    for base in type(space).__mro__:
+        if base.__name__ in ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple"):
+            return base.__name__
+    raise Unsupported(f"{type(space).__name__} is a space that dvla does not take; it takes Box, Discrete, MultiDiscrete, "
+                      "MultiBinary, and Dict and Tuple of those")
+
+
+def leaves(space, path=()):
+    kind = kind_of(space)
+    if kind == "Dict":
+        for key, inner in space.spaces.items():
+            yield from leaves(inner, path + (key,))
+    elif kind == "Tuple":
+        for index, inner in enumerate(space.spaces):
+            yield from leaves(inner, path + (index,))
+    else:
+        yield path, kind, space
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+def array(value):
+    """A NumPy array, without a copy where it lies in host memory."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)
+
+
+def is_picture(kind, space):
+    return kind == "Box" and space.dtype == np.uint8 and len(space.shape) in (2, 3) and (
+        len(space.shape) == 2 or space.shape[2] in (1, 3))
+
+
+class Shown:
+    """An observation space, as cameras and numbers."""
+
+    def __init__(self, space, skipped=(), camera_names=None):
+        self.cameras, self.numbers, self.width = [], [], 0
+        for path, kind, leaf in leaves(space):
+            if path and path[0] in skipped:
+                continue
+            if is_picture(kind, leaf):
+                name = (camera_names or "/".join)([str(key) for key in path]) or "image"
+                self.cameras.append((path, name, leaf.shape[0], leaf.shape[1]))
+                continue
+            if kind in ("Box", "MultiBinary"):
+                count = int(np.prod(leaf.shape))
+            elif kind == "Discrete":
+                count = int(leaf.n)
+            else:
+                count = int(np.sum(leaf.nvec))
+            self.numbers.append((path, kind, leaf, self.width, self.width + count))
+            self.width += count
+
+    def write(self, seen, numbers, frames):
+        """`numbers`: [P] or None; `frames`: [H, W, 3] of each camera."""
+        for path, kind, leaf, first, last in self.numbers:
+            value = array(at(seen, path)).reshape(-1)
+            if kind in ("Box", "MultiBinary"):
+                if value.size != last - first:
+                    raise ValueError(f"it shows {value.size} numbers at {'/'.join(map(str, path)) or 'the top'}, and its space says {last - first}")
+                numbers[first:last] = value
+                continue
+            numbers[first:last] = 0
+            if kind == "Discrete":
+                numbers[first + int(value[0]) - int(leaf.start)] = 1
+            else:
+                place = first
+                for n, chosen in zip(np.asarray(leaf.nvec).reshape(-1), value):
+                    numbers[place + int(chosen)] = 1
+                    place += int(n)
+        for (path, _, height, width), frame in zip(self.cameras, frames):
+            picture = array(at(seen, path))
+            frame[:] = picture.reshape(height, width, -1)
+
+
+class Taken:
+    """An action space, from a row of floats."""
+
+    def __init__(self, space):
+        self.space, self.parts, self.categories, self.bounds = space, [], [], []
+        for path, kind, leaf in leaves(space):
+            first = len(self.categories)
+            if kind == "Box":
+                low, high = np.asarray(leaf.low).reshape(-1), np.asarray(leaf.high).reshape(-1)
+                for i in range(low.size):
+                    if not (np.isfinite(low[i]) and np.isfinite(high[i]) and low[i] < high[i]):
+                        raise Unsupported(f"dimension {first + i} of its actions lies in [{low[i]}, {high[i]}]; dvla takes finite bounds, the "
+                                          "lower one first: wrap it (gymnasium.wrappers.RescaleAction)")
+                    self.categories.append(0)
+                    self.bounds.append({"low": float(low[i]), "high": float(high[i])})
+            else:
+                counts = {"Discrete": lambda: [int(leaf.n)], "MultiBinary": lambda: [2] * int(np.prod(leaf.shape)),
+                          "MultiDiscrete": lambda: [int(n) for n in np.asarray(leaf.nvec).reshape(-1)]}[kind]()
+                for n in counts:
+                    if n < 2:
+                        raise Unsupported(f"dimension {len(self.categories)} of its actions is one of {n}; there must be 2 to choose from")
+                    self.categories.append(n)
+                    self.bounds.append({"low": -1.0, "high": 1.0})
+            self.parts.append((path, kind, leaf, first, len(self.categories)))
+
+    def value(self, floats):
+        built = [self.part(kind, leaf, floats[first:last]) for _, kind, leaf, first, last in self.parts]
+        if kind_of(self.space) not in ("Dict", "Tuple"):
+            return built[0]
+        it = iter(built)
+        return self.build(self.space, it)
+
+    def build(self, space, it):
+        kind = kind_of(space)
+        if kind == "Dict":
+            return {key: self.build(inner, it) for key, inner in space.spaces.items()}
+        if kind == "Tuple":
+            return tuple(self.build(inner, it) for inner in space.spaces)
+        return next(it)
+
+    @staticmethod
+    def part(kind, leaf, floats):
+        if kind == "Box":
+            return np.array(floats, dtype=leaf.dtype).reshape(leaf.shape)
+        if kind == "Discrete":
+            return int(floats[0]) + int(leaf.start)
+        if kind == "MultiDiscrete":
+            return (np.array(floats).astype(leaf.dtype) + np.asarray(getattr(leaf, "start", 0)).reshape(-1)).reshape(leaf.shape).astype(leaf.dtype)
+        return np.array(floats).astype(leaf.dtype).reshape(leaf.shape)
+
+
+# ---- Tasks: what a row may play ---------------------------------------------------------------------------------
+def scalar(value):
+    return value.item() if hasattr(value, "item") else value
+
+
+def solved_by(info):
+    for key in ("success", "is_success"):
+        if key in info:
+            return bool(scalar(info[key]))
+    return False
+
+
+def is_vector(env):
+    return hasattr(env, "num_envs") and hasattr(env, "single_action_space")
+
+
+class GymnasiumTask:
+    """One id of Gymnasium's registry, or a factory `module:function` that makes an environment."""
+
+    skipped = ()
+    camera_name = None
+
+    def __init__(self, name, options, rows):
+        self.name, self.options, self.rows = name, options, rows
+        self.arguments = options["arguments"]
+        self.limit = options["max_episode_steps"]
+
+    def make(self):
+        if self.options["factory"]:
+            module, _, function = self.options["factory"].partition(":")
+            if not function:
+                raise Unsupported(f"environment.factory is '{self.options['factory']}'; it must be module:function")
+            sys.path.insert(0, os.getcwd())
+            make, arguments = getattr(importlib.import_module(module), function), dict(self.arguments)
+            if "num_envs" in inspect.signature(make).parameters:  # a vector environment of all rows here
+                arguments["num_envs"] = self.rows
+            return make(**arguments)
+        import gymnasium
+
+        if self.options["render"]:
+            self.arguments.setdefault("render_mode", "rgb_array")
+        if self.limit:
+            self.arguments.setdefault("max_episode_steps", self.limit)
+        for module in ("ale_py", "gymnasium_robotics", "minigrid"):  # they register what they bring when asked
+            if self.name in gymnasium.registry or ":" in self.name:  # module:id is imported by make itself
+                break
+            if importlib.util.find_spec(module) is not None:
+                gymnasium.register_envs(importlib.import_module(module))
+        return gymnasium.make(self.name, disable_env_checker=True, **self.arguments)
+
+    def horizon(self, env):
+        limit = self.limit or self.own_limit(env)
+        if not limit:
+            raise Unsupported(f"{self.name} says of no episode how long it may be; give environment.max_episode_steps")
+        return int(limit)
+
+    def own_limit(self, env):
+        return getattr(getattr(env, "spec", None), "max_episode_steps", None)
+
+    def spaces(self, env):
+        return (env.single_observation_space, env.single_action_space) if is_vector(env) else (env.observation_space, env.action_space)
+
+    def instruction(self):
+        return self.name.rpartition("/")[2].partition("-v")[0]
+
+    def reset(self, env, seed, training):
+        return env.reset(seed=seed)[0]
+
+    def step(self, env, action):
+        seen, reward, terminated, truncated, info = env.step(action)
+        return seen, float(reward), bool(terminated), bool(truncated), solved_by(info)
+
+    def expert(self, env):
+        own = getattr(env.unwrapped, "expert_action", None)
+        if own is not None:
+            return np.asarray(own(), dtype=np.float32).reshape(-1)
+        if self.name.startswith("FetchReach"):  # towards the goal, the gripper left alone
+            base = env.unwrapped
+            observation = base._get_obs()
+            return np.append(np.clip(8 * (observation["desired_goal"] - observation["achieved_goal"]), -1, 1), 0).astype(np.float32)
+        raise Unsupported(f"{self.name} has no scripted expert: give the environment a method expert_action(), or run.demonstrations 0")
+
+    def render(self, env):
+        picture = env.render()
+        if picture is None:
+            raise Unsupported("its render() gives no picture; environment.render must be true, and its render_mode rgb_array")
+        return array(picture)
+
+
+# What a language-conditioned policy is told, of the tasks of ManiSkill 3 that need no download.
+MANISKILL_INSTRUCTIONS = {
+    "PushCube-v1": "push the cube to the goal", "PullCube-v1": "pull the cube to the goal", "PickCube-v1": "pick up the cube and move it to the goal",
+    "PickCubeSO100-v1": "pick up the cube and move it to the goal", "PickCubeWidowXAI-v1": "pick up the cube and move it to the goal",
+    "StackCube-v1": "stack the red cube on the green cube", "StackPyramid-v1": "build a pyramid of the three cubes",
+    "PegInsertionSide-v1": "insert the peg into the hole in the box", "PlugCharger-v1": "plug the charger into the socket",
+    "LiftPegUpright-v1": "lift the peg and stand it upright", "PokeCube-v1": "poke the cube with the peg",
+    "PullCubeTool-v1": "pull the cube closer with the tool", "PushT-v1": "push the T onto its outline",
+    "RollBall-v1": "roll the ball to the goal", "PlaceSphere-v1": "place the sphere into the bin",
+    "TwoRobotPickCube-v1": "pick up the cube and hand it to the other side", "TwoRobotStackCube-v1": "stack the cubes with both arms",
+    "DrawTriangle-v1": "draw the outlined triangle", "DrawSVG-v1": "draw the outlined shape", "DrawTableTop-v1": "draw on the table",
+    "TurnFaucet-v1": "turn on the faucet", "InsertFlower-v1": "insert the flower into the vase",
+    "RotateCubeLevel0-v1": "turn the cube", "RotateValveLevel0-v1": "turn the valve",
+    "TriFingerRotateCubeLevel0-v1": "turn the cube with the fingers", "RotateSingleObjectInHandLevel0-v1": "turn the object in the hand",
+    "MS-CartpoleBalance-v1": "balance the pole", "MS-CartpoleSwingUp-v1": "swing the pole up and balance it",
+    "MS-HopperStand-v1": "stand", "MS-HopperHop-v1": "hop forwards", "MS-AntWalk-v1": "walk", "MS-AntRun-v1": "run",
+    "MS-HumanoidStand-v1": "stand", "MS-HumanoidWalk-v1": "walk", "MS-HumanoidRun-v1": "run",
+    "AnymalC-Reach-v1": "walk to the goal", "AnymalC-Spin-v1": "turn on the spot", "UnitreeG1Stand-v1": "stand",
+}
+
+
+class ManiSkillTask(GymnasiumTask):
+    """A task of ManiSkill, on the CPU: one environment an instance, tensors of batch 1."""
+
+    skipped = ("sensor_param",)
+
+    @staticmethod
+    def camera_name(path):
+        return path[-2] if len(path) > 1 else "image"
+
+    def make(self):
+        import builtins
+
+        said = []  # what it prints before it asks
+        usual = builtins.print
+        builtins.print = lambda *words, **more: (said.append(" ".join(map(str, words))), usual(*words, **more))[1]
+
+        def refuse(question=""):
+            raise Unsupported(" ".join(" ".join([*said[-2:], str(question)]).replace("(y|n):", "").strip("- ").split()) +
+                              " (nobody can answer here: download them with ManiSkill's own command first)")
+
+        builtins.input = refuse  # it asks whether to download: there is nobody to answer
+        import torch
+
+        torch.set_num_threads(1)
+        import gymnasium
+        import mani_skill.envs  # noqa: F401: registers them
+
+        options, arguments = self.options, dict(self.arguments)
+        arguments.setdefault("num_envs", 1)
+        arguments.setdefault("obs_mode", options["obs_mode"])
+        arguments.setdefault("sim_backend", "physx_cpu")
+        for key in ("control_mode", "reward_mode", "robot_uids"):
+            if options[key]:
+                arguments.setdefault(key, options[key])
+        if self.limit:
+            arguments.setdefault("max_episode_steps", self.limit)
+        if options["render"]:
+            arguments.setdefault("render_mode", "rgb_array")
+        elif arguments["obs_mode"] in ("state", "state_dict", "none"):
+            arguments.setdefault("render_backend", "none")
+        if options["camera_pixels"]:
+            arguments.setdefault("sensor_configs", {"width": options["camera_pixels"], "height": options["camera_pixels"]})
+        env = gymnasium.make(self.name, **arguments)
+        if env.unwrapped.num_envs != 1:
+            raise Unsupported("a worker takes one environment an instance: num_envs must be 1")
+        gc.collect()
+        gc.freeze()  # a reset that reconfigures collects garbage: two thirds of its time, else
+        return env
+
+    def own_limit(self, env):
+        from mani_skill.utils import gym_utils
+
+        return gym_utils.find_max_episode_steps_value(env)
+
+    def spaces(self, env):
+        return env.unwrapped.single_observation_space, env.unwrapped.single_action_space
+
+    def instruction(self):
+        words = self.name.rpartition("-v")[0] or self.name
+        return MANISKILL_INSTRUCTIONS.get(self.name, words)
+
+    def reset(self, env, seed, training):
+        # Contacts survive a plain reset: only one that builds the scene anew depends on the seed alone.
+        pure = not (training and self.options["fast_reset"])
+        return env.reset(seed=seed, options={"reconfigure": True} if pure else {})[0]
+
+    def step(self, env, action):
+        seen, reward, terminated, truncated, info = env.step(action)
+        return seen, float(reward), bool(terminated), bool(truncated), solved_by(info)
+
+    def expert(self, env):
+        base = env.unwrapped
+        if self.name == "PushCube-v1" and base.control_mode == "pd_ee_delta_pos":
+            tool, cube = (array(part.pose.p)[0] for part in (base.agent.tcp, base.obj))
+            behind = cube + np.array([-0.08, 0, 0])
+            aim = np.zeros(4, dtype=np.float32)
+            if abs(tool[1] - cube[1]) > 0.01 or tool[0] > cube[0] - 0.03 or tool[2] > 0.06:
+                if tool[0] > cube[0] - 0.05 and tool[2] < 0.08:
+                    behind[2] = 0.12  # over it
+                aim[:3] = np.clip((behind - tool) / 0.1, -1, 1)
+            else:
+                aim[:3] = np.clip([0.5, (cube[1] - tool[1]) / 0.1, (cube[2] - tool[2]) / 0.1], -1, 1)
+            aim[3] = -1
+            return aim
+        return super().expert(env)
+
+    def render(self, env):
+        return array(env.render())[0] if len(array(env.render()).shape) == 4 else array(env.render())
+
+
+# ---- Rows -------------------------------------------------------------------------------------------------------
+class Row:
+    """One row: an environment of each task that it has played."""
+
+    def __init__(self, batch):
+        self.batch, self.made, self.task = batch, {}, 0
+        self.over, self.solved, self.steps, self.gained, self.seen = 0, False, 0, 0.0, None
+
+    def env(self, task):
+        if task not in self.made:
+            self.made[task] = self.batch.first.pop(task, None) or self.batch.tasks[task].make()
+        return self.made[task]
+
+    def drop(self):
+        """After an exception: what it left behind is not to be trusted."""
+        env = self.made.pop(self.task, None)
+        try:
+            if env is not None:
+                env.close()
+        except Exception:
+            pass
+
+    def reset(self, seed, case, training):
+        if case >= 0:
+            raise ValueError(f"there is no case {case}: this environment enumerates none")
+        self.task = self.batch.task_of(seed)
+        # Gymnasium and ManiSkill take seeds below 2^31 everywhere.
+        self.begin(self.batch.tasks[self.task].reset(self.env(self.task), seed % (2**31 - 1), training))
+
+    def begin(self, seen):
+        self.over, self.solved, self.steps, self.gained, self.seen = 0, False, 0, 0.0, seen
+
+    def step(self, floats):
+        """One control step of a row that is not over. Its reward."""
+        if not np.isfinite(floats).all():
+            raise ValueError(f"its action at control step {self.steps} is not a finite number; did training diverge?")
+        made = self.batch.tasks[self.task].step(self.env(self.task), self.batch.taken.value(floats))
+        self.note(*made)
+        return made[1]
+
+    def note(self, seen, reward, terminated, truncated, solved):
+        batch = self.batch
+        self.seen = seen
+        self.steps += 1
+        self.gained += reward
+        self.solved = solved or 0 < batch.options.get("success_return", 0) <= self.gained
+        if terminated or self.solved:
+            self.over = 1
+        elif truncated or self.steps >= batch.horizon:
+            self.over = 2
+
+
+def row_of(seen, index):
+    if isinstance(seen, dict):
+        return {key: row_of(value, index) for key, value in seen.items()}
+    if isinstance(seen, tuple):
+        return tuple(row_of(value, index) for value in seen)
+    return np.array(seen[index])
+
+
+class Vector:
+    """A vector environment of the user's: all rows of this worker, stepped together. Rows whose episode is over idle along, whatever
+    its autoreset mode makes of that; only a mode that is DISABLED can begin some of them again."""
+
+    def __init__(self, batch, env):
+        self.batch, self.env = batch, env
+        if env.num_envs != len(batch.rows):
+            raise Unsupported(f"the factory made {env.num_envs} environments, and a worker has {len(batch.rows)} rows: it must take num_envs")
+        if len(batch.tasks) != 1 or kind_of(batch.taken.space) in ("Dict", "Tuple"):
+            raise Unsupported("a vector environment has one task, and actions in a Box, Discrete, MultiDiscrete or MultiBinary")
+        mode = getattr(env, "metadata", {}).get("autoreset_mode")
+        self.mode = getattr(mode, "name", str(mode)).upper()
+        self.ended = np.zeros(len(batch.rows), bool)
+
+    def reset(self, rows, seeds):
+        if self.env is None:
+            self.env = self.batch.tasks[0].make()
+        everybody = self.batch.rows
+        chosen = {row: int(seed) % (2**31 - 1) for row, seed in zip(rows, seeds)}
+        if len(chosen) == len(everybody):
+            seen, _ = self.env.reset(seed=[chosen[index] for index in range(len(everybody))])
+        elif self.mode == "DISABLED":
+            mask = np.array([index in chosen for index in range(len(everybody))])
+            seen, _ = self.env.reset(seed=[chosen.get(index) for index in range(len(everybody))], options={"reset_mask": mask})
+        else:
+            raise Unsupported(f"a vector environment whose autoreset mode is {self.mode} begins all its rows together; DISABLED can begin some")
+        for index in chosen:
+            self.ended[index] = False
+            everybody[index].begin(row_of(seen, index))
+
+    def step(self, rows, floats):
+        """One control step, [own rows, A]. Of each of `rows` whether it made it, what it gained, and how it is over."""
+        everybody = self.batch.rows
+        running = [index for index in rows if not everybody[index].over]
+        if not running:
+            return {index: (False, 0.0, everybody[index].over) for index in rows}
+        idle = [index for index, row in enumerate(everybody) if index not in running and not row.over and row.seen is not None]
+        if idle:
+            raise Unsupported("a vector environment steps all its rows at once, and some were not asked for: give each stage of sampling "
+                              "workers of its own")
+        if not np.isfinite(floats[running]).all():
+            raise ValueError("an action is not a finite number; did training diverge?")
+        if self.mode == "DISABLED" and self.ended.any():  # it steps none that have ended: these begin again, for nobody
+            self.env.reset(options={"reset_mask": self.ended})
+        actions = np.stack([np.asarray(self.batch.taken.value(floats[index] if index in running else np.zeros_like(floats[index])))
+                            for index in range(len(everybody))])
+        seen, reward, terminated, truncated, info = self.env.step(actions)
+        self.ended = np.logical_or(terminated, truncated)
+        for index in running:
+            own, facts = row_of(seen, index), {key: value[index] for key, value in info.items()
+                                               if key in ("success", "is_success")}
+            if self.mode == "SAME_STEP" and (terminated[index] or truncated[index]):
+                last, final = info["final_obs"][index], info["final_info"]
+                own, facts = last, {key: value[index] for key, value in final.items() if key in ("success", "is_success")}
+            everybody[index].note(own, float(reward[index]), bool(terminated[index]), bool(truncated[index]), solved_by(facts))
+        return {index: (index in running, float(reward[index]) if index in running else 0.0, everybody[index].over) for index in rows}
+
+    def drop(self):
+        try:
+            self.env.close()
+        except Exception:
+            pass
+        self.env = None
+
+
+class Batch:
+    """The rows of this worker, one environment each."""
+
+    def __init__(self, options, first, count):
+        self.options = options
+        kind = {"gymnasium": GymnasiumTask, "maniskill": ManiSkillTask}[options["kind"]]
+        self.tasks = [kind(name, options, count) for name in options["tasks"]]
+        self.first = {index: task.make() for index, task in enumerate(self.tasks)}  # row 0's
+        self.horizon = max(task.horizon(self.first[index]) for index, task in enumerate(self.tasks))
+        spaces = [task.spaces(self.first[index]) for index, task in enumerate(self.tasks)]
+        self.shown = [Shown(space, kind.skipped, kind.camera_name) for space, _ in spaces]
+        takes = [Taken(space) for _, space in spaces]
+        self.taken = takes[0]
+        for name, other, shown in zip(options["tasks"], takes, self.shown):
+            if (other.categories, other.bounds) != (takes[0].categories, takes[0].bounds):
+                raise Unsupported(f"{name} takes other actions than {options['tasks'][0]}: tasks of one run take the same ones")
+            if [camera[1:] for camera in shown.cameras] != [camera[1:] for camera in self.shown[0].cameras]:
+                raise Unsupported(f"{name} has other cameras than {options['tasks'][0]}: tasks of one run have the same ones")
+            if shown.cameras and shown.width != self.shown[0].width:
+                raise Unsupported(f"{name} shows {shown.width} numbers beside its cameras, and {options['tasks'][0]} {self.shown[0].width}: "
+                                  "tasks with cameras must show as many")
+        self.widest = max(shown.width for shown in self.shown)
+        self.masked = any(shown.width != self.widest for shown in self.shown)  # as many ones and zeros behind the numbers
+        self.width = self.widest * (2 if self.masked else 1)
+        self.rows = [Row(self) for _ in range(count)]
+        self.vector = Vector(self, self.first[0]) if kind is GymnasiumTask and is_vector(self.first[0]) else None
+        weights = options["weights"] or [1.0] * len(self.tasks)
+        self.shares = [weight / sum(weights) for weight in weights]
+
+    def spec(self):
+        instructions = [self.options["instruction"] or task.instruction() for task in self.tasks]
+        cameras = [{"name": name, "height": height, "width": width, "device": "cpu"} for _, name, height, width in self.shown[0].cameras]
+        return {
+            "observation": {"cameras": cameras, "proprioception": self.width, "instructions": instructions, "proprioception_device": "cpu"},
+            "action": {"dimensions": len(self.taken.categories), "categories": self.taken.categories, "bounds": self.taken.bounds},
+            "horizon": self.horizon, "cases": 0,
+        }
+
+    def task_of(self, seed):
+        if len(self.tasks) == 1:
+            return 0
+        draw = random.Random(seed ^ 0x7A5C).random()  # of the seed alone: a group plays one task
+        for index, share in enumerate(self.shares):
+            draw -= share
+            if draw < 0:
+                return index
+        return len(self.tasks) - 1
+
+    def show(self, row, numbers, frames):
+        shown = self.shown[row.task]
+        if self.masked:
+            numbers[:] = 0
+            numbers[self.widest:self.widest + shown.width] = 1
+        shown.write(row.seen, numbers, frames)
+
+
+# ---- The conversation -------------------------------------------------------------------------------------------
+class Worker:
+    def __init__(self, connection, start, batch):
+        self.connection, self.batch, self.first = connection, batch, start["first"]
+        self.pool = mmap.mmap(4, start["pool_bytes"])
+        self.views = {}
+
+    def view(self, offset, dtype, *extents):
+        """[own rows, *extents] of the field whose row 0 lies at `offset`."""
+        key = (offset, dtype, extents)
+        found = self.views.get(key)
+        if found is None:
+            if len(self.views) > 4096:
+                self.views.clear()
+            row = int(np.prod(extents, dtype=np.int64))
+            count = row * len(self.batch.rows)
+            found = np.frombuffer(self.pool, dtype, count, offset + self.first * row * np.dtype(dtype).itemsize)
+            self.views[key] = found = found.reshape((len(self.batch.rows),) + extents)
+        return found
+
+    def perform(self, command):
+        kind, failed, made, solved, expert = command["kind"], [], 0, [], []
+        batch, chunk = self.batch, command["chunk"]
+        numbers = self.view(command["proprioception"], np.float32, batch.width) if command["proprioception"] >= 0 else None
+        instruction = self.view(command["instruction"], np.int32) if command["instruction"] >= 0 else None
+        frames = [self.view(offset, np.uint8, height, width, 3)
+                  for offset, (_, _, height, width) in zip(command["frames"], batch.shown[0].cameras)] if kind != "render" else []
+        if kind == "step":
+            action = self.view(command["action"], np.float32, chunk, len(batch.taken.categories))
+            reward, terminated, truncated = (self.view(command[name], dtype, chunk) for name, dtype in (
+                ("reward", np.float32), ("terminated", np.uint8), ("truncated", np.uint8)))
+        together = []  # what a vector environment has done with all of them at once
+        if batch.vector and kind in ("reset", "step"):
+            own = [number - self.first for number in command["rows"]]
+            try:
+                if kind == "reset":
+                    batch.vector.reset(own, command["seeds"])
+                else:
+                    together = [batch.vector.step(own, action[:, c]) for c in range(chunk)]
+            except Exception as error:
+                batch.vector.drop()
+                why = str(error) if isinstance(error, Unsupported) else described(error)
+                return {"call": command["call"], "made": 0, "solved": [], "action": [],
+                        "failed": [{"row": number, "why": why} for number in command["rows"]]}
+        for index, number in enumerate(command["rows"]):
+            at_row = number - self.first
+            row = batch.rows[at_row]
+            try:
+                if kind == "reset":
+                    if not batch.vector:
+                        row.reset(command["seeds"][index], command["cases"][index], command["training"])
+                elif kind == "step":
+                    for c in range(chunk):
+                        if batch.vector:
+                            steps, gain, over = together[c][at_row]
+                        else:
+                            steps = not row.over
+                            gain = row.step(action[at_row, c]) if steps else 0.0
+                            over = row.over
+                        made += steps
+                        reward[at_row, c] = gain
+                        terminated[at_row, c] = over == 1
+                        truncated[at_row, c] = over == 2
+                elif batch.vector:
+                    raise Unsupported("a vector environment has neither an expert nor pictures")
+                elif kind == "expert":
+                    expert = [float(each) for each in batch.tasks[row.task].expert(row.env(row.task))]
+                    continue
+                else:
+                    self.draw(batch.tasks[row.task].render(row.env(row.task)), command)
+                    continue
+                instruction[at_row] = row.task
+                batch.show(row, numbers[at_row] if numbers is not None else None, [frame[at_row] for frame in frames])
+                if row.solved:
+                    solved.append(number)
+            except Exception as error:
+                failed.append({"row": number, "why": str(error) if isinstance(error, Unsupported) else described(error)})
+                if kind in ("reset", "step"):
+                    row.drop()
+        return {"call": command["call"], "made": made, "solved": solved, "action": expert, "failed": failed}
+
+    def draw(self, picture, command):
+        """The nearest pixels, [height, width, 3]."""
+        height, width = command["height"], command["width"]
+        target = np.frombuffer(self.pool, np.uint8, height * width * 3, command["frames"][0]).reshape(height, width, 3)
+        down = np.arange(height) * picture.shape[0] // height
+        across = np.arange(width) * picture.shape[1] // width
+        target[:] = picture[down][:, across, :3]
+
+    def serve(self):
+        while True:
+            text = self.connection.recv(1 << 20)
+            if not text:
+                return  # the batch is gone
+            self.connection.send(json.dumps(self.perform(json.loads(text))).encode())
+
+
+def understood(options):
+    """Knobs as they are, but for texts that are lists or JSON."""
+    try:
+        options["arguments"] = json.loads(options["arguments"] or "{}")
+        assert isinstance(options["arguments"], dict)
+    except (ValueError, AssertionError):
+        raise Unsupported(f"environment.arguments is '{options['arguments'][:80]}'; it must be a JSON object, as "
+                          '{"frame_skip": 4}') from None
+    name = options.get("task") or options.get("id") or options["factory"]
+    options["tasks"] = [each.strip() for each in name.split(",")]
+    try:
+        options["weights"] = [float(each) for each in options["task_weights"].split(",") if each.strip()]
+    except ValueError:
+        options["weights"] = [-1.0]
+    weights = options["weights"]
+    if weights and (len(weights) != len(options["tasks"]) or min(weights) < 0 or not 0 < sum(weights) < float("inf")):
+        raise Unsupported(f"environment.task_weights is '{options['task_weights']}'; it must be a number for each of {', '.join(options['tasks'])}, "
+                          "none below 0 and one above")
+    return options
+
+
+def main():
+    global np
+    options = json.loads(sys.argv[1])
+    settings = os.path.join(sys.prefix, "dvla-environment.json")  # what scripts/setup found that the simulator needs
+    if os.path.exists(settings):
+        with open(settings) as file:
+            for name, value in json.load(file).items():
+                os.environ.setdefault(name, value)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # a worker is one core
+    connection = socket.socket(fileno=3)
+    for descriptor in (3, 4, 5):
+        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    start = json.loads(connection.recv(1 << 20))
+    with open("/proc/self/comm", "w") as name:  # what ps and top show
+        name.write("dvla-worker")
+    ready = {"call": start["call"], "spec": None, "error": ""}
+    try:
+        import numpy
+
+        np = numpy
+        batch = Batch(understood(options), start["first"], start["rows"])
+        ready["spec"] = batch.spec()
+    except Unsupported as error:
+        ready["error"] = str(error)
+    except Exception as error:
+        ready["error"] = described(error)
+    connection.send(json.dumps(ready).encode())
+    if not ready["error"]:
+        try:
+            Worker(connection, start, batch).serve()
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    os._exit(0)  # nothing here is worth a simulator's exit handlers
+
+
+main()
+# )python"
