@@ -7,12 +7,11 @@
 // An environment of your own needs no C++: --factory my_package.envs:make.
 //
 //   build/release/examples/gymnasium --id FetchReach-v4 --overwrite true
-#include <dvla/environment/gymnasium.hpp>
-
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>
+#include <dvla/environment/gymnasium.hpp>
 #include <dvla/memory/dual_pool.hpp>
 #include <dvla/model/tiny_vla.hpp>
 #include <dvla/pipeline/experiment.hpp>

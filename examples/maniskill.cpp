@@ -7,12 +7,11 @@
 // want --demonstrations 0 and a dense reward (--reward-mode normalized_dense).
 //
 //   build/release/examples/maniskill --task PushCube-v1 --overwrite true
-#include <dvla/environment/maniskill.hpp>
-
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>
 #include <dvla/dvla.hpp>
+#include <dvla/environment/maniskill.hpp>
 #include <dvla/memory/dual_pool.hpp>
 #include <dvla/model/tiny_vla.hpp>
 #include <dvla/pipeline/experiment.hpp>

@@ -8,12 +8,11 @@
 //   build/release/examples/maniskill_distributed --overwrite true
 //   mpirun --oversubscribe -n 2 build/release/examples/maniskill_distributed --workers 1 --overwrite true
 //   torchrun --no-python --nproc-per-node 2 build/release/examples/maniskill_distributed --workers 1 --overwrite true
-#include <dvla/environment/maniskill.hpp>
-
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
 #include <dvla/data_plane/routed.hpp>
 #include <dvla/dvla.hpp>
+#include <dvla/environment/maniskill.hpp>
 #include <dvla/memory/dual_pool.hpp>
 #include <dvla/model/tiny_vla.hpp>
 #include <dvla/pipeline/job_main.hpp>

@@ -19,7 +19,8 @@ namespace dvla_test {
 /// The interpreter that scripts/setup makes for this simulator; empty: it is not there.
 inline std::string simulator_python(const std::string& kind) {
   const std::string python = DVLA_TEST_DIR "/../.venv-" + kind + "/bin/python";
-  return std::filesystem::exists(python) && std::filesystem::exists(DVLA_TEST_DIR "/../.venv-" + kind + "/dvla-setup")
+  return std::filesystem::exists(python) &&
+                 std::filesystem::exists(DVLA_TEST_DIR "/../.venv-" + kind + "/dvla-setup")
              ? python
              : "";
 }
@@ -33,7 +34,8 @@ struct Recording {
 inline Recording record(const std::string& kind, const std::string& name, std::vector<std::string> more,
                         const std::filesystem::path& folder) {
   const std::string out = (folder / "record").string();
-  std::vector<std::string> command{simulator_python(kind), DVLA_TEST_DIR "/environment/record.py", kind, name, out};
+  std::vector<std::string> command{simulator_python(kind), DVLA_TEST_DIR "/environment/record.py", kind, name,
+                                   out};
   command.insert(command.end(), more.begin(), more.end());
   const auto done = dvla::io::run_child(command, {}, std::chrono::minutes(5));
   if (done.exit_code != 0) throw dvla::Error("record.py ", name, ": ", done.out, done.err);
@@ -41,7 +43,8 @@ inline Recording record(const std::string& kind, const std::string& name, std::v
   Recording all;
   file >> all.rows >> all.steps >> all.A >> all.P >> all.horizon;
   file.get();
-  for (float number; file.read(reinterpret_cast<char*>(&number), sizeof number);) all.numbers.push_back(number);
+  for (float number; file.read(reinterpret_cast<char*>(&number), sizeof number);)
+    all.numbers.push_back(number);
   return all;
 }
 
@@ -52,8 +55,8 @@ std::vector<std::string> replay(const Recording& recorded, Knobs knobs) {
   knobs.environments = static_cast<int>(recorded.rows);
   dvla::EnvironmentPool pool(std::size_t{8} << 20);
   Machinery environment(knobs, pool);
-  if (environment.observation_spec().proprioception != recorded.P || environment.action_spec().dimensions != recorded.A ||
-      environment.horizon() != recorded.horizon)
+  if (environment.observation_spec().proprioception != recorded.P ||
+      environment.action_spec().dimensions != recorded.A || environment.horizon() != recorded.horizon)
     return {"other extents than recorded"};
   dvla::OwnedRecord<dvla::Transition> all(
       dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
@@ -66,8 +69,8 @@ std::vector<std::string> replay(const Recording& recorded, Knobs knobs) {
   const auto compare = [&](const float* shown, std::int64_t count, const std::string& what) {
     for (std::int64_t i = 0; i < count; ++i)
       if (std::memcmp(&shown[i], &next[i], sizeof(float)) != 0 && wrong.size() < 5)
-        wrong.push_back(what + ": number " + std::to_string(i) + " is " + std::to_string(shown[i]) + ", recorded " +
-                        std::to_string(next[i]));
+        wrong.push_back(what + ": number " + std::to_string(i) + " is " + std::to_string(shown[i]) +
+                        ", recorded " + std::to_string(next[i]));
     next += count;
   };
   std::vector<std::int64_t> episodes(static_cast<std::size_t>(recorded.rows), 0);
@@ -109,7 +112,8 @@ std::vector<std::string> replay(const Recording& recorded, Knobs knobs) {
       if (ended[static_cast<std::size_t>(row)]) reset(row);
     }
   }
-  if (wrong.empty() && next != recorded.numbers.data() + recorded.numbers.size()) wrong.push_back("it goes on");
+  if (wrong.empty() && next != recorded.numbers.data() + recorded.numbers.size())
+    wrong.push_back("it goes on");
   return wrong;
 }
 

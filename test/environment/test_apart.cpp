@@ -24,9 +24,8 @@ using dvla::ApartBatch;
 using dvla::Field;
 
 dvla::ApartOptions stub(std::int64_t rows, int workers, std::vector<std::string> arguments = {}) {
-  dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
-                             .rows = rows,
-                             .workers = workers};
+  dvla::ApartOptions options{
+      .program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"}, .rows = rows, .workers = workers};
   options.program.push_back("--camera");
   options.program.insert(options.program.end(), arguments.begin(), arguments.end());
   options.step_deadline = options.reset_deadline = std::chrono::milliseconds(1500);
@@ -265,7 +264,8 @@ TEST_CASE("What cannot be started is one sentence before anything is stepped") {
       nothing,
       "an environment's worker cannot be started: cannot run the program 'no-such-simulator': No such file",
       pool);
-  refuses(stub(4, 2, {"--refuse", "start"}), "an environment's worker cannot be started: there is no robot", pool);
+  refuses(stub(4, 2, {"--refuse", "start"}), "an environment's worker cannot be started: there is no robot",
+          pool);
   refuses(stub(4, 2, {"--refuse", "differ"}), "its environment is not that of the other workers", pool);
   nothing.program = {"false"};
   refuses(nothing, "an environment's worker cannot be started: its process ended with exit code 1", pool);

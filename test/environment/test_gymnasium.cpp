@@ -23,15 +23,20 @@ dvla::GymnasiumKnobs knobs_of(const std::string& id) {
 }  // namespace
 
 TEST_CASE("The same seeds and actions give the same bits as Gymnasium's own vector environment") {
-  const std::vector<std::pair<std::string, int>> tasks{
-      {"CartPole-v1", 0}, {"Pendulum-v1", 30}, {"HalfCheetah-v5", 25}, {"FetchReach-v4", 0}, {"FetchPush-v4", 20}};
+  const std::vector<std::pair<std::string, int>> tasks{{"CartPole-v1", 0},
+                                                       {"Pendulum-v1", 30},
+                                                       {"HalfCheetah-v5", 25},
+                                                       {"FetchReach-v4", 0},
+                                                       {"FetchPush-v4", 20}};
   for (const auto& [id, limit] : tasks) {
     CAPTURE(id);
     const dvla_test::TemporaryFolder folder;
     dvla::GymnasiumKnobs knobs = knobs_of(id);
     knobs.max_episode_steps = limit;
-    const auto recorded = dvla_test::record("gymnasium", id, {"--steps", "80", "--limit", std::to_string(limit)}, folder.path());
-    for (const std::string& wrong : dvla_test::replay<dvla::GymnasiumEnvironment>(recorded, knobs)) FAIL_CHECK(wrong);
+    const auto recorded = dvla_test::record(
+        "gymnasium", id, {"--steps", "80", "--limit", std::to_string(limit)}, folder.path());
+    for (const std::string& wrong : dvla_test::replay<dvla::GymnasiumEnvironment>(recorded, knobs))
+      FAIL_CHECK(wrong);
   }
 }
 
@@ -87,7 +92,8 @@ TEST_CASE("A vector environment of Gymnasium's agrees with single ones in all th
             CHECK(failures.why(row) == "");
             for (const float number : seen.proprioception.at(row).span()) shown.push_back(number);
             for (int c = 0; c < 2; ++c)
-              shown.push_back(all->reward[2 * row + c] + 2.0F * static_cast<float>(all->terminated[2 * row + c]) +
+              shown.push_back(all->reward[2 * row + c] +
+                              2.0F * static_cast<float>(all->terminated[2 * row + c]) +
                               4.0F * static_cast<float>(all->truncated[2 * row + c]));
           }
           std::erase_if(running, [&](std::int64_t row) { return all->ended(0, row); });
@@ -103,8 +109,8 @@ TEST_CASE("A vector environment of Gymnasium's agrees with single ones in all th
 
 TEST_CASE("An id that there is not is refused in Gymnasium's own words; pixels are frames") {
   dvla::EnvironmentPool pool(std::size_t{8} << 20);
-  CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs_of("CartPol-v1"), pool), doctest::Contains("Did you mean: `CartPole`"),
-                       dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs_of("CartPol-v1"), pool),
+                       doctest::Contains("Did you mean: `CartPole`"), dvla::ConfigError);
   dvla::GymnasiumKnobs knobs = knobs_of("ALE/Pong-v5");
   knobs.max_episode_steps = 40;
   knobs.environments = 2;
@@ -112,8 +118,10 @@ TEST_CASE("An id that there is not is refused in Gymnasium's own words; pixels a
   REQUIRE(environment.observation_spec().cameras.size() == 1);
   CHECK(environment.observation_spec().cameras[0].height == 210);
   CHECK(environment.action_spec().categories == std::vector<int>{6});
-  for (const auto& wrong : dvla::testing::check_environment(environment, {.rows = 2, .most_steps = 20, .experts = false}))
-    if (wrong.find("the seed is not used") == wrong.npos) FAIL_CHECK(wrong);  // Pong begins with the same frame
+  for (const auto& wrong :
+       dvla::testing::check_environment(environment, {.rows = 2, .most_steps = 20, .experts = false}))
+    if (wrong.find("the seed is not used") == wrong.npos)
+      FAIL_CHECK(wrong);  // Pong begins with the same frame
 }
 
 int main(int argc, char** argv) {

@@ -26,16 +26,18 @@ void agrees(const std::string& task, const std::string& mode, int steps, int lim
   dvla::ManiSkillKnobs knobs = knobs_of(task);
   knobs.control_mode = mode;
   knobs.max_episode_steps = limit;
-  const auto recorded =
-      dvla_test::record("maniskill", task,
-                        {"--rows", "2", "--steps", std::to_string(steps), "--limit", std::to_string(limit),
-                         "--control-mode", mode},
-                        folder.path());
-  for (const std::string& wrong : dvla_test::replay<dvla::ManiSkillEnvironment>(recorded, knobs)) FAIL_CHECK(wrong);
+  const auto recorded = dvla_test::record("maniskill", task,
+                                          {"--rows", "2", "--steps", std::to_string(steps), "--limit",
+                                           std::to_string(limit), "--control-mode", mode},
+                                          folder.path());
+  for (const std::string& wrong : dvla_test::replay<dvla::ManiSkillEnvironment>(recorded, knobs))
+    FAIL_CHECK(wrong);
 }
 }  // namespace
 
-TEST_CASE("PickCube shows the same bits as in Python alone") { agrees("PickCube-v1", "pd_joint_delta_pos", 60, 20); }
+TEST_CASE("PickCube shows the same bits as in Python alone") {
+  agrees("PickCube-v1", "pd_joint_delta_pos", 60, 20);
+}
 
 TEST_CASE("ManiSkill keeps the promises of an environment, and speaks for itself where it refuses") {
   dvla::EnvironmentPool pool(std::size_t{8} << 20);
@@ -45,16 +47,19 @@ TEST_CASE("ManiSkill keeps the promises of an environment, and speaks for itself
   knobs.control_mode = "pd_ee_delta_pos";
   {
     dvla::ManiSkillEnvironment environment(knobs, pool);
-    CHECK(environment.observation_spec().instructions == std::vector<std::string>{"push the cube to the goal"});
+    CHECK(environment.observation_spec().instructions ==
+          std::vector<std::string>{"push the cube to the goal"});
     for (const auto& wrong : dvla::testing::check_environment(
              environment, {.rows = 2, .most_steps = 6, .largest_proprioception = 9}))
       FAIL_CHECK(wrong);
   }
   knobs.control_mode = "pd_telepathy";
-  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs, pool), doctest::Contains("pd_telepathy"), dvla::ConfigError);
-  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs_of("PickClutterYCB-v1"), pool), doctest::Contains("Would you like to download"),
+  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs, pool), doctest::Contains("pd_telepathy"),
                        dvla::ConfigError);
-  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs_of("NoSuch-v1"), pool), doctest::Contains("NoSuch"), dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs_of("PickClutterYCB-v1"), pool),
+                       doctest::Contains("Would you like to download"), dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(dvla::ManiSkillEnvironment(knobs_of("NoSuch-v1"), pool), doctest::Contains("NoSuch"),
+                       dvla::ConfigError);
 }
 
 int main(int argc, char** argv) {

@@ -14,7 +14,8 @@
 #include "dvla/testing/environment.hpp"
 
 namespace {
-dvla::GymnasiumKnobs stub(const std::string& name, int environments = 4, const std::string& arguments = "{}") {
+dvla::GymnasiumKnobs stub(const std::string& name, int environments = 4,
+                          const std::string& arguments = "{}") {
   dvla::GymnasiumKnobs knobs;
   knobs.environments = environments;
   knobs.workers = 2;
@@ -66,7 +67,8 @@ TEST_CASE("Environments in Python keep the promises of an environment") {
     CAPTURE(name);
     dvla::EnvironmentPool pool(std::size_t{4} << 20);
     dvla::GymnasiumEnvironment environment(stub(name, 10), pool);
-    for (const auto& wrong : dvla::testing::check_environment(environment, {.rows = 6, .largest_proprioception = 9}))
+    for (const auto& wrong :
+         dvla::testing::check_environment(environment, {.rows = 6, .largest_proprioception = 9}))
       FAIL_CHECK(wrong);
   }
 }
@@ -102,7 +104,8 @@ TEST_CASE("A space becomes cameras, numbers and dimensions of an action") {
   CHECK(world.seen().proprioception.at(0)[0] == 0);
 }
 
-TEST_CASE("An episode ends terminated where it is solved, truncated at its limit; a gain may be what solves it") {
+TEST_CASE(
+    "An episode ends terminated where it is solved, truncated at its limit; a gain may be what solves it") {
   World world(stub("Point", 4, R"({"limit": 5})"));
   CHECK(world.environment.horizon() == 5);
   world.reset();
@@ -159,7 +162,8 @@ TEST_CASE("What cannot be an environment is one sentence before anything is step
   const auto refuses = [](const dvla::GymnasiumKnobs& knobs, const std::string& why) {
     CAPTURE(why);
     dvla::EnvironmentPool pool(std::size_t{1} << 20);
-    CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs, pool), doctest::Contains(why.c_str()), dvla::ConfigError);
+    CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs, pool), doctest::Contains(why.c_str()),
+                         dvla::ConfigError);
   };
   refuses(stub("unbounded"), "dimension 0 of its actions lies in [-inf, inf]; dvla takes finite bounds");
   refuses(stub("texts"), "Text is a space that dvla does not take; it takes Box, Discrete");
@@ -176,7 +180,9 @@ TEST_CASE("What cannot be an environment is one sentence before anything is step
   refuses(knobs, "environment.id and environment.factory are both given; give one");
   knobs = stub("Point");
   knobs.python = "/nowhere/bin/python";
-  refuses(knobs, "environment.python is '/nowhere/bin/python', and there is no such program: scripts/setup gymnasium");
+  refuses(
+      knobs,
+      "environment.python is '/nowhere/bin/python', and there is no such program: scripts/setup gymnasium");
   knobs = stub("Point");
   knobs.worker_start_s = 0.02;
   refuses(knobs, "its process did not come back from its start within 20 ms, and was killed");
@@ -203,7 +209,8 @@ TEST_CASE("A vector environment's rows are stepped together") {
       for (std::int64_t i = 0; i < 8; ++i) each->all->action[i] = 0.03F * static_cast<float>(i + 1);
       std::vector<std::int64_t> running;
       for (const std::int64_t row : each->everybody)
-        if (t == 0 || each->all->terminated[2 * row + 1] + each->all->truncated[2 * row + 1] == 0) running.push_back(row);
+        if (t == 0 || each->all->terminated[2 * row + 1] + each->all->truncated[2 * row + 1] == 0)
+          running.push_back(row);
       each->step(running);
       for (const std::int64_t row : each->everybody) CHECK(each->failures.why(row) == "");
     }
@@ -218,6 +225,6 @@ TEST_CASE("A vector environment's rows are stepped together") {
   world.step({0, 1});
   CHECK(world.failures.why(0).find("a vector environment steps all its rows at once") == 0);
   std::vector<float> action(1);
-  CHECK_THROWS_WITH_AS(world.environment.expert(0, action), "a vector environment has neither an expert nor pictures",
-                       dvla::Error);
+  CHECK_THROWS_WITH_AS(world.environment.expert(0, action),
+                       "a vector environment has neither an expert nor pictures", dvla::Error);
 }

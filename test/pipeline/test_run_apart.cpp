@@ -32,10 +32,9 @@ struct ApartEnvironment : dvla::ApartBatch {
   ApartEnvironment(const dvla::ToyKnobs& knobs, std::pmr::memory_resource& pool)
       : ApartBatch(options(knobs), pool) {}
   static dvla::ApartOptions options(const dvla::ToyKnobs& knobs) {
-    dvla::ApartOptions options{
-        .program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
-        .rows = knobs.environments,
-        .workers = 4};
+    dvla::ApartOptions options{.program = {"python3", DVLA_TEST_DIR "/environment/apart_stub.py"},
+                               .rows = knobs.environments,
+                               .workers = 4};
     options.program.insert(options.program.end(), {"--horizon", std::to_string(knobs.horizon)});
     options.program.insert(options.program.end(), arguments.begin(), arguments.end());
     options.step_deadline = options.reset_deadline = std::chrono::milliseconds(2000);

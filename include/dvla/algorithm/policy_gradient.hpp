@@ -305,7 +305,8 @@ class PolicyGradientTrainer {
         ++stats.episodes;
         const bool solved = table.success.at(s)[row] != 0;
         stats.success_rate += solved;
-        const std::int64_t begun = s == 0 ? 0 : table.decision.at(s - 1)[row] + 1;  // the decision in which it did
+        const std::int64_t begun =
+            s == 0 ? 0 : table.decision.at(s - 1)[row] + 1;  // the decision in which it did
         const auto task = static_cast<std::size_t>(transition.observation.instruction.at(begun)[row]);
         if (task < stats.tasks.size()) {
           ++stats.tasks[task].episodes;

@@ -53,8 +53,8 @@ struct ApartReady {
 /// Outcome and Transition, contiguous, [N, ...]: given is the offset of row 0, or -1 where there is none.
 enum class ApartCall : std::uint8_t { reset, step, expert, render };
 template <>
-inline constexpr auto enum_names<ApartCall> =
-    std::to_array<std::string_view>({"reset", "step", "expert", "render"});
+inline constexpr auto enum_names<ApartCall> = std::to_array<std::string_view>({"reset", "step", "expert",
+                                                                               "render"});
 struct ApartCommand {
   std::int64_t call = 0;  ///< to be repeated in the answer
   ApartCall kind = ApartCall::reset;
@@ -179,7 +179,7 @@ class ApartWorker {
     if (static_cast<std::size_t>(size) > text_.size())
       throw Error("its process answered with " + std::to_string(size) + " bytes");
     const auto answer = parse_json<Answer>({text_.data(), static_cast<std::size_t>(size)},
-                                                "its process gave an answer that is none");
+                                           "its process gave an answer that is none");
     if (answer.call != call)
       throw Error("its process answered call " + std::to_string(answer.call) + ", not " +
                   std::to_string(call));
@@ -272,8 +272,7 @@ class ApartBatch {
     const std::array<std::int64_t, 1> only{0};
     Borrowed fields(pool_, only);
     (void)ask_about(
-        row,
-        {.kind = ApartCall::render, .frames = {fields.place(picture)}, .height = height, .width = width},
+        row, {.kind = ApartCall::render, .frames = {fields.place(picture)}, .height = height, .width = width},
         "a picture");
   }
 
@@ -476,7 +475,8 @@ class ApartBatch {
     for (Call* each : asked) {
       if (!each->ready) continue;
       if (!each->ready->spec) {
-        each->why = each->ready->error.empty() ? "it does not say what it shows and takes" : each->ready->error;
+        each->why =
+            each->ready->error.empty() ? "it does not say what it shows and takes" : each->ready->error;
         (void)worker(*each).child.end();
       } else if (!spec_) {
         spec_ = std::move(each->ready->spec);
@@ -501,7 +501,7 @@ class ApartBatch {
   /// For all of their answers, until the deadline; whoever has none then, or gives none, is killed.
   template <class Answer>
   void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what,
-            std::optional<Answer> Call::* answer) {
+            std::optional<Answer> Call::*answer) {
     const auto until = Clock::now() + limit;
     for (Call* each : asked) {
       try {

@@ -27,7 +27,7 @@ header { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: baseline; m
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 .tile { padding: 10px 12px; } .tile b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .tile span, .note { color: var(--soft); font-size: .87rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 12px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 12px; align-items: start; }
 section { padding: 14px 16px; min-width: 0; } .chart { position: relative; height: 270px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; }

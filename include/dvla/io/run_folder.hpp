@@ -88,8 +88,7 @@ struct RunFolder {
   std::filesystem::path trace = folder / "trace.json", success_svg = folder / "success.svg",
                         before_gif = folder / "before.gif", after_gif = folder / "after.gif",
                         config = folder / "config.json", report = folder / "report.json",
-                        page = folder / "index.html",
-                        checkpoint = folder / "checkpoint";
+                        page = folder / "index.html", checkpoint = folder / "checkpoint";
   std::filesystem::path job = folder / job_name;  ///< names the job that writes here, for its own restarts
   FolderLock lock{};
 

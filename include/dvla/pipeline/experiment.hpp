@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dvla/core/passive_waits.hpp"
@@ -257,14 +258,17 @@ inline void draw_success(const std::filesystem::path& path, const std::string& t
 }
 
 /// `earlier_steps`: of the runs that this one continues.
-inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteration,
-                        std::int64_t earlier_steps) {
+inline void log_scalars(io::TensorBoardWriter& events, const Iteration& iteration, std::int64_t earlier_steps,
+                        const std::vector<std::string>& instructions) {
   const UpdateStats& update = iteration.update;
   const std::int64_t step = iteration.batch + 1;
-  const auto put = [&](const char* tag, double value) {
+  const auto put = [&](std::string_view tag, double value) {
     events.scalar(tag, step, static_cast<float>(value));
   };
   put("rollout/success", update.success_rate);
+  for (std::size_t task = 0; task < std::min(instructions.size(), update.tasks.size()); ++task)
+    if (const auto [episodes, solved] = update.tasks[task]; instructions.size() > 1 && episodes > 0)
+      put("rollout/success/" + instructions[task], solved / episodes);
   put("rollout/return", update.mean_return);
   put("rollout/informative_groups", static_cast<double>(update.informative_groups));
   put("rollout/staleness", static_cast<double>(iteration.staleness));
@@ -563,7 +567,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       std::vector<EvaluationPoint> points;
       if (result.success_before) points.push_back({earlier_batches, *result.success_before});
       if (result.success_rate) points.push_back({run->next_batch(), *result.success_rate});
-      detail::fill_page(page, state, run->live_history(), static_cast<std::size_t>(batches), run->spec().observation.instructions, points, *faults);
+      detail::fill_page(page, state, run->live_history(), static_cast<std::size_t>(batches),
+                        run->spec().observation.instructions, points, *faults);
       page["report"] = report;
       page["evaluation_episodes"] = episodes.size();
       page["pictures"] = nlohmann::json::array();
@@ -591,11 +596,14 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
-          log([&](auto& to) { detail::log_scalars(to, iteration, earlier_steps); });
+          log([&](auto& to) {
+            detail::log_scalars(to, iteration, earlier_steps, run->spec().observation.instructions);
+          });
           progress->show(iteration, run->trace());
           if (const auto begin = clock::now(); begin >= next_page) {
             write_page("running", iteration.batch + 1);
-            next_page = clock::now() + std::max<clock::duration>(100 * (clock::now() - begin), std::chrono::seconds(10));
+            next_page = clock::now() +
+                        std::max<clock::duration>(100 * (clock::now() - begin), std::chrono::seconds(10));
           }
         },
         after_update, &stop, at_end);
@@ -613,6 +621,10 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   log([&](auto& to) {
     if (result.success_rate)
       to.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
+    const auto tasks = by_task(result.after, run->spec().observation);
+    for (const TaskSuccess& task : tasks)
+      if (tasks.size() > 1)
+        to.scalar("evaluation/success/" + task.task, run->next_batch(), static_cast<float>(task.success));
     to.close();
   });
   const std::string checkpoint =
@@ -655,8 +667,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
 
   say(detail::figures_text(*run, result));
   std::string written = "written to " + folder.folder.string() + ": TensorBoard events, config.json";
-  for (const auto& file : {folder.page, folder.report, folder.success_svg, folder.before_gif, folder.after_gif,
-                           folder.trace, hand_overs, saved})
+  for (const auto& file : {folder.page, folder.report, folder.success_svg, folder.before_gif,
+                           folder.after_gif, folder.trace, hand_overs, saved})
     if (std::error_code unknown; std::filesystem::exists(file, unknown))
       written += ", " + file.lexically_relative(folder.folder).string();
   say(written);

@@ -24,7 +24,8 @@
 namespace dvla {
 namespace detail {
 
-inline constexpr std::size_t most_points = 1000;  ///< of a curve; longer ones are means over as many stretches
+inline constexpr std::size_t most_points =
+    1000;  ///< of a curve; longer ones are means over as many stretches
 inline constexpr std::size_t most_faults = 100;
 
 inline std::string page_time() {
@@ -43,7 +44,8 @@ inline std::string own_command() {
 }
 
 /// Curves of the first `batches`, at most `most_points` each. Tasks: those of the instruction table, where there are several.
-inline nlohmann::json curves(const History& history, std::size_t batches, const std::vector<std::string>& tasks) {
+inline nlohmann::json curves(const History& history, std::size_t batches,
+                             const std::vector<std::string>& tasks) {
   nlohmann::json out{{"batch", nlohmann::json::array()}};
   for (const char* name : {"success", "mean", "gain", "env_steps", "gradient_norm", "kl", "clipped"})
     out[name] = nlohmann::json::array();
@@ -77,7 +79,8 @@ inline nlohmann::json curves(const History& history, std::size_t batches, const 
         solved += at(i).update.tasks[task].solved;
         played += at(i).update.tasks[task].episodes;
       }
-      out["tasks"][task]["success"].push_back(played > 0 ? nlohmann::json(solved / played) : nlohmann::json());
+      out["tasks"][task]["success"].push_back(played > 0 ? nlohmann::json(solved / played)
+                                                         : nlohmann::json());
     }
   }
   return out;
@@ -112,7 +115,9 @@ nlohmann::json changed_from_defaults(const Config<Pipeline>& config) {
     if (!knobs.is_object()) continue;
     for (const auto& [knob, value] : knobs.items())
       if (usual[section].contains(knob) && usual[section][knob] != value)
-        out.push_back({{"knob", section + "." + knob}, {"value", value.dump()}, {"usual", usual[section][knob].dump()}});
+        out.push_back({{"knob", section + "." + knob},
+                       {"value", value.dump()},
+                       {"usual", usual[section][knob].dump()}});
   }
   return out;
 }
@@ -124,7 +129,8 @@ inline nlohmann::json policies_of(std::string_view description) {
     const std::string_view line = take(description, '\n');
     const std::size_t gap = line.find(' ');
     if (gap == line.npos) continue;
-    out.push_back({{"slot", std::string(line.substr(0, gap))}, {"policy", std::string(line.substr(line.find_first_not_of(" ", gap)))}});
+    out.push_back({{"slot", std::string(line.substr(0, gap))},
+                   {"policy", std::string(line.substr(line.find_first_not_of(" ", gap)))}});
   }
   return out;
 }
@@ -139,9 +145,9 @@ struct EvaluationPoint {
 
 namespace detail {
 /// What does, but for the report.
-inline void fill_page(nlohmann::json& page, const std::string& state, const History& history, std::size_t batches,
-                      const std::vector<std::string>& tasks, const std::vector<EvaluationPoint>& evaluations,
-                      const FaultList& faults) {
+inline void fill_page(nlohmann::json& page, const std::string& state, const History& history,
+                      std::size_t batches, const std::vector<std::string>& tasks,
+                      const std::vector<EvaluationPoint>& evaluations, const FaultList& faults) {
   page["state"] = state;
   page["written"] = page_time();
   page["curve"] = curves(history, batches, tasks);
@@ -173,7 +179,8 @@ inline void write_runs_page(const std::filesystem::path& root) {
   nlohmann::json runs = nlohmann::json::array();
   std::vector<std::filesystem::path> folders;
   for (const auto& entry : std::filesystem::directory_iterator(root))
-    if (std::filesystem::exists(entry.path() / "config.json") && std::filesystem::exists(entry.path() / "index.html"))
+    if (std::filesystem::exists(entry.path() / "config.json") &&
+        std::filesystem::exists(entry.path() / "index.html"))
       folders.push_back(entry.path());
   std::ranges::sort(folders);
   for (const auto& folder : folders) {
@@ -185,7 +192,9 @@ inline void write_runs_page(const std::filesystem::path& root) {
     const auto of = [](const nlohmann::json& json, const char* key) {
       return json.is_object() && json.contains(key) ? json[key] : nlohmann::json();
     };
-    run["state"] = !report.is_object() ? "no report yet" : of(report, "stopped") == true ? "stopped" : "finished";
+    run["state"] = !report.is_object()             ? "no report yet"
+                   : of(report, "stopped") == true ? "stopped"
+                                                   : "finished";
     const nlohmann::json policies = of(config, "pipeline");
     for (const char* slot : {"environment", "model", "algorithm"}) {
       const nlohmann::json name = of(policies, slot);

@@ -46,6 +46,11 @@ class ProgressLine {
                     [&](const trace::span_record& span) { return span.batch <= iteration.batch - window; });
       overlap = printed("  overlap %.0f %%", trace::make_report(spans).overlap);
     }
+    std::string tasks;  // of a few
+    std::size_t played = 0;
+    for (const auto& [episodes, solved] : iteration.update.tasks)
+      if (episodes > 0) tasks += printed(played++ == 0 ? "%.2f" : ", %.2f", solved / episodes);
+    tasks = played > 1 && played <= 4 ? " (" + tasks + ")" : "";
     // env_steps/s since the first batch seen.
     const double seconds = iteration.elapsed_s - first_->elapsed_s;
     const double rate =
@@ -59,9 +64,10 @@ class ProgressLine {
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
     std::cerr << printed(
-        "%s[%s] %lld/%lld  success %.2f  |gradient| %.2g  %.0f env_steps/s%s  staleness %lld  %.0f s left %s",
+        "%s[%s] %lld/%lld  success %.2f%s  |gradient| %.2g  %.0f env_steps/s%s  staleness %lld  %.0f s left "
+        "%s",
         terminal_ ? "\r" : "", bar.c_str(), static_cast<long long>(done), static_cast<long long>(iterations_),
-        iteration.update.success_rate, iteration.update.gradient_norm, rate, overlap.c_str(),
+        iteration.update.success_rate, tasks.c_str(), iteration.update.gradient_norm, rate, overlap.c_str(),
         static_cast<long long>(iteration.staleness), left, terminal_ ? "" : "\n");
   }
 

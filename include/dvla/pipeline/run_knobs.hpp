@@ -48,13 +48,13 @@ struct RunKnobs : AdapterKnobs {
   double demonstration_noise = 0.3;  ///< standard deviation added to the expert's actions
   double imitation_target = 0.3;     ///< cloning stops at this success rate
   int imitation_steps = 400;         ///< or after this many steps
-  int imitation_check = 5;           ///< steps between two looks at it: each plays an episode of every environment
-  std::string resume;                ///< checkpoint to continue from; empty = start anew
-  bool trace = true;                 ///< write trace.json
-  bool record = false;               ///< write hand_overs.json, which the schedule Replay repeats
-  bool animation = true;             ///< write before.gif and after.gif; needs EGL or OSMesa
-  bool quiet = false;                ///< no progress bar
-  double heartbeat_s = 5;            ///< between ranks of a job; one silent for two is lost
+  int imitation_check = 5;  ///< steps between two looks at it: each plays an episode of every environment
+  std::string resume;       ///< checkpoint to continue from; empty = start anew
+  bool trace = true;        ///< write trace.json
+  bool record = false;      ///< write hand_overs.json, which the schedule Replay repeats
+  bool animation = true;    ///< write before.gif and after.gif; needs EGL or OSMesa
+  bool quiet = false;       ///< no progress bar
+  double heartbeat_s = 5;   ///< between ranks of a job; one silent for two is lost
   /// By what a job's actors sum and gather.
   Collectives collectives = Collectives::gloo;
   bool overwrite = false;      ///< may replace folder/name, or drop what is later than `resume`

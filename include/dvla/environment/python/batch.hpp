@@ -21,9 +21,10 @@ namespace dvla {
 namespace detail {
 
 /// The worker's program. The file is Python and a raw string of C++, from its second character on.
-inline constexpr std::string_view python_worker = std::string_view(
+inline constexpr std::string_view worker_file =
 #include "dvla/environment/python/worker.py"
-).substr(1);
+    ;
+inline constexpr std::string_view python_worker = worker_file.substr(1);
 
 /// Keeps a run's numbers of seconds in the range that a wait takes.
 inline std::chrono::milliseconds milliseconds_of(double seconds) {
@@ -49,15 +50,15 @@ class PythonBatch : public ApartBatch {
                       own = ".venv-" + std::string(kind) + "/bin/python";
     const std::string python = knobs.python.empty() ? own : knobs.python;
     if (python.find('/') != python.npos && !std::filesystem::exists(python))
-      throw ConfigError("environment.python is '" + python + "', and there is no such program: " + setup +
-                        " makes " + own + " in the folder that it is called in, or give an interpreter that has " +
-                        std::string(kind));
+      throw ConfigError(
+          "environment.python is '" + python + "', and there is no such program: " + setup + " makes " + own +
+          " in the folder that it is called in, or give an interpreter that has " + std::string(kind));
     auto told = json_of(knobs);
     told["kind"] = kind;
-    ApartOptions options{.program = {python, "-c", std::string(detail::python_worker), told.dump()},
-                         .rows = knobs.environments,
-                         .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(),
-                                             knobs.environments)};
+    ApartOptions options{
+        .program = {python, "-c", std::string(detail::python_worker), told.dump()},
+        .rows = knobs.environments,
+        .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
     options.step_deadline = detail::milliseconds_of(knobs.worker_step_s);
     options.reset_deadline = detail::milliseconds_of(knobs.worker_reset_s);
     options.start_deadline = detail::milliseconds_of(knobs.worker_start_s);

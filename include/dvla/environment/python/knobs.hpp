@@ -18,6 +18,7 @@ struct PythonKnobs {
   int max_episode_steps = 0;
   std::string instruction{};
   std::string task_weights{};
+  int normalise_steps = 0;
   bool render = false;
   double worker_step_s = 30;
   double worker_reset_s = 60;
@@ -33,6 +34,10 @@ inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
     {"max_episode_steps", "longest episode; 0 = the environment's own", 0, 1000000, "control steps"},
     {"instruction", "what the policy is told; empty = from the task's name"},
     {"task_weights", "how often each task is played, as 2,1,1; empty = all alike"},
+    {"normalise_steps",
+     "proprioception minus its mean over its spread, within 5, as measured in so many random steps; 0 = as "
+     "it is",
+     0, 1000000, "control steps"},
     {"render", "environments can be drawn (run.animation)"},
     {"worker_step_s", "a worker that steps for longer is killed and its rows fail", 0.01, 86400, "s"},
     {"worker_reset_s", "the same of a reset", 0.01, 86400, "s"},
@@ -51,8 +56,9 @@ inline constexpr auto knob_docs<GymnasiumKnobs> = joined_docs(
     std::to_array<KnobDoc>({
         {"id", "of Gymnasium's registry, as FetchReach-v4; several, with commas between, are tasks"},
         {"factory", "module:function that makes an environment of your own, instead of an id"},
-        {"success_return", "an episode that has gained as much has solved its task and ends; 0 = where it says success",
-         0, 1e9},
+        {"success_return",
+         "an episode that has gained as much has solved its task and ends; 0 = where it says success", 0,
+         1e9},
     }));
 
 /// Rules beyond ranges; found by validate(config).
@@ -74,18 +80,19 @@ struct ManiSkillKnobs : PythonKnobs {
 };
 
 template <>
-inline constexpr auto knob_docs<ManiSkillKnobs> = joined_docs(
-    knob_docs<PythonKnobs>,
-    std::to_array<KnobDoc>({
-        {"task", "ManiSkill's name of it, as PushCube-v1; several with commas between"},
-        {"obs_mode", "state, rgb, rgb+state, or another of ManiSkill's"},
-        {"control_mode", "as pd_ee_delta_pos; empty = the robot's own"},
-        {"reward_mode", "sparse, dense, normalized_dense, none; empty = the task's own"},
-        {"robot_uids", "as panda; empty = the task's own"},
-        {"camera_pixels", "side of the sensors' frames; 0 = the task's own", 0, 2048, "pixels"},
-        {"fast_reset",
-         "training's episodes begin without building the scene anew: 5 times as fast, but what touched before shows"},
-    }));
+inline constexpr auto knob_docs<ManiSkillKnobs> =
+    joined_docs(knob_docs<PythonKnobs>,
+                std::to_array<KnobDoc>({
+                    {"task", "ManiSkill's name of it, as PushCube-v1; several with commas between"},
+                    {"obs_mode", "state, rgb, rgb+state, or another of ManiSkill's"},
+                    {"control_mode", "as pd_ee_delta_pos; empty = the robot's own"},
+                    {"reward_mode", "sparse, dense, normalized_dense, none; empty = the task's own"},
+                    {"robot_uids", "as panda; empty = the task's own"},
+                    {"camera_pixels", "side of the sensors' frames; 0 = the task's own", 0, 2048, "pixels"},
+                    {"fast_reset",
+                     "training's episodes begin without building the scene anew: 5 times as fast, but what "
+                     "touched before shows"},
+                }));
 
 inline void check(const ManiSkillKnobs& knobs) {
   if (knobs.task.empty())
@@ -97,8 +104,8 @@ inline void check(const ManiSkillKnobs& knobs) {
 template <std::same_as<dvla::PythonKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::environments, &K::workers, &K::python, &K::arguments, &K::max_episode_steps,
-                    &K::instruction, &K::task_weights, &K::render, &K::worker_step_s, &K::worker_reset_s,
-                    &K::worker_start_s> {};
+                    &K::instruction, &K::task_weights, &K::normalise_steps, &K::render, &K::worker_step_s,
+                    &K::worker_reset_s, &K::worker_start_s> {};
 template <std::same_as<dvla::GymnasiumKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::more_members<dvla::PythonKnobs, &K::id, &K::factory, &K::success_return> {};

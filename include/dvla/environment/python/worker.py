@@ -514,6 +514,7 @@ class Batch:
         self.width = self.widest * (2 if self.masked else 1)
         self.rows = [Row(self) for _ in range(count)]
         self.vector = Vector(self, self.first[0]) if kind is GymnasiumTask and is_vector(self.first[0]) else None
+        self.scales = [self.measured(index) for index in range(len(self.tasks))] if options["normalise_steps"] else None
         weights = options["weights"] or [1.0] * len(self.tasks)
         self.shares = [weight / sum(weights) for weight in weights]
 
@@ -525,6 +526,25 @@ class Batch:
             "action": {"dimensions": len(self.taken.categories), "categories": self.taken.categories, "bounds": self.taken.bounds},
             "horizon": self.horizon, "cases": 0,
         }
+
+    def measured(self, index):
+        """Mean and spread of a task's numbers under random actions: the same in every worker, since seeds are."""
+        if self.vector:
+            raise Unsupported("environment.normalise_steps must be 0 for a vector environment")
+        row, draws, shown = Row(self), np.random.RandomState(index), []
+        row.task, task, env = index, self.tasks[index], self.first[index]
+        for number in range(self.options["normalise_steps"]):
+            if row.over or row.seen is None:
+                row.begin(task.reset(env, 2**31 - 2 - number, False))
+            floats = np.array([draws.randint(n) if n else draws.uniform(bound["low"], bound["high"])
+                               for n, bound in zip(self.taken.categories, self.taken.bounds)], np.float32)
+            row.note(*task.step(env, self.taken.value(floats)))
+            numbers = np.zeros(self.shown[index].width, np.float32)
+            self.shown[index].write(row.seen, numbers, [np.zeros((height, width, 3), np.uint8) for _, _, height, width in self.shown[index].cameras])
+            shown.append(numbers)
+        shown = np.array(shown, np.float64)
+        spread = shown.std(axis=0)
+        return shown.mean(axis=0), np.where(spread > 1e-6, spread, 1.0)
 
     def task_of(self, seed):
         if len(self.tasks) == 1:
@@ -542,6 +562,9 @@ class Batch:
             numbers[:] = 0
             numbers[self.widest:self.widest + shown.width] = 1
         shown.write(row.seen, numbers, frames)
+        if self.scales and shown.width:
+            mean, spread = self.scales[row.task]
+            numbers[:shown.width] = np.clip((numbers[:shown.width] - mean) / spread, -5, 5)
 
 
 # ---- The conversation -------------------------------------------------------------------------------------------
