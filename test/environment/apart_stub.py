@@ -77,7 +77,7 @@ spec, rows = {"observation": {"cameras": cameras, "proprioception": 2, "instruct
               "action": {"dimensions": 1, "categories": [], "bounds": []}, "horizon": options.horizon, "cases": 0}, {}
 if options.refuse == "differ":  # worker by worker
     spec["horizon"] += start["first"]
-conn.send(json.dumps({"call": start["call"], "spec": None if options.refuse == "start" else spec,
+conn.send(json.dumps({"call": start["call"], "spec": None if options.refuse == "start" else spec, "same": "",
                       "error": "there is no robot" if options.refuse == "start" else ""}).encode())
 
 

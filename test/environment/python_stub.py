@@ -157,3 +157,26 @@ class vector:
 
     def close(self):
         pass
+
+
+class Wide(Point):
+    """So many numbers, and a step that does nothing: what a message costs (bench_environment_python)."""
+
+    def __init__(self, width):
+        super().__init__(limit=100000)
+        self.observation_space, self.numbers = Box(-1, 1, (width,)), np.zeros(width, np.float32)
+
+    def seen(self):
+        return self.numbers
+
+    def step(self, action):
+        return self.numbers, 0.0, False, False, {}
+
+
+class Three(Point):
+    """The same with a third number."""
+
+    observation_space = Box(-9, 9, (3,))
+
+    def seen(self):
+        return np.array([self.place, self.target, 7])

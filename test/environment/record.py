@@ -29,7 +29,7 @@ options = parser.parse_args()
 settings = os.path.join(sys.prefix, "dvla-environment.json")  # what scripts/setup found that the simulator needs
 if os.path.exists(settings):
     with open(settings) as file:
-        os.environ.update(json.load(file))
+        os.environ.update({name: value.replace("{prefix}", sys.prefix) for name, value in json.load(file).items()})
 
 
 def make():

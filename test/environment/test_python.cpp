@@ -3,8 +3,9 @@
 // The environments are python_stub.py's, which wants NumPy alone; Gymnasium's own and ManiSkill's have tests of their own.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
-#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -39,11 +40,12 @@ struct World {
   dvla::Observation seen() {
     return dvla::cut_record(all->observation, [](auto field) { return field.at(0); });
   }
-  void reset(std::uint64_t seed = 100) {
+  void reset(std::uint64_t seed = 100, std::vector<std::int64_t> rows = {}) {
     failures.clear();
+    if (rows.empty()) rows = everybody;
     std::vector<dvla::Start> starts;
-    for (std::size_t i = 0; i < everybody.size(); ++i) starts.push_back({.seed = seed + i});
-    dvla::Rows of(everybody, arena, failures);
+    for (std::size_t i = 0; i < rows.size(); ++i) starts.push_back({.seed = seed + i});
+    dvla::Rows of(rows, arena, failures);
     environment.reset(of, starts, seen());
   }
   std::int64_t step(std::vector<std::int64_t> rows) {
@@ -221,10 +223,63 @@ TEST_CASE("A vector environment's rows are stepped together") {
     CHECK(world.all->reward[i] == single.all->reward[i]);
     CHECK(world.seen().proprioception[i] == single.seen().proprioception[i]);
   }
+  // One that is left out is left behind, and costs nobody else anything.
   world.reset(7);
-  world.step({0, 1});
-  CHECK(world.failures.why(0).find("a vector environment steps all its rows at once") == 0);
+  CHECK(world.step({0, 1}) == 4);
+  CHECK(world.step({0, 1, 2}) == 4);
+  CHECK(world.failures.why(0) == "");
+  CHECK(world.failures.why(2).find("its vector environment has gone on without it") == 0);
+  world.reset(8, {2, 3});
+  CHECK(world.step(world.everybody) == 8);
+  for (const std::int64_t row : world.everybody) CHECK(world.failures.why(row) == "");
   std::vector<float> action(1);
   CHECK_THROWS_WITH_AS(world.environment.expert(0, action),
                        "a vector environment has neither an expert nor pictures", dvla::Error);
+}
+
+TEST_CASE(
+    "Several tasks: a seed says which, shares follow the weights, states are padded and say how far they "
+    "count") {
+  dvla::GymnasiumKnobs knobs = stub("Point", 400);
+  knobs.factory = "python_stub:Point,python_stub:Three";
+  knobs.instruction = "";
+  knobs.task_weights = "1,3";
+  World world(knobs, 1), again(knobs, 1);
+  const dvla::ObservationSpec& shows = world.environment.observation_spec();
+  CHECK(shows.instructions == std::vector<std::string>{"python_stub:Point", "python_stub:Three"});
+  REQUIRE(shows.proprioception == 6);
+  world.reset(1000);
+  again.reset(1000);
+  int second = 0;
+  for (const std::int64_t row : world.everybody) {
+    const auto numbers = world.seen().proprioception.at(row);
+    const int task = world.seen().instruction[row];
+    CHECK(again.seen().instruction[row] == task);
+    second += task;
+    CHECK(numbers[2] == (task == 0 ? 0 : 7));
+    CHECK(std::array{numbers[3], numbers[4], numbers[5]} == std::array{1.0F, 1.0F, task == 0 ? 0.0F : 1.0F});
+  }
+  CHECK(second > 260);
+  CHECK(second < 340);
+  knobs.instruction = "do it";
+  dvla::EnvironmentPool pool(std::size_t{1} << 20);
+  CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs, pool),
+                       doctest::Contains("environment.instruction is one, and there are several tasks"),
+                       dvla::ConfigError);
+}
+
+TEST_CASE("Proprioception is normalised by what random actions show, alike in every worker") {
+  dvla::GymnasiumKnobs knobs = stub("Point", 200);
+  knobs.normalise_steps = 400;
+  World world(knobs, 1);
+  world.reset(5);
+  double sum = 0, squares = 0;
+  for (const std::int64_t row : world.everybody) {
+    const double target = world.seen().proprioception.at(row)[1];
+    sum += target;
+    squares += target * target;
+    CHECK(world.seen().proprioception.at(row)[0] == world.seen().proprioception.at(0)[0]);  // all begin at 0
+  }
+  CHECK(std::abs(sum / 200) < 0.35);
+  CHECK(squares / 200 == doctest::Approx(1).epsilon(0.3));
 }

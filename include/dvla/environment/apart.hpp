@@ -45,6 +45,7 @@ struct ApartStart {
 struct ApartReady {
   std::int64_t call = 0;
   std::optional<EnvironmentSpec> spec{};
+  std::string same{};  ///< whatever else the workers must have in common
   std::string error{};
 };
 
@@ -85,7 +86,7 @@ struct ApartAnswer {
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, pool_bytes);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartReady, call, spec, error);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartReady, call, spec, same, error);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartCommand, call, kind, chunk, rows, seeds, cases, training, frames,
                         proprioception, instruction, action, reward, terminated, truncated, height, width);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartFailure, row, why);
@@ -135,7 +136,7 @@ class ApartWorker {
     const io::detail::FileDescriptor far(::fcntl(near.get(), F_DUPFD_CLOEXEC, 10)),
         mapping(::fcntl(pool, F_DUPFD_CLOEXEC, 10));
     if (!far.is_open() || !mapping.is_open()) io::detail::throw_errno("open descriptors for", program[0]);
-    // A pipe whose other end is this process's alone: the kernel kills the child when that closes, however.
+    // A pipe whose other end is this process's alone: the kernel kills the child, and what it has started, when that closes, however.
     std::array<int, 2> leash{};
     if (::pipe2(leash.data(), O_CLOEXEC) != 0) io::detail::throw_errno("make a pipe for", program[0]);
     const io::detail::FileDescriptor low(leash[0]);
@@ -148,7 +149,7 @@ class ApartWorker {
       child_ = -1;
       io::detail::throw_errno("run the program", program[0], code);
     }
-    if (::fcntl(lease.get(), F_SETOWN, child_) != 0 || ::fcntl(lease.get(), F_SETSIG, SIGKILL) != 0 ||
+    if (::fcntl(lease.get(), F_SETOWN, -child_) != 0 || ::fcntl(lease.get(), F_SETSIG, SIGKILL) != 0 ||
         ::fcntl(lease.get(), F_SETFL, O_ASYNC) != 0) {
       const int why = errno;
       (void)end();
@@ -355,6 +356,11 @@ class ApartBatch {
     if (options.program.empty() || options.rows < 1 || options.workers < 1 || options.workers > options.rows)
       throw ConfigError(
           "environments apart: a program, at least one row, and from 1 to as many workers are needed");
+    constexpr std::int64_t most = 4096;  // a command and its answer are one message each
+    if (options.rows > most * options.workers)
+      throw ConfigError("environments apart: ", options.workers, " workers have at most ",
+                        most * options.workers, " rows, and ", options.rows,
+                        " are asked for; start more workers");
     return options;
   }
   static HostPool& shared(std::pmr::memory_resource& pool) {
@@ -480,7 +486,8 @@ class ApartBatch {
         (void)worker(*each).child.end();
       } else if (!spec_) {
         spec_ = std::move(each->ready->spec);
-      } else if (json_text(*each->ready->spec) != json_text(*spec_)) {
+        same_ = each->ready->same;
+      } else if (json_text(*each->ready->spec) != json_text(*spec_) || each->ready->same != same_) {
         give_up(*each, "its environment is not that of the other workers");
       }
     }
@@ -545,6 +552,7 @@ class ApartBatch {
   const ApartOptions options_;
   HostPool& pool_;
   std::optional<EnvironmentSpec> spec_;  ///< as the first worker said
+  std::string same_;
   std::vector<RowState> states_;
   std::deque<Worker> workers_;
 };

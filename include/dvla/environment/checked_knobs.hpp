@@ -18,7 +18,7 @@ const Knobs& checked(const Knobs& knobs) {
   for_each_knob(knobs, [](std::string_view name, const auto& value, const KnobDoc& doc) {
     if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>) {
       const auto number = static_cast<double>(value);
-      if (number < doc.least || number > doc.most)
+      if (!(number >= doc.least && number <= doc.most))
         throw ConfigError(concat("environment.", name, " is ", number_text(number), "; it must be from ",
                                  number_text(doc.least), " to ", number_text(doc.most)));
     }

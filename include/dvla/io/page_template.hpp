@@ -6,10 +6,13 @@
 
 namespace dvla::io::detail {
 
+/// By which a page is known as one of these.
+inline constexpr std::string_view page_mark = "<meta name=\"generator\" content=\"dvla\">";
 inline constexpr std::string_view page_template = R"html(<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="dvla">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>dvla</title>
 <style>
@@ -124,7 +127,7 @@ function run() {
   if (report.overlap !== undefined && report.iterations) tile(number(report.overlap) + ' %', 'of the time two or more lanes at work');
   page.append(tiles);
   const grid = make('div', null, 'grid');
-  const success = [{ name: 'batch, sampled', y: curve.success, faint: true, min: 0, max: 1 }, { name: 'mean of 10 batches', y: curve.mean }];
+  const success = [{ name: 'batch, sampled', y: curve.success, faint: true, min: 0, max: 1 }, { name: 'mean of 10 batches or more', y: curve.mean }];
   const evaluated = curve.batch.map(() => null);
   for (const point of data.evaluations) {
     const at = curve.batch.findIndex(batch => batch >= point.batch);
@@ -171,7 +174,7 @@ function list() {
   put(page, put(make('header'), make('h1', 'Runs'), make('span', data.written, 'note')));
   const link = each => { const made = make('a', each.name); made.href = encodeURIComponent(each.name) + '/index.html'; return made; };
   put(page, put(make('section'), table(['run', 'state', 'environment', 'model', 'algorithm', 'before', 'after', 'batches', 'env steps', 'env steps/s', 'training s'],
-    data.runs.map(each => [link(each), each.state, each.environment, each.model, each.algorithm, number(each.before), number(each.after), String(each.batches), number(each.env_steps), number(each.rate), number(each.seconds)]))));
+    data.runs.map(each => [link(each), each.state, each.environment, each.model, each.algorithm, number(each.before), number(each.after), each.batches === null ? '' : String(each.batches), number(each.env_steps), number(each.rate), number(each.seconds)]))));
 }
 
 (data.kind === 'list' ? list : run)();

@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <iostream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -560,22 +561,26 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   if (!continues || run->next_batch() == 0) film(folder.before_gif);
 
   unkept.kept = true;
-  nlohmann::json page = page_data(config);
+  nlohmann::json page;
+  std::mutex page_mutex;  // a hang is told beside the observer
   const auto write_page = [&](const std::string& state, std::int64_t batches,
                               const nlohmann::json& report = nullptr) {
     watchers.attempt("index.html", [&] {
+      const std::scoped_lock lock(page_mutex);
+      if (page.is_null()) page = page_data(config);
       std::vector<EvaluationPoint> points;
       if (result.success_before) points.push_back({earlier_batches, *result.success_before});
       if (result.success_rate) points.push_back({run->next_batch(), *result.success_rate});
       detail::fill_page(page, state, run->live_history(), static_cast<std::size_t>(batches),
-                        run->spec().observation.instructions, points, *faults);
+                        static_cast<std::size_t>(earlier_batches), run->spec().observation.instructions,
+                        points, *faults);
       page["report"] = report;
       page["evaluation_episodes"] = episodes.size();
       page["pictures"] = nlohmann::json::array();
       for (const auto& file : {folder.before_gif, folder.after_gif})
         if (std::filesystem::exists(file)) page["pictures"].push_back(file.filename().string());
       io::write_page(folder.page, page);
-      write_runs_page(root);
+      write_runs_page(root, config.run.name, state);
     });
   };
   const std::int64_t earlier_steps = run->history().empty() ? 0 : run->history().back().counts.env_steps;
@@ -588,6 +593,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   };
   run->on_hang([&](const std::string& what) {
     progress->say(end_by_hang(what));
+    write_page("ended: " + what, run->next_batch());
     std::_Exit(1);  // past the thread that hangs
   });
   // The page costs the observer a hundredth of its time at most.
@@ -647,8 +653,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
       lost.push_back(why.what());
     }
   };
-  const nlohmann::json report = detail::report_json(*run, result);
-  leave(folder.report, [&] { return report.dump(2) + "\n"; });
+  nlohmann::json report;
+  leave(folder.report, [&] {
+    report = detail::report_json(*run, result);
+    return report.dump(2) + "\n";
+  });
   const std::filesystem::path hand_overs = folder.hand_overs(run->recording().first_batch);
   if (config.run.record) leave(hand_overs, [&] { return to_text(run->recording()); });
   if (config.run.trace)

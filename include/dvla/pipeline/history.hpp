@@ -65,6 +65,11 @@ class History {
     const std::scoped_lock lock(mutex_);
     iterations_.push_back(iteration);
   }
+  /// Batches that at() has.
+  std::size_t size() const {
+    const std::scoped_lock lock(mutex_);
+    return iterations_.size();
+  }
   Iteration at(std::int64_t batch) const {
     const std::scoped_lock lock(mutex_);
     return iterations_[static_cast<std::size_t>(batch)];

@@ -9,14 +9,18 @@
 #include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/process_limits.hpp"
 #include "dvla/core/text.hpp"
 #include "dvla/io/page.hpp"
+#include "dvla/io/run_folder.hpp"
 #include "dvla/pipeline/command_line.hpp"
 #include "dvla/pipeline/history.hpp"
 #include "dvla/version.hpp"
@@ -43,8 +47,9 @@ inline std::string own_command() {
   return command;
 }
 
-/// Curves of the first `batches`, at most `most_points` each. Tasks: those of the instruction table, where there are several.
-inline nlohmann::json curves(const History& history, std::size_t batches,
+/// Curves of the first `batches`, at most `most_points` each; of those before `known`, which a checkpoint gave, success
+/// and steps alone. Tasks: those of the instruction table, where there are several.
+inline nlohmann::json curves(const History& history, std::size_t batches, std::size_t known,
                              const std::vector<std::string>& tasks) {
   nlohmann::json out{{"batch", nlohmann::json::array()}};
   for (const char* name : {"success", "mean", "gain", "env_steps", "gradient_norm", "kl", "clipped"})
@@ -67,12 +72,15 @@ inline nlohmann::json curves(const History& history, std::size_t batches,
     out["env_steps"].push_back(at(end - 1).counts.env_steps);
     out["success"].push_back(mean(first, [](const UpdateStats& each) { return each.success_rate; }));
     out["mean"].push_back(mean(window, [](const UpdateStats& each) { return each.success_rate; }));
-    out["gain"].push_back(mean(first, [](const UpdateStats& each) { return each.mean_return; }));
-    out["gradient_norm"].push_back(mean(first, [](const UpdateStats& each) { return each.gradient_norm; }));
-    out["kl"].push_back(mean(first, [](const UpdateStats& each) { return each.loss.approx_kl(); }));
-    out["clipped"].push_back(mean(first, [](const UpdateStats& each) {
+    const auto measured = [&](const char* name, auto value) {
+      out[name].push_back(first < known ? nlohmann::json() : nlohmann::json(mean(first, value)));
+    };
+    measured("gain", [](const UpdateStats& each) { return each.mean_return; });
+    measured("gradient_norm", [](const UpdateStats& each) { return each.gradient_norm; });
+    measured("kl", [](const UpdateStats& each) { return each.loss.approx_kl(); });
+    measured("clipped", [](const UpdateStats& each) {
       return each.loss.clip_fraction_low() + each.loss.clip_fraction_high();
-    }));
+    });
     for (std::size_t task = 0; task < out["tasks"].size(); ++task) {
       double solved = 0, played = 0;
       for (std::size_t i = window; i < end; ++i) {
@@ -146,11 +154,11 @@ struct EvaluationPoint {
 namespace detail {
 /// What does, but for the report.
 inline void fill_page(nlohmann::json& page, const std::string& state, const History& history,
-                      std::size_t batches, const std::vector<std::string>& tasks,
+                      std::size_t batches, std::size_t known, const std::vector<std::string>& tasks,
                       const std::vector<EvaluationPoint>& evaluations, const FaultList& faults) {
   page["state"] = state;
   page["written"] = page_time();
-  page["curve"] = curves(history, batches, tasks);
+  page["curve"] = curves(history, std::min(batches, history.size()), known, tasks);
   page["evaluations"] = nlohmann::json::array();
   for (const EvaluationPoint& each : evaluations)
     page["evaluations"].push_back({{"batch", each.batch}, {"success", each.success}});
@@ -173,16 +181,22 @@ nlohmann::json page_data(const Config<Pipeline>& config) {
             {"cores", std::to_string(usable_cores())}}}};
 }
 
-/// The page of the folder that has the runs' folders, from what they have left. Throws Error where it cannot be
-/// written; a run whose report cannot be read is listed without figures.
-inline void write_runs_page(const std::filesystem::path& root) {
-  nlohmann::json runs = nlohmann::json::array();
+/// The page of the folder that has the runs' folders, from what they have left; `name` is the run that writes it, in
+/// `state`. Throws Error where it cannot be written, or an index.html is there that is somebody else's.
+inline void write_runs_page(const std::filesystem::path& root, const std::string& name,
+                            const std::string& state) {
+  const std::filesystem::path page = root / "index.html";
+  const std::optional<std::string> there = detail::text_of(page.string());
+  if (there && there->find(io::detail::page_mark) == there->npos)
+    throw Error("'" + page.string() + "' is not a page of dvla's; it stays, and the runs are not listed");
   std::vector<std::filesystem::path> folders;
-  for (const auto& entry : std::filesystem::directory_iterator(root))
-    if (std::filesystem::exists(entry.path() / "config.json") &&
-        std::filesystem::exists(entry.path() / "index.html"))
+  std::error_code unreadable;
+  for (const auto& entry : std::filesystem::directory_iterator(root, unreadable))
+    if (std::filesystem::exists(entry.path() / "config.json", unreadable) &&
+        std::filesystem::exists(entry.path() / "index.html", unreadable))
       folders.push_back(entry.path());
   std::ranges::sort(folders);
+  nlohmann::json runs = nlohmann::json::array();
   for (const auto& folder : folders) {
     const auto read = [&](const char* file) {
       return nlohmann::json::parse(detail::text_of((folder / file).string()).value_or(""), nullptr, false);
@@ -192,23 +206,28 @@ inline void write_runs_page(const std::filesystem::path& root) {
     const auto of = [](const nlohmann::json& json, const char* key) {
       return json.is_object() && json.contains(key) ? json[key] : nlohmann::json();
     };
-    run["state"] = !report.is_object()             ? "no report yet"
+    // The lock's file goes when a run ends; of one that was killed it stays.
+    run["state"] = run["name"] == name ? state
+                   : std::filesystem::exists(folder / io::FolderLock::file_name, unreadable)
+                       ? "at work, or was killed"
+                   : !report.is_object()           ? "no report"
                    : of(report, "stopped") == true ? "stopped"
                                                    : "finished";
     const nlohmann::json policies = of(config, "pipeline");
     for (const char* slot : {"environment", "model", "algorithm"}) {
-      const nlohmann::json name = of(policies, slot);
-      run[slot] = name.is_string() ? name : nlohmann::json("");
+      const nlohmann::json policy = of(policies, slot);
+      run[slot] = policy.is_string() ? policy : nlohmann::json("");
     }
-    run["before"] = of(report, "success_rate_before");
-    run["after"] = of(report, "success_rate");
-    run["batches"] = of(report, "batches");
-    run["env_steps"] = of(report, "env_steps");
-    run["rate"] = of(report, "env_steps_per_s");
-    run["seconds"] = of(report, "train_wall_s");
+    for (const auto& [to, from] : {std::pair{"before", "success_rate_before"},
+                                   {"after", "success_rate"},
+                                   {"batches", "batches"},
+                                   {"env_steps", "env_steps"},
+                                   {"rate", "env_steps_per_s"},
+                                   {"seconds", "train_wall_s"}})
+      run[to] = of(report, from);
     runs.push_back(run);
   }
-  io::write_page(root / "index.html", {{"kind", "list"}, {"written", detail::page_time()}, {"runs", runs}});
+  io::write_page(page, {{"kind", "list"}, {"written", detail::page_time()}, {"runs", runs}});
 }
 
 }  // namespace dvla

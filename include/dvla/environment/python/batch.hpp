@@ -3,9 +3,10 @@
 // torch. What a space of Gymnasium becomes, stands in docs/slots/environment.md.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <memory_resource>
 #include <string>
 #include <string_view>
@@ -26,7 +27,6 @@ inline constexpr std::string_view worker_file =
     ;
 inline constexpr std::string_view python_worker = worker_file.substr(1);
 
-/// Keeps a run's numbers of seconds in the range that a wait takes.
 inline std::chrono::milliseconds milliseconds_of(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
 }
@@ -49,14 +49,15 @@ class PythonBatch : public ApartBatch {
     const std::string setup = "scripts/setup " + std::string(kind),
                       own = ".venv-" + std::string(kind) + "/bin/python";
     const std::string python = knobs.python.empty() ? own : knobs.python;
-    if (python.find('/') != python.npos && !std::filesystem::exists(python))
+    if (python.find('/') != python.npos && ::access(python.c_str(), X_OK) != 0)
       throw ConfigError(
           "environment.python is '" + python + "', and there is no such program: " + setup + " makes " + own +
           " in the folder that it is called in, or give an interpreter that has " + std::string(kind));
     auto told = json_of(knobs);
     told["kind"] = kind;
     ApartOptions options{
-        .program = {python, "-c", std::string(detail::python_worker), told.dump()},
+        .program = {python, "-c", std::string(detail::python_worker),
+                    told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)},
         .rows = knobs.environments,
         .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
     options.step_deadline = detail::milliseconds_of(knobs.worker_step_s);

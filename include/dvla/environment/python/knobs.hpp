@@ -55,7 +55,8 @@ inline constexpr auto knob_docs<GymnasiumKnobs> = joined_docs(
     knob_docs<PythonKnobs>,
     std::to_array<KnobDoc>({
         {"id", "of Gymnasium's registry, as FetchReach-v4; several, with commas between, are tasks"},
-        {"factory", "module:function that makes an environment of your own, instead of an id"},
+        {"factory",
+         "module:function that makes an environment of your own, instead of an id; several are tasks, too"},
         {"success_return",
          "an episode that has gained as much has solved its task and ends; 0 = where it says success", 0,
          1e9},

@@ -2,10 +2,12 @@ R"python("
 # A worker of environments in Python: Gymnasium's, ManiSkill's, or a user's own. It is a child of the trainer
 # (environment/apart.hpp says what it is told and answers), has some rows of the batch, and writes what they show
 # straight into the environment pool: one copy, from the simulator's array into its row. This file is Python, and a
-# raw string of C++ that worker_source.hpp includes; its first and last line are both. NumPy is all that it needs
-# beside the simulator. argv[1] is PythonOptions as JSON.
+# raw string of C++ that batch.hpp includes; its first and last line are both. NumPy is all that it needs beside the
+# simulator. argv[1] is the knobs as JSON.
+import contextlib
 import fcntl
 import gc
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -21,8 +23,8 @@ def described(error):
     """One line: what was raised, and where, the innermost place last."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != "<string>"]
     where = ", ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames[-6:])
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text[:1000] + (f" ({where})" if where else "")
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:1000] + (f" ({where})" if where else "")
+    return text.encode("utf-8", "replace").decode()
 
 
 class Unsupported(Exception):
@@ -82,6 +84,9 @@ class Shown:
                 self.cameras.append((path, name, leaf.shape[0], leaf.shape[1]))
                 continue
             if kind in ("Box", "MultiBinary"):
+                if len(leaf.shape) > 2:
+                    raise Unsupported(f"{'/'.join(map(str, path)) or 'its observation'} has extents {list(leaf.shape)} of {leaf.dtype}: neither a picture "
+                                      "([H, W], [H, W, 1] or [H, W, 3] of uint8) nor a list of numbers")
                 count = int(np.prod(leaf.shape))
             elif kind == "Discrete":
                 count = int(leaf.n)
@@ -100,13 +105,13 @@ class Shown:
                 numbers[first:last] = value
                 continue
             numbers[first:last] = 0
-            if kind == "Discrete":
-                numbers[first + int(value[0]) - int(leaf.start)] = 1
-            else:
-                place = first
-                for n, chosen in zip(np.asarray(leaf.nvec).reshape(-1), value):
-                    numbers[place + int(chosen)] = 1
-                    place += int(n)
+            starts = np.asarray(getattr(leaf, "start", 0)).reshape(-1)
+            counts = np.asarray(leaf.n if kind == "Discrete" else leaf.nvec).reshape(-1)
+            for n, start, chosen in zip(counts, np.broadcast_to(starts, counts.shape), value):
+                if not 0 <= int(chosen) - int(start) < int(n):
+                    raise ValueError(f"it shows {int(chosen)} at {'/'.join(map(str, path)) or 'the top'}, one of {int(n)} from {int(start)}")
+                numbers[first + int(chosen) - int(start)] = 1
+                first += int(n)
         for (path, _, height, width), frame in zip(self.cameras, frames):
             picture = array(at(seen, path))
             frame[:] = picture.reshape(height, width, -1)
@@ -120,9 +125,9 @@ class Taken:
         for path, kind, leaf in leaves(space):
             first = len(self.categories)
             if kind == "Box":
-                low, high = np.asarray(leaf.low).reshape(-1), np.asarray(leaf.high).reshape(-1)
+                low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (leaf.low, leaf.high))
                 for i in range(low.size):
-                    if not (np.isfinite(low[i]) and np.isfinite(high[i]) and low[i] < high[i]):
+                    if not (max(abs(low[i]), abs(high[i])) < 3e38 and np.float32(low[i]) < np.float32(high[i])):
                         raise Unsupported(f"dimension {first + i} of its actions lies in [{low[i]}, {high[i]}]; dvla takes finite bounds, the "
                                           "lower one first: wrap it (gymnasium.wrappers.RescaleAction)")
                     self.categories.append(0)
@@ -154,8 +159,9 @@ class Taken:
 
     @staticmethod
     def part(kind, leaf, floats):
-        if kind == "Box":
-            return np.array(floats, dtype=leaf.dtype).reshape(leaf.shape)
+        if kind == "Box":  # within its bounds, which are no float32 where the space is float64
+            exact = np.rint(floats) if np.issubdtype(leaf.dtype, np.integer) else floats
+            return np.clip(np.array(exact, np.float64).reshape(leaf.shape), leaf.low, leaf.high).astype(leaf.dtype)
         if kind == "Discrete":
             return int(floats[0]) + int(leaf.start)
         if kind == "MultiDiscrete":
@@ -192,10 +198,9 @@ class GymnasiumTask:
 
     def make(self):
         if self.options["factory"]:
-            module, _, function = self.options["factory"].partition(":")
+            module, _, function = self.name.partition(":")
             if not function:
-                raise Unsupported(f"environment.factory is '{self.options['factory']}'; it must be module:function")
-            sys.path.insert(0, os.getcwd())
+                raise Unsupported(f"environment.factory is '{self.name}'; it must be module:function")
             make, arguments = getattr(importlib.import_module(module), function), dict(self.arguments)
             if "num_envs" in inspect.signature(make).parameters:  # a vector environment of all rows here
                 arguments["num_envs"] = self.rows
@@ -226,10 +231,11 @@ class GymnasiumTask:
         return (env.single_observation_space, env.single_action_space) if is_vector(env) else (env.observation_space, env.action_space)
 
     def instruction(self):
-        return self.name.rpartition("/")[2].partition("-v")[0]
+        name = self.name.rpartition("/")[2]
+        return name.rpartition("-v")[0] or name
 
     def reset(self, env, seed, training):
-        return env.reset(seed=seed)[0]
+        return env.reset(seed=seed)
 
     def step(self, env, action):
         seen, reward, terminated, truncated, info = env.step(action)
@@ -282,18 +288,29 @@ class ManiSkillTask(GymnasiumTask):
     def camera_name(path):
         return path[-2] if len(path) > 1 else "image"
 
-    def make(self):
+    @staticmethod
+    @contextlib.contextmanager
+    def refusing_questions():
+        """It asks whether to download what a task lacks: there is nobody to answer."""
         import builtins
 
-        said = []  # what it prints before it asks
-        usual = builtins.print
-        builtins.print = lambda *words, **more: (said.append(" ".join(map(str, words))), usual(*words, **more))[1]
+        said, usual = [], (builtins.print, builtins.input)
+
+        def listen(*words, **more):
+            said[:] = [*said[-1:], " ".join(map(str, words))]
+            usual[0](*words, **more)
 
         def refuse(question=""):
-            raise Unsupported(" ".join(" ".join([*said[-2:], str(question)]).replace("(y|n):", "").strip("- ").split()) +
+            raise Unsupported(" ".join(" ".join([*said, str(question)]).replace("(y|n):", "").strip("- ").split()) +
                               " (nobody can answer here: download them with ManiSkill's own command first)")
 
-        builtins.input = refuse  # it asks whether to download: there is nobody to answer
+        builtins.print, builtins.input = listen, refuse
+        try:
+            yield
+        finally:
+            builtins.print, builtins.input = usual
+
+    def make(self):
         import torch
 
         torch.set_num_threads(1)
@@ -315,7 +332,8 @@ class ManiSkillTask(GymnasiumTask):
             arguments.setdefault("render_backend", "none")
         if options["camera_pixels"]:
             arguments.setdefault("sensor_configs", {"width": options["camera_pixels"], "height": options["camera_pixels"]})
-        env = gymnasium.make(self.name, **arguments)
+        with self.refusing_questions():
+            env = gymnasium.make(self.name, **arguments)
         if env.unwrapped.num_envs != 1:
             raise Unsupported("a worker takes one environment an instance: num_envs must be 1")
         gc.collect()
@@ -337,11 +355,7 @@ class ManiSkillTask(GymnasiumTask):
     def reset(self, env, seed, training):
         # Contacts survive a plain reset: only one that builds the scene anew depends on the seed alone.
         pure = not (training and self.options["fast_reset"])
-        return env.reset(seed=seed, options={"reconfigure": True} if pure else {})[0]
-
-    def step(self, env, action):
-        seen, reward, terminated, truncated, info = env.step(action)
-        return seen, float(reward), bool(terminated), bool(truncated), solved_by(info)
+        return env.reset(seed=seed, options={"reconfigure": True} if pure else {})
 
     def expert(self, env):
         base = env.unwrapped
@@ -360,7 +374,8 @@ class ManiSkillTask(GymnasiumTask):
         return super().expert(env)
 
     def render(self, env):
-        return array(env.render())[0] if len(array(env.render()).shape) == 4 else array(env.render())
+        picture = super().render(env)
+        return picture[0] if len(picture.shape) == 4 else picture
 
 
 # ---- Rows -------------------------------------------------------------------------------------------------------
@@ -373,7 +388,7 @@ class Row:
 
     def env(self, task):
         if task not in self.made:
-            self.made[task] = self.batch.first.pop(task, None) or self.batch.tasks[task].make()
+            self.made[task] = self.batch.first.pop(task) if task in self.batch.first else self.batch.tasks[task].make()
         return self.made[task]
 
     def drop(self):
@@ -390,10 +405,10 @@ class Row:
             raise ValueError(f"there is no case {case}: this environment enumerates none")
         self.task = self.batch.task_of(seed)
         # Gymnasium and ManiSkill take seeds below 2^31 everywhere.
-        self.begin(self.batch.tasks[self.task].reset(self.env(self.task), seed % (2**31 - 1), training))
+        self.begin(*self.batch.tasks[self.task].reset(self.env(self.task), seed % (2**31 - 1), training))
 
-    def begin(self, seen):
-        self.over, self.solved, self.steps, self.gained, self.seen = 0, False, 0, 0.0, seen
+    def begin(self, seen, info):
+        self.over, self.solved, self.steps, self.gained, self.seen = 0, solved_by(info), 0, 0.0, seen
 
     def step(self, floats):
         """One control step of a row that is not over. Its reward."""
@@ -424,8 +439,9 @@ def row_of(seen, index):
 
 
 class Vector:
-    """A vector environment of the user's: all rows of this worker, stepped together. Rows whose episode is over idle along, whatever
-    its autoreset mode makes of that; only a mode that is DISABLED can begin some of them again."""
+    """A vector environment of the user's: all rows of this worker, stepped together. Rows whose episode is over, or that were not asked
+    for, idle along, whatever its autoreset mode makes of that; they count again after their next reset. Only DISABLED can begin some of
+    them and go on with the others."""
 
     def __init__(self, batch, env):
         self.batch, self.env = batch, env
@@ -435,35 +451,47 @@ class Vector:
             raise Unsupported("a vector environment has one task, and actions in a Box, Discrete, MultiDiscrete or MultiBinary")
         mode = getattr(env, "metadata", {}).get("autoreset_mode")
         self.mode = getattr(mode, "name", str(mode)).upper()
-        self.ended = np.zeros(len(batch.rows), bool)
+        if self.mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
+            raise Unsupported("a vector environment must say in its metadata what its autoreset_mode is: NEXT_STEP, SAME_STEP or DISABLED")
+        self.ended, self.begun = np.zeros(len(batch.rows), bool), False
 
     def reset(self, rows, seeds):
-        if self.env is None:
-            self.env = self.batch.tasks[0].make()
         everybody = self.batch.rows
         chosen = {row: int(seed) % (2**31 - 1) for row, seed in zip(rows, seeds)}
-        if len(chosen) == len(everybody):
-            seen, _ = self.env.reset(seed=[chosen[index] for index in range(len(everybody))])
-        elif self.mode == "DISABLED":
-            mask = np.array([index in chosen for index in range(len(everybody))])
-            seen, _ = self.env.reset(seed=[chosen.get(index) for index in range(len(everybody))], options={"reset_mask": mask})
+        anew = self.env is None
+        if anew:
+            self.env = self.batch.tasks[0].make()
+        if not self.begun or anew or self.mode != "DISABLED" or len(chosen) == len(everybody):
+            for row in everybody:  # all of them begin; of those that were not asked for nothing is known any more
+                row.seen = None
+            self.ended[:] = False
+            seen, info = self.env.reset(seed=[chosen.get(index, 0) for index in range(len(everybody))])
         else:
-            raise Unsupported(f"a vector environment whose autoreset mode is {self.mode} begins all its rows together; DISABLED can begin some")
+            mask = np.array([index in chosen for index in range(len(everybody))])
+            seen, info = self.env.reset(seed=[chosen.get(index) for index in range(len(everybody))], options={"reset_mask": mask})
+        self.begun = True
         for index in chosen:
             self.ended[index] = False
-            everybody[index].begin(row_of(seen, index))
+            everybody[index].begin(row_of(seen, index), self.facts(info, index))
+
+    @staticmethod
+    def facts(info, index):
+        return {key: value[index] for key, value in info.items() if key in ("success", "is_success")}
 
     def step(self, rows, floats):
-        """One control step, [own rows, A]. Of each of `rows` whether it made it, what it gained, and how it is over."""
+        """One control step, [own rows, A]. Of those of `rows` that have an episode whether they made it, what they gained, and how they
+        are over."""
         everybody = self.batch.rows
-        running = [index for index in rows if not everybody[index].over]
+        known = [index for index in rows if everybody[index].seen is not None]
+        running = {index for index in known if not everybody[index].over}
         if not running:
-            return {index: (False, 0.0, everybody[index].over) for index in rows}
-        idle = [index for index, row in enumerate(everybody) if index not in running and not row.over and row.seen is not None]
-        if idle:
-            raise Unsupported("a vector environment steps all its rows at once, and some were not asked for: give each stage of sampling "
-                              "workers of its own")
-        if not np.isfinite(floats[running]).all():
+            return {index: (False, 0.0, everybody[index].over) for index in known}
+        if self.env is None:
+            raise Unsupported("it was closed after an exception; a reset makes it anew")
+        for index, row in enumerate(everybody):  # left behind
+            if index not in running and not row.over:
+                row.seen = None
+        if not np.isfinite(floats[sorted(running)]).all():
             raise ValueError("an action is not a finite number; did training diverge?")
         if self.mode == "DISABLED" and self.ended.any():  # it steps none that have ended: these begin again, for nobody
             self.env.reset(options={"reset_mask": self.ended})
@@ -472,13 +500,11 @@ class Vector:
         seen, reward, terminated, truncated, info = self.env.step(actions)
         self.ended = np.logical_or(terminated, truncated)
         for index in running:
-            own, facts = row_of(seen, index), {key: value[index] for key, value in info.items()
-                                               if key in ("success", "is_success")}
-            if self.mode == "SAME_STEP" and (terminated[index] or truncated[index]):
-                last, final = info["final_obs"][index], info["final_info"]
-                own, facts = last, {key: value[index] for key, value in final.items() if key in ("success", "is_success")}
+            own, facts = row_of(seen, index), self.facts(info, index)
+            if self.mode == "SAME_STEP" and self.ended[index]:
+                own, facts = info["final_obs"][index], self.facts(info["final_info"], index)
             everybody[index].note(own, float(reward[index]), bool(terminated[index]), bool(truncated[index]), solved_by(facts))
-        return {index: (index in running, float(reward[index]) if index in running else 0.0, everybody[index].over) for index in rows}
+        return {index: (index in running, float(reward[index]) if index in running else 0.0, everybody[index].over) for index in known}
 
     def drop(self):
         try:
@@ -486,6 +512,8 @@ class Vector:
         except Exception:
             pass
         self.env = None
+        for row in self.batch.rows:
+            row.seen = None
 
 
 class Batch:
@@ -519,7 +547,13 @@ class Batch:
         self.shares = [weight / sum(weights) for weight in weights]
 
     def spec(self):
-        instructions = [self.options["instruction"] or task.instruction() for task in self.tasks]
+        instructions = [task.instruction() for task in self.tasks]
+        if self.options["instruction"]:
+            if len(self.tasks) > 1:
+                raise Unsupported("environment.instruction is one, and there are several tasks: leave it empty, each has its own")
+            instructions = [self.options["instruction"]]
+        if len(set(instructions)) < len(instructions):
+            instructions = [task.name for task in self.tasks]
         cameras = [{"name": name, "height": height, "width": width, "device": "cpu"} for _, name, height, width in self.shown[0].cameras]
         return {
             "observation": {"cameras": cameras, "proprioception": self.width, "instructions": instructions, "proprioception_device": "cpu"},
@@ -535,7 +569,7 @@ class Batch:
         row.task, task, env = index, self.tasks[index], self.first[index]
         for number in range(self.options["normalise_steps"]):
             if row.over or row.seen is None:
-                row.begin(task.reset(env, 2**31 - 2 - number, False))
+                row.begin(*task.reset(env, 2**31 - 2 - number, False))
             floats = np.array([draws.randint(n) if n else draws.uniform(bound["low"], bound["high"])
                                for n, bound in zip(self.taken.categories, self.taken.bounds)], np.float32)
             row.note(*task.step(env, self.taken.value(floats)))
@@ -543,6 +577,8 @@ class Batch:
             self.shown[index].write(row.seen, numbers, [np.zeros((height, width, 3), np.uint8) for _, _, height, width in self.shown[index].cameras])
             shown.append(numbers)
         shown = np.array(shown, np.float64)
+        if not np.isfinite(shown).all():
+            raise Unsupported(f"{task.name} shows numbers that are not finite while environment.normalise_steps measures them")
         spread = shown.std(axis=0)
         return shown.mean(axis=0), np.where(spread > 1e-6, spread, 1.0)
 
@@ -608,9 +644,8 @@ class Worker:
                     together = [batch.vector.step(own, action[:, c]) for c in range(chunk)]
             except Exception as error:
                 batch.vector.drop()
-                why = str(error) if isinstance(error, Unsupported) else described(error)
                 return {"call": command["call"], "made": 0, "solved": [], "action": [],
-                        "failed": [{"row": number, "why": why} for number in command["rows"]]}
+                        "failed": [{"row": number, "why": self.why(error, index)} for index, number in enumerate(command["rows"])]}
         for index, number in enumerate(command["rows"]):
             at_row = number - self.first
             row = batch.rows[at_row]
@@ -620,6 +655,8 @@ class Worker:
                         row.reset(command["seeds"][index], command["cases"][index], command["training"])
                 elif kind == "step":
                     for c in range(chunk):
+                        if batch.vector and at_row not in together[c]:
+                            raise Unsupported("its vector environment has gone on without it: all rows of a worker are begun, and asked for, together")
                         if batch.vector:
                             steps, gain, over = together[c][at_row]
                         else:
@@ -634,6 +671,8 @@ class Worker:
                     raise Unsupported("a vector environment has neither an expert nor pictures")
                 elif kind == "expert":
                     expert = [float(each) for each in batch.tasks[row.task].expert(row.env(row.task))]
+                    if not np.isfinite(expert).all():
+                        raise ValueError("its expert's action is not finite")
                     continue
                 else:
                     self.draw(batch.tasks[row.task].render(row.env(row.task)), command)
@@ -643,10 +682,15 @@ class Worker:
                 if row.solved:
                     solved.append(number)
             except Exception as error:
-                failed.append({"row": number, "why": str(error) if isinstance(error, Unsupported) else described(error)})
+                failed.append({"row": number, "why": self.why(error, len(failed))})
                 if kind in ("reset", "step"):
                     row.drop()
         return {"call": command["call"], "made": made, "solved": solved, "action": expert, "failed": failed}
+
+    @staticmethod
+    def why(error, before):
+        """Shorter after the first few: an answer is a message of bounded size."""
+        return (str(error) if isinstance(error, Unsupported) else described(error))[:4000 if before < 20 else 20]
 
     def draw(self, picture, command):
         """The nearest pixels, [height, width, 3]."""
@@ -661,17 +705,18 @@ class Worker:
             text = self.connection.recv(1 << 20)
             if not text:
                 return  # the batch is gone
-            self.connection.send(json.dumps(self.perform(json.loads(text))).encode())
+            self.connection.send(json.dumps(self.perform(json.loads(text)), allow_nan=False).encode())
 
 
 def understood(options):
     """Knobs as they are, but for texts that are lists or JSON."""
+    text = options["arguments"]
     try:
-        options["arguments"] = json.loads(options["arguments"] or "{}")
-        assert isinstance(options["arguments"], dict)
-    except (ValueError, AssertionError):
-        raise Unsupported(f"environment.arguments is '{options['arguments'][:80]}'; it must be a JSON object, as "
-                          '{"frame_skip": 4}') from None
+        options["arguments"] = json.loads(text or "{}")
+    except ValueError:
+        options["arguments"] = None
+    if not isinstance(options["arguments"], dict):
+        raise Unsupported(f"environment.arguments is '{text[:80]}'; it must be a JSON object, as " '{"frame_skip": 4}')
     name = options.get("task") or options.get("id") or options["factory"]
     options["tasks"] = [each.strip() for each in name.split(",")]
     try:
@@ -692,7 +737,7 @@ def main():
     if os.path.exists(settings):
         with open(settings) as file:
             for name, value in json.load(file).items():
-                os.environ.setdefault(name, value)
+                os.environ.setdefault(name, value.replace("{prefix}", sys.prefix))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # a worker is one core
     connection = socket.socket(fileno=3)
@@ -701,23 +746,28 @@ def main():
     start = json.loads(connection.recv(1 << 20))
     with open("/proc/self/comm", "w") as name:  # what ps and top show
         name.write("dvla-worker")
-    ready = {"call": start["call"], "spec": None, "error": ""}
+    ready = {"call": start["call"], "spec": None, "same": "", "error": ""}
     try:
         import numpy
 
         np = numpy
         batch = Batch(understood(options), start["first"], start["rows"])
         ready["spec"] = batch.spec()
+        ready["same"] = hashlib.sha256(repr([[each.tolist() for each in scale] for scale in batch.scales or []]).encode()).hexdigest()
     except Unsupported as error:
         ready["error"] = str(error)
     except Exception as error:
         ready["error"] = described(error)
-    connection.send(json.dumps(ready).encode())
-    if not ready["error"]:
-        try:
+    if len(json.dumps(ready)) > 200_000:
+        ready["spec"], ready["error"] = None, "what it says of itself is longer than 200,000 bytes: its actions have too many dimensions"
+    try:
+        connection.send(json.dumps(ready).encode())
+        if not ready["error"]:
             Worker(connection, start, batch).serve()
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)  # nothing here is worth a simulator's exit handlers
 
 
