@@ -24,13 +24,14 @@ using P = dvla::Pipeline<dvla::Sampler<dvla::Gymnasium, dvla::TinyVLA<dvla::Toke
 int main(int argc, char** argv) {
   dvla::Config<P> defaults;
   defaults.run.name = "gymnasium";
-  defaults.run.iterations = 60;
+  defaults.run.iterations = 200;
   defaults.run.demonstrations = 4;
   defaults.run.demonstration_noise = 0.3;
   defaults.run.imitation_check = 25;  // a look plays 64 episodes
   defaults.environment.environments = 64;
+  defaults.environment.normalise_steps = 1000;
   defaults.environment.render = true;
   defaults.algorithm.learning_rate = 6e-4;
-  defaults.algorithm.decay_batches = 60;
+  defaults.algorithm.decay_batches = 200;
   return dvla::experiment_main<P>(argc, argv, defaults);
 }

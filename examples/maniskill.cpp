@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   defaults.run.imitation_check = 25;  // a look plays 64 episodes
   defaults.run.animation = false;  // --render true --animation true: pictures take SAPIEN 30 ms each on a CPU
   defaults.environment.environments = 64;
+  defaults.environment.normalise_steps = 500;
   defaults.environment.task = "PushCube-v1";
   defaults.environment.control_mode = "pd_ee_delta_pos";
   defaults.environment.reward_mode = "sparse";

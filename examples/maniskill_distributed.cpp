@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   defaults.run.demonstrations = 0;
   defaults.run.animation = false;
   defaults.environment.environments = 32;
+  defaults.environment.normalise_steps = 500;
   defaults.environment.task = "PickCube-v1";
   defaults.environment.control_mode = "pd_joint_delta_pos";
   defaults.environment.reward_mode = "normalized_dense";
