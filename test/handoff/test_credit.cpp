@@ -69,3 +69,22 @@ TEST_CASE("never more than K + 1 are inside, with several threads") {
   for (auto& thread : threads) thread.join();
   CHECK(most <= 3);
 }
+
+TEST_CASE("what is written before a permit is given back is seen by who takes it next") {
+  credit<0> to(0), fro(0);
+  REQUIRE(to.try_acquire());
+  REQUIRE(fro.try_acquire());
+  int shared = 0;  // ThreadSanitizer looks on
+  std::jthread giver([&] {
+    for (int turn = 1; turn <= 1000; ++turn) {
+      shared = turn;
+      to.release();
+      if (!fro.acquire(10s, {})) return;
+    }
+  });
+  for (int turn = 1; turn <= 1000; ++turn) {
+    REQUIRE(to.acquire(10s, {}));
+    CHECK(shared == turn);
+    fro.release();
+  }
+}
