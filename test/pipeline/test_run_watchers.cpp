@@ -200,9 +200,9 @@ TEST_CASE("A full disk under the events, or under pictures and the trace, costs 
         });
     const Told all = told([&] { dvla::run_experiment<P>(config); });
     CHECK(all.error == "");
-    CHECK(all.count("warning: ") == 3);
+    CHECK(all.count("warning: ") == 4);
     for (const char* part : {"an animation is left out: cannot write '", "trace.json may lack something",
-                             "success.svg may lack something"}) {
+                             "success.svg may lack something", "index.html may lack something"}) {
       CAPTURE(part);
       CHECK(contains(all.err, part));
     }
