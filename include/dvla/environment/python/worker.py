@@ -301,7 +301,7 @@ class ManiSkillTask(GymnasiumTask):
             usual[0](*words, **more)
 
         def refuse(question=""):
-            raise Unsupported(" ".join(" ".join([*said, str(question)]).replace("(y|n):", "").strip("- ").split()) +
+            raise Unsupported(" ".join(word for word in " ".join([*said, str(question)]).replace("(y|n):", "").split() if word.strip("-")) +
                               " (nobody can answer here: download them with ManiSkill's own command first)")
 
         builtins.print, builtins.input = listen, refuse
