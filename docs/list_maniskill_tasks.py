@@ -21,7 +21,7 @@ env = gymnasium.make(sys.argv[1], num_envs=1, obs_mode="state", sim_backend="phy
 env.reset(seed=0)
 base = env.unwrapped
 print("TASK " + json.dumps([sys.argv[1], list(base.single_observation_space.shape), list(getattr(base.single_action_space, "shape", None) or ["a dict"]),
-    str(base.control_mode), str(base.robot_uids), gym_utils.find_max_episode_steps_value(env)]), flush=True)
+    str(base.control_mode), getattr(base.robot_uids, "__name__", str(base.robot_uids)), gym_utils.find_max_episode_steps_value(env)]), flush=True)
 os._exit(0)
 """
 
