@@ -62,12 +62,14 @@ inline nlohmann::json curves(const History& history, std::size_t batches, std::s
   const std::size_t stretch = std::max<std::size_t>((batches + most_points - 1) / most_points, 1);
   for (std::size_t first = 0; first < batches; first += stretch) {
     const std::size_t end = std::min(first + stretch, batches);
+    const std::size_t window = std::min(first, end - std::min<std::size_t>(end, 10));
+    std::vector<UpdateStats> read;  // each once: training waits while one is copied
+    for (std::size_t i = window; i < end; ++i) read.push_back(at(i).update);
     const auto mean = [&](std::size_t from, auto value) {
       double sum = 0;
-      for (std::size_t i = from; i < end; ++i) sum += value(at(i).update);
+      for (std::size_t i = from; i < end; ++i) sum += value(read[i - window]);
       return sum / static_cast<double>(end - from);
     };
-    const std::size_t window = std::min(first, end - std::min<std::size_t>(end, 10));
     out["batch"].push_back(end);
     out["env_steps"].push_back(at(end - 1).counts.env_steps);
     out["success"].push_back(mean(first, [](const UpdateStats& each) { return each.success_rate; }));
@@ -83,9 +85,9 @@ inline nlohmann::json curves(const History& history, std::size_t batches, std::s
     });
     for (std::size_t task = 0; task < out["tasks"].size(); ++task) {
       double solved = 0, played = 0;
-      for (std::size_t i = window; i < end; ++i) {
-        solved += at(i).update.tasks[task].solved;
-        played += at(i).update.tasks[task].episodes;
+      for (const UpdateStats& each : read) {
+        solved += each.tasks[task].solved;
+        played += each.tasks[task].episodes;
       }
       out["tasks"][task]["success"].push_back(played > 0 ? nlohmann::json(solved / played)
                                                          : nlohmann::json());
