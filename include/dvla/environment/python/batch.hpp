@@ -17,6 +17,7 @@
 #include "dvla/environment/apart.hpp"
 #include "dvla/environment/checked_knobs.hpp"
 #include "dvla/environment/python/knobs.hpp"
+#include "dvla/handoff/waiting.hpp"
 
 namespace dvla {
 namespace detail {
@@ -27,10 +28,6 @@ inline constexpr std::string_view worker_file =
     ;
 inline constexpr std::string_view python_worker = worker_file.substr(1);
 
-inline std::chrono::milliseconds milliseconds_of(double seconds) {
-  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
-}
-
 }  // namespace detail
 
 /// Thread-safety, deadlines and what a worker's death costs: ApartBatch. The constructor throws ConfigError with the
@@ -38,7 +35,7 @@ inline std::chrono::milliseconds milliseconds_of(double seconds) {
 /// in an Error, when they are asked for.
 class PythonBatch : public ApartBatch {
  protected:
-  /// `kind`: which of worker.py's classes; `folder`: of the interpreter that scripts/setup makes for it.
+  /// `kind`: which of worker.py's classes, and what scripts/setup calls its interpreter.
   template <class Knobs>
   PythonBatch(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool)
       : ApartBatch(options(kind, detail::checked(knobs)), pool) {}
@@ -60,9 +57,12 @@ class PythonBatch : public ApartBatch {
                     told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)},
         .rows = knobs.environments,
         .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
-    options.step_deadline = detail::milliseconds_of(knobs.worker_step_s);
-    options.reset_deadline = detail::milliseconds_of(knobs.worker_reset_s);
-    options.start_deadline = detail::milliseconds_of(knobs.worker_start_s);
+    const auto limit = [](double seconds) {
+      return std::chrono::duration_cast<std::chrono::milliseconds>(detail::nanoseconds(seconds));
+    };
+    options.step_deadline = limit(knobs.worker_step_s);
+    options.reset_deadline = limit(knobs.worker_reset_s);
+    options.start_deadline = limit(knobs.worker_start_s);
     return options;
   }
 };

@@ -349,8 +349,7 @@ class ManiSkillTask(GymnasiumTask):
         return env.unwrapped.single_observation_space, env.unwrapped.single_action_space
 
     def instruction(self):
-        words = self.name.rpartition("-v")[0] or self.name
-        return MANISKILL_INSTRUCTIONS.get(self.name, words)
+        return MANISKILL_INSTRUCTIONS.get(self.name, super().instruction())
 
     def reset(self, env, seed, training):
         # Contacts survive a plain reset: only one that builds the scene anew depends on the seed alone.
