@@ -2,7 +2,7 @@
 // Control steps a second of environments in Python through the bridge, random actions, rows begun again where an
 // episode ends. bench/environment/python_peers.py runs it in turn with Python's own loops and says the ratios.
 //
-//   bench_environment_python gymnasium HalfCheetah-v5 8 2 3      kind, name, rows, workers, seconds
+//   bench_environment_python gymnasium HalfCheetah-v5 8 2 3      kind, name, rows, workers (0: embedded), seconds
 //   bench_environment_python maniskill PushCube-v1 8 2 3 pd_joint_delta_pos
 //   bench_environment_python message 12000 1 1 3                 a stub: numbers of an observation instead of a name
 #include <chrono>
@@ -15,6 +15,7 @@
 #include "dvla/core/record.hpp"
 #include "dvla/environment/gymnasium.hpp"
 #include "dvla/environment/maniskill.hpp"
+#include "dvla/environment/python/embedded.hpp"
 #include "dvla/memory/environment_pool.hpp"
 
 namespace {
@@ -24,6 +25,7 @@ template <class Machinery, class Knobs>
 void measure(Knobs knobs, int rows, int workers, double seconds) {
   knobs.environments = rows;
   knobs.workers = workers;
+  knobs.embedded = workers == 0;
   dvla::EnvironmentPool pool(std::size_t{64} << 20);
   Machinery environment(knobs, pool);
   dvla::OwnedRecord<dvla::Transition> all(

@@ -72,6 +72,7 @@ def main():
             continue
         python = f".venv-{kind}/bin/python"
         ways = {
+            "dvla, embedded": [options.bench, kind, name, rows, "0", seconds, mode],
             "dvla, 1 worker": [options.bench, kind, name, rows, "1", seconds, mode],
             "dvla, 2 workers": [options.bench, kind, name, rows, "2", seconds, mode],
             "a Python loop": [python, script, kind, name, "loop", rows, seconds, mode],
@@ -87,17 +88,18 @@ def main():
         print(f"{name}, {rows} environments, {options.rounds} rounds of {seconds} s, load {os.getloadavg()[0]:.1f}")
         for way, each in figures.items():
             print(f"  {way:16s} {statistics.median(each):9.0f} steps/s   {min(each):.0f} to {max(each):.0f}")
-        for one, other in (("dvla, 1 worker", "a Python loop"), ("dvla, 2 workers", "dvla, 1 worker"), ("dvla, 2 workers", "AsyncVectorEnv")):
+        for one, other in (("dvla, embedded", "a Python loop"), ("dvla, 1 worker", "a Python loop"), ("dvla, 2 workers", "dvla, 1 worker"), ("dvla, 2 workers", "AsyncVectorEnv")):
             print(f"  {one} / {other}: {statistics.median(a / b for a, b in zip(figures[one], figures[other])):.2f}")
     if not options.only or "message" in options.only:
         figures = []
         for _ in range(options.rounds):
-            for width in ("1", "12000"):
-                done = subprocess.run([options.bench, "message", width, "1", "1", seconds], capture_output=True, text=True, env=environment)
+            for width, workers in (("1", "1"), ("12000", "1"), ("12000", "0")):
+                done = subprocess.run([options.bench, "message", width, "1", workers, seconds], capture_output=True, text=True, env=environment)
                 if done.returncode != 0:
                     sys.exit(done.stdout + done.stderr)
                 figures.append(float(done.stdout.split(" us_per_call")[0].split()[-1]))
-        print(f"a call of one row, one worker, a step that does nothing: {statistics.median(figures[::2]):.0f} us with 4 bytes, {statistics.median(figures[1::2]):.0f} us with 48 KB")
+        print(f"a call of one row, one worker, a step that does nothing: {statistics.median(figures[::3]):.0f} us with 4 bytes, {statistics.median(figures[1::3]):.0f} us with 48 KB; "
+              f"embedded {statistics.median(figures[2::3]):.0f} us with 48 KB")
 
 
 main()

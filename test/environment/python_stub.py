@@ -180,3 +180,17 @@ class Three(Point):
 
     def seen(self):
         return np.array([self.place, self.target, 7])
+
+
+class Interrupted(Point):
+    """Somebody presses Ctrl-C, or it ends the program, in its third step."""
+
+    def __init__(self, way="interrupt"):
+        super().__init__()
+        self.way, self.steps = way, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            raise KeyboardInterrupt if self.way == "interrupt" else SystemExit(3)
+        return super().step(action)

@@ -13,10 +13,9 @@
 #include <thread>
 #include <vector>
 
-#include "dvla/core/record.hpp"
 #include "dvla/environment/apart.hpp"
-#include "dvla/memory/environment_pool.hpp"
 #include "dvla/testing/environment.hpp"
+#include "test/environment/world.hpp"
 #include "test/io/temporary_folder.hpp"
 
 namespace {
@@ -34,50 +33,19 @@ dvla::ApartOptions stub(std::int64_t rows, int workers, std::vector<std::string>
 bool exists(pid_t process) { return ::kill(process, 0) == 0 || errno != ESRCH; }
 bool has_no_children() { return ::waitpid(-1, nullptr, WNOHANG) < 0 && errno == ECHILD; }
 
-/// A batch, its buffers in the pool or on the heap, and what failed in the last call.
-struct World {
+struct World : dvla_test::World<ApartBatch> {
   explicit World(dvla::ApartOptions options, bool in_pool = true)
-      : N(options.rows),
-        environment(std::move(options), pool),
-        memory(in_pool ? static_cast<std::pmr::memory_resource&>(pool) : *std::pmr::new_delete_resource()),
-        all(dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
-                                    {.decisions = 1, .episodes = N, .chunk = 2}),
-            memory),
-        failures(N) {
-    for (std::int64_t row = 0; row < N; ++row) everybody.push_back(row);
-    for (std::int64_t row = 0; row < N; ++row) all->action[2 * row] = all->action[2 * row + 1] = 9;
+      : dvla_test::World<ApartBatch>(std::move(options), 2, in_pool) {
+    for (float& value : all->action.span()) value = 9;
   }
-  dvla::Observation seen() {
-    return dvla::cut_record(all->observation, [](auto field) { return field.at(0); });
-  }
-  void reset(std::vector<std::int64_t> rows) {
+  /// Row r from seed 100 + r.
+  void reset(const std::vector<std::int64_t>& rows) {
     failures.clear();
     std::vector<dvla::Start> starts;
     for (const std::int64_t row : rows) starts.push_back({static_cast<std::uint64_t>(100 + row)});
     dvla::Rows of(rows, arena, failures);
     environment.reset(of, starts, seen());
   }
-  std::int64_t step(std::vector<std::int64_t> rows) {
-    failures.clear();
-    dvla::Rows of(rows, arena, failures);
-    return environment.step(of, all->action.at(0),
-                            {all->reward.at(0), all->terminated.at(0), all->truncated.at(0), seen()});
-  }
-  std::vector<std::int64_t> failed() const {
-    std::vector<std::int64_t> list;
-    for (std::int64_t row = 0; row < N; ++row)
-      if (failures.has(row)) list.push_back(row);
-    return list;
-  }
-
-  std::int64_t N;
-  dvla::EnvironmentPool pool{std::size_t{1} << 20};
-  ApartBatch environment;
-  std::pmr::memory_resource& memory;
-  dvla::OwnedRecord<dvla::Transition> all;
-  dvla::Arena arena;
-  dvla::RowFailures failures;
-  std::vector<std::int64_t> everybody;
 };
 }  // namespace
 

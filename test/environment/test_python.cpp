@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "dvla/environment/gymnasium.hpp"
-#include "dvla/memory/environment_pool.hpp"
 #include "dvla/testing/environment.hpp"
+#include "test/environment/world.hpp"
 
 namespace {
 dvla::GymnasiumKnobs stub(const std::string& name, int environments = 4,
@@ -28,40 +28,7 @@ dvla::GymnasiumKnobs stub(const std::string& name, int environments = 4,
   return knobs;
 }
 
-struct World {
-  explicit World(const dvla::GymnasiumKnobs& knobs, std::int64_t chunk = 2)
-      : environment(knobs, pool),
-        all(dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
-                                    {.decisions = 1, .episodes = knobs.environments, .chunk = chunk}),
-            pool),
-        failures(knobs.environments) {
-    for (std::int64_t row = 0; row < knobs.environments; ++row) everybody.push_back(row);
-  }
-  dvla::Observation seen() {
-    return dvla::cut_record(all->observation, [](auto field) { return field.at(0); });
-  }
-  void reset(std::uint64_t seed = 100, std::vector<std::int64_t> rows = {}) {
-    failures.clear();
-    if (rows.empty()) rows = everybody;
-    std::vector<dvla::Start> starts;
-    for (std::size_t i = 0; i < rows.size(); ++i) starts.push_back({.seed = seed + i});
-    dvla::Rows of(rows, arena, failures);
-    environment.reset(of, starts, seen());
-  }
-  std::int64_t step(std::vector<std::int64_t> rows) {
-    failures.clear();
-    dvla::Rows of(rows, arena, failures);
-    return environment.step(of, all->action.at(0),
-                            {all->reward.at(0), all->terminated.at(0), all->truncated.at(0), seen()});
-  }
-
-  dvla::EnvironmentPool pool{std::size_t{4} << 20};
-  dvla::GymnasiumEnvironment environment;
-  dvla::OwnedRecord<dvla::Transition> all;
-  dvla::Arena arena;
-  dvla::RowFailures failures;
-  std::vector<std::int64_t> everybody;
-};
+using World = dvla_test::World<dvla::GymnasiumEnvironment>;
 }  // namespace
 
 TEST_CASE("Environments in Python keep the promises of an environment") {

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory_resource>
 #include <mutex>
 #include <optional>
@@ -94,9 +95,14 @@ BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, action, failed);
 
 namespace dvla {
 
+/// Answers one message: what a child would answer.
+using ApartService = std::function<std::string(const std::string&)>;
+
 struct ApartOptions {
   std::vector<std::string> program;  ///< and its arguments; found on PATH
-  std::int64_t rows = 1;             ///< N
+  /// Instead of a program: makes what answers in this process, in the calling thread. No deadline can end that.
+  std::function<ApartService()> service{};
+  std::int64_t rows = 1;  ///< N
   int workers = 1;
   /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to make first. The
   /// last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
@@ -116,15 +122,17 @@ class ApartWorker {
   ApartWorker& operator=(const ApartWorker&) = delete;
 
   /// Started, and not ended by end(); it may have died since.
-  bool alive() const { return child_ > 0; }
+  bool alive() const { return child_ > 0 || service_; }
   bool died() const {
     siginfo_t gone{};
-    return alive() && ::waitid(P_PID, static_cast<id_t>(child_), &gone, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+    return child_ > 0 &&
+           ::waitid(P_PID, static_cast<id_t>(child_), &gone, WEXITED | WNOHANG | WNOWAIT) == 0 &&
            gone.si_pid != 0;
   }
   pid_t id() const { return child_; }
   int socket() const { return socket_.get(); }
 
+  void start(ApartService service) { service_ = std::move(service); }
   /// Throws Error where it cannot be started. `pool`: a descriptor.
   void start(const std::vector<std::string>& program, int pool) {
     std::array<int, 2> ends{};
@@ -158,6 +166,11 @@ class ApartWorker {
   }
   /// Throws Error where it does not take it.
   void send(const std::string& text) {
+    if (service_) {
+      const std::string answer = service_(text);
+      text_.assign(answer.begin(), answer.end());
+      return;
+    }
     if (::send(socket(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return;
     if (errno == EPIPE || errno == ECONNRESET) throw Error(end(std::chrono::milliseconds(200)));
     throw Error(std::string("its process took no command: ") + std::strerror(errno));
@@ -165,6 +178,7 @@ class ApartWorker {
   /// The answer to `call`; nothing if none comes before `until`. Throws Error where what comes is none.
   template <class Answer>
   std::optional<Answer> receive(std::int64_t call, Clock::time_point until) {
+    if (service_) return answer_to<Answer>(call, text_.size());
     pollfd answered{socket(), POLLIN, 0};
     int ready = 0;
     do {
@@ -179,16 +193,12 @@ class ApartWorker {
     if (size <= 0) throw Error(end(std::chrono::milliseconds(200)));
     if (static_cast<std::size_t>(size) > text_.size())
       throw Error("its process answered with " + std::to_string(size) + " bytes");
-    const auto answer = parse_json<Answer>({text_.data(), static_cast<std::size_t>(size)},
-                                           "its process gave an answer that is none");
-    if (answer.call != call)
-      throw Error("its process answered call " + std::to_string(answer.call) + ", not " +
-                  std::to_string(call));
-    return answer;
+    return answer_to<Answer>(call, static_cast<std::size_t>(size));
   }
   /// Nothing of it is left when this returns: how it ended, by itself within `patience` or killed.
   std::string end(std::chrono::milliseconds patience = {}) {
-    if (!alive()) return "";
+    service_ = nullptr;
+    if (child_ <= 0) return "";
     bool by_itself = died();
     for (const auto until = Clock::now() + patience; !by_itself && Clock::now() < until; by_itself = died())
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -206,7 +216,17 @@ class ApartWorker {
   }
 
  private:
+  template <class Answer>
+  Answer answer_to(std::int64_t call, std::size_t size) const {
+    auto answer = parse_json<Answer>({text_.data(), size}, "its process gave an answer that is none");
+    if (answer.call != call)
+      throw Error("its process answered call " + std::to_string(answer.call) + ", not " +
+                  std::to_string(call));
+    return answer;
+  }
+
   pid_t child_ = -1;
+  ApartService service_;
   io::detail::FileDescriptor socket_, leash_;
   std::vector<char> text_;
 };
@@ -281,8 +301,18 @@ class ApartBatch {
   std::vector<pid_t> processes() const {
     std::vector<pid_t> all;
     for (const Worker& each : workers_)
-      if (each.child.alive()) all.push_back(each.child.id());
+      if (each.child.id() > 0) all.push_back(each.child.id());
     return all;
+  }
+
+ protected:
+  static HostPool& shared(std::pmr::memory_resource& pool) {
+    auto* const host = dynamic_cast<HostPool*>(&pool);
+    if (host == nullptr || host->descriptor() < 0)
+      throw ConfigError(
+          "environments apart write into the environment pool, and this one cannot be given to a child "
+          "process; choose DualPool");
+    return *host;
   }
 
  private:
@@ -353,7 +383,8 @@ class ApartBatch {
   };
 
   static ApartOptions checked(ApartOptions options) {
-    if (options.program.empty() || options.rows < 1 || options.workers < 1 || options.workers > options.rows)
+    if ((options.program.empty() && !options.service) || options.rows < 1 || options.workers < 1 ||
+        options.workers > options.rows)
       throw ConfigError(
           "environments apart: a program, at least one row, and from 1 to as many workers are needed");
     constexpr std::int64_t most = 4096;  // a command and its answer are one message each
@@ -362,14 +393,6 @@ class ApartBatch {
                         most * options.workers, " rows, and ", options.rows,
                         " are asked for; start more workers");
     return options;
-  }
-  static HostPool& shared(std::pmr::memory_resource& pool) {
-    auto* const host = dynamic_cast<HostPool*>(&pool);
-    if (host == nullptr || host->descriptor() < 0)
-      throw ConfigError(
-          "environments apart write into the environment pool, and this one cannot be given to a child "
-          "process; choose DualPool");
-    return *host;
   }
   RowState& state(std::int64_t row) { return states_[static_cast<std::size_t>(row)]; }
   Worker& worker(const Call& call) { return workers_[static_cast<std::size_t>(call.worker)]; }
@@ -466,7 +489,10 @@ class ApartBatch {
       if (own.child.died()) (void)own.child.end();
       if (own.child.alive()) continue;
       try {
-        own.child.start(options_.program, pool_.descriptor());
+        if (options_.service)
+          own.child.start(options_.service());
+        else
+          own.child.start(options_.program, pool_.descriptor());
       } catch (const Error& error) {
         each.why = error.what();
         continue;

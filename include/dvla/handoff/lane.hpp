@@ -101,7 +101,8 @@ class lane_group {
     ++running_;
   }
 
-  bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  /// Ends loops early, and publishes nothing: what failed is read under a lock, or when the lanes have been joined.
+  bool failed() const noexcept { return failed_.load(std::memory_order_relaxed); }
 
   /// Runs `wait` and adds to a DeadlineError which lanes were at work when it ran out.
   template <class Wait>
@@ -138,7 +139,7 @@ class lane_group {
       if (first_) return;
       first_ = std::move(error);
     }
-    failed_.store(true, std::memory_order_release);
+    failed_.store(true, std::memory_order_relaxed);
     end_all();
   }
 

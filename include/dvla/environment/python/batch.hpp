@@ -1,6 +1,6 @@
 // Environments in Python as rows of a batch: worker processes (environment/apart.hpp) that run worker.py beside
-// this file with the simulator's own interpreter. This program links no Python, and the simulator may have any
-// torch. What a space of Gymnasium becomes, stands in docs/slots/environment.md.
+// this file with the simulator's own interpreter, so this program links no Python, and the simulator may have any
+// torch; or, by environment.embedded, an interpreter in this process (environment/python/embedded.hpp). What a space of Gymnasium becomes, stands in docs/slots/environment.md.
 #pragma once
 
 #include <unistd.h>
@@ -16,6 +16,7 @@
 #include "dvla/core/process_limits.hpp"
 #include "dvla/environment/apart.hpp"
 #include "dvla/environment/checked_knobs.hpp"
+#include "dvla/environment/python/embedding.hpp"
 #include "dvla/environment/python/knobs.hpp"
 #include "dvla/handoff/waiting.hpp"
 
@@ -38,11 +39,11 @@ class PythonBatch : public ApartBatch {
   /// `kind`: which of worker.py's classes, and what scripts/setup calls its interpreter.
   template <class Knobs>
   PythonBatch(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool)
-      : ApartBatch(options(kind, detail::checked(knobs)), pool) {}
+      : ApartBatch(options(kind, detail::checked(knobs), pool), pool) {}
 
  private:
   template <class Knobs>
-  static ApartOptions options(std::string_view kind, const Knobs& knobs) {
+  static ApartOptions options(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool) {
     const std::string setup = "scripts/setup " + std::string(kind),
                       own = ".venv-" + std::string(kind) + "/bin/python";
     const std::string python = knobs.python.empty() ? own : knobs.python;
@@ -52,11 +53,22 @@ class PythonBatch : public ApartBatch {
           " in the folder that it is called in, or give an interpreter that has " + std::string(kind));
     auto told = json_of(knobs);
     told["kind"] = kind;
+    const std::string text = told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     ApartOptions options{
-        .program = {python, "-c", std::string(detail::python_worker),
-                    told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)},
+        .program = {python, "-c", std::string(detail::python_worker), text},
         .rows = knobs.environments,
         .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
+    if (knobs.embedded) {
+      if (detail::embed_python == nullptr)
+        throw ConfigError(
+            "environment.embedded is true, and this program has no Python: include "
+            "dvla/environment/python/embedded.hpp and link dvla::python, or leave it to workers");
+      options.workers = 1;
+      options.service = [seat = detail::PythonSeat{python, std::string(detail::python_worker), text,
+                                                   shared(pool).region()}] {
+        return detail::embed_python(seat);
+      };
+    }
     const auto limit = [](double seconds) {
       return std::chrono::duration_cast<std::chrono::milliseconds>(detail::nanoseconds(seconds));
     };

@@ -13,6 +13,7 @@ namespace dvla {
 struct PythonKnobs {
   int environments = 16;
   int workers = 0;
+  bool embedded = false;
   std::string python{};
   std::string arguments = "{}";
   int max_episode_steps = 0;
@@ -29,6 +30,7 @@ template <>
 inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
     {"environments", "environments stepped at once; a multiple of the group", 1, 65536},
     {"workers", "processes that the environments are spread over; 0 = one a core", 0, 1024},
+    {"embedded", "in this process, by its own Python, instead of workers"},
     {"python", "interpreter that has the simulator; empty = the one that scripts/setup made"},
     {"arguments", "keyword arguments for making an environment, as a JSON object"},
     {"max_episode_steps", "longest episode; 0 = the environment's own", 0, 1000000, "control steps"},
@@ -43,6 +45,12 @@ inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
     {"worker_reset_s", "the same of a reset", 0.01, 86400, "s"},
     {"worker_start_s", "the same of a worker's start, which imports the simulator", 0.01, 86400, "s"},
 });
+
+inline void check(const PythonKnobs& knobs) {
+  if (knobs.embedded && knobs.workers > 1)
+    throw ConfigError("environment.workers is ", knobs.workers,
+                      ", and environment.embedded is true: an interpreter is one; leave workers at 0");
+}
 
 struct GymnasiumKnobs : PythonKnobs {
   std::string id{};
@@ -64,6 +72,7 @@ inline constexpr auto knob_docs<GymnasiumKnobs> = joined_docs(
 
 /// Rules beyond ranges; found by validate(config).
 inline void check(const GymnasiumKnobs& knobs) {
+  check(static_cast<const PythonKnobs&>(knobs));
   if (knobs.id.empty() == knobs.factory.empty())
     throw ConfigError(knobs.id.empty() ? "environment.id is empty; give an id of Gymnasium's registry (--id "
                                          "FetchReach-v4), or environment.factory"
@@ -96,6 +105,7 @@ inline constexpr auto knob_docs<ManiSkillKnobs> =
                 }));
 
 inline void check(const ManiSkillKnobs& knobs) {
+  check(static_cast<const PythonKnobs&>(knobs));
   if (knobs.task.empty())
     throw ConfigError("environment.task is empty; give a task of ManiSkill (--task PushCube-v1)");
 }
@@ -104,9 +114,9 @@ inline void check(const ManiSkillKnobs& knobs) {
 
 template <std::same_as<dvla::PythonKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::environments, &K::workers, &K::python, &K::arguments, &K::max_episode_steps,
-                    &K::instruction, &K::task_weights, &K::normalise_steps, &K::render, &K::worker_step_s,
-                    &K::worker_reset_s, &K::worker_start_s> {};
+    : dvla::members<&K::environments, &K::workers, &K::embedded, &K::python, &K::arguments,
+                    &K::max_episode_steps, &K::instruction, &K::task_weights, &K::normalise_steps, &K::render,
+                    &K::worker_step_s, &K::worker_reset_s, &K::worker_start_s> {};
 template <std::same_as<dvla::GymnasiumKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::more_members<dvla::PythonKnobs, &K::id, &K::factory, &K::success_return> {};

@@ -1,9 +1,9 @@
 R"python("
 # A worker of environments in Python: Gymnasium's, ManiSkill's, or a user's own. It is a child of the trainer
 # (environment/apart.hpp says what it is told and answers), has some rows of the batch, and writes what they show
-# straight into the environment pool: one copy, from the simulator's array into its row. This file is Python, and a
-# raw string of C++ that batch.hpp includes; its first and last line are both. NumPy is all that it needs beside the
-# simulator. argv[1] is the knobs as JSON.
+# straight into the environment pool: one copy, from the simulator's array into its row. Or it is in the trainer's own
+# process (embedded.hpp), and has all rows. This file is Python, and a raw string of C++ that batch.hpp includes; its
+# first and last line are both. NumPy is all that it needs beside the simulator. argv[1] is the knobs as JSON.
 import contextlib
 import fcntl
 import gc
@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import signal
 import socket
 import sys
 import traceback
@@ -311,9 +312,10 @@ class ManiSkillTask(GymnasiumTask):
             builtins.print, builtins.input = usual
 
     def make(self):
-        import torch
+        if not self.options["embedded"]:
+            import torch
 
-        torch.set_num_threads(1)
+            torch.set_num_threads(1)
         import gymnasium
         import mani_skill.envs  # noqa: F401: registers them
 
@@ -604,9 +606,10 @@ class Batch:
 
 # ---- The conversation -------------------------------------------------------------------------------------------
 class Worker:
-    def __init__(self, connection, start, batch):
-        self.connection, self.batch, self.first = connection, batch, start["first"]
-        self.pool = mmap.mmap(4, start["pool_bytes"])
+    """Does what it is told. `interrupt` tells the trainer of a KeyboardInterrupt."""
+
+    def __init__(self, pool, start, batch, interrupt):
+        self.pool, self.batch, self.first, self.interrupt = pool, batch, start["first"], interrupt
         self.views = {}
 
     def view(self, offset, dtype, *extents):
@@ -641,7 +644,7 @@ class Worker:
                     batch.vector.reset(own, command["seeds"])
                 else:
                     together = [batch.vector.step(own, action[:, c]) for c in range(chunk)]
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 batch.vector.drop()
                 return {"call": command["call"], "made": 0, "solved": [], "action": [],
                         "failed": [{"row": number, "why": self.why(error, index)} for index, number in enumerate(command["rows"])]}
@@ -680,15 +683,16 @@ class Worker:
                 batch.show(row, numbers[at_row] if numbers is not None else None, [frame[at_row] for frame in frames])
                 if row.solved:
                     solved.append(number)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 failed.append({"row": number, "why": self.why(error, len(failed))})
                 if kind in ("reset", "step"):
                     row.drop()
         return {"call": command["call"], "made": made, "solved": solved, "action": expert, "failed": failed}
 
-    @staticmethod
-    def why(error, before):
+    def why(self, error, before):
         """Shorter after the first few: an answer is a message of bounded size."""
+        if isinstance(error, KeyboardInterrupt) and before == 0:
+            self.interrupt()
         return (str(error) if isinstance(error, Unsupported) else described(error))[:4000 if before < 20 else 20]
 
     def draw(self, picture, command):
@@ -699,12 +703,8 @@ class Worker:
         across = np.arange(width) * picture.shape[1] // width
         target[:] = picture[down][:, across, :3]
 
-    def serve(self):
-        while True:
-            text = self.connection.recv(1 << 20)
-            if not text:
-                return  # the batch is gone
-            self.connection.send(json.dumps(self.perform(json.loads(text)), allow_nan=False).encode())
+    def answer(self, text):
+        return json.dumps(self.perform(json.loads(text)), allow_nan=False).encode()
 
 
 def understood(options):
@@ -729,40 +729,85 @@ def understood(options):
     return options
 
 
-def main():
-    global np
-    options = json.loads(sys.argv[1])
-    settings = os.path.join(sys.prefix, "dvla-environment.json")  # what scripts/setup found that the simulator needs
+def settled():
+    """What scripts/setup found that the simulator needs: before it is imported."""
+    settings = os.path.join(sys.prefix, "dvla-environment.json")
     if os.path.exists(settings):
         with open(settings) as file:
             for name, value in json.load(file).items():
                 os.environ.setdefault(name, value.replace("{prefix}", sys.prefix))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # a worker is one core
-    connection = socket.socket(fileno=3)
-    for descriptor in (3, 4, 5):
-        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    start = json.loads(connection.recv(1 << 20))
-    with open("/proc/self/comm", "w") as name:  # what ps and top show
-        name.write("dvla-worker")
-    ready = {"call": start["call"], "spec": None, "same": "", "error": ""}
+
+
+def begun(start, options, pool, interrupt, first=lambda: None):
+    """The answer to an ApartStart, and the worker, if there is one."""
+    global np
+    ready, worker = {"call": start["call"], "spec": None, "same": "", "error": ""}, None
     try:
+        first()
         import numpy
 
         np = numpy
         batch = Batch(understood(options), start["first"], start["rows"])
         ready["spec"] = batch.spec()
         ready["same"] = hashlib.sha256(repr([[each.tolist() for each in scale] for scale in batch.scales or []]).encode()).hexdigest()
+        worker = Worker(pool, start, batch, interrupt)
     except Unsupported as error:
         ready["error"] = str(error)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            interrupt()
         ready["error"] = described(error)
     if len(json.dumps(ready)) > 200_000:
         ready["spec"], ready["error"] = None, "what it says of itself is longer than 200,000 bytes: its actions have too many dimensions"
+    return json.dumps(ready).encode(), None if ready["error"] else worker
+
+
+class Embedded:
+    """In the trainer's process: `pool` is its memory, `torch` the libtorch_cpu.so that it has loaded, if any."""
+
+    def __init__(self, told, pool, torch):
+        self.options, self.pool, self.torch, self.worker = json.loads(told), pool, torch, None
+        sys.stdout = sys.stderr  # as of a worker
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        settled()
+
+    def same_torch(self):
+        """Two in one process break each other: asked before anything imports it."""
+        found = importlib.util.find_spec("torch") if self.torch else None
+        own = os.path.join(os.path.dirname(found.origin), "lib", "libtorch_cpu.so") if found else None
+        if own and not (os.path.exists(own) and os.path.samefile(own, self.torch)):
+            raise Unsupported(f"environment.embedded is true, and {sys.executable} has its own torch ({own}), while this program runs on "
+                              f"{self.torch}: one process can have one; configure the program with -DDVLA_TORCH_ROOT={os.path.dirname(found.origin)}, "
+                              "or let the environments run in workers (embedded false)")
+
+    def answer(self, text):
+        if self.worker:
+            return self.worker.answer(text)
+        ready, self.worker = begun(json.loads(text), self.options, self.pool, lambda: os.kill(os.getpid(), signal.SIGINT), self.same_torch)
+        return ready
+
+
+def main():
+    settled()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # a worker is one core
+    connection, trainer = socket.socket(fileno=3), os.getppid()
+    for descriptor in (3, 4, 5):
+        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    start = json.loads(connection.recv(1 << 20))
+    with open("/proc/self/comm", "w") as name:  # what ps and top show
+        name.write("dvla-worker")
+
+    def interrupt():
+        if os.getppid() == trainer:  # else it is gone, and this process will be
+            os.kill(trainer, signal.SIGINT)
+
+    ready, worker = begun(start, json.loads(sys.argv[1]), mmap.mmap(4, start["pool_bytes"]), interrupt)
     try:
-        connection.send(json.dumps(ready).encode())
-        if not ready["error"]:
-            Worker(connection, start, batch).serve()
+        connection.send(ready)
+        while worker and (text := connection.recv(1 << 20)):  # none: the batch is gone
+            connection.send(worker.answer(text))
     except (BrokenPipeError, ConnectionResetError):
         pass
     sys.stdout.flush()
@@ -770,5 +815,6 @@ def main():
     os._exit(0)  # nothing here is worth a simulator's exit handlers
 
 
-main()
+if __name__ == "__main__":
+    main()
 # )python"
