@@ -49,6 +49,19 @@ TEST_CASE("NCCL is refused where models compute on the CPU") {
         "memory.device cuda, or gloo");
 }
 
+TEST_CASE("deadlines of workers end before the run's") {
+  const auto late = [](auto& c) { c.environment.worker_start_s = 250; };
+  CHECK(
+      complaint<Pipeline<Sampler<ManiSkill>, Trainer<GRPO>>>(late) ==
+      "run.step_deadline_s is 300; it must be more than 310, which the environment's own deadlines allow one "
+      "call: else what is late ends the run");
+  CHECK(complaint<Pipeline<Sampler<Gymnasium>, Trainer<GRPO>>>([&](auto& c) {
+          late(c);
+          c.environment.id = "CartPole-v1";
+          c.environment.embedded = true;  // no worker has a deadline
+        }) == "none");
+}
+
 TEST_CASE("a choice that does not exist and text with control characters are refused") {
   CHECK(complaint([](auto& c) {
           c.algorithm.log_prob_level = static_cast<LogProbLevel>(9);

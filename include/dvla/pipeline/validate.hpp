@@ -38,6 +38,12 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.horizon % config.model.chunk; })
     detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
                            config.model.chunk);
+  if constexpr (requires { longest_call_s(config.environment); })
+    if (const double longest = longest_call_s(config.environment); !(config.run.step_deadline_s > longest))
+      throw ConfigError(
+          "run.step_deadline_s is ", detail::number_text(config.run.step_deadline_s),
+          "; it must be more than ", detail::number_text(longest),
+          ", which the environment's own deadlines allow one call: else what is late ends the run");
   if constexpr (requires { config.memory.device; } && !detail::runs_on_cuda<typename Pipeline::model>)
     if (config.memory.device != Device::cpu)
       throw ConfigError("memory.device is cuda, but the model ", Pipeline::model::name,

@@ -46,6 +46,12 @@ inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
     {"worker_start_s", "the same of a worker's start, which imports the simulator", 0.01, 86400, "s"},
 });
 
+/// What a call may take by these deadlines: a reset that has to start a worker first. Found by validate(config).
+inline double longest_call_s(const PythonKnobs& knobs) {
+  return knobs.embedded ? 0 : knobs.worker_start_s + knobs.worker_reset_s;
+}
+
+/// Rules beyond ranges; found by validate(config).
 inline void check(const PythonKnobs& knobs) {
   if (knobs.embedded && knobs.workers > 1)
     throw ConfigError("environment.workers is ", knobs.workers,
@@ -70,7 +76,6 @@ inline constexpr auto knob_docs<GymnasiumKnobs> = joined_docs(
          1e9},
     }));
 
-/// Rules beyond ranges; found by validate(config).
 inline void check(const GymnasiumKnobs& knobs) {
   check(static_cast<const PythonKnobs&>(knobs));
   if (knobs.id.empty() == knobs.factory.empty())
