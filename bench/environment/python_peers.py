@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Environments in Python: dvla's workers against Python's own loops, in turn, on this machine.
 
-    bench/environment/python_peers.py BENCH [--rounds 5] [--seconds 3] [--only gymnasium]
+    bench/environment/python_peers.py BENCH [--rounds 5] [--seconds 3] [--only gymnasium] [--envpool INTERPRETER]
 
 BENCH is build/release/bench/bench_environment_python, and the working folder the one that has .venv-gymnasium and
 .venv-maniskill. Everything steps the same number of environments with random actions; a round runs each once. Prints medians of
-control steps a second, their spread, and ratios within the rounds.
+control steps a second, their spread, and ratios within the rounds. INTERPRETER has envpool, which needs an environment of its own.
 """
 import argparse
 import os
@@ -20,8 +20,9 @@ kind, name, way, rows, seconds, mode = sys.argv[1], sys.argv[2], sys.argv[3], in
 for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[key] = "1"
 settings = os.path.join(sys.prefix, "dvla-environment.json")
 if os.path.exists(settings): os.environ.update({name: value.replace("{prefix}", sys.prefix) for name, value in json.load(open(settings)).items()})
-import numpy as np, gymnasium
+import numpy as np
 def make():
+    import gymnasium
     if kind == "maniskill":
         import torch, mani_skill.envs
         torch.set_num_threads(1)
@@ -31,7 +32,14 @@ def make():
     return gymnasium.make(name)
 if __name__ == "__main__":
     random = np.random.default_rng(1)
-    if way == "async":
+    if way == "envpool":
+        import envpool
+        env = envpool.make(name, env_type="gymnasium", num_envs=rows, num_threads=int(mode))
+        env.reset()
+        space = env.action_space
+        step = lambda: env.step(random.uniform(space.low, space.high, (rows,) + space.shape).astype(space.dtype))
+    elif way == "async":
+        import gymnasium
         env = gymnasium.vector.AsyncVectorEnv([make] * rows, context="spawn" if kind == "maniskill" else None)
         env.reset(seed=0)
         space = env.single_action_space
@@ -60,6 +68,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--only", default="")
+    parser.add_argument("--envpool", default="")
     options = parser.parse_args()
     rows, seconds = str(options.rows), str(options.seconds)
     script = os.path.join(os.environ.get("TMPDIR", "/tmp"), "dvla_python_peer.py")
@@ -78,6 +87,8 @@ def main():
             "a Python loop": [python, script, kind, name, "loop", rows, seconds, mode],
             "AsyncVectorEnv": [python, script, kind, name, "async", rows, seconds, mode],
         }
+        if kind == "gymnasium" and options.envpool:
+            ways.update({f"envpool, {n} thread{'s' * (n > 1)}": [options.envpool, script, kind, name, "envpool", rows, seconds, str(n)] for n in (1, 2)})
         figures = {way: [] for way in ways}
         for _ in range(options.rounds):
             for way, command in ways.items():
@@ -88,7 +99,10 @@ def main():
         print(f"{name}, {rows} environments, {options.rounds} rounds of {seconds} s, load {os.getloadavg()[0]:.1f}")
         for way, each in figures.items():
             print(f"  {way:16s} {statistics.median(each):9.0f} steps/s   {min(each):.0f} to {max(each):.0f}")
-        for one, other in (("dvla, embedded", "a Python loop"), ("dvla, 1 worker", "a Python loop"), ("dvla, 2 workers", "dvla, 1 worker"), ("dvla, 2 workers", "AsyncVectorEnv")):
+        for one, other in (("dvla, embedded", "a Python loop"), ("dvla, 1 worker", "a Python loop"), ("dvla, 2 workers", "dvla, 1 worker"), ("dvla, 2 workers", "AsyncVectorEnv"),
+                           ("dvla, 2 workers", "envpool, 2 threads")):
+            if other not in figures:
+                continue
             print(f"  {one} / {other}: {statistics.median(a / b for a, b in zip(figures[one], figures[other])):.2f}")
     if not options.only or "message" in options.only:
         figures = []

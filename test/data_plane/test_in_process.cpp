@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <memory>
+#include <thread>
 
 #include "dvla/data_plane/in_process.hpp"
 #include "dvla/memory/environment_pool.hpp"
@@ -66,6 +67,36 @@ TEST_CASE("The trainer reads where the sampler wrote: same address, zero bytes c
   plane.commit(token);
   CHECK(plane.consume(token).transition.reward.data() == written);
   CHECK(plane.report().payload_bytes_copied == 0);
+}
+
+TEST_CASE("What a buffer holds is seen by whoever finds it handed over, or free again: its state is enough") {
+  dvla::EnvironmentPool pool(std::size_t{1} << 20);
+  Plane plane(transition(), decision(), 1, pool);
+  const auto until_it_is = [](auto call) {
+    for (;;) {
+      try {
+        return call();
+      } catch (const dvla::Error&) {
+        std::this_thread::yield();
+      }
+    }
+  };
+  constexpr std::int64_t batches = 200;
+  std::thread sampler([&] {
+    for (std::int64_t batch = 0; batch < batches; ++batch) {
+      const dvla::Token token{.batch = batch, .buffer = 0};
+      *until_it_is([&] { return plane.produce(token).transition.reward.data(); }) = static_cast<float>(batch);
+      plane.commit(token);
+    }
+  });
+  for (std::int64_t batch = 0; batch < batches; ++batch) {
+    const dvla::Token token{.batch = batch, .buffer = 0};
+    float& first = *until_it_is([&] { return plane.consume(token).transition.reward.data(); });
+    CHECK(first == static_cast<float>(batch));
+    first = -1;  // ThreadSanitizer looks on
+    plane.release(token);
+  }
+  sampler.join();
 }
 
 TEST_CASE("A refusal names the buffer and both batches") {

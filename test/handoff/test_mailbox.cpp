@@ -144,3 +144,63 @@ TEST_CASE("many waiters share many permits, each exactly once") {
   for (auto& thread : threads) thread.join();
   CHECK(taken == 10000);
 }
+
+TEST_CASE("what was taken before the end is handed out before the end, and nothing after it") {
+  struct Slow {  // a push in the midst of which much can happen
+    Slow() = default;
+    Slow(Slow&&) noexcept {}
+    Slow& operator=(Slow&&) noexcept {
+      std::this_thread::sleep_for(20us);
+      return *this;
+    }
+  };
+  for (int round = 0; round < 200; ++round) {
+    mailbox<Slow> box(8);
+    std::atomic<int> taken{0};
+    std::thread producer([&] {
+      while (box.push({}, 60s, nobody)) {
+        taken.fetch_add(1);
+        std::this_thread::sleep_for(20us);  // whoever closes gets the lock, too
+      }
+    });
+    std::thread closer([&] {
+      std::this_thread::sleep_for(round % 16 * 20us);
+      box.close();
+    });
+    int got = 0;
+    while (box.pop(60s, nobody)) ++got;
+    producer.join();
+    closer.join();
+    REQUIRE(got == taken);
+  }
+}
+
+TEST_CASE("what is written before the end is seen by whoever is told of it") {
+  using dvla::wait_result;
+  const auto told = [](auto wait) {
+    for (int round = 0; round < 50; ++round) {
+      dvla::timed_semaphore permits;
+      int written = 0;  // ThreadSanitizer looks on
+      std::thread other([&] {
+        if (round % 2 == 0) std::this_thread::sleep_for(200us);  // it is waited for already
+        written = 1;
+        permits.close();
+      });
+      wait(permits);
+      CHECK(written == 1);
+      other.join();
+    }
+  };
+  told([](auto& permits) {  // waiting, parked after a while
+    while (permits.acquire_for(60s) != wait_result::closed) {
+    }
+  });
+  told([](auto& permits) {  // never waiting
+    while (permits.acquire_for(0s) != wait_result::closed) {
+    }
+  });
+  told([](auto& permits) {
+    while (!permits.closed()) {
+    }
+  });
+}

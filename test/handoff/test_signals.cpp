@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "dvla/handoff/signals.hpp"
 
 using dvla::signal_guard;
@@ -130,4 +132,24 @@ TEST_CASE("the third Ctrl-C ends the process, two do not") {
   ::waitpid(child, &status, 0);
   CHECK(WIFSIGNALED(status));
   CHECK(WTERMSIG(status) == SIGINT);
+}
+
+TEST_CASE("what is written before a stop is asked for is seen by who is told of it, and of the signal") {
+  for (int round = 0; round < 50; ++round) {
+    stop_flag stop, more;
+    int written = 0, again = 0;  // ThreadSanitizer looks on
+    std::thread other([&] {
+      written = 1;
+      stop.request_stop();
+      again = 1;
+      more.request_stop(SIGTERM);
+    });
+    while (!stop.stop_requested()) {
+    }
+    CHECK(written == 1);
+    while (more.signal() == 0) {
+    }
+    CHECK(again == 1);
+    other.join();
+  }
 }

@@ -56,7 +56,7 @@ class InProcessTrajectories {
       return *expect(token, {State::filling}, cannot).trajectory;
     slot.trajectory->id = token.batch;
     slot.batch.store(token.batch, std::memory_order_relaxed);
-    slot.state.store(State::filling, std::memory_order_release);
+    slot.state.store(State::filling, std::memory_order_relaxed);  // commit publishes
     return *slot.trajectory;
   }
 
@@ -70,7 +70,7 @@ class InProcessTrajectories {
   /// Trainer: the trajectory that the token names, where the sampler wrote it. Again gives the same.
   Trajectory<Decision>& consume(const Token& token) {
     Slot& slot = expect(token, {State::sent, State::reading}, "cannot be read as batch");
-    slot.state.store(State::reading, std::memory_order_release);
+    slot.state.store(State::reading, std::memory_order_relaxed);
     return *slot.trajectory;
   }
 
@@ -91,7 +91,7 @@ class InProcessTrajectories {
   DataPlaneReport report() const {
     DataPlaneReport report;
     for (const Slot& slot : slots_) {
-      const State state = slot.state.load(std::memory_order_acquire);
+      const State state = slot.state.load(std::memory_order_relaxed);
       report.in_flight += state == State::sent || state == State::reading;
     }
     report.sent = sent_.load(std::memory_order_relaxed);

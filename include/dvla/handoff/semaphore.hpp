@@ -36,9 +36,9 @@ class timed_semaphore {
       : word_(permits), pauses_(usable_cores() > 1 ? pauses : 0) {}
 
   bool try_acquire() noexcept {
-    std::uint32_t word = word_.load(std::memory_order_acquire);
+    std::uint32_t word = word_.load(std::memory_order_relaxed);
     while ((word & count_mask) != 0 && (word & cancelled_bit) == 0)
-      if (word_.compare_exchange_weak(word, word - 1, std::memory_order_acquire, std::memory_order_acquire))
+      if (word_.compare_exchange_weak(word, word - 1, std::memory_order_acquire, std::memory_order_relaxed))
         return true;
     return false;
   }
@@ -105,7 +105,7 @@ class timed_semaphore {
   wait_result last_chance() noexcept { return try_acquire() ? wait_result::acquired : wait_result::closed; }
 
   void end(std::uint32_t bits) noexcept {
-    word_.fetch_or(bits, std::memory_order_seq_cst);
+    word_.fetch_or(bits, std::memory_order_release);  // and wakes whoever parked
     wake(INT_MAX);
   }
 
@@ -124,7 +124,7 @@ class timed_semaphore {
       // or has changed the word before the kernel compares it (all are seq_cst): no lost wake-up.
       parked_.fetch_add(1, std::memory_order_seq_cst);
       ::syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET_PRIVATE, word, &until, nullptr, FUTEX_BITSET_MATCH_ANY);
-      parked_.fetch_sub(1, std::memory_order_seq_cst);
+      parked_.fetch_sub(1, std::memory_order_relaxed);
     }
   }
 

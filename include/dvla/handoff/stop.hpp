@@ -34,13 +34,13 @@ class stop_flag {
     return why > 0 ? why : 0;
   }
   /// Forgets the request, for another run.
-  void reset() noexcept { why_.store(0, std::memory_order_release); }
+  void reset() noexcept { why_.store(0, std::memory_order_relaxed); }
 
  private:
   static constexpr int asked_by_program = -1;
   void ask(int why) noexcept {
     int none = 0;
-    why_.compare_exchange_strong(none, why, std::memory_order_acq_rel);  // the first reason stays
+    why_.compare_exchange_strong(none, why, std::memory_order_release);  // the first reason stays
   }
 
   std::atomic<int> why_{0};

@@ -100,7 +100,7 @@ class Shown:
         """`numbers`: [P] or None; `frames`: [H, W, 3] of each camera."""
         for path, kind, leaf, first, last in self.numbers:
             value = array(at(seen, path)).reshape(-1)
-            if kind in ("Box", "MultiBinary"):
+            if kind == "Box" or kind == "MultiBinary":
                 if value.size != last - first:
                     raise ValueError(f"it shows {value.size} numbers at {'/'.join(map(str, path)) or 'the top'}, and its space says {last - first}")
                 numbers[first:last] = value
@@ -141,14 +141,13 @@ class Taken:
                         raise Unsupported(f"dimension {len(self.categories)} of its actions is one of {n}; there must be 2 to choose from")
                     self.categories.append(n)
                     self.bounds.append({"low": -1.0, "high": 1.0})
-            self.parts.append((path, kind, leaf, first, len(self.categories)))
+            self.parts.append((self.part(kind, leaf), first, len(self.categories)))
+        self.alone = kind_of(space) not in ("Dict", "Tuple")
 
     def value(self, floats):
-        built = [self.part(kind, leaf, floats[first:last]) for _, kind, leaf, first, last in self.parts]
-        if kind_of(self.space) not in ("Dict", "Tuple"):
-            return built[0]
-        it = iter(built)
-        return self.build(self.space, it)
+        if self.alone:
+            return self.parts[0][0](floats)
+        return self.build(self.space, iter([part(floats[first:last]) for part, first, last in self.parts]))
 
     def build(self, space, it):
         kind = kind_of(space)
@@ -159,15 +158,18 @@ class Taken:
         return next(it)
 
     @staticmethod
-    def part(kind, leaf, floats):
+    def part(kind, leaf):
+        """What makes its value of its floats: a new one each time, which the environment may keep."""
+        shape, dtype = leaf.shape, leaf.dtype
         if kind == "Box":  # within its bounds, which are no float32 where the space is float64
-            exact = np.rint(floats) if np.issubdtype(leaf.dtype, np.integer) else floats
-            return np.clip(np.array(exact, np.float64).reshape(leaf.shape), leaf.low, leaf.high).astype(leaf.dtype)
+            low, high = (np.asarray(bound, dtype).reshape(-1) for bound in (leaf.low, leaf.high))
+            if np.issubdtype(dtype, np.integer):
+                return lambda floats: np.clip(np.rint(floats.astype(np.float64)), low, high).astype(dtype).reshape(shape)
+            return lambda floats: np.minimum(np.maximum(floats.astype(dtype), low), high).reshape(shape)
         if kind == "Discrete":
-            return int(floats[0]) + int(leaf.start)
-        if kind == "MultiDiscrete":
-            return (np.array(floats).astype(leaf.dtype) + np.asarray(getattr(leaf, "start", 0)).reshape(-1)).reshape(leaf.shape).astype(leaf.dtype)
-        return np.array(floats).astype(leaf.dtype).reshape(leaf.shape)
+            return lambda floats: int(floats[0]) + int(leaf.start)
+        start = np.asarray(getattr(leaf, "start", 0)).reshape(-1)
+        return lambda floats: (floats.astype(dtype) + start).astype(dtype).reshape(shape)
 
 
 # ---- Tasks: what a row may play ---------------------------------------------------------------------------------
@@ -411,9 +413,9 @@ class Row:
     def begin(self, seen, info):
         self.over, self.solved, self.steps, self.gained, self.seen = 0, solved_by(info), 0, 0.0, seen
 
-    def step(self, floats):
-        """One control step of a row that is not over. Its reward."""
-        if not np.isfinite(floats).all():
+    def step(self, floats, sane):
+        """One control step of a row that is not over. Its reward. `sane`: its numbers are known to be finite."""
+        if not (sane or np.isfinite(floats).all()):
             raise ValueError(f"its action at control step {self.steps} is not a finite number; did training diverge?")
         made = self.batch.tasks[self.task].step(self.env(self.task), self.batch.taken.value(floats))
         self.note(*made)
@@ -424,7 +426,7 @@ class Row:
         self.seen = seen
         self.steps += 1
         self.gained += reward
-        self.solved = solved or 0 < batch.options.get("success_return", 0) <= self.gained
+        self.solved = solved or 0 < batch.success_return <= self.gained
         if terminated or self.solved:
             self.over = 1
         elif truncated or self.steps >= batch.horizon:
@@ -521,7 +523,7 @@ class Batch:
     """The rows of this worker, one environment each."""
 
     def __init__(self, options, first, count):
-        self.options = options
+        self.options, self.success_return = options, options.get("success_return", 0)
         kind = {"gymnasium": GymnasiumTask, "maniskill": ManiSkillTask}[options["kind"]]
         self.tasks = [kind(name, options, count) for name in options["tasks"]]
         self.first = {index: task.make() for index, task in enumerate(self.tasks)}  # row 0's
@@ -608,6 +610,8 @@ class Batch:
 class Worker:
     """Does what it is told. `interrupt` tells the trainer of a KeyboardInterrupt."""
 
+    encode = json.JSONEncoder(allow_nan=False).encode
+
     def __init__(self, pool, start, batch, interrupt):
         self.pool, self.batch, self.first, self.interrupt = pool, batch, start["first"], interrupt
         self.views = {}
@@ -636,6 +640,7 @@ class Worker:
             action = self.view(command["action"], np.float32, chunk, len(batch.taken.categories))
             reward, terminated, truncated = (self.view(command[name], dtype, chunk) for name, dtype in (
                 ("reward", np.float32), ("terminated", np.uint8), ("truncated", np.uint8)))
+            sane = np.isfinite(action).all()  # of all rows: asked once, not of each
         together = []  # what a vector environment has done with all of them at once
         if batch.vector and kind in ("reset", "step"):
             own = [number - self.first for number in command["rows"]]
@@ -663,7 +668,7 @@ class Worker:
                             steps, gain, over = together[c][at_row]
                         else:
                             steps = not row.over
-                            gain = row.step(action[at_row, c]) if steps else 0.0
+                            gain = row.step(action[at_row, c], sane) if steps else 0.0
                             over = row.over
                         made += steps
                         reward[at_row, c] = gain
@@ -704,7 +709,7 @@ class Worker:
         target[:] = picture[down][:, across, :3]
 
     def answer(self, text):
-        return json.dumps(self.perform(json.loads(text)), allow_nan=False).encode()
+        return self.encode(self.perform(json.loads(text))).encode()
 
 
 def understood(options):
