@@ -12,6 +12,10 @@
 //
 //   build/release/bench/bench_memory_environment_pool_long 5 100000 32       rounds, control steps, camera pixels (0: none),
 //                                                              and `steady` or `coming` where only one is wanted
+//
+// With a camera the driver's own buffers come and go on the heap, frame by frame, and glibc gives pages back and fetches
+// them again in between. MALLOC_TRIM_THRESHOLD_=134217728 MALLOC_MMAP_THRESHOLD_=33554432 before the command leaves what is
+// ours, of every kind.
 #include <malloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
