@@ -257,7 +257,7 @@ void maniskill(const std::string& task, int rows, double span) {
     const double death = span / 3;
     std::vector<double> windows(static_cast<std::size_t>(span / window) + 1);
     std::vector<std::int64_t> running = everybody, lost;
-    std::thread helper;
+    std::thread second;
     std::atomic<bool> renewed = false;
     double made_anew = 0, found = 0, back = 0;
     bool killed = false;
@@ -285,13 +285,13 @@ void maniskill(const std::string& task, int rows, double span) {
         found = took;
         lost = failed;
         if (beside)
-          helper = std::thread([&] {
+          second = std::thread([&] {
             made_anew = world.reset(lost, world.lost, world.other_arena);
             renewed = true;
           });
       }
       if (renewed.exchange(false)) {
-        helper.join();
+        second.join();
         back = now() - death;
         running = everybody;
         lost.clear();
@@ -314,7 +314,7 @@ void maniskill(const std::string& task, int rows, double span) {
         back = now() - death;
       }
     }
-    if (helper.joinable()) helper.join();
+    if (second.joinable()) second.join();
     std::vector<double> before, after, dip;
     std::string line;
     for (std::size_t w = 0; w + 1 < windows.size(); ++w) {
