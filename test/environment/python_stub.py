@@ -194,3 +194,23 @@ class Interrupted(Point):
         if self.steps == 3:
             raise KeyboardInterrupt if self.way == "interrupt" else SystemExit(3)
         return super().step(action)
+
+
+class Frail(Point):
+    """A step takes `work` seconds, of a core or of waiting, and the action says what goes wrong: bench_environment_failures."""
+
+    def __init__(self, work=0.0005, waits=False):
+        super().__init__(limit=100000)
+        self.work, self.waits = work, waits
+
+    def step(self, action):
+        if action[0] > 0.45:
+            raise RuntimeError("the gripper fell off")
+        if action[0] < -0.45:
+            time.sleep(1000)
+        if self.waits:
+            time.sleep(self.work)
+        until = time.perf_counter() + self.work
+        while not self.waits and time.perf_counter() < until:
+            pass
+        return self.seen(), 0.0, False, False, {}

@@ -35,8 +35,8 @@ TEST_CASE("The same seeds and actions give the same bits as Gymnasium's own vect
     knobs.max_episode_steps = limit;
     const auto recorded = dvla_test::record(
         "gymnasium", id, {"--steps", "80", "--limit", std::to_string(limit)}, folder.path());
-    for (const std::string& wrong : dvla_test::replay<dvla::GymnasiumEnvironment>(recorded, knobs))
-      FAIL_CHECK(wrong);
+    const auto agreed = dvla_test::replay<dvla::GymnasiumEnvironment>(recorded, knobs);
+    for (const std::string& wrong : agreed.wrong) FAIL_CHECK(wrong);
   }
 }
 

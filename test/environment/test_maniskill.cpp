@@ -20,23 +20,18 @@ dvla::ManiSkillKnobs knobs_of(const std::string& task) {
   knobs.workers = 2;
   return knobs;
 }
-void agrees(const std::string& task, const std::string& mode, int steps, int limit) {
-  CAPTURE(task);
-  const dvla_test::TemporaryFolder folder;
-  dvla::ManiSkillKnobs knobs = knobs_of(task);
-  knobs.control_mode = mode;
-  knobs.max_episode_steps = limit;
-  const auto recorded = dvla_test::record("maniskill", task,
-                                          {"--rows", "2", "--steps", std::to_string(steps), "--limit",
-                                           std::to_string(limit), "--control-mode", mode},
-                                          folder.path());
-  for (const std::string& wrong : dvla_test::replay<dvla::ManiSkillEnvironment>(recorded, knobs))
-    FAIL_CHECK(wrong);
-}
 }  // namespace
 
 TEST_CASE("PickCube shows the same bits as in Python alone") {
-  agrees("PickCube-v1", "pd_joint_delta_pos", 60, 20);
+  const dvla_test::TemporaryFolder folder;
+  dvla::ManiSkillKnobs knobs = knobs_of("PickCube-v1");
+  knobs.control_mode = "pd_joint_delta_pos";
+  knobs.max_episode_steps = 20;
+  const auto recorded = dvla_test::record(
+      "maniskill", knobs.task,
+      {"--rows", "2", "--steps", "60", "--limit", "20", "--control-mode", knobs.control_mode}, folder.path());
+  const auto agreed = dvla_test::replay<dvla::ManiSkillEnvironment>(recorded, knobs);
+  for (const std::string& wrong : agreed.wrong) FAIL_CHECK(wrong);
 }
 
 TEST_CASE("ManiSkill keeps the promises of an environment, and speaks for itself where it refuses") {
