@@ -3,7 +3,7 @@
 
 A row shows [target, steps / horizon], a camera of one colour and an instruction, all from its seed (or case). An action within
 0.3 of the target solves it. With --fault KIND the worker of row --row misbehaves in that row's --step'th step (0: in its reset),
-once if --once names a file that is not there yet. Standard library only.
+once if --once names a file that is not there yet. With --slow a worker that starts after that takes so long. Standard library only.
 """
 import argparse
 import json
@@ -20,11 +20,14 @@ parser.add_argument("--fault", default="none")
 parser.add_argument("--row", type=int, default=0)
 parser.add_argument("--step", type=int, default=1)
 parser.add_argument("--once", default="")
+parser.add_argument("--slow", type=float, default=0)
 parser.add_argument("--horizon", type=int, default=6)
 parser.add_argument("--camera", action="store_true")
 parser.add_argument("--refuse", default="")
 options = parser.parse_args()
 
+if options.slow and os.path.exists(options.once):
+    time.sleep(options.slow)
 conn = socket.socket(fileno=3)
 
 

@@ -39,10 +39,11 @@ struct World : dvla_test::World<ApartBatch> {
     for (float& value : all->action.span()) value = 9;
   }
   /// Row r from seed 100 + r.
-  void reset(const std::vector<std::int64_t>& rows) {
+  void reset(const std::vector<std::int64_t>& rows, bool training = false) {
     failures.clear();
     std::vector<dvla::Start> starts;
-    for (const std::int64_t row : rows) starts.push_back({static_cast<std::uint64_t>(100 + row)});
+    for (const std::int64_t row : rows)
+      starts.push_back({.seed = static_cast<std::uint64_t>(100 + row), .training = training});
     dvla::Rows of(rows, arena, failures);
     environment.reset(of, starts, seen());
   }
@@ -108,7 +109,8 @@ TEST_CASE(
     CHECK(world.step({0, 1, 3, 4, 5}) == 8);  // row 2, of the same worker, waits for its turn
     CHECK(world.failed() == std::vector<std::int64_t>{3});
     CHECK(world.failures.why(3) == why + " (worker 1), 2 control steps into its episode");
-    CHECK(world.environment.processes() == std::vector<pid_t>{before[0], before[2]});
+    CHECK(world.environment.processes().size() == 3);  // another is begun
+    CHECK(world.environment.processes()[1] != before[1]);
     CHECK_FALSE(exists(before[1]));  // no zombie either
     CHECK(world.step({2}) == 0);     // its episode went with the worker
     CHECK(world.failures.why(2) == why + " (worker 1), 2 control steps into its episode");
@@ -158,6 +160,36 @@ TEST_CASE("A worker that is killed between two calls is begun anew by the next r
   CHECK(world.failed() == std::vector<std::int64_t>{2, 3});
   CHECK(world.failures.why(2) ==
         "its process ended by signal 9 (Killed) (worker 1), 0 control steps into its episode");
+}
+
+TEST_CASE("Training does not wait for a worker that is begun anew; an evaluation does, and who is alone") {
+  const dvla_test::TemporaryFolder folder;
+  const auto slow = [&](std::int64_t rows, int workers, const std::string& once) {
+    return stub(rows, workers,
+                {"--fault", "exit", "--row", "1", "--once", (folder / once).string(), "--slow", "1.5"});
+  };
+  World world(slow(4, 2, "once"));
+  world.reset(world.everybody, true);
+  CHECK(world.step(world.everybody) == 4);
+  CHECK(world.failed() == std::vector<std::int64_t>{0, 1});
+  world.reset(world.everybody, true);
+  CHECK(world.failed() == std::vector<std::int64_t>{0, 1});
+  CHECK(world.failures.why(0) == "its process is still being started (worker 0)");
+  std::vector<float> action(1);
+  CHECK_THROWS_WITH_AS(world.environment.expert(0, action), "its process is still being started (worker 0)",
+                       dvla::Error);
+  CHECK(world.step(world.everybody) == 4);
+  CHECK(world.failed() == std::vector<std::int64_t>{0, 1});
+  world.reset(world.everybody);
+  CHECK(world.failed().empty());
+  CHECK(world.step(world.everybody) == 8);
+
+  World alone(slow(2, 1, "once alone"));
+  alone.reset(alone.everybody, true);
+  CHECK(alone.step(alone.everybody) == 0);
+  alone.reset(alone.everybody, true);
+  CHECK(alone.failed().empty());
+  CHECK(alone.step(alone.everybody) == 4);
 }
 
 TEST_CASE("The expert's word and a picture come from the row's worker; what it cannot do, it says") {

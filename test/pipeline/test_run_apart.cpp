@@ -80,15 +80,21 @@ TEST_CASE_TEMPLATE("A process that hangs or dies costs its rows; training and ev
           run.train([&](const dvla::Iteration& each) { episodes.push_back(each.update.episodes); });
       CHECK(report.batches == 4);
       CHECK(report.failed_rows >= 1);
-      CHECK(report.failed_rows <= 4);  // those of the worker's rows that were still running
-      CHECK(episodes == std::vector<std::int64_t>{12, 16, 16, 16});
+      REQUIRE(episodes.size() == 4);
+      CHECK(episodes[0] == 12);
+      for (const std::int64_t each : episodes) CHECK((each == 12 || each == 16));
       REQUIRE(std::ssize(told) == report.failed_rows);
+      std::int64_t of_the_fault = 0;
       for (const std::string& each : told) {
+        if (contains(each, "its process is still being started (worker 1)")) continue;  // not waited for
+        ++of_the_fault;
         CHECK(contains(each, " failed in batch 0, decision 2: its process "));
         CHECK(contains(each, fault == "hang" ? "did not come back from a step within 2000 ms, and was killed"
                                              : "ended by signal 11 (Segmentation fault)"));
         CHECK(contains(each, "(worker 1), 2 control steps into its episode; its group is left out"));
       }
+      CHECK(of_the_fault >= 1);
+      CHECK(of_the_fault <= 4);  // those of the worker's rows that were still running
       const auto played = run.evaluate(run.fresh_episodes(20));
       CHECK(played.size() == 20);
       for (const auto& each : played) CHECK_FALSE(each.failed);
@@ -132,7 +138,9 @@ TEST_CASE("A hundred seeded kills: only groups that are counted are lost, and no
     dvla::Run<InTurn> run(config);
     std::int64_t told = 0;
     run.on_notice([&](const std::string& what) {
-      if (contains(what, "its process ended by signal 9")) ++told;
+      if (contains(what, "its process ended by signal 9") ||
+          contains(what, "its process is still being started"))
+        ++told;
     });
     dvla::stop_flag stop;
     std::atomic<std::int64_t> kills{0};

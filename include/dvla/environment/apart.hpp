@@ -3,7 +3,8 @@
 // descriptor 4, and as descriptor 5 what ends it when this process does: commands and answers are one line of JSON
 // each, what rows show and are told to do lies in the pool, so observations are born where the model reads them.
 // A worker that does not answer in time, answers nonsense or is gone costs its rows, which fail as rows do
-// (rows.hpp), and is started anew when one of them is reset. Design: "Rows that fail". A machinery derives from
+// (rows.hpp), and is started anew at once, beside the others. Until it is ready training's resets of its rows fail,
+// too; others (evaluations) wait for it. Design: "Rows that fail". A machinery derives from
 // ApartBatch; what a child does is told at ApartStart.
 // Of fields elsewhere than in the pool (evaluations, demonstrations) the rows of the call are copied.
 //
@@ -104,8 +105,8 @@ struct ApartOptions {
   std::function<ApartService()> service{};
   std::int64_t rows = 1;  ///< N
   int workers = 1;
-  /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to make first. The
-  /// last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
+  /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to wait for first.
+  /// The last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
   std::chrono::milliseconds step_deadline{60'000}, reset_deadline{60'000}, start_deadline{120'000};
 };
 
@@ -247,7 +248,7 @@ class ApartBatch {
         workers_(static_cast<std::size_t>(options_.workers)) {
     std::vector<Call> calls;
     for (std::int64_t w = 0; w < options_.workers; ++w) calls.push_back({w});
-    start(calls);
+    start(calls, true);
     for (const Call& each : calls)
       if (!each.why.empty()) throw ConfigError("an environment's worker cannot be started: " + each.why);
   }
@@ -321,7 +322,9 @@ class ApartBatch {
   struct Worker {
     std::mutex mutex{};
     detail::ApartWorker child{};
-    std::int64_t calls = 0;  ///< that it has had
+    std::int64_t calls = 0;                           ///< that it has had
+    std::optional<Clock::time_point> starts_until{};  ///< its first answer is to come
+    bool ready() const { return child.alive() && !starts_until; }
   };
   struct RowState {
     std::int64_t steps = 0;  ///< of its episode, as far as they were asked for
@@ -416,14 +419,14 @@ class ApartBatch {
     for (const Call& each : calls) locks.emplace_back(worker(each).mutex);
     if (resets) {
       for (const std::int64_t row : rows.indices()) state(row) = {};
-      start(calls);
+      start(calls, !std::ranges::all_of(starts, &Start::training));
     }
     Borrowed fields(pool_, rows.indices());
     ApartCommand common;
     place(common, fields);  // before any of them is told: no child is at work when this throws
     std::vector<Call*> asked;
     for (Call& each : calls) {
-      if (!worker(each).child.alive()) continue;
+      if (!worker(each).ready()) continue;
       each.answer.reset();
       each.command = common;
       each.command.call = ++worker(each).calls;
@@ -436,8 +439,7 @@ class ApartBatch {
       }
       if (!each.command.rows.empty()) ask(each, json_text(each.command), asked);
     }
-    wait(asked, resets ? options_.reset_deadline : options_.step_deadline, resets ? "its reset" : "a step",
-         &Call::answer);
+    wait(asked, resets ? options_.reset_deadline : options_.step_deadline, resets ? "its reset" : "a step");
     std::int64_t made = 0;
     for (Call& each : calls) made += conclude(each, rows, resets);
     return made;
@@ -448,13 +450,13 @@ class ApartBatch {
     Call call{worker_of(row)};
     Worker& own = worker(call);
     const std::lock_guard lock(own.mutex);
-    if (!own.child.alive()) throw Error(state(row).lost);
+    if (!own.ready()) throw Error(state(row).lost);
     command.rows = {row};
     command.call = ++own.calls;
     call.command = std::move(command);
     std::vector<Call*> asked;
     ask(call, json_text(call.command), asked);
-    wait(asked, options_.step_deadline, what, &Call::answer);
+    wait(asked, options_.step_deadline, what);
     if (!call.answer) {
       lose(call);
       throw Error(state(row).lost);
@@ -481,41 +483,54 @@ class ApartBatch {
     return calls;
   }
 
-  /// Those of these workers that are not alive.
-  void start(std::vector<Call>& calls) {
-    std::vector<Call*> asked;
+  /// Has those of these workers begun that are not alive, and takes what those that were say of themselves. Waits
+  /// for that if `patient`, or if nobody else could go on.
+  void start(std::vector<Call>& calls, bool patient) {
+    for (Call& each : calls) begin(each);
+    patient = patient || std::ranges::none_of(calls, [&](const Call& each) { return worker(each).ready(); });
     for (Call& each : calls) {
       Worker& own = worker(each);
-      if (own.child.died()) (void)own.child.end();
-      if (own.child.alive()) continue;
+      if (!own.starts_until) continue;
       try {
-        if (options_.service)
-          own.child.start(options_.service());
-        else
-          own.child.start(options_.program, pool_.descriptor());
+        each.ready = own.child.receive<ApartReady>(own.calls, patient ? *own.starts_until : Clock::now());
+        if (!each.ready && Clock::now() < *own.starts_until) {
+          each.why = "its process is still being started";
+          continue;
+        }
+        if (!each.ready) give_up(each, late("its start", options_.start_deadline));
       } catch (const Error& error) {
-        each.why = error.what();
-        continue;
+        give_up(each, error.what());
       }
-      const ApartStart start{.call = each.command.call = ++own.calls,
-                             .first = first_of(each.worker),
-                             .rows = first_of(each.worker + 1) - first_of(each.worker),
-                             .pool_bytes = pool_.region().size()};
-      ask(each, json_text(start), asked);
-    }
-    wait(asked, options_.start_deadline, "its start", &Call::ready);
-    for (Call* each : asked) {
-      if (!each->ready) continue;
-      if (!each->ready->spec) {
-        each->why =
-            each->ready->error.empty() ? "it does not say what it shows and takes" : each->ready->error;
-        (void)worker(*each).child.end();
+      own.starts_until.reset();
+      if (!each.ready) continue;
+      if (!each.ready->spec) {
+        each.why = each.ready->error.empty() ? "it does not say what it shows and takes" : each.ready->error;
+        (void)own.child.end();
       } else if (!spec_) {
-        spec_ = std::move(each->ready->spec);
-        same_ = each->ready->same;
-      } else if (json_text(*each->ready->spec) != json_text(*spec_) || each->ready->same != same_) {
-        give_up(*each, "its environment is not that of the other workers");
+        spec_ = std::move(each.ready->spec);
+        same_ = each.ready->same;
+      } else if (json_text(*each.ready->spec) != json_text(*spec_) || each.ready->same != same_) {
+        give_up(each, "its environment is not that of the other workers");
       }
+    }
+  }
+  /// Does not wait: a program is started and told, and answers in its time.
+  void begin(Call& call) {
+    Worker& own = worker(call);
+    if (own.ready() && own.child.died()) (void)own.child.end();
+    if (own.child.alive()) return;
+    try {
+      if (options_.service)
+        own.child.start(options_.service());
+      else
+        own.child.start(options_.program, pool_.descriptor());
+      own.child.send(json_text(ApartStart{.call = ++own.calls,
+                                          .first = first_of(call.worker),
+                                          .rows = first_of(call.worker + 1) - first_of(call.worker),
+                                          .pool_bytes = pool_.region().size()}));
+      own.starts_until = Clock::now() + options_.start_deadline;
+    } catch (const Error& error) {
+      give_up(call, error.what());
     }
   }
 
@@ -531,31 +546,31 @@ class ApartBatch {
     call.why = std::move(why);
     if (!worker(call).child.end().empty()) call.why += ", and was killed";
   }
+  static std::string late(const std::string& what, std::chrono::milliseconds limit) {
+    return "its process did not come back from " + what + " within " + std::to_string(limit.count()) + " ms";
+  }
   /// For all of their answers, until the deadline; whoever has none then, or gives none, is killed.
-  template <class Answer>
-  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what,
-            std::optional<Answer> Call::*answer) {
+  void wait(const std::vector<Call*>& asked, std::chrono::milliseconds limit, const std::string& what) {
     const auto until = Clock::now() + limit;
     for (Call* each : asked) {
       try {
-        each->*answer = worker(*each).child.receive<Answer>(each->command.call, until);
-        if (!(each->*answer))
-          give_up(*each, "its process did not come back from " + what + " within " +
-                             std::to_string(limit.count()) + " ms");
+        each->answer = worker(*each).child.receive<ApartAnswer>(each->command.call, until);
+        if (!each->answer) give_up(*each, late(what, limit));
       } catch (const Error& error) {
         give_up(*each, error.what());
       }
     }
   }
 
-  /// Its worker is gone, if it says why.
-  void lose(const Call& call) {
+  /// Its worker is gone, if it says why, and another one is begun.
+  void lose(Call& call) {
     const std::string who = " (worker " + std::to_string(call.worker) + ")";
     for (std::int64_t row = first_of(call.worker); !call.why.empty() && row < first_of(call.worker + 1);
          ++row)
       if (state(row).lost.empty()) state(row).lost = call.why + who;
+    if (!call.why.empty()) begin(call);
   }
-  std::int64_t conclude(const Call& call, Rows& rows, bool resets) {
+  std::int64_t conclude(Call& call, Rows& rows, bool resets) {
     if (!call.answer) {
       lose(call);
       for (const std::int64_t row : call.rows)

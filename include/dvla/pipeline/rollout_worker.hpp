@@ -114,7 +114,7 @@ struct RolloutOptions {
   /// S: a row is reset at the chunk boundary after an episode's end while it has had fewer in this pass.
   std::int64_t table = 1;
   FailureCosts failure_costs = FailureCosts::group;
-  double failed_share = 0.2;        ///< of a batch's rows here; more, and more than one, end the run
+  double failed_share = 0.5;        ///< of a batch's rows here; more, and more than one, end the run
   double reward_scale = 1;          ///< every reward is multiplied by it
   std::int64_t inference_rows = 0;  ///< of one call of the model, at most; 0: all of a stage
   /// Between the model's units and the environment's; empty: by the environment's bounds.

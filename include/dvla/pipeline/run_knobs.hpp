@@ -37,7 +37,7 @@ struct RunKnobs : AdapterKnobs {
   /// Instead of fresh seeds the environment's cases, each once: "all", or numbers and ranges as "0-9, 20".
   std::string evaluation_cases;
   FailureCosts failure_costs = FailureCosts::group;  ///< what an environment's row that fails takes along
-  double failed_share = 0.2;     ///< of a batch's rows; more, and more than one, end the run
+  double failed_share = 0.5;     ///< of a batch's rows; more, and more than one, end the run
   double step_deadline_s = 300;  ///< of a call to environment or acting model; one that hangs ends the run
   int inference_rows = 0;        ///< of one call of the model when sampling, at most; 0 = all of a stage
   double reward_scale = 1;
