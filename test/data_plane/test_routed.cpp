@@ -106,6 +106,53 @@ TEST_CASE("A slow trainer holds the rollouts back: memory stays what it was, not
   }
 }
 
+TEST_CASE("Either side gives batches up, or asks for the wrong one, while others travel") {
+  const Job job{.roles = {{0, 1}, {2}}, .staleness = 2};
+  constexpr std::int64_t batches = 40;
+  const auto ledgers =
+      job.run(ThreadCluster::make(3), [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
+        for (std::int64_t batch = 0; batch < batches; ++batch) {
+          const dvla::Token token{
+              .batch = batch, .version = batch + 100, .buffer = static_cast<std::int32_t>(batch % 3)};
+          if (cluster.rank() < 2) {
+            Trajectory* share = &plane.produce(token);
+            if (batch % 3 == 0) {
+              plane.drop(token);
+              share = &plane.produce(token);
+            }
+            for (std::int64_t i = 0; i < job.episodes_per_rollout(); ++i) {
+              const std::int64_t episode = cluster.rank() * job.episodes_per_rollout() + i;
+              write_episode(*share, i, id_of(batch, episode),
+                            static_cast<std::int32_t>(episode / job.shape.group), token.version);
+            }
+            plane.commit(token);
+            continue;
+          }
+          if (batch % 5 == 4) {  // none of it is wanted
+            plane.drop(token);
+            continue;
+          }
+          dvla::Token taken = token;
+          if (!plane.arrive(taken)) ledger.wrong.push_back("no batch " + std::to_string(batch));
+          const Trajectory& trajectory = plane.consume(taken);
+          if (!contains(said_by([&] { plane.arrival({.batch = batch + 1}); }), "is not being trained on"))
+            ledger.wrong.push_back("the next batch was given early");
+          for (std::int64_t i = 0; i < trajectory.transition.group.count(); ++i)
+            if (const auto what = check_episode(trajectory, i); !what.empty()) ledger.wrong.push_back(what);
+          if (batch % 5 == 2)
+            plane.drop(taken);
+          else
+            plane.release(taken);
+        }
+        plane.goodbye();
+      });
+  const Sum sum = sum_of(ledgers);
+  CHECK(sum.wrong == "");
+  const std::int64_t of_a_batch = 2 * job.episodes_per_rollout();
+  CHECK(sum.sent == batches * of_a_batch);
+  CHECK(sum.trained == batches / 5 * 3 * of_a_batch);
+}
+
 TEST_CASE("A slow rollout is waited for: its groups are in every batch") {
   const Job job{.roles = {{0, 1, 2}, {0, 1, 2}}};
   std::atomic<int> calls{0};
