@@ -1,10 +1,11 @@
 // dvla-example: torch io
 // Any environment with Gymnasium's interface, by its id: here a Fetch arm reaches for a point, with sparse success.
 //
-// One template parameter changes against the quickstart: the environment. It lives in worker processes of Python,
-// which write what they see into the trainer's own memory; `scripts/setup gymnasium` makes their interpreter. The
-// warm start clones the environment's scripted expert; environments without one start at once (--demonstrations 0).
-// An environment of your own needs no C++: --factory my_package.envs:make.
+// One template parameter changes against the quickstart: the environment. It lives in worker processes of
+// Python (or, by --embedded true, in this one), which write what they see into the trainer's own memory;
+// `scripts/setup gymnasium` makes their interpreter. The warm start clones the environment's scripted expert;
+// environments without one start at once (--demonstrations 0). An environment of your own needs no C++:
+// --factory my_package.envs:make.
 //
 //   build/release/examples/gymnasium --id FetchReach-v4 --overwrite true
 #include <dvla/algorithm/grpo.hpp>

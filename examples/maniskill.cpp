@@ -1,10 +1,11 @@
 // dvla-example: torch io
 // A task of ManiSkill: a Franka arm pushes a cube to a goal, from states, with sparse success.
 //
-// One template parameter changes against the quickstart: the environment. It lives in worker processes of Python,
-// which write what they see into the trainer's own memory; `scripts/setup maniskill` makes their interpreter and
-// brings a Vulkan driver for machines without a GPU. PushCube has a scripted expert for the warm start; other tasks
-// want --demonstrations 0 and a dense reward (--reward-mode normalized_dense).
+// One template parameter changes against the quickstart: the environment. It lives in worker processes of
+// Python (or, by --embedded true, in this one), which write what they see into the trainer's own memory;
+// `scripts/setup maniskill` makes their interpreter and brings a Vulkan driver for machines without a GPU.
+// PushCube has a scripted expert for the warm start; other tasks want --demonstrations 0 and a dense reward
+// (--reward-mode normalized_dense).
 //
 //   build/release/examples/maniskill --task PushCube-v1 --overwrite true
 #include <dvla/algorithm/grpo.hpp>

@@ -40,7 +40,7 @@ def receive():
 
 def answer(call, made=0, solved=(), failed=(), action=()):
     conn.send(json.dumps({"call": call, "made": made, "solved": list(solved), "action": list(action),
-                          "failed": [{"row": row, "why": why} for row, why in failed]}).encode())
+                          "failed": [{"row": row, "why": why} for row, why in failed], "interrupted": False}).encode())
 
 
 def misbehave(kind, call):
@@ -81,7 +81,7 @@ spec, rows = {"observation": {"cameras": cameras, "proprioception": 2, "instruct
 if options.refuse == "differ":  # worker by worker
     spec["horizon"] += start["first"]
 conn.send(json.dumps({"call": start["call"], "spec": None if options.refuse == "start" else spec, "same": "",
-                      "error": "there is no robot" if options.refuse == "start" else ""}).encode())
+                      "error": "there is no robot" if options.refuse == "start" else "", "interrupted": False}).encode())
 
 
 def floats(offset, first, count):

@@ -4,6 +4,7 @@ Point: the agent is to come within 0.2 of a target on a line; three ways of show
 """
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -214,3 +215,20 @@ class Frail(Point):
         while not self.waits and time.perf_counter() < until:
             pass
         return self.seen(), 0.0, False, False, {}
+
+
+class Threaded(Point):
+    """As a renderer: it works in the thread that made it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = threading.local()
+        self.own.made = True
+
+    def reset(self, seed=None, options=None):
+        assert self.own.made and threading.current_thread() is threading.main_thread()
+        return super().reset(seed, options)
+
+    def step(self, action):
+        assert self.own.made
+        return super().step(action)

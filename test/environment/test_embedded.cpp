@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <future>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,18 +34,20 @@ dvla::GymnasiumKnobs stub(const std::string& name, int environments = 4,
 
 /// Where worker.py, in this process, has the proprioception of row 0 of the last step.
 std::uintptr_t seen_by_python() {
-  const dvla::EmbeddedPython::Lock lock;
-  const dvla::EmbeddedPython::Object names(PyDict_New());
-  PyDict_SetItemString(names.get(), "__builtins__", PyEval_GetBuiltins());
-  const dvla::EmbeddedPython::Object done(
-      PyRun_String("import gc\n"
-                   "worker = [each for each in gc.get_objects() if type(each).__name__ == 'Worker'][-1]\n"
-                   "where = [view.ctypes.data for (_, dtype, extents), view in worker.views.items() if "
-                   "extents == (2,) and "
-                   "view.dtype == 'float32'][-1]\n",
-                   Py_file_input, names.get(), names.get()));
-  if (!done) dvla::EmbeddedPython::raise("looking for a worker");
-  return PyLong_AsSize_t(PyDict_GetItemString(names.get(), "where"));
+  std::promise<std::uintptr_t> where;
+  dvla::EmbeddedPython::post([&] {
+    const dvla::EmbeddedPython::Object names(PyDict_New());
+    PyDict_SetItemString(names.get(), "__builtins__", PyEval_GetBuiltins());
+    const dvla::EmbeddedPython::Object done(
+        PyRun_String("import gc\n"
+                     "worker = [each for each in gc.get_objects() if type(each).__name__ == 'Worker'][-1]\n"
+                     "where = [view.ctypes.data for (_, dtype, extents), view in worker.views.items() if "
+                     "extents == (2,) and "
+                     "view.dtype == 'float32'][-1]\n",
+                     Py_file_input, names.get(), names.get()));
+    where.set_value(done ? PyLong_AsSize_t(PyDict_GetItemString(names.get(), "where")) : 0);
+  });
+  return where.get_future().get();
 }
 }  // namespace
 
@@ -112,7 +115,7 @@ TEST_CASE("What a row raises costs its row; an interrupt is a SIGINT; what ends 
     CAPTURE(embedded);
     dvla::stop_flag stop;
     const dvla::signal_guard guard(stop);
-    dvla::GymnasiumKnobs knobs = stub("Interrupted", 1);
+    dvla::GymnasiumKnobs knobs = stub("Interrupted", 4);
     knobs.embedded = embedded;
     World interrupted(knobs);
     interrupted.reset();
@@ -120,16 +123,30 @@ TEST_CASE("What a row raises costs its row; an interrupt is a SIGINT; what ends 
     CHECK_FALSE(stop.stop_requested());
     interrupted.step(interrupted.everybody);
     CHECK(stop.stop_requested());
-    CHECK(interrupted.failures.why(0).find("KeyboardInterrupt") == 0);
+    CHECK(interrupted.failures.why(3).find("KeyboardInterrupt: (python_stub.py:") == 0);
+    for (int again = 0; again < 3; ++again) {  // a third SIGINT would end the process at once
+      interrupted.reset();
+      interrupted.step(interrupted.everybody);
+      interrupted.step(interrupted.everybody);
+    }
   }
 
   World leaving(stub("Interrupted", 2, R"({"way": "exit"})"));
   leaving.reset();
   leaving.step(leaving.everybody);
   leaving.step(leaving.everybody);
-  CHECK(leaving.failures.why(0).find("an embedded environment fails: SystemExit: 3") == 0);
+  CHECK(leaving.failures.why(0).find(
+            "an embedded environment fails: RuntimeError: SystemExit: 3 (python_stub.py:") == 0);
   leaving.reset();
   CHECK(leaving.failed().empty());
+}
+
+TEST_CASE("A picture's context and what a thread keeps for itself stay: Python has one thread") {
+  World world(stub("Threaded"));  // it raises where another thread steps it than made it
+  std::thread([&] { world.reset(); }).join();
+  CHECK(world.failed().empty());
+  std::thread([&] { world.step(world.everybody); }).join();
+  CHECK(world.failed().empty());
 }
 
 TEST_CASE("What cannot be embedded is one sentence") {
@@ -144,7 +161,7 @@ TEST_CASE("What cannot be embedded is one sentence") {
   knobs.workers = 2;
   refuses(knobs, "environment.workers is 2, and environment.embedded is true: an interpreter is one");
   knobs = stub("Point");
-  knobs.python = "/bin/sh";
+  knobs.python = "python3";
   refuses(knobs, "this process has begun its one interpreter with '");
 }
 
@@ -152,6 +169,16 @@ TEST_CASE("What cannot be embedded is one sentence") {
 int child(const std::string& way) {
   dvla::stop_flag stop;
   const dvla::signal_guard guard(stop);
+  if (way == "hangs") {  // late as a worker, and the program ends all the same
+    dvla::GymnasiumKnobs knobs = stub("Faulty", 6, R"({"fault": "hang"})");
+    knobs.worker_step_s = 1;
+    World hanging(knobs);
+    hanging.reset();
+    hanging.step(hanging.everybody);
+    hanging.step(hanging.everybody);
+    std::fprintf(stderr, "%s\n", hanging.failures.why(0).c_str());
+    return 5;
+  }
   World world(stub("Point"));
   std::fputs("it steps\n", stderr);
   for (int k = 0; !stop.stop_requested(); ++k) {
@@ -165,13 +192,19 @@ int child(const std::string& way) {
 
 TEST_CASE("The interpreter ends with its program: told to, by an error, or from the midst of it") {
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  for (const auto& [way, code] : {std::pair<std::string, int>{"told", 0}, {"throws", 1}, {"exits", 4}}) {
+  const std::string late =
+      "its process did not come back from a step within 1000 ms (worker 0), 2 control steps into its "
+      "episode\n";
+  for (const auto& [way, code, said] : {std::tuple<std::string, int, std::string>{"told", 0, "it steps\n"},
+                                        {"throws", 1, "it steps\nerror: enough\n"},
+                                        {"exits", 4, "it steps\n"},
+                                        {"hangs", 5, late}}) {
     CAPTURE(way);
-    const auto done = dvla::io::run_child(
-        {"timeout", "--foreground", "--preserve-status", "-s", "TERM", "3", self, "--child", way}, {},
-        std::chrono::seconds(60));
+    const auto done = dvla::io::run_child({"timeout", "--foreground", "--preserve-status", "-s", "TERM",
+                                           way == "told" ? "3" : "60", self, "--child", way},
+                                          {}, std::chrono::seconds(60));
     CHECK(done.exit_code == code);
-    CHECK(done.err == (way == "throws" ? "it steps\nerror: enough\n" : "it steps\n"));
+    CHECK(done.err == said);
   }
 }
 

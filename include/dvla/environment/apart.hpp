@@ -16,11 +16,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <optional>
@@ -31,6 +33,7 @@
 #include <vector>
 
 #include "dvla/core/json.hpp"
+#include "dvla/environment/apart_service.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/io/child_process.hpp"
 #include "dvla/memory/host_pool.hpp"
@@ -49,6 +52,7 @@ struct ApartReady {
   std::optional<EnvironmentSpec> spec{};
   std::string same{};  ///< whatever else the workers must have in common
   std::string error{};
+  bool interrupted = false;  ///< as ApartAnswer's
 };
 
 /// What a child is to do with these rows, numbers of the batch: `reset` and `step` them, say what a scripted
@@ -83,27 +87,24 @@ struct ApartAnswer {
   std::vector<std::int64_t> solved{};  ///< of the command's rows, those whose episode has been solved
   std::vector<float> action{};         ///< [A] the expert's
   std::vector<ApartFailure> failed{};
+  bool interrupted = false;  ///< somebody wants the whole program to end: it is sent SIGINT, once
 };
 
 }  // namespace dvla
 
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartStart, call, first, rows, pool_bytes);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartReady, call, spec, same, error);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartReady, call, spec, same, error, interrupted);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartCommand, call, kind, chunk, rows, seeds, cases, training, frames,
                         proprioception, instruction, action, reward, terminated, truncated, height, width);
 BOOST_HANA_ADAPT_STRUCT(dvla::ApartFailure, row, why);
-BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, action, failed);
+BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, action, failed, interrupted);
 
 namespace dvla {
 
-/// Answers one message: what a child would answer.
-using ApartService = std::function<std::string(const std::string&)>;
-
 struct ApartOptions {
-  std::vector<std::string> program;  ///< and its arguments; found on PATH
-  /// Instead of a program: makes what answers in this process, in the calling thread. No deadline can end that.
-  std::function<ApartService()> service{};
-  std::int64_t rows = 1;  ///< N
+  std::vector<std::string> program;                          ///< and its arguments; found on PATH
+  std::function<std::unique_ptr<ApartService>()> service{};  ///< instead of a program
+  std::int64_t rows = 1;                                     ///< N
   int workers = 1;
   /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to wait for first.
   /// The last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
@@ -133,7 +134,7 @@ class ApartWorker {
   pid_t id() const { return child_; }
   int socket() const { return socket_.get(); }
 
-  void start(ApartService service) { service_ = std::move(service); }
+  void start(std::unique_ptr<ApartService> service) { service_ = std::move(service); }
   /// Throws Error where it cannot be started. `pool`: a descriptor.
   void start(const std::vector<std::string>& program, int pool) {
     std::array<int, 2> ends{};
@@ -167,11 +168,7 @@ class ApartWorker {
   }
   /// Throws Error where it does not take it.
   void send(const std::string& text) {
-    if (service_) {
-      const std::string answer = service_(text);
-      text_.assign(answer.begin(), answer.end());
-      return;
-    }
+    if (service_) return service_->send(text);
     if (::send(socket(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return;
     if (errno == EPIPE || errno == ECONNRESET) throw Error(end(std::chrono::milliseconds(200)));
     throw Error(std::string("its process took no command: ") + std::strerror(errno));
@@ -179,7 +176,10 @@ class ApartWorker {
   /// The answer to `call`; nothing if none comes before `until`. Throws Error where what comes is none.
   template <class Answer>
   std::optional<Answer> receive(std::int64_t call, Clock::time_point until) {
-    if (service_) return answer_to<Answer>(call, text_.size());
+    if (service_) {
+      const auto text = service_->receive(until);
+      return text ? std::optional(answer_to<Answer>(call, *text)) : std::nullopt;
+    }
     pollfd answered{socket(), POLLIN, 0};
     int ready = 0;
     do {
@@ -194,7 +194,7 @@ class ApartWorker {
     if (size <= 0) throw Error(end(std::chrono::milliseconds(200)));
     if (static_cast<std::size_t>(size) > text_.size())
       throw Error("its process answered with " + std::to_string(size) + " bytes");
-    return answer_to<Answer>(call, static_cast<std::size_t>(size));
+    return answer_to<Answer>(call, {text_.data(), static_cast<std::size_t>(size)});
   }
   /// Nothing of it is left when this returns: how it ended, by itself within `patience` or killed.
   std::string end(std::chrono::milliseconds patience = {}) {
@@ -218,8 +218,8 @@ class ApartWorker {
 
  private:
   template <class Answer>
-  Answer answer_to(std::int64_t call, std::size_t size) const {
-    auto answer = parse_json<Answer>({text_.data(), size}, "its process gave an answer that is none");
+  static Answer answer_to(std::int64_t call, std::string_view text) {
+    auto answer = parse_json<Answer>(text, "its process gave an answer that is none");
     if (answer.call != call)
       throw Error("its process answered call " + std::to_string(answer.call) + ", not " +
                   std::to_string(call));
@@ -227,7 +227,7 @@ class ApartWorker {
   }
 
   pid_t child_ = -1;
-  ApartService service_;
+  std::unique_ptr<ApartService> service_;
   io::detail::FileDescriptor socket_, leash_;
   std::vector<char> text_;
 };
@@ -391,7 +391,7 @@ class ApartBatch {
       throw ConfigError(
           "environments apart: a program, at least one row, and from 1 to as many workers are needed");
     constexpr std::int64_t most = 4096;  // a command and its answer are one message each
-    if (options.rows > most * options.workers)
+    if (!options.service && options.rows > most * options.workers)
       throw ConfigError("environments apart: ", options.workers, " workers have at most ",
                         most * options.workers, " rows, and ", options.rows,
                         " are asked for; start more workers");
@@ -503,6 +503,7 @@ class ApartBatch {
       }
       own.starts_until.reset();
       if (!each.ready) continue;
+      if (each.ready->interrupted) interrupt();
       if (!each.ready->spec) {
         each.why = each.ready->error.empty() ? "it does not say what it shows and takes" : each.ready->error;
         (void)own.child.end();
@@ -556,12 +557,16 @@ class ApartBatch {
       try {
         each->answer = worker(*each).child.receive<ApartAnswer>(each->command.call, until);
         if (!each->answer) give_up(*each, late(what, limit));
+        if (each->answer && each->answer->interrupted) interrupt();
       } catch (const Error& error) {
         give_up(*each, error.what());
       }
     }
   }
 
+  void interrupt() {
+    if (!interrupted_.exchange(true)) ::kill(::getpid(), SIGINT);
+  }
   /// Its worker is gone, if it says why, and another one is begun.
   void lose(Call& call) {
     const std::string who = " (worker " + std::to_string(call.worker) + ")";
@@ -596,6 +601,7 @@ class ApartBatch {
   std::string same_;
   std::vector<RowState> states_;
   std::deque<Worker> workers_;
+  std::atomic<bool> interrupted_{false};
 };
 
 static_assert(EnvironmentMachinery<ApartBatch>);

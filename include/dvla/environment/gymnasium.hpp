@@ -1,5 +1,5 @@
-// Gymnasium: any environment with Gymnasium's interface, by its id or by a factory of the user's, in worker processes
-// of Python (environment/python/batch.hpp). `scripts/setup gymnasium` makes an interpreter that has it.
+// Gymnasium: any environment with Gymnasium's interface, by its id or by a factory of the user's, in Python
+// (environment/python/batch.hpp: worker processes, or embedded). `scripts/setup gymnasium` makes an interpreter that has it.
 #pragma once
 
 #include <memory_resource>

@@ -1,5 +1,5 @@
-// ManiSkill: its tasks (SAPIEN, PhysX on the CPU) in worker processes of Python (environment/python/batch.hpp), one
-// environment a row. `scripts/setup maniskill` makes an interpreter that has it, and a Vulkan driver, which it wants
+// ManiSkill: its tasks (SAPIEN, PhysX on the CPU) in Python (environment/python/batch.hpp: worker processes, or
+// embedded), one environment a row. `scripts/setup maniskill` makes an interpreter that has it, and a Vulkan driver, which it wants
 // even for states. Paper: the simulator of all figures. Does not run PhysX on a GPU.
 #pragma once
 

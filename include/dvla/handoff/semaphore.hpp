@@ -121,7 +121,7 @@ class timed_semaphore {
       if ((word & count_mask) != 0) continue;
       if (std::chrono::steady_clock::now() >= deadline) return wait_result::timed_out;
       // Announce, then park only if the word still is what was seen. A release either sees the announcement
-      // or has changed the word before the kernel compares it (all are seq_cst): no lost wake-up.
+      // or has changed the word before the kernel compares it (a release's and this are seq_cst): no lost wake-up.
       parked_.fetch_add(1, std::memory_order_seq_cst);
       ::syscall(SYS_futex, &word_, FUTEX_WAIT_BITSET_PRIVATE, word, &until, nullptr, FUTEX_BITSET_MATCH_ANY);
       parked_.fetch_sub(1, std::memory_order_relaxed);

@@ -18,19 +18,10 @@
 #include "dvla/environment/checked_knobs.hpp"
 #include "dvla/environment/python/embedding.hpp"
 #include "dvla/environment/python/knobs.hpp"
+#include "dvla/environment/python/program.hpp"
 #include "dvla/handoff/waiting.hpp"
 
 namespace dvla {
-namespace detail {
-
-/// The worker's program. The file is Python and a raw string of C++, from its second character on.
-inline constexpr std::string_view worker_file =
-#include "dvla/environment/python/worker.py"
-    ;
-inline constexpr std::string_view python_worker = worker_file.substr(1);
-
-}  // namespace detail
-
 /// Thread-safety, deadlines and what a worker's death costs: ApartBatch. The constructor throws ConfigError with the
 /// simulator's own reason where an environment cannot be made. Experts and pictures are the simulator's to refuse,
 /// in an Error, when they are asked for.
@@ -62,10 +53,10 @@ class PythonBatch : public ApartBatch {
       if (detail::embed_python == nullptr)
         throw ConfigError(
             "environment.embedded is true, and this program has no Python: include "
-            "dvla/environment/python/embedded.hpp and link dvla::python, or leave it to workers");
+            "dvla/environment/python/embedded.hpp in it and link dvla::python, or leave it to workers");
+      options.program.clear();
       options.workers = 1;
-      options.service = [seat = detail::PythonSeat{python, std::string(detail::python_worker), text,
-                                                   shared(pool).region()}] {
+      options.service = [seat = detail::PythonSeat{python, text, shared(pool).region()}] {
         return detail::embed_python(seat);
       };
     }

@@ -1,90 +1,82 @@
-// Environments in Python in the program's own process: a program that includes this, and links dvla::python, has the
-// knob environment.embedded. The interpreter is CPython, begun once, at the first environment, and ended at exit;
-// worker.py runs in it as it does in a worker, and writes into the environment pool, which it sees at its own address.
-// All rows share its lock, so they are stepped one after the other, and a call cannot be cut short: the run's step
-// deadline ends the process. What workers give beyond that: other cores, deadlines of their own, any torch.
-// Header and library are of the interpreter that CMake was given (DVLA_PYTHON).
+// Environments in Python in the program's own process: a program one of whose files includes this, and that links
+// dvla::python, has the knob environment.embedded. The interpreter is CPython, begun once, at the first environment, and
+// ended at exit. It has a thread of its own, which makes all environments and steps them, one row after the other (a
+// picture's context belongs to the thread that made it); worker.py runs in it as it does in a worker, and writes into
+// the environment pool, which it sees at its own address. A call that does not come back is late as a worker's is, but
+// cannot be ended: no other will come back either. Header and library are of the interpreter that CMake was given
+// (DVLA_PYTHON).
 #pragma once
 
 #include <Python.h>
 #include <link.h>
+#include <signal.h>
 
-#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "dvla/core/error.hpp"
 #include "dvla/environment/python/embedding.hpp"
+#include "dvla/environment/python/program.hpp"
 #include "dvla/io/child_process.hpp"
 
 namespace dvla {
 
-/// The one interpreter that a process can have.
+/// The one interpreter that a process can have, and its thread. Thread-safe.
 class EmbeddedPython {
  public:
-  /// Its lock, for the calling thread, whichever that is.
-  class Lock {
-   public:
-    Lock() : state_((under_way.fetch_add(1, std::memory_order_relaxed), PyGILState_Ensure())) {}
-    ~Lock() {
-      PyGILState_Release(state_);
-      under_way.fetch_sub(1, std::memory_order_relaxed);
-    }
-    Lock(const Lock&) = delete;
-    Lock& operator=(const Lock&) = delete;
-
-   private:
-    PyGILState_STATE state_;
-  };
   struct Release {
     void operator()(PyObject* object) const { Py_DECREF(object); }
   };
-  using Object = std::unique_ptr<PyObject, Release>;  ///< ends under the lock
+  using Object = std::unique_ptr<PyObject, Release>;  ///< lives and ends in the interpreter's thread
 
-  /// Starts it with the packages of `python`, a path, unless it runs. Throws ConfigError where that is another
-  /// Python than the library's, or it runs with other packages. Thread-safe. Signals stay this program's.
+  /// Has `work` done in the interpreter's thread, after what it was given before. Throws Error if it has ended.
+  static void post(std::function<void()> work) {
+    {
+      const std::lock_guard lock(self().mutex_);
+      if (self().ended_) throw Error("this process's Python has ended");
+      self().work_.push_back(std::move(work));
+    }
+    self().changed_.notify_one();
+  }
+  /// Starts it with the packages of `python`, unless it runs. Throws ConfigError where that is another Python than
+  /// the library's, or it runs with others. Signals stay this program's.
   static void start(const std::string& python) {
     static std::mutex mutex;
     static std::string running;
     const std::lock_guard lock(mutex);
-    const std::string path = std::filesystem::absolute(python).lexically_normal().string();
-    if (!running.empty()) {
-      if (running != path)
-        throw ConfigError("environment.python is '", path,
-                          "', and this process has begun its one interpreter with '", running,
-                          "': let environments of another run in workers (embedded false)");
-      return;
-    }
-    const std::string said = version_of(path), linked = std::string(Py_GetVersion()).substr(0, said.size());
-    if (said != linked || std::string_view(Py_GetVersion()).substr(said.size(), 1) != " ")
-      throw ConfigError(
-          "environment.embedded is true, and '", path, "' is Python ", said,
-          ", while this program has the library of Python ",
-          std::string_view(Py_GetVersion()).substr(0, std::string_view(Py_GetVersion()).find(' ')),
-          ": configure it with -DDVLA_PYTHON=", path,
-          ", or let environments run in workers (embedded "
-          "false)");
-    PyConfig config;
-    PyConfig_InitPythonConfig(&config);
-    config.install_signal_handlers = 0;
-    config.parse_argv = 0;
-    PyStatus status = PyConfig_SetBytesString(&config, &config.executable, path.c_str());
-    if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
-    PyConfig_Clear(&config);
-    if (PyStatus_Exception(status))
-      throw ConfigError("Python does not start with '", path,
-                        "': ", status.err_msg ? status.err_msg : "no reason given");
-    PyEval_SaveThread();
+    const auto [path, version] = asked(python);
+    const std::string linked = std::string(Py_GetVersion()).substr(0, std::string(Py_GetVersion()).find(' '));
+    if (!running.empty() && running != path)
+      throw ConfigError("environment.python is '", path,
+                        "', and this process has begun its one interpreter with '", running,
+                        "': let environments of another run in workers (embedded false)");
+    if (version != linked)
+      throw ConfigError("environment.embedded is true, and '", path, "' is Python ", version,
+                        ", while this program has the library of Python ", linked,
+                        ": configure it with -DDVLA_PYTHON=", path,
+                        ", or let environments run in workers (embedded false)");
+    if (!running.empty()) return;
+    std::promise<std::string> begun;
+    auto why = begun.get_future();
+    std::thread([path = path, &begun] { self().live(path, begun); }).detach();
+    if (const std::string said = why.get(); !said.empty())
+      throw ConfigError("Python does not start with '", path, "': ", said);
     running = path;
   }
 
-  /// What Python raised last, as an Error. Under the lock.
+  /// What Python raised last, as an Error. In its thread.
   [[noreturn]] static void raise(const std::string& where) {
     PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
     PyErr_Fetch(&type, &value, &trace);
@@ -97,79 +89,174 @@ class EmbeddedPython {
     throw Error(where, ": ", why);
   }
 
-  /// Ends it, unless a thread is in it that does not come back: at exit, before what Python has loaded is torn down.
+  /// At exit it ends before the libraries do that are loaded now. Again where more have been.
   static void end_at_exit() {
-    std::atexit([] {
-      if (under_way.load(std::memory_order_relaxed) > 0 || !Py_IsInitialized()) return;
-      (void)PyGILState_Ensure();
-      Py_FinalizeEx();
-    });
+    static unsigned long long known = 0;
+    unsigned long long loaded = 0;
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, std::size_t, void* data) {
+          *static_cast<unsigned long long*>(data) = info->dlpi_adds;
+          return 1;
+        },
+        &loaded);
+    if (std::exchange(known, loaded) != loaded) std::atexit([] { self().end(); });
   }
 
  private:
-  static std::string version_of(const std::string& python) {
-    const auto asked =
-        io::run_child({python, "-c", "import platform; print(platform.python_version(), end='')"}, {},
-                      std::chrono::seconds(30));
-    if (asked.exit_code != 0 || asked.out.empty())
+  static EmbeddedPython& self() {
+    static auto* const one = new EmbeddedPython;  // its thread may outlive what is torn down at exit
+    return *one;
+  }
+  static std::pair<std::string, std::string> asked(const std::string& python) {
+    const auto said = io::run_child(
+        {python, "-c", "import platform, sys; print(platform.python_version(), sys.executable, end='')"}, {},
+        std::chrono::seconds(30));
+    const std::size_t blank = said.out.find(' ');
+    if (said.exit_code != 0 || blank == std::string::npos)
       throw ConfigError("environment.python is '", python,
-                        "', which does not say what Python it is: ", asked.err);
-    return asked.out;
+                        "', which does not say what Python it is: ", said.err);
+    return {said.out.substr(blank + 1), said.out.substr(0, blank)};
   }
 
-  static inline std::atomic<int> under_way{0};
+  void live(const std::string& path, std::promise<std::string>& begun) {
+    PyPreConfig before;
+    PyPreConfig_InitPythonConfig(&before);
+    before.configure_locale = before.coerce_c_locale = 0;  // the program's
+    before.utf8_mode = 1;
+    PyConfig config;
+    PyStatus status = Py_PreInitialize(&before);
+    PyConfig_InitPythonConfig(&config);
+    config.install_signal_handlers = 0;
+    if (!PyStatus_Exception(status))
+      status = PyConfig_SetBytesString(&config, &config.executable, path.c_str());
+    if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    if (PyStatus_Exception(status))
+      return begun.set_value(status.err_msg ? status.err_msg : "it gives no reason");
+    struct sigaction own {};  // its module takes SIGINT where nobody has
+    ::sigaction(SIGINT, nullptr, &own);
+    Object(PyImport_ImportModule("signal")).reset();
+    ::sigaction(SIGINT, &own, nullptr);
+    begun.set_value("");
+    for (;;) {
+      std::function<void()> work;
+      PyThreadState* const kept = PyEval_SaveThread();
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return ended_ || !work_.empty(); });
+        if (!work_.empty()) {
+          work = std::move(work_.front());
+          work_.pop_front();
+        }
+      }
+      PyEval_RestoreThread(kept);
+      if (!work) break;
+      work();
+    }
+    Py_FinalizeEx();
+    const std::lock_guard lock(mutex_);
+    finalized_ = true;
+    changed_.notify_all();
+  }
+  /// Not for ever: a call may hang, or a thread that Python waits for.
+  void end() {
+    std::unique_lock lock(mutex_);
+    if (std::exchange(ended_, true)) return;
+    changed_.notify_all();
+    changed_.wait_for(lock, std::chrono::seconds(5), [&] { return finalized_; });
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> work_;  ///< at most a message and an end of each batch
+  bool ended_ = false, finalized_ = false;
 };
 
 namespace detail {
 
-/// The file that a library was loaded from; empty: it is not loaded.
-inline std::string loaded_library(std::string_view name) {
-  std::pair<std::string_view, std::string> looked{name, {}};
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* data) {
-        auto& [wanted, found] = *static_cast<std::pair<std::string_view, std::string>*>(data);
-        const std::string_view path = info->dlpi_name;
-        if (path.substr(path.rfind('/') + 1) == wanted) found = path;
-        return found.empty() ? 0 : 1;
-      },
-      &looked);
-  return looked.second;
-}
+/// One batch's worker.py.
+class PythonService : public ApartService {
+ public:
+  explicit PythonService(const PythonSeat& seat) : state_(std::make_shared<State>(seat)) {
+    EmbeddedPython::start(seat.python);
+  }
+  ~PythonService() override {
+    try {
+      EmbeddedPython::post([state = state_] {
+        const Object embedded(state->embedded), method(PyUnicode_FromString("close"));
+        if (embedded && !Object(PyObject_CallMethodNoArgs(embedded.get(), method.get()))) PyErr_Clear();
+      });
+    } catch (const Error&) {  // Python has ended
+    }
+  }
+  void send(const std::string& text) override {
+    EmbeddedPython::post([state = state_, text] {
+      std::string answer, why;
+      try {
+        answer = answered(*state, text);
+      } catch (const Error& error) {
+        why = error.what();
+      }
+      EmbeddedPython::end_at_exit();
+      const std::lock_guard lock(state->mutex);
+      state->answer = {std::move(answer), std::move(why)};
+      state->changed.notify_all();
+    });
+  }
+  std::optional<std::string> receive(std::chrono::steady_clock::time_point until) override {
+    std::unique_lock lock(state_->mutex);
+    if (!state_->changed.wait_until(lock, until, [&] { return state_->answer.has_value(); }))
+      return std::nullopt;
+    const auto [answer, why] = *std::exchange(state_->answer, std::nullopt);
+    if (!why.empty()) throw Error(why);
+    return answer;
+  }
 
-inline std::function<std::string(const std::string&)> python_seat(const PythonSeat& seat) {
+ private:
   using Object = EmbeddedPython::Object;
-  EmbeddedPython::start(seat.python);
-  const EmbeddedPython::Lock lock;
-  const Object globals(PyDict_New());
-  PyDict_SetItemString(globals.get(), "__builtins__", PyEval_GetBuiltins());
-  const Object name(PyUnicode_FromString("dvla_worker"));
-  PyDict_SetItemString(globals.get(), "__name__", name.get());
-  const Object code(Py_CompileString(seat.program.c_str(), "<string>", Py_file_input));
-  const Object done(code ? PyEval_EvalCode(code.get(), globals.get(), globals.get()) : nullptr);
-  if (!done) EmbeddedPython::raise("worker.py does not run");
-  const Object pool(PyMemoryView_FromMemory(reinterpret_cast<char*>(seat.pool.data()),
-                                            static_cast<Py_ssize_t>(seat.pool.size()), PyBUF_WRITE));
-  auto* const made =
-      PyObject_CallFunction(PyDict_GetItemString(globals.get(), "Embedded"), "sOs", seat.told.c_str(),
-                            pool.get(), loaded_library("libtorch_cpu.so").c_str());
-  if (made == nullptr) EmbeddedPython::raise("the environment cannot be embedded");
-  const std::shared_ptr<PyObject> embedded(made, [](PyObject* object) {
-    if (!Py_IsInitialized()) return;
-    const EmbeddedPython::Lock again;
-    Py_DECREF(object);
-  });
-  return [embedded, begun = false](const std::string& text) mutable {
-    const EmbeddedPython::Lock locked;
-    const Object message(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
-    const Object method(PyUnicode_FromString("answer"));
-    const Object answer(PyObject_CallMethodObjArgs(embedded.get(), method.get(), message.get(), nullptr));
-    if (!answer) EmbeddedPython::raise("an embedded environment fails");
-    if (!std::exchange(begun, true)) EmbeddedPython::end_at_exit();  // after what it has loaded
-    return std::string(PyBytes_AsString(answer.get()), static_cast<std::size_t>(PyBytes_Size(answer.get())));
+  struct State {
+    explicit State(PythonSeat given) : seat(std::move(given)) {}
+    const PythonSeat seat;
+    PyObject* embedded = nullptr;  ///< Python's thread alone; made for the first message
+    std::mutex mutex{};
+    std::condition_variable changed{};
+    std::optional<std::pair<std::string, std::string>> answer{};  ///< and why there is none
   };
-}
 
-inline const bool python_is_embedded = (embed_python = &python_seat) != nullptr;
+  static Object made(const PythonSeat& seat) {
+    const Object globals(PyDict_New()), name(PyUnicode_FromString("dvla_worker"));
+    PyDict_SetItemString(globals.get(), "__builtins__", PyEval_GetBuiltins());
+    PyDict_SetItemString(globals.get(), "__name__", name.get());
+    const Object code(Py_CompileString(std::string(python_worker).c_str(), "<string>", Py_file_input));
+    const Object done(code ? PyEval_EvalCode(code.get(), globals.get(), globals.get()) : nullptr);
+    if (!done) EmbeddedPython::raise("worker.py does not run");
+    const Object pool(PyMemoryView_FromMemory(reinterpret_cast<char*>(seat.pool.data()),
+                                              static_cast<Py_ssize_t>(seat.pool.size()), PyBUF_WRITE));
+    Object embedded(pool ? PyObject_CallFunction(PyDict_GetItemString(globals.get(), "Embedded"), "sO",
+                                                 seat.told.c_str(), pool.get())
+                         : nullptr);
+    if (!embedded) EmbeddedPython::raise("the environment cannot be embedded");
+    return embedded;
+  }
+  static std::string answered(State& state, const std::string& text) {
+    if (state.embedded == nullptr) state.embedded = made(state.seat).release();
+    const Object message(PyBytes_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size()))),
+        method(PyUnicode_FromString("answer"));
+    const Object answer(PyObject_CallMethodObjArgs(state.embedded, method.get(), message.get(), nullptr));
+    char* bytes = nullptr;
+    Py_ssize_t size = 0;
+    if (!answer || PyBytes_AsStringAndSize(answer.get(), &bytes, &size) != 0)
+      EmbeddedPython::raise("an embedded environment fails");
+    return {bytes, static_cast<std::size_t>(size)};
+  }
+
+  const std::shared_ptr<State> state_;
+};
+
+inline const bool python_is_embedded =
+    (embed_python = [](const PythonSeat& seat) -> std::unique_ptr<ApartService> {
+      return std::make_unique<PythonService>(seat);
+    }) != nullptr;
 
 }  // namespace detail
 }  // namespace dvla

@@ -3,20 +3,21 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
+#include <memory>
 #include <span>
 #include <string>
+
+#include "dvla/environment/apart_service.hpp"
 
 namespace dvla::detail {
 
 struct PythonSeat {
   std::string python;         ///< the interpreter whose packages are used
-  std::string program;        ///< worker.py
-  std::string told;           ///< its knobs, as JSON
+  std::string told;           ///< worker.py's knobs, as JSON
   std::span<std::byte> pool;  ///< offsets in what it is told count from here
 };
 
-/// Starts the interpreter, unless it runs, and returns what answers there. Null: this program has none.
-inline std::function<std::string(const std::string&)> (*embed_python)(const PythonSeat&) = nullptr;
+/// Starts the interpreter, unless it runs, and returns who answers there. Null: this program has none.
+inline std::unique_ptr<ApartService> (*embed_python)(const PythonSeat&) = nullptr;
 
 }  // namespace dvla::detail

@@ -2,6 +2,7 @@
 // compositions can be named, printed and read from a file without any simulator.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "dvla/core/error.hpp"
@@ -46,9 +47,10 @@ inline constexpr auto knob_docs<PythonKnobs> = std::to_array<KnobDoc>({
     {"worker_start_s", "the same of a worker's start, which imports the simulator", 0.01, 86400, "s"},
 });
 
-/// What a call may take by these deadlines: a reset that has to start a worker first. Found by validate(config).
+/// What a call may take by these deadlines: a step, or a reset that has to wait for a start first. Found by
+/// validate(config).
 inline double longest_call_s(const PythonKnobs& knobs) {
-  return knobs.embedded ? 0 : knobs.worker_start_s + knobs.worker_reset_s;
+  return std::max(knobs.worker_step_s, knobs.worker_start_s + knobs.worker_reset_s);
 }
 
 /// Rules beyond ranges; found by validate(config).

@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import random
-import signal
 import socket
 import sys
 import traceback
@@ -608,12 +607,12 @@ class Batch:
 
 # ---- The conversation -------------------------------------------------------------------------------------------
 class Worker:
-    """Does what it is told. `interrupt` tells the trainer of a KeyboardInterrupt."""
+    """Does what it is told."""
 
     encode = json.JSONEncoder(allow_nan=False).encode
 
-    def __init__(self, pool, start, batch, interrupt):
-        self.pool, self.batch, self.first, self.interrupt = pool, batch, start["first"], interrupt
+    def __init__(self, pool, start, batch):
+        self.pool, self.batch, self.first, self.interrupted = pool, batch, start["first"], False
         self.views = {}
 
     def view(self, offset, dtype, *extents):
@@ -696,8 +695,7 @@ class Worker:
 
     def why(self, error, before):
         """Shorter after the first few: an answer is a message of bounded size."""
-        if isinstance(error, KeyboardInterrupt) and before == 0:
-            self.interrupt()
+        self.interrupted |= isinstance(error, KeyboardInterrupt)
         return (str(error) if isinstance(error, Unsupported) else described(error))[:4000 if before < 20 else 20]
 
     def draw(self, picture, command):
@@ -709,7 +707,8 @@ class Worker:
         target[:] = picture[down][:, across, :3]
 
     def answer(self, text):
-        return self.encode(self.perform(json.loads(text))).encode()
+        self.interrupted = False  # by Ctrl-C, or what counts as one
+        return self.encode({**self.perform(json.loads(text)), "interrupted": self.interrupted}).encode()
 
 
 def understood(options):
@@ -743,10 +742,10 @@ def settled():
                 os.environ.setdefault(name, value.replace("{prefix}", sys.prefix))
 
 
-def begun(start, options, pool, interrupt, first=lambda: None):
+def begun(start, options, pool, first=lambda: None):
     """The answer to an ApartStart, and the worker, if there is one."""
     global np
-    ready, worker = {"call": start["call"], "spec": None, "same": "", "error": ""}, None
+    ready, worker = {"call": start["call"], "spec": None, "same": "", "error": "", "interrupted": False}, None
     try:
         first()
         import numpy
@@ -755,60 +754,74 @@ def begun(start, options, pool, interrupt, first=lambda: None):
         batch = Batch(understood(options), start["first"], start["rows"])
         ready["spec"] = batch.spec()
         ready["same"] = hashlib.sha256(repr([[each.tolist() for each in scale] for scale in batch.scales or []]).encode()).hexdigest()
-        worker = Worker(pool, start, batch, interrupt)
+        worker = Worker(pool, start, batch)
     except Unsupported as error:
         ready["error"] = str(error)
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt):
-            interrupt()
-        ready["error"] = described(error)
+        ready["error"], ready["interrupted"] = described(error), isinstance(error, KeyboardInterrupt)
     if len(json.dumps(ready)) > 200_000:
         ready["spec"], ready["error"] = None, "what it says of itself is longer than 200,000 bytes: its actions have too many dimensions"
     return json.dumps(ready).encode(), None if ready["error"] else worker
 
 
 class Embedded:
-    """In the trainer's process: `pool` is its memory, `torch` the libtorch_cpu.so that it has loaded, if any."""
+    """In the trainer's process, whose memory `pool` is."""
 
-    def __init__(self, told, pool, torch):
-        self.options, self.pool, self.torch, self.worker = json.loads(told), pool, torch, None
+    def __init__(self, told, pool):
+        self.options, self.pool, self.worker = json.loads(told), pool, None
         sys.stdout = sys.stderr  # as of a worker
         if "" not in sys.path:
             sys.path.insert(0, "")
         settled()
 
-    def same_torch(self):
-        """Two in one process break each other: asked before anything imports it."""
-        found = importlib.util.find_spec("torch") if self.torch else None
-        own = os.path.join(os.path.dirname(found.origin), "lib", "libtorch_cpu.so") if found else None
-        if own and not (os.path.exists(own) and os.path.samefile(own, self.torch)):
-            raise Unsupported(f"environment.embedded is true, and {sys.executable} has its own torch ({own}), while this program runs on "
-                              f"{self.torch}: one process can have one; configure the program with -DDVLA_TORCH_ROOT={os.path.dirname(found.origin)}, "
-                              "or let the environments run in workers (embedded false)")
+    @staticmethod
+    def same_libraries():
+        """Two of a kind in one process break each other: asked before anything imports them."""
+        with open("/proc/self/maps") as maps:
+            paths = ["/" + line.rstrip().partition("/")[2] for line in maps]
+        for module, folder, library in (("torch", "lib", "libtorch_cpu.so"), ("mujoco", "", "libmujoco.so")):
+            ours = next((path for path in paths if os.path.basename(path).startswith(library)), None)
+            found = importlib.util.find_spec(module) if ours else None
+            if not found or not found.origin:
+                continue
+            theirs = os.path.join(os.path.dirname(found.origin), folder)
+            if os.path.realpath(theirs) != os.path.realpath(os.path.dirname(ours)):
+                raise Unsupported(f"environment.embedded is true, and {sys.executable} has its own {module} (in {theirs}), while this program runs on "
+                                  f"{ours}: one process can have one; configure the program with -DDVLA_{module.upper()}_ROOT="
+                                  f"{os.path.dirname(found.origin)}, or let the environments run in workers (embedded false)")
 
     def answer(self, text):
+        try:
+            if self.worker:
+                return self.worker.answer(text)
+            ready, self.worker = begun(json.loads(text), self.options, self.pool, self.same_libraries)
+            return ready
+        except BaseException as error:  # SystemExit, say: it ends no program
+            raise RuntimeError(described(error)) from None
+
+    def close(self):
+        """A process's end does that for a worker."""
         if self.worker:
-            return self.worker.answer(text)
-        ready, self.worker = begun(json.loads(text), self.options, self.pool, lambda: os.kill(os.getpid(), signal.SIGINT), self.same_torch)
-        return ready
+            for row in self.worker.batch.rows:
+                for row.task in list(row.made):
+                    row.drop()
+            if self.worker.batch.vector:
+                self.worker.batch.vector.drop()
+        self.worker = None
+        gc.unfreeze()
 
 
 def main():
     settled()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # a worker is one core
-    connection, trainer = socket.socket(fileno=3), os.getppid()
+    connection = socket.socket(fileno=3)
     for descriptor in (3, 4, 5):
         fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     start = json.loads(connection.recv(1 << 20))
     with open("/proc/self/comm", "w") as name:  # what ps and top show
         name.write("dvla-worker")
-
-    def interrupt():
-        if os.getppid() == trainer:  # else it is gone, and this process will be
-            os.kill(trainer, signal.SIGINT)
-
-    ready, worker = begun(start, json.loads(sys.argv[1]), mmap.mmap(4, start["pool_bytes"]), interrupt)
+    ready, worker = begun(start, json.loads(sys.argv[1]), mmap.mmap(4, start["pool_bytes"]))
     try:
         connection.send(ready)
         while worker and (text := connection.recv(1 << 20)):  # none: the batch is gone
