@@ -237,6 +237,38 @@ TEST_CASE("Weights arrive whole and in order, whatever the roles") {
   }
 }
 
+TEST_CASE("What is newest may be asked and waited for in any thread while weights travel") {
+  constexpr std::int64_t last = 30, floats = 3000;
+  Job job(2, {{1}, {0}}, floats);
+  std::jthread asking([&](std::stop_token end) {
+    while (!end.stop_requested()) {
+      for (const int rank : {0, 1}) {
+        CHECK(job.plane(rank)->latest() <= last);
+        CHECK(job.plane(rank)->report().published <= last);
+      }
+      std::this_thread::yield();
+    }
+  });
+  const std::jthread waiting([&] {
+    for (std::int64_t version = 1; version <= last; ++version) {
+      job.plane(1)->await(version, patience);
+      CHECK(job.plane(1)->latest() >= version);
+    }
+  });
+  on_ranks(2, [&](int rank) {
+    Floats weights;
+    for (std::int64_t version = 1; version <= last; ++version) {
+      if (rank == 0)
+        job.publish(0, version, weights_of(version, floats));
+      else if (job.plane(1)->latest() < last)
+        CHECK(weights_of(job.receive(1, weights, version), floats) == weights);
+    }
+  });
+  asking.request_stop();
+  asking.join();
+  on_ranks(2, [&](int rank) { job.plane(rank)->finish(patience); });
+}
+
 TEST_CASE("Parts may be any ranges, and need not be equal") {
   Job job(4, {{0, 1}, {2, 3}}, 1000, {}, in_bytes({{{900, 100}, {10, 5}, {15, 300}}, {{0, 10}, {315, 585}}}));
   run_job(job, 10);
