@@ -77,6 +77,18 @@ TEST_CASE("lanes that do not come back after a failure are told of before the pr
   CHECK(said == "told: " + what + "dvla: " + what);
 }
 
+TEST_CASE("a failure whose hook does not come back is told all the same") {
+  const std::string said = said_before_abort([] {
+    lane_group lanes;
+    lanes.on_failure([] {
+      for (;;) std::this_thread::sleep_for(1h);
+    });
+    lanes.start(lanes.add("training", 0), [](lane&) { throw dvla::Error("the cube is gone"); });
+    lanes.wait(100ms);  // nothing but the failure's own lock is between its lane and this thread
+  });
+  CHECK(said.find("so the process ends. The failure: the cube is gone") != std::string::npos);
+}
+
 TEST_CASE("lanes that return are joined, and wait() returns") {
   lane_group lanes;
   lane& one = lanes.add("one", 4);
