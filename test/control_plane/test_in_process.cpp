@@ -56,6 +56,23 @@ TEST_CASE("Each install writes exactly the trainable bytes, and every 16th versi
   CHECK(report.verified == 3);  // 0, 16, 32
 }
 
+TEST_CASE("What is newest, and what was done, may be asked for in any thread meanwhile") {
+  constexpr std::int64_t last = 200;
+  Trained trained(1000);
+  const std::jthread asking([&](std::stop_token end) {
+    while (!end.stop_requested()) {
+      CHECK(trained.plane.latest() <= last);
+      CHECK(trained.plane.report().installed <= last);
+    }
+  });
+  std::jthread distribution;
+  std::vector<std::byte> copy(1000);
+  for (std::int64_t version = 1; version <= last; ++version) {
+    distribution = std::jthread([&, version] { trained.plane.publish(version); });
+    CHECK(trained.receive(one_unit(copy), version, std::chrono::seconds(60)) == version);
+  }
+}
+
 TEST_CASE("The trainer's own model receives without a copy, and units of other extents are refused") {
   Trained trained(1000);
   trained.publish(0, [](std::span<std::byte> bytes) { dvla::testing::detail::pack(bytes, 0); });

@@ -2,8 +2,12 @@
 // Messages as a hostile or damaged peer would send them: each is refused, at once.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <functional>
+#include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "dvla/control_plane/broadcast.hpp"
 #include "dvla/core/random.hpp"
@@ -120,5 +124,22 @@ TEST_CASE("Whatever an actor sends, a rollout neither crashes nor hangs nor take
     }
     CHECK(end.find("which is lost: ") != std::string::npos);
     CHECK(plane.latest() == last);
+  }
+}
+
+TEST_CASE("Streams that fail each by itself, at once, are one failure") {
+  constexpr std::size_t streams = 3;
+  for (int round = 0; round < 20; ++round) {
+    auto clusters = dvla::testing::ThreadCluster::make(2);
+    std::array<std::vector<std::unique_ptr<dvla::Channel>>, 2> ends;
+    for (std::size_t stream = 0; stream < streams; ++stream) {
+      const std::string name = "weights/0/0/0/" + std::to_string(stream);
+      std::jthread other([&] { ends[1].push_back(clusters[1]->channel(name, 0, 5s)); });
+      ends[0].push_back(clusters[0]->channel(name, 1, 5s));
+    }
+    dvla::detail::WeightStreams there(std::move(ends[0]));
+    std::vector<std::byte> part(streams << 22);
+    // Each waits for longer than this.
+    CHECK_THROWS_AS(there.receive_part(part, 1ms), dvla::Error);
   }
 }

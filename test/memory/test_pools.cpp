@@ -228,6 +228,18 @@ TEST_CASE("Blocks cross threads: allocated by one, freed by another, contents in
   }
 }
 
+TEST_CASE("A report may be asked for while blocks come and go in other threads") {
+  EnvironmentPool pool(4 * mib);
+  std::vector<std::jthread> threads;
+  for (int t = 0; t < 2; ++t)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 2000; ++i) pool.deallocate(pool.allocate(1000, 64), 1000, 64);
+    });
+  for (int i = 0; i < 500; ++i) CHECK(pool.report().live <= 2);
+  threads.clear();
+  CHECK(pool.report().live == 0);
+}
+
 TEST_CASE("A pool is a std::pmr resource: containers live in it") {
   EnvironmentPool pool(mib);
   {

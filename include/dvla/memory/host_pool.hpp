@@ -99,7 +99,6 @@ class PoolCore : public std::enable_shared_from_this<PoolCore> {
   }
 
   void prefault(std::size_t bytes) {
-    const std::scoped_lock lock(mutex_);
     memory_.prefault(bytes);
     sizes_.prefault(bytes / granule * sizeof(std::size_t));
   }
@@ -197,7 +196,8 @@ class HostPool : public std::pmr::memory_resource {
   const std::string& knob() const { return core_->knob(); }
   /// Whether `pointer` lies in this pool's memory.
   bool contains(const void* pointer) const { return core_->contains(pointer); }
-  /// Brings the pages of the first so many bytes, which blocks are taken from first: none is missing later.
+  /// Brings the pages of the first so many bytes, which blocks are taken from first: none is missing later. Before
+  /// blocks are taken: kernels before 5.14 have them touched by hand.
   /// Throws Error where the system has not so much.
   void prefault(std::size_t bytes) { core_->prefault(bytes); }
   /// Of a shared pool: what a child process maps; a block lies at its offset in region(). -1 of others.
