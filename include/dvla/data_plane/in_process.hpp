@@ -91,7 +91,7 @@ class InProcessTrajectories {
   DataPlaneReport report() const {
     DataPlaneReport report;
     for (const Slot& slot : slots_) {
-      const State state = slot.state.load(std::memory_order_acquire);
+      const State state = slot.state.load(std::memory_order_relaxed);
       report.in_flight += state == State::sent || state == State::reading;
     }
     report.sent = sent_.load(std::memory_order_relaxed);
