@@ -109,57 +109,84 @@ TEST_CASE("A slow trainer holds the rollouts back: memory stays what it was, not
 TEST_CASE("Either side gives batches up, or asks for the wrong one, while others travel") {
   const Job job{.roles = {{0, 1}, {2}}, .staleness = 2};
   constexpr std::int64_t batches = 40, trained = 30;  // the trainer leaves first
-  const auto ledgers =
-      job.run(ThreadCluster::make(3), [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
-        const std::jthread asking([&](std::stop_token end) {  // as a heartbeat or a progress line may
-          while (!end.stop_requested()) {
-            const bool anybody = plane.anybody();
-            if (plane.report().sent < 0 || (cluster.rank() < 2 && anybody))
-              ledger.wrong.push_back("a report");
-            std::this_thread::yield();
-          }
-        });
-        for (std::int64_t batch = 0; batch < batches; ++batch) {
-          const dvla::Token token{
-              .batch = batch, .version = batch + 100, .buffer = static_cast<std::int32_t>(batch % 3)};
-          if (cluster.rank() < 2) {
-            Trajectory* share = &plane.produce(token);
-            if (batch % 3 == 0) {
+  for (int round = 0; round < 4; ++round) {
+    const auto ledgers =
+        job.run(ThreadCluster::make(3), [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
+          const std::jthread asking([&](std::stop_token end) {  // as a heartbeat or a progress line may
+            while (!end.stop_requested()) {
+              const bool anybody = plane.anybody();
+              if (plane.report().sent < 0 || (cluster.rank() < 2 && anybody))
+                ledger.wrong.push_back("a report");
+              std::this_thread::yield();
+            }
+          });
+          for (std::int64_t batch = 0; batch < batches; ++batch) {
+            const dvla::Token token{
+                .batch = batch, .version = batch + 100, .buffer = static_cast<std::int32_t>(batch % 3)};
+            if (cluster.rank() < 2) {
+              std::this_thread::sleep_for(1ms);  // parts come while the trainer is at work
+              Trajectory* share = &plane.produce(token);
+              if (batch % 3 == 0) {
+                plane.drop(token);
+                share = &plane.produce(token);
+              }
+              for (std::int64_t i = 0; i < job.episodes_per_rollout(); ++i) {
+                const std::int64_t episode = cluster.rank() * job.episodes_per_rollout() + i;
+                write_episode(*share, i, id_of(batch, episode),
+                              static_cast<std::int32_t>(episode / job.shape.group), token.version);
+              }
+              plane.commit(token);
+              continue;
+            }
+            if (batch == trained) break;
+            if (batch % 5 == 4) {  // none of it is wanted
               plane.drop(token);
-              share = &plane.produce(token);
+              continue;
             }
-            for (std::int64_t i = 0; i < job.episodes_per_rollout(); ++i) {
-              const std::int64_t episode = cluster.rank() * job.episodes_per_rollout() + i;
-              write_episode(*share, i, id_of(batch, episode),
-                            static_cast<std::int32_t>(episode / job.shape.group), token.version);
-            }
-            plane.commit(token);
-            continue;
+            dvla::Token taken = token;
+            if (!plane.arrive(taken)) ledger.wrong.push_back("no batch " + std::to_string(batch));
+            const Trajectory& trajectory = plane.consume(taken);
+            std::this_thread::sleep_for(3ms);  // what came meanwhile is the queue's to know
+            if (!contains(said_by([&] { plane.arrival({.batch = batch + 1}); }), "is not being trained on"))
+              ledger.wrong.push_back("the next batch was given early");
+            for (std::int64_t i = 0; i < trajectory.transition.group.count(); ++i)
+              if (const auto what = check_episode(trajectory, i); !what.empty()) ledger.wrong.push_back(what);
+            if (batch % 5 == 2)
+              plane.drop(taken);
+            else
+              plane.release(taken);
           }
-          if (batch == trained) break;
-          if (batch % 5 == 4) {  // none of it is wanted
-            plane.drop(token);
-            continue;
-          }
-          dvla::Token taken = token;
-          if (!plane.arrive(taken)) ledger.wrong.push_back("no batch " + std::to_string(batch));
-          const Trajectory& trajectory = plane.consume(taken);
-          if (!contains(said_by([&] { plane.arrival({.batch = batch + 1}); }), "is not being trained on"))
-            ledger.wrong.push_back("the next batch was given early");
-          for (std::int64_t i = 0; i < trajectory.transition.group.count(); ++i)
-            if (const auto what = check_episode(trajectory, i); !what.empty()) ledger.wrong.push_back(what);
-          if (batch % 5 == 2)
-            plane.drop(taken);
-          else
-            plane.release(taken);
+          plane.goodbye();
+        });
+    const Sum sum = sum_of(ledgers);
+    CHECK(sum.wrong == "");
+    const std::int64_t of_a_batch = 2 * job.episodes_per_rollout();
+    CHECK(sum.sent == batches * of_a_batch);
+    CHECK(sum.trained == trained / 5 * 3 * of_a_batch);
+  }
+}
+
+TEST_CASE("A rank that is both gives up what it trains on while it samples") {
+  const Job job{.roles = {{0, 1}, {0, 1}}, .staleness = 1};
+  constexpr std::int64_t batches = 30;
+  const auto ledgers =
+      job.run(ThreadCluster::make(2), [&](Plane& plane, ThreadCluster& cluster, Ledger& ledger) {
+        Ledger sampling;
+        std::thread sampler([&] { job.roll_out(plane, cluster.rank(), batches, sampling); });
+        for (std::int64_t batch = 0; batch < batches; ++batch) {
+          dvla::Token token{.batch = batch, .buffer = static_cast<std::int32_t>(batch % 2)};
+          if (!plane.arrive(token)) ledger.wrong.push_back("no batch " + std::to_string(batch));
+          plane.consume(token);
+          std::this_thread::sleep_for(500us);
+          plane.drop(token);
         }
+        sampler.join();
         plane.goodbye();
       });
   const Sum sum = sum_of(ledgers);
   CHECK(sum.wrong == "");
-  const std::int64_t of_a_batch = 2 * job.episodes_per_rollout();
-  CHECK(sum.sent == batches * of_a_batch);
-  CHECK(sum.trained == trained / 5 * 3 * of_a_batch);
+  CHECK(sum.trained == 0);
+  CHECK(sum.dropped == batches * 2 * job.episodes_per_rollout());
 }
 
 TEST_CASE("A slow rollout is waited for: its groups are in every batch") {
