@@ -433,7 +433,7 @@ TEST_CASE("A row that fails costs its group, or itself, and one sentence; the ot
 }
 
 TEST_CASE("More failures than a stated share end the run; one row alone never does") {
-  World world;
+  World world({.seed = 5, .chunk = C, .group = 4, .failed_share = 0.2});
   world.environment.faults = {{3, "throws"}, {5, "throws"}};
   CHECK_THROWS_WITH_AS(world.worker.rollout(*world.all, *world.decision, 4),
                        "2 of the 8 rows of batch 4 failed, more than run.failed_share allows; the first: "

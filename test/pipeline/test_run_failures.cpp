@@ -120,6 +120,7 @@ dvla::Config<P> faulty_config(int staleness) {
   config.environment.horizon = 2;
   config.algorithm.epochs = 1;
   config.algorithm.micro_batch = 32;  // one forward pass a batch
+  config.run.failed_share = 0.2;
   if constexpr (requires { config.schedule.staleness; }) config.schedule.staleness = staleness;
   return config;
 }

@@ -229,7 +229,10 @@ TEST_CASE("what one rank refuses, all refuse, in one sentence") {
   config.algorithm.global_batch = 192;
   result = train_job(4, config);
   for (const std::string& error : result.errors) CHECK(error.find("global_batch") != error.npos);
-  CHECK_MESSAGE(result.errors[3].find("rank 0 (actor 0) refuses: ") == 0, result.errors[3]);
+  // Both do, and one of them is told of.
+  CHECK_MESSAGE((result.errors[3].find("rank 0 (actor 0) refuses: ") == 0 ||
+                 result.errors[3].find("rank 1 (actor 1) refuses: ") == 0),
+                result.errors[3]);
 }
 
 TEST_CASE("a stop that one actor is asked for ends all at one batch") {
