@@ -1,6 +1,8 @@
 // What record.py wrote, played again through a machinery: the same bits, or where they differ.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -191,6 +193,13 @@ Agreement replay(const Recording& recorded, Knobs knobs, bool training = false) 
   }
   if (next != recorded.bytes.data() + recorded.bytes.size()) say("it goes on");
   return agreed;
+}
+
+/// What main() returns of a test that needs this simulator: skipped where it is not there.
+inline int run_with(const std::string& kind, int argc, char** argv) {
+  if (!simulator_python(kind).empty()) return doctest::Context(argc, argv).run();
+  std::printf("skipped: .venv-%s is not there; scripts/setup %s makes it\n", kind.c_str(), kind.c_str());
+  return 77;
 }
 
 }  // namespace dvla_test

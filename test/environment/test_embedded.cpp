@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <future>
 #include <string>
 #include <thread>
@@ -150,12 +151,7 @@ TEST_CASE("A picture's context and what a thread keeps for itself stay: Python h
 }
 
 TEST_CASE("What cannot be embedded is one sentence") {
-  const auto refuses = [](const dvla::GymnasiumKnobs& knobs, const std::string& why) {
-    CAPTURE(why);
-    dvla::EnvironmentPool pool(std::size_t{1} << 20);
-    CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs, pool), doctest::Contains(why.c_str()),
-                         dvla::ConfigError);
-  };
+  const auto& refuses = dvla_test::refuses<dvla::GymnasiumEnvironment, dvla::GymnasiumKnobs>;
   refuses(stub("unbounded"), "dimension 0 of its actions lies in [-inf, inf]; dvla takes finite bounds");
   dvla::GymnasiumKnobs knobs = stub("Point");
   knobs.workers = 2;

@@ -4,7 +4,6 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
-#include <cstdio>
 #include <string>
 
 #include "dvla/environment/maniskill.hpp"
@@ -28,10 +27,4 @@ TEST_CASE("PickCube, embedded, shows the same bits as in Python alone") {
   for (const std::string& wrong : agreed.wrong) FAIL_CHECK(wrong);
 }
 
-int main(int argc, char** argv) {
-  if (dvla_test::simulator_python("maniskill").empty()) {
-    std::puts("skipped: .venv-maniskill is not there; scripts/setup maniskill makes it");
-    return 77;
-  }
-  return doctest::Context(argc, argv).run();
-}
+int main(int argc, char** argv) { return dvla_test::run_with("maniskill", argc, argv); }

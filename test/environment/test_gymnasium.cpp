@@ -125,10 +125,6 @@ TEST_CASE("An id that there is not is refused in Gymnasium's own words; pixels a
 }
 
 int main(int argc, char** argv) {
-  if (dvla_test::simulator_python("gymnasium").empty()) {
-    std::puts("skipped: .venv-gymnasium is not there; scripts/setup gymnasium makes it");
-    return 77;
-  }
   ::setenv("PYTHONPATH", DVLA_TEST_DIR "/environment", 1);
-  return doctest::Context(argc, argv).run();
+  return dvla_test::run_with("gymnasium", argc, argv);
 }

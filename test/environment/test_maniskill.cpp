@@ -4,7 +4,6 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
-#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -57,10 +56,4 @@ TEST_CASE("ManiSkill keeps the promises of an environment, and speaks for itself
                        dvla::ConfigError);
 }
 
-int main(int argc, char** argv) {
-  if (dvla_test::simulator_python("maniskill").empty()) {
-    std::puts("skipped: .venv-maniskill is not there; scripts/setup maniskill makes it");
-    return 77;
-  }
-  return doctest::Context(argc, argv).run();
-}
+int main(int argc, char** argv) { return dvla_test::run_with("maniskill", argc, argv); }

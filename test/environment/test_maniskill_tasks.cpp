@@ -108,10 +108,4 @@ TEST_CASE("Pictures are the same bytes as in Python alone") {
   pictures({.task = "StackCube-v1", .obs_mode = "rgb", .rows = 2, .steps = 24, .limit = 10, .pixels = 32});
 }
 
-int main(int argc, char** argv) {
-  if (dvla_test::simulator_python("maniskill").empty()) {
-    std::puts("skipped: .venv-maniskill is not there; scripts/setup maniskill makes it");
-    return 77;
-  }
-  return doctest::Context(argc, argv).run();
-}
+int main(int argc, char** argv) { return dvla_test::run_with("maniskill", argc, argv); }

@@ -128,12 +128,7 @@ TEST_CASE("What a row raises, or shows that is wrong, arrives as one sentence wi
 }
 
 TEST_CASE("What cannot be an environment is one sentence before anything is stepped") {
-  const auto refuses = [](const dvla::GymnasiumKnobs& knobs, const std::string& why) {
-    CAPTURE(why);
-    dvla::EnvironmentPool pool(std::size_t{1} << 20);
-    CHECK_THROWS_WITH_AS(dvla::GymnasiumEnvironment(knobs, pool), doctest::Contains(why.c_str()),
-                         dvla::ConfigError);
-  };
+  const auto& refuses = dvla_test::refuses<dvla::GymnasiumEnvironment, dvla::GymnasiumKnobs>;
   refuses(stub("unbounded"), "dimension 0 of its actions lies in [-inf, inf]; dvla takes finite bounds");
   refuses(stub("texts"), "Text is a space that dvla does not take; it takes Box, Discrete");
   refuses(stub("endless"), "says of no episode how long it may be; give environment.max_episode_steps");

@@ -1,8 +1,11 @@
 // A machinery with one batch, its buffers in a pool or on the heap, and what failed in the last call.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <cstdint>
 #include <memory_resource>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -55,5 +58,13 @@ struct World {
   dvla::RowFailures failures;
   std::vector<std::int64_t> everybody;
 };
+
+/// It cannot be made with these knobs, and says why.
+template <class Machinery, class Knobs>
+void refuses(const Knobs& knobs, const std::string& why) {
+  CAPTURE(why);
+  dvla::EnvironmentPool pool(std::size_t{1} << 20);
+  CHECK_THROWS_WITH_AS(Machinery(knobs, pool), doctest::Contains(why.c_str()), dvla::ConfigError);
+}
 
 }  // namespace dvla_test

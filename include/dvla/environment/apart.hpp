@@ -102,9 +102,10 @@ BOOST_HANA_ADAPT_STRUCT(dvla::ApartAnswer, call, made, solved, action, failed, i
 namespace dvla {
 
 struct ApartOptions {
-  std::vector<std::string> program;                          ///< and its arguments; found on PATH
-  std::function<std::unique_ptr<ApartService>()> service{};  ///< instead of a program
-  std::int64_t rows = 1;                                     ///< N
+  std::vector<std::string> program;  ///< and its arguments; found on PATH
+  std::function<std::unique_ptr<ApartService>(std::span<std::byte> pool)>
+      service{};          ///< instead of a program
+  std::int64_t rows = 1;  ///< N
   int workers = 1;
   /// Of a step (or an expert's word, or a picture), a reset, and a start, which a reset may have to wait for first.
   /// The last two together are to be less than run.step_deadline_s, beyond which the whole run ends.
@@ -306,16 +307,6 @@ class ApartBatch {
     return all;
   }
 
- protected:
-  static HostPool& shared(std::pmr::memory_resource& pool) {
-    auto* const host = dynamic_cast<HostPool*>(&pool);
-    if (host == nullptr || host->descriptor() < 0)
-      throw ConfigError(
-          "environments apart write into the environment pool, and this one cannot be given to a child "
-          "process; choose DualPool");
-    return *host;
-  }
-
  private:
   using Clock = detail::ApartWorker::Clock;
 
@@ -396,6 +387,14 @@ class ApartBatch {
                         most * options.workers, " rows, and ", options.rows,
                         " are asked for; start more workers");
     return options;
+  }
+  static HostPool& shared(std::pmr::memory_resource& pool) {
+    auto* const host = dynamic_cast<HostPool*>(&pool);
+    if (host == nullptr || host->descriptor() < 0)
+      throw ConfigError(
+          "environments apart write into the environment pool, and this one cannot be given to a child "
+          "process; choose DualPool");
+    return *host;
   }
   RowState& state(std::int64_t row) { return states_[static_cast<std::size_t>(row)]; }
   Worker& worker(const Call& call) { return workers_[static_cast<std::size_t>(call.worker)]; }
@@ -522,7 +521,7 @@ class ApartBatch {
     if (own.child.alive()) return;
     try {
       if (options_.service)
-        own.child.start(options_.service());
+        own.child.start(options_.service(pool_.region()));
       else
         own.child.start(options_.program, pool_.descriptor());
       own.child.send(json_text(ApartStart{.call = ++own.calls,
@@ -569,11 +568,11 @@ class ApartBatch {
   }
   /// Its worker is gone, if it says why, and another one is begun.
   void lose(Call& call) {
+    if (call.why.empty()) return;
     const std::string who = " (worker " + std::to_string(call.worker) + ")";
-    for (std::int64_t row = first_of(call.worker); !call.why.empty() && row < first_of(call.worker + 1);
-         ++row)
+    for (std::int64_t row = first_of(call.worker); row < first_of(call.worker + 1); ++row)
       if (state(row).lost.empty()) state(row).lost = call.why + who;
-    if (!call.why.empty()) begin(call);
+    begin(call);
   }
   std::int64_t conclude(Call& call, Rows& rows, bool resets) {
     if (!call.answer) {

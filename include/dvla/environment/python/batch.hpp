@@ -30,11 +30,11 @@ class PythonBatch : public ApartBatch {
   /// `kind`: which of worker.py's classes, and what scripts/setup calls its interpreter.
   template <class Knobs>
   PythonBatch(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool)
-      : ApartBatch(options(kind, detail::checked(knobs), pool), pool) {}
+      : ApartBatch(options(kind, detail::checked(knobs)), pool) {}
 
  private:
   template <class Knobs>
-  static ApartOptions options(std::string_view kind, const Knobs& knobs, std::pmr::memory_resource& pool) {
+  static ApartOptions options(std::string_view kind, const Knobs& knobs) {
     const std::string setup = "scripts/setup " + std::string(kind),
                       own = ".venv-" + std::string(kind) + "/bin/python";
     const std::string python = knobs.python.empty() ? own : knobs.python;
@@ -56,8 +56,8 @@ class PythonBatch : public ApartBatch {
             "dvla/environment/python/embedded.hpp in it and link dvla::python, or leave it to workers");
       options.program.clear();
       options.workers = 1;
-      options.service = [seat = detail::PythonSeat{python, text, shared(pool).region()}] {
-        return detail::embed_python(seat);
+      options.service = [python, text](std::span<std::byte> pool) {
+        return detail::embed_python({python, text, pool});
       };
     }
     const auto limit = [](double seconds) {

@@ -15,7 +15,6 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
-#include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
@@ -54,8 +53,9 @@ class EmbeddedPython {
   /// the library's, or it runs with others. Signals stay this program's.
   static void start(const std::string& python) {
     static std::mutex mutex;
-    static std::string running;
+    static std::string running, given;
     const std::lock_guard lock(mutex);
+    if (!running.empty() && python == given) return;
     const auto [path, version] = asked(python);
     const std::string linked = std::string(Py_GetVersion()).substr(0, std::string(Py_GetVersion()).find(' '));
     if (!running.empty() && running != path)
@@ -74,6 +74,7 @@ class EmbeddedPython {
     if (const std::string said = why.get(); !said.empty())
       throw ConfigError("Python does not start with '", path, "': ", said);
     running = path;
+    given = python;
   }
 
   /// What Python raised last, as an Error. In its thread.

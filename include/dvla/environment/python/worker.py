@@ -2,7 +2,7 @@ R"python("
 # A worker of environments in Python: Gymnasium's, ManiSkill's, or a user's own. It is a child of the trainer
 # (environment/apart.hpp says what it is told and answers), has some rows of the batch, and writes what they show
 # straight into the environment pool: one copy, from the simulator's array into its row. Or it is in the trainer's own
-# process (embedded.hpp), and has all rows. This file is Python, and a raw string of C++ that batch.hpp includes; its
+# process (embedded.hpp), and has all rows. This file is Python, and a raw string of C++ that program.hpp includes; its
 # first and last line are both. NumPy is all that it needs beside the simulator. argv[1] is the knobs as JSON.
 import contextlib
 import fcntl
@@ -99,7 +99,7 @@ class Shown:
         """`numbers`: [P] or None; `frames`: [H, W, 3] of each camera."""
         for path, kind, leaf, first, last in self.numbers:
             value = array(at(seen, path)).reshape(-1)
-            if kind == "Box" or kind == "MultiBinary":
+            if kind in ("Box", "MultiBinary"):
                 if value.size != last - first:
                     raise ValueError(f"it shows {value.size} numbers at {'/'.join(map(str, path)) or 'the top'}, and its space says {last - first}")
                 numbers[first:last] = value
