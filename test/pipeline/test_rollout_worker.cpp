@@ -450,6 +450,9 @@ TEST_CASE("More failures than a stated share end the run; one row alone never do
   gone.environment.throws = true;  // out of the call: that is all its rows
   CHECK_THROWS_WITH(gone.worker.rollout(*gone.all, *gone.decision, 0),
                     doctest::Contains("8 of the 8 rows of batch 0 failed"));
+  dvla::stop_flag stop;  // what ends the run has ended them
+  stop.request_stop();
+  CHECK_NOTHROW(gone.worker.rollout(*gone.all, *gone.decision, 0, dvla::no_boundaries(), &stop));
   World odd;
   odd.environment.throws_a_number = true;
   CHECK_THROWS_AS(odd.worker.rollout(*odd.all, *odd.decision, 0), dvla::RowsFailed);

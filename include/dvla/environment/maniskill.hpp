@@ -1,6 +1,6 @@
-// ManiSkill: its tasks (SAPIEN, PhysX on the CPU) in Python (environment/python/batch.hpp: worker processes, or
-// embedded), one environment a row. `scripts/setup maniskill` makes an interpreter that has it, and a Vulkan driver, which it wants
-// even for states. Paper: the simulator of all figures. Does not run PhysX on a GPU.
+// ManiSkill: its tasks (SAPIEN, PhysX) in Python (environment/python/batch.hpp: worker processes, or embedded), one environment a
+// row; or with PhysX on a GPU all rows in one (sim_backend), whose observations cross the host. `scripts/setup maniskill`
+// makes an interpreter that has it, and a Vulkan driver, which it wants even for states. Paper: the simulator of all figures.
 #pragma once
 
 #include <memory_resource>

@@ -178,10 +178,11 @@ class RolloutWorker {
 
   /// Fills both records with batch number `batch`. Returns the oldest weight version that decided in it.
   /// `boundaries` is told of each chunk boundary, as BoundaryStages says; weights may be installed inside its
-  /// before(). Throws RowsFailed where more rows failed than options allow.
+  /// before(). Throws RowsFailed where more rows failed than options allow, unless `stop`, which may be null, asks:
+  /// what interrupts a run may interrupt its rows.
   template <class Boundaries = no_boundaries>
-  std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch,
-                       Boundaries&& boundaries = {}) {
+  std::int64_t rollout(Transition& all, Decision& decisions, std::int64_t batch, Boundaries&& boundaries = {},
+                       const stop_flag* stop = nullptr) {
     const std::int64_t B = shape().episodes, N = environment_.size();
     std::int64_t oldest = std::numeric_limits<std::int64_t>::max(), failed = 0;
     std::string first_failure;
@@ -211,7 +212,8 @@ class RolloutWorker {
     }
     batch_.store(-1, std::memory_order_relaxed);
     counts_.failed_rows += failed;
-    if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B))
+    if (failed > 1 && static_cast<double>(failed) > options_.failed_share * static_cast<double>(B) &&
+        !(stop && stop->stop_requested()))
       throw RowsFailed(failed, " of the ", B, " rows of batch ", batch,
                        " failed, more than run.failed_share allows; the first: ", first_failure);
     return oldest;

@@ -83,7 +83,8 @@ class RunStages {
     const RolloutCounts before = worker.counts();
     {
       const Timed timed(sampling_);
-      token.version = worker.rollout(trajectory.transition, trajectory.decision, token.batch, boundaries);
+      token.version =
+          worker.rollout(trajectory.transition, trajectory.decision, token.batch, boundaries, call_.stop);
     }
     if (lost_.load(std::memory_order_acquire)) {
       ended_.acquire_for(deadline_);

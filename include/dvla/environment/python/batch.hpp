@@ -48,7 +48,9 @@ class PythonBatch : public ApartBatch {
     ApartOptions options{
         .program = {python, "-c", std::string(detail::python_worker), text},
         .rows = knobs.environments,
-        .workers = std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
+        .workers = steps_together(knobs)
+                       ? 1
+                       : std::min(knobs.workers > 0 ? knobs.workers : usable_cores(), knobs.environments)};
     if (knobs.embedded) {
       if (detail::embed_python == nullptr)
         throw ConfigError(

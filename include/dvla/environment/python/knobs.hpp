@@ -53,6 +53,9 @@ inline double longest_call_s(const PythonKnobs& knobs) {
   return std::max(knobs.worker_step_s, knobs.worker_start_s + knobs.worker_reset_s);
 }
 
+/// All rows are one simulation, in one worker.
+inline bool steps_together(const PythonKnobs&) { return false; }
+
 /// Rules beyond ranges; found by validate(config).
 inline void check(const PythonKnobs& knobs) {
   if (knobs.embedded && knobs.workers > 1)
@@ -92,29 +95,47 @@ struct ManiSkillKnobs : PythonKnobs {
   std::string control_mode{};
   std::string reward_mode{};
   std::string robot_uids{};
+  std::string sim_backend = "physx_cpu";
   int camera_pixels = 0;
   bool fast_reset = false;
 };
 
+inline bool steps_together(const ManiSkillKnobs& knobs) { return knobs.sim_backend != "physx_cpu"; }
+
 template <>
-inline constexpr auto knob_docs<ManiSkillKnobs> =
-    joined_docs(knob_docs<PythonKnobs>,
-                std::to_array<KnobDoc>({
-                    {"task", "ManiSkill's name of it, as PushCube-v1; several with commas between"},
-                    {"obs_mode", "state, rgb, rgb+state, or another of ManiSkill's"},
-                    {"control_mode", "as pd_ee_delta_pos; empty = the robot's own"},
-                    {"reward_mode", "sparse, dense, normalized_dense, none; empty = the task's own"},
-                    {"robot_uids", "as panda; empty = the task's own"},
-                    {"camera_pixels", "side of the sensors' frames; 0 = the task's own", 0, 2048, "pixels"},
-                    {"fast_reset",
-                     "training's episodes begin without building the scene anew: 5 times as fast, but what "
-                     "touched before shows"},
-                }));
+inline constexpr auto knob_docs<ManiSkillKnobs> = joined_docs(
+    knob_docs<PythonKnobs>,
+    std::to_array<KnobDoc>({
+        {"task", "ManiSkill's name of it, as PushCube-v1; several with commas between"},
+        {"obs_mode", "state, rgb, rgb+state, or another of ManiSkill's"},
+        {"control_mode", "as pd_ee_delta_pos; empty = the robot's own"},
+        {"reward_mode", "sparse, dense, normalized_dense, none; empty = the task's own"},
+        {"robot_uids", "as panda; empty = the task's own"},
+        {"sim_backend", "physx_cpu, an environment a row; or physx_cuda, all rows in one on a GPU"},
+        {"camera_pixels", "side of the sensors' frames; 0 = the task's own", 0, 2048, "pixels"},
+        {"fast_reset",
+         "training's episodes begin without building the scene anew: 5 times as fast, but what "
+         "touched before shows"},
+    }));
 
 inline void check(const ManiSkillKnobs& knobs) {
   check(static_cast<const PythonKnobs&>(knobs));
   if (knobs.task.empty())
     throw ConfigError("environment.task is empty; give a task of ManiSkill (--task PushCube-v1)");
+  if (!steps_together(knobs)) return;
+  if (!knobs.sim_backend.starts_with("physx_cuda"))
+    throw ConfigError("environment.sim_backend is '", knobs.sim_backend,
+                      "'; it must be physx_cpu, physx_cuda, or physx_cuda:N for the N-th GPU");
+  if (knobs.workers > 1 || knobs.embedded)
+    throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
+                      ", which steps all environments in one worker: leave workers at 0 and embedded false");
+  if (!knobs.fast_reset)
+    throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
+                      ", which can build no row's scene anew: give fast_reset true, and know that what was "
+                      "touched before shows");
+  if (knobs.render)
+    throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
+                      ", of which no pictures are drawn: leave render false");
 }
 
 }  // namespace dvla
@@ -130,4 +151,4 @@ struct boost::hana::accessors_impl<K>
 template <std::same_as<dvla::ManiSkillKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::more_members<dvla::PythonKnobs, &K::task, &K::obs_mode, &K::control_mode, &K::reward_mode,
-                         &K::robot_uids, &K::camera_pixels, &K::fast_reset> {};
+                         &K::robot_uids, &K::sim_backend, &K::camera_pixels, &K::fast_reset> {};

@@ -14,8 +14,10 @@ import json
 import mmap
 import os
 import random
+import re
 import socket
 import sys
+import tempfile
 import traceback
 
 
@@ -243,7 +245,7 @@ class GymnasiumTask:
         seen, reward, terminated, truncated, info = env.step(action)
         return seen, float(reward), bool(terminated), bool(truncated), solved_by(info)
 
-    def expert(self, env):
+    def expert(self, env, index=0):
         own = getattr(env.unwrapped, "expert_action", None)
         if own is not None:
             return np.asarray(own(), dtype=np.float32).reshape(-1)
@@ -282,7 +284,7 @@ MANISKILL_INSTRUCTIONS = {
 
 
 class ManiSkillTask(GymnasiumTask):
-    """A task of ManiSkill, on the CPU: one environment an instance, tensors of batch 1."""
+    """A task of ManiSkill: on the CPU one environment an instance, tensors of batch 1; on a GPU one instance of all rows."""
 
     skipped = ("sensor_param",)
 
@@ -321,9 +323,9 @@ class ManiSkillTask(GymnasiumTask):
         import mani_skill.envs  # noqa: F401: registers them
 
         options, arguments = self.options, dict(self.arguments)
-        arguments.setdefault("num_envs", 1)
+        arguments.setdefault("num_envs", self.rows if self.together else 1)
         arguments.setdefault("obs_mode", options["obs_mode"])
-        arguments.setdefault("sim_backend", "physx_cpu")
+        arguments.setdefault("sim_backend", options["sim_backend"])
         for key in ("control_mode", "reward_mode", "robot_uids"):
             if options[key]:
                 arguments.setdefault(key, options[key])
@@ -337,11 +339,16 @@ class ManiSkillTask(GymnasiumTask):
             arguments.setdefault("sensor_configs", {"width": options["camera_pixels"], "height": options["camera_pixels"]})
         with self.refusing_questions():
             env = gymnasium.make(self.name, **arguments)
-        if env.unwrapped.num_envs != 1:
-            raise Unsupported("a worker takes one environment an instance: num_envs must be 1")
+        if env.unwrapped.num_envs != (self.rows if self.together else 1):
+            raise Unsupported(f"environment.arguments make it {env.unwrapped.num_envs} environments an instance; physx_cpu takes one, and "
+                              "environment.sim_backend physx_cuda all rows: leave num_envs out")
         gc.collect()
         gc.freeze()  # a reset that reconfigures collects garbage: two thirds of its time, else
         return env
+
+    @property
+    def together(self):
+        return self.options["sim_backend"] != "physx_cpu"
 
     def own_limit(self, env):
         from mani_skill.utils import gym_utils
@@ -359,10 +366,10 @@ class ManiSkillTask(GymnasiumTask):
         pure = not (training and self.options["fast_reset"])
         return env.reset(seed=seed, options={"reconfigure": True} if pure else {})
 
-    def expert(self, env):
+    def expert(self, env, index=0):
         base = env.unwrapped
         if self.name == "PushCube-v1" and base.control_mode == "pd_ee_delta_pos":
-            tool, cube = (array(part.pose.p)[0] for part in (base.agent.tcp, base.obj))
+            tool, cube = (array(part.pose.p)[index] for part in (base.agent.tcp, base.obj))
             behind = cube + np.array([-0.08, 0, 0])
             aim = np.zeros(4, dtype=np.float32)
             if abs(tool[1] - cube[1]) > 0.01 or tool[0] > cube[0] - 0.03 or tool[2] > 0.06:
@@ -373,7 +380,7 @@ class ManiSkillTask(GymnasiumTask):
                 aim[:3] = np.clip([0.5, (cube[1] - tool[1]) / 0.1, (cube[2] - tool[2]) / 0.1], -1, 1)
             aim[3] = -1
             return aim
-        return super().expert(env)
+        return super().expert(env, index)
 
     def render(self, env):
         picture = super().render(env)
@@ -432,6 +439,15 @@ class Row:
             self.over = 2
 
 
+def on_host(value):
+    """Tensors as arrays: of all rows at once, from wherever they lie."""
+    if isinstance(value, dict):
+        return {key: on_host(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(on_host, value))
+    return array(value)
+
+
 def row_of(seen, index):
     if isinstance(seen, dict):
         return {key: row_of(value, index) for key, value in seen.items()}
@@ -445,17 +461,22 @@ class Vector:
     for, idle along, whatever its autoreset mode makes of that; they count again after their next reset. Only DISABLED can begin some of
     them and go on with the others."""
 
+    expert = False
+
     def __init__(self, batch, env):
         self.batch, self.env = batch, env
-        if env.num_envs != len(batch.rows):
-            raise Unsupported(f"the factory made {env.num_envs} environments, and a worker has {len(batch.rows)} rows: it must take num_envs")
         if len(batch.tasks) != 1 or kind_of(batch.taken.space) in ("Dict", "Tuple"):
             raise Unsupported("a vector environment has one task, and actions in a Box, Discrete, MultiDiscrete or MultiBinary")
+        self.ended, self.begun, self.mode = np.zeros(len(batch.rows), bool), False, self.mode_of(env)
+
+    def mode_of(self, env):
+        if env.num_envs != len(self.batch.rows):
+            raise Unsupported(f"the factory made {env.num_envs} environments, and a worker has {len(self.batch.rows)} rows: it must take num_envs")
         mode = getattr(env, "metadata", {}).get("autoreset_mode")
-        self.mode = getattr(mode, "name", str(mode)).upper()
-        if self.mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
+        mode = getattr(mode, "name", str(mode)).upper()
+        if mode not in ("NEXT_STEP", "SAME_STEP", "DISABLED"):
             raise Unsupported("a vector environment must say in its metadata what its autoreset_mode is: NEXT_STEP, SAME_STEP or DISABLED")
-        self.ended, self.begun = np.zeros(len(batch.rows), bool), False
+        return mode
 
     def reset(self, rows, seeds):
         everybody = self.batch.rows
@@ -472,13 +493,20 @@ class Vector:
             mask = np.array([index in chosen for index in range(len(everybody))])
             seen, info = self.env.reset(seed=[chosen.get(index) for index in range(len(everybody))], options={"reset_mask": mask})
         self.begun = True
-        for index in chosen:
+        self.begin(chosen, seen, info)
+
+    def begin(self, rows, seen, info):
+        seen, info = on_host(seen), self.facts(info)
+        for index in rows:
             self.ended[index] = False
-            everybody[index].begin(row_of(seen, index), self.facts(info, index))
+            self.batch.rows[index].begin(row_of(seen, index), row_of(info, index))
 
     @staticmethod
-    def facts(info, index):
-        return {key: value[index] for key, value in info.items() if key in ("success", "is_success")}
+    def facts(info):
+        return {key: array(info[key]) for key in ("success", "is_success") if key in info}
+
+    def advance(self, actions):
+        return self.env.step(actions)
 
     def step(self, rows, floats):
         """One control step, [own rows, A]. Of those of `rows` that have an episode whether they made it, what they gained, and how they
@@ -499,13 +527,14 @@ class Vector:
             self.env.reset(options={"reset_mask": self.ended})
         actions = np.stack([np.asarray(self.batch.taken.value(floats[index] if index in running else np.zeros_like(floats[index])))
                             for index in range(len(everybody))])
-        seen, reward, terminated, truncated, info = self.env.step(actions)
+        seen, reward, terminated, truncated, info = self.advance(actions)
+        seen, reward, terminated, truncated, facts = (*map(on_host, (seen, reward, terminated, truncated)), self.facts(info))
         self.ended = np.logical_or(terminated, truncated)
         for index in running:
-            own, facts = row_of(seen, index), self.facts(info, index)
+            own, fact = row_of(seen, index), row_of(facts, index)
             if self.mode == "SAME_STEP" and self.ended[index]:
-                own, facts = info["final_obs"][index], self.facts(info["final_info"], index)
-            everybody[index].note(own, float(reward[index]), bool(terminated[index]), bool(truncated[index]), solved_by(facts))
+                own, fact = info["final_obs"][index], row_of(self.facts(info["final_info"]), index)
+            everybody[index].note(own, float(reward[index]), bool(terminated[index]), bool(truncated[index]), solved_by(fact))
         return {index: (index in running, float(reward[index]) if index in running else 0.0, everybody[index].over) for index in known}
 
     def drop(self):
@@ -516,6 +545,55 @@ class Vector:
         self.env = None
         for row in self.batch.rows:
             row.seen = None
+
+
+class Instance(Vector):
+    """ManiSkill's on a GPU: its tensors stay there, and what they show crosses once a step for all rows. It resets none by itself."""
+
+    expert = True
+    overflow = re.compile(r"overflow|PxGpuDynamicsMemoryConfig|increase .*capacity", re.IGNORECASE)
+
+    def mode_of(self, env):
+        return "NONE"
+
+    def reset(self, rows, seeds):
+        """One row a call: it seeds what it draws for several by the first one's seed, and an episode is to be of its own seed alone."""
+        import torch
+
+        if self.env is None:
+            self.env = self.batch.tasks[0].make()
+        base = self.env.unwrapped
+        with self.watched():
+            for row, seed in zip(rows, seeds):
+                seen, info = self.env.reset(seed=[int(seed) % (2**31 - 1)] * base.num_envs,
+                                            options={"env_idx": torch.tensor([row], device=base.device)})
+        self.begin(rows, seen, info)
+
+    def advance(self, actions):
+        with self.watched():
+            return self.env.step(actions)
+
+    @contextlib.contextmanager
+    def watched(self):
+        """PhysX on a GPU only logs that its buffers are full, and goes on without the contacts that do not fit."""
+        with tempfile.TemporaryFile() as said:
+            kept = os.dup(1), os.dup(2)
+            try:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                yield
+            finally:
+                for own, descriptor in zip(kept, (1, 2)):
+                    os.dup2(own, descriptor)
+                    os.close(own)
+                said.seek(0)
+                text = said.read().decode("utf-8", "replace")
+                os.write(2, text.encode())
+        full = next((line for line in text.splitlines() if self.overflow.search(line)), None)
+        if full:
+            raise Unsupported(f"PhysX's buffers are too small for {len(self.batch.rows)} environments, and contacts are missing: "
+                              f"{' '.join(full.split())[:500]}; raise the one it names in environment.arguments, as "
+                              '{"sim_config": {"gpu_memory_config": {"max_rigid_contact_count": 1048576}}}')
 
 
 class Batch:
@@ -543,7 +621,11 @@ class Batch:
         self.masked = any(shown.width != self.widest for shown in self.shown)  # as many ones and zeros behind the numbers
         self.width = self.widest * (2 if self.masked else 1)
         self.rows = [Row(self) for _ in range(count)]
-        self.vector = Vector(self, self.first[0]) if kind is GymnasiumTask and is_vector(self.first[0]) else None
+        self.vector = None
+        if kind is ManiSkillTask and self.tasks[0].together:
+            self.vector = Instance(self, self.first[0])
+        elif kind is GymnasiumTask and is_vector(self.first[0]):
+            self.vector = Vector(self, self.first[0])
         self.scales = [self.measured(index) for index in range(len(self.tasks))] if options["normalise_steps"] else None
         weights = options["weights"] or [1.0] * len(self.tasks)
         self.shares = [weight / sum(weights) for weight in weights]
@@ -565,20 +647,25 @@ class Batch:
 
     def measured(self, index):
         """Mean and spread of a task's numbers under random actions: the same in every worker, since seeds are."""
-        if self.vector:
-            raise Unsupported("environment.normalise_steps must be 0 for a vector environment")
-        row, draws, shown = Row(self), np.random.RandomState(index), []
-        row.task, task, env = index, self.tasks[index], self.first[index]
+        row, draws, shown = self.rows[0] if self.vector else Row(self), np.random.RandomState(index), []
+        row.task, task, env = index, self.tasks[index], self.first.get(index)
         for number in range(self.options["normalise_steps"]):
-            if row.over or row.seen is None:
-                row.begin(*task.reset(env, 2**31 - 2 - number, False))
+            fresh, seed = row.over or row.seen is None, 2**31 - 2 - number
             floats = np.array([draws.randint(n) if n else draws.uniform(bound["low"], bound["high"])
                                for n, bound in zip(self.taken.categories, self.taken.bounds)], np.float32)
-            row.note(*task.step(env, self.taken.value(floats)))
+            if self.vector:
+                if fresh:
+                    self.vector.reset([0], [seed])
+                self.vector.step([0], np.repeat(floats[None], len(self.rows), axis=0))
+            else:
+                if fresh:
+                    row.begin(*task.reset(env, seed, False))
+                row.note(*task.step(env, self.taken.value(floats)))
             numbers = np.zeros(self.shown[index].width, np.float32)
             self.shown[index].write(row.seen, numbers, [np.zeros((height, width, 3), np.uint8) for _, _, height, width in self.shown[index].cameras])
             shown.append(numbers)
         shown = np.array(shown, np.float64)
+        row.seen = None
         if not np.isfinite(shown).all():
             raise Unsupported(f"{task.name} shows numbers that are not finite while environment.normalise_steps measures them")
         spread = shown.std(axis=0)
@@ -673,10 +760,12 @@ class Worker:
                         reward[at_row, c] = gain
                         terminated[at_row, c] = over == 1
                         truncated[at_row, c] = over == 2
-                elif batch.vector:
+                elif batch.vector and not (kind == "expert" and batch.vector.expert):
                     raise Unsupported("a vector environment has neither an expert nor pictures")
                 elif kind == "expert":
-                    expert = [float(each) for each in batch.tasks[row.task].expert(row.env(row.task))]
+                    task = batch.tasks[row.task]
+                    action = task.expert(batch.vector.env, at_row) if batch.vector else task.expert(row.env(row.task))
+                    expert = [float(each) for each in action]
                     if not np.isfinite(expert).all():
                         raise ValueError("its expert's action is not finite")
                     continue
