@@ -33,6 +33,13 @@ inline bool belongs(const Parameter& parameter, WeightSet set) {
   return parameter.alias_of.empty() &&
          (set == WeightSet::all || parameter.trainable == (set == WeightSet::trainable));
 }
+/// The name that a file has a tensor by: another one's where the two are one, as safetensors' `save_model` says in
+/// the metadata.
+inline std::string stored_name(const io::SafetensorsFile& file, const std::string& name) {
+  if (const auto alias = file.metadata().find(name); alias != file.metadata().end() && !file.contains(name))
+    return alias->second;
+  return name;
+}
 inline const std::byte* host_data(const Parameter& parameter) {
   if (!parameter.trainable && parameter.device != Device::cpu)
     throw Error("parameter " + parameter.name +
@@ -80,7 +87,8 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
   for (const bool copies : {false, true}) {  // everything is checked before anything changes
     for (const Parameter& each : model.parameters()) {
       if (!detail::belongs(each, set)) continue;
-      const std::string name = prefix + each.name, where = "'" + file.path().string() + "': tensor " + name;
+      const std::string name = detail::stored_name(file, prefix + each.name),
+                        where = "'" + file.path().string() + "': tensor " + name;
       const io::TensorView view = file.tensor(name);
       if (!std::ranges::equal(view.shape, each.shape))
         throw ConfigError(
@@ -119,8 +127,9 @@ void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set =
 /// here; ranks of a machine share the pages. load_weights reads the others, and checks names and shapes of all.
 inline FrozenViews frozen_views(const io::SafetensorsFile& file, const std::string& prefix) {
   return [&file, prefix](const Parameter& each) -> const std::byte* {
-    if (!file.contains(prefix + each.name)) return nullptr;
-    const io::TensorView view = file.tensor(prefix + each.name);
+    const std::string name = detail::stored_name(file, prefix + each.name);
+    if (!file.contains(name)) return nullptr;
+    const io::TensorView view = file.tensor(name);
     const bool fits = view.dtype == detail::file_dtype(each.dtype) &&
                       std::ranges::equal(view.shape, each.shape) &&
                       reinterpret_cast<std::uintptr_t>(view.bytes.data()) % bytes_of(each.dtype) == 0;

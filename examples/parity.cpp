@@ -1,0 +1,294 @@
+// dvla-example: torch io
+// How far a model's network is from its published Python code: plays a record that a script of test/golden/model/parity has
+// made of the reference (any seed, any sizes), and says for each activation, output and gradient how far this
+// library is from it, in float32, and in bfloat16 beside the reference's own error. The exit code is 1 where an
+// output is further off than 1e-5, a gradient than 1e-4, or bfloat16 than 1.5 times what the reference is.
+//
+//   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 /tmp/record
+//   build/release/examples/parity /tmp/record
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mse_loss.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "dvla/io/safetensors.hpp"
+#include "dvla/model/pi0_network.hpp"
+#include "dvla/model/weight_files.hpp"
+
+namespace {
+
+/// A record's tensors, by name.
+class Recorded {
+ public:
+  explicit Recorded(const std::filesystem::path& folder)
+      : config(nlohmann::json::parse(std::ifstream(folder / "config.json"))),
+        weights(folder / "model.safetensors"),
+        file_(folder / "record.safetensors") {}
+
+  bool has(const std::string& name) const { return file_.contains(name); }
+  at::Tensor operator()(const std::string& name) const {
+    using enum dvla::io::Dtype;
+    const dvla::io::TensorView view = file_.tensor(name);
+    const at::ScalarType type = view.dtype == F32   ? at::kFloat
+                                : view.dtype == I64 ? at::kLong
+                                : view.dtype == I32 ? at::kInt
+                                : view.dtype == BOOL
+                                    ? at::kBool
+                                    : throw dvla::Error("record: ", name, " has another type");
+    at::Tensor copy = at::empty(at::IntArrayRef(view.shape.data(), view.shape.size()), type);
+    std::memcpy(copy.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
+    return copy;
+  }
+  std::vector<std::string> gradients() const {
+    return nlohmann::json::parse(file_.metadata().at("gradients")).get<std::vector<std::string>>();
+  }
+
+  const nlohmann::json config;
+  const dvla::io::SafetensorsFile weights;
+
+ private:
+  const dvla::io::SafetensorsFile file_;
+};
+
+/// The largest difference by the largest magnitude.
+double relative(const at::Tensor& ours, const at::Tensor& theirs) {
+  if (ours.sizes() != theirs.sizes()) throw dvla::Error("a tensor has other extents than recorded");
+  const double largest = theirs.abs().max().item<double>();
+  return (ours.to(at::kDouble) - theirs.to(at::kDouble)).abs().max().item<double>() /
+         std::max(largest, 1e-30);
+}
+
+class Report {
+ public:
+  void line(const std::string& what, double off, double limit) {
+    const bool holds = off <= limit;
+    failed_ = failed_ || !holds;
+    std::printf("  %-40s %.1e%s\n", what.c_str(), off,
+                holds ? "" : ("   more than " + dvla::detail::number_text(limit)).c_str());
+  }
+  bool failed() const { return failed_; }
+
+ private:
+  bool failed_ = false;
+};
+
+/// A network with the record's weights, which it declares in `weights`, in one precision.
+template <class Network, class Shape>
+struct Made {
+  Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded)
+      : weights(dtype), network(shape, weights) {
+    weights.allocate(1);
+    dvla::load_weights(weights, recorded.weights, dvla::WeightSet::all,
+                       recorded.config.value("layout", "") == "lerobot" ? "model." : "");
+    weights.hold_gradients(true);
+  }
+  dvla::Parameters weights;
+  Network network;
+};
+
+/// Activations by their recorded names; of several of one name the one that is furthest off.
+class Activations {
+ public:
+  explicit Activations(const Recorded& recorded) : recorded_(recorded) {}
+  /// `valid`, if it is defined, says which places count: what a masked place holds is nobody's.
+  void compare(const std::string& name, const at::Tensor& ours, const at::Tensor& valid = {}) {
+    if (!recorded_.has("activation." + name)) return;
+    const auto counted = [&](const at::Tensor& x) { return valid.defined() ? x.index({valid}) : x; };
+    double& worst = off_[name];
+    worst = std::max(worst, relative(counted(ours.detach()), counted(recorded_("activation." + name))));
+  }
+  void report(Report& to) const {
+    std::printf("float32, activations:\n");
+    for (const auto& [name, off] : off_) to.line(name, off, 1e-5);
+  }
+
+ private:
+  const Recorded& recorded_;
+  std::map<std::string, double> off_;
+};
+
+/// The gradients that `weights` hold, against the recorded ones.
+void report_gradients(const dvla::Parameters& weights, const Recorded& recorded, Report& report) {
+  std::printf("float32, gradients (the tensor that is furthest off):\n");
+  const at::Tensor norm = recorded("gradient.norm"), index = recorded("gradient.index").to(at::kLong),
+                   value = recorded("gradient.value");
+  // What is nothing but rounding (a key's bias moves all scores alike) is measured by the largest gradient's size.
+  const double floor = 1e-4 * norm.max().item<double>();
+  std::map<std::string, at::Tensor> gradients;
+  std::map<std::size_t, std::size_t> next;
+  for (const dvla::Parameter& each : weights.parameters()) {
+    const auto& unit = weights.units()[each.unit];
+    gradients[each.name] = at::from_blob(unit.gradients.data() + next[each.unit], {each.count()}).clone();
+    next[each.unit] += static_cast<std::size_t>(each.count());
+  }
+  double worst_norm = 0, worst_value = 0;
+  std::string norm_at = "none", value_at = "none";
+  const auto names = recorded.gradients();
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto found = gradients.find(names[i]);
+    if (found == gradients.end())
+      throw dvla::Error("the record has a gradient of ", names[i], ", which this network lacks");
+    const at::Tensor& ours = found->second;
+    const auto row = static_cast<std::int64_t>(i);
+    const double root = std::sqrt(static_cast<double>(ours.numel())), theirs = norm[row].item<double>();
+    const double off =
+        std::abs(ours.to(at::kDouble).norm().item<double>() - theirs) / std::max(theirs, floor);
+    const double far = (ours.index_select(0, index[row]) - value[row]).abs().max().item<double>() /
+                       std::max(value[row].abs().max().item<double>(), std::max(theirs, floor) / root);
+    if (off > worst_norm) worst_norm = off, norm_at = names[i];
+    if (far > worst_value) worst_value = far, value_at = names[i];
+  }
+  report.line("norms of " + std::to_string(names.size()) + " tensors", worst_norm, 1e-4);
+  std::printf("    %s\n", norm_at.c_str());
+  report.line("64 entries of each", worst_value, 1e-4);
+  std::printf("    %s\n", value_at.c_str());
+}
+
+/// An output in bfloat16, which may be 1.5 times as far from the float32 reference as the reference's own.
+void report_rounded(const std::string& name, const at::Tensor& ours, const Recorded& recorded,
+                    Report& report) {
+  const at::Tensor wide = recorded("output." + name);
+  const double theirs = relative(recorded("bf16.output." + name), wide);
+  report.line("bfloat16, " + name + "; the reference's own: " + dvla::detail::number_text(theirs),
+              relative(ours, wide), 1.5 * theirs);
+}
+
+// ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
+dvla::detail::Pi0Shape pi0_shape(const nlohmann::json& config) {
+  dvla::detail::Pi0Shape shape;
+  shape.state_token = config["type"] == "pi0";
+  shape.views = config["views"];
+  shape.text = config["text"];
+  shape.horizon = config["horizon"];
+  shape.actions = config["action"];
+  shape.vocabulary = config["language"]["vocabulary"];
+  shape.shortest_period = config["min_period"];
+  shape.longest_period = config["max_period"];
+  const auto& vision = config["vision"];
+  shape.vision.width = vision["width"];
+  shape.vision.layers = vision["layers"];
+  shape.vision.heads = vision["heads"];
+  shape.vision.mlp = vision["mlp"];
+  shape.vision.image = vision["image"];
+  shape.vision.patch = vision["patch"];
+  const auto decoder = [](dvla::parts::DecoderShape& to, const nlohmann::json& from) {
+    to.width = from["width"];
+    to.layers = from["layers"];
+    to.mlp = from["mlp"];
+    to.heads = from["heads"];
+    to.kv_heads = from["kv_heads"];
+    to.head_width = from["head_dim"];
+  };
+  decoder(shape.language, config["language"]);
+  decoder(shape.expert, config["expert"]);
+  shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
+  return shape;
+}
+
+void pi0(const Recorded& recorded, Report& report) {
+  using dvla::detail::Pi0Network, dvla::detail::Pi0Shape;
+  const Pi0Shape shape = pi0_shape(recorded.config);
+  Pi0Network::Inputs inputs;
+  for (std::int64_t view = 0; view < shape.views; ++view)
+    inputs.images.push_back(recorded("input.image." + std::to_string(view)));
+  inputs.image_mask = recorded("input.image_mask");
+  inputs.tokens = recorded("input.token");
+  inputs.token_mask = recorded("input.token_mask");
+  if (shape.state_token) inputs.state = recorded("input.state");
+  const at::Tensor noise = recorded("input.noise"), time = recorded("input.time");
+  const std::int64_t n = noise.size(0);
+
+  const auto velocity = [&](Pi0Network& network) {
+    return network.forward(inputs, recorded("input.x"), time);
+  };
+  const auto chain = [&](Pi0Network& network) {
+    const c10::InferenceMode no_graph;
+    const auto prefix = network.prefix(inputs);
+    const at::Tensor times = recorded("output.chain_time");
+    std::vector<at::Tensor> all{noise};
+    for (std::int64_t k = 0; k < times.size(0); ++k)
+      all.push_back(all.back() - network.velocity(prefix, all.back(), times[k].expand({n})) /
+                                     static_cast<double>(times.size(0)));
+    return at::stack(all);
+  };
+
+  Made<Pi0Network, Pi0Shape> wide(shape, dvla::Dtype::f32, recorded);
+  wide.weights.backward_begins();
+  const at::Tensor ours = velocity(wide.network), loss = at::mse_loss(ours, noise - recorded("input.action"));
+  torch::autograd::backward({loss}, {});
+  wide.weights.backward_done();
+
+  Activations activations(recorded);
+  const at::Tensor valid = recorded("activation.prefix.pad");
+  wide.network.watch([&](const std::string& name, const at::Tensor& value) {
+    if (name.starts_with("prefix.")) {
+      // Cameras that no row has are left out here, and masked there.
+      std::vector<at::Tensor> kept;
+      const std::int64_t tokens = shape.vision.tokens();
+      for (std::int64_t view = 0, at = 0; view < shape.views; ++view) {
+        const bool there = inputs.image_mask.select(1, view).any().item<bool>();
+        kept.push_back(there ? value.narrow(1, tokens * at++, tokens)
+                             : at::zeros({n, tokens, value.size(2)}, value.options()));
+      }
+      kept.push_back(value.narrow(1, value.size(1) - shape.text, shape.text));
+      return activations.compare(name, at::cat(kept, 1), valid);
+    }
+    if (!name.starts_with("vision.") && name != "projector") return activations.compare(name, value);
+    for (std::int64_t view = 0, at = 0; view < shape.views; ++view) {
+      if (!inputs.image_mask.select(1, view).any().item<bool>()) continue;
+      const std::string of = std::to_string(view);
+      activations.compare(name == "projector" ? "projector." + of : "vision." + of + name.substr(6),
+                          value.narrow(0, n * at++, n));
+    }
+  });
+  {
+    const c10::InferenceMode no_graph;
+    (void)velocity(wide.network);
+  }
+  wide.network.watch({});
+  activations.report(report);
+  std::printf("float32, outputs:\n");
+  report.line("velocity", relative(ours.detach(), recorded("output.velocity")), 1e-5);
+  report.line("chain", relative(chain(wide.network), recorded("output.chain")), 1e-5);
+  report.line("loss", relative(loss.detach(), recorded("output.loss")), 1e-5);
+  report_gradients(wide.weights, recorded, report);
+
+  Made<Pi0Network, Pi0Shape> half(shape, dvla::Dtype::bf16, recorded);
+  report_rounded("velocity", velocity(half.network).detach(), recorded, report);
+  report_rounded("chain", chain(half.network), recorded, report);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fprintf(stderr,
+                 "usage: parity RECORD, a folder that a script of test/golden/model/parity has made\n");
+    return 2;
+  }
+  try {
+    const Recorded recorded(argv[1]);
+    const std::string type = recorded.config.at("type");
+    Report report;
+    std::printf("%s, %s\n", argv[1], type.c_str());
+    if (type == "pi05" || type == "pi0")
+      pi0(recorded, report);
+    else
+      throw dvla::Error("config.json: type is '", type, "'; it must be pi05 or pi0");
+    return report.failed() ? 1 : 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}

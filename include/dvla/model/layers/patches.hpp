@@ -1,0 +1,28 @@
+// Image patches, as a convolution whose stride is its width has them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "dvla/model/linear.hpp"
+
+namespace dvla::layers {
+
+/// image: [n, 3, H, W], whole patches. [n, patches, 3 * patch * patch], row by row.
+inline at::Tensor patches(const at::Tensor& image, std::int64_t patch) {
+  const std::int64_t n = image.size(0), down = image.size(2) / patch, across = image.size(3) / patch;
+  return image.view({n, 3, down, patch, across, patch})
+      .permute({0, 2, 4, 1, 3, 5})
+      .reshape({n, down * across, 3 * patch * patch});
+}
+
+/// `kernel`: the convolution's, [d, 3, patch, patch], and its bias [d] or nothing. [n, patches, d], in the image's precision.
+inline at::Tensor patch_embedding(const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& bias) {
+  Linear convolution;
+  convolution.weight = kernel.flatten(1);
+  convolution.bias = bias;
+  return convolution(patches(image, kernel.size(-1)));
+}
+
+}  // namespace dvla::layers

@@ -1,0 +1,89 @@
+// A layer of a decoder-only transformer: Gemma's, Llama's, SmolLM's, and that of pi0's action expert. They differ in their
+// norms, their activation and how many heads share keys and values. Names within a layer are those of the published
+// checkpoints. How tokens see one another, and whose keys stand before theirs, is the model's to say.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "dvla/model/layers/attention.hpp"
+#include "dvla/model/layers/gated_mlp.hpp"
+#include "dvla/model/layers/norm.hpp"
+#include "dvla/model/layers/rotary.hpp"
+#include "dvla/model/parameters.hpp"
+
+namespace dvla::parts {
+
+/// What a matrix starts as where no checkpoint is given: N(0, 1 / inputs).
+inline InitialValues matrix(std::int64_t inputs) { return {0, 1 / std::sqrt(static_cast<double>(inputs))}; }
+
+struct DecoderShape {
+  std::int64_t width = 0, layers = 0, mlp = 0;
+  std::int64_t heads = 0, kv_heads = 1, head_width = 0;
+  layers::Activation activation = layers::Activation::silu;
+  double norm_eps = 1e-6, norm_offset = 0, theta = 10000;
+  std::int64_t condition = 0;  ///< width of what the norms adapt to; 0: they have weights instead
+};
+
+/// RMSNorm with a weight, or adaptive to a condition.
+struct DecoderNorm {
+  at::Tensor weight;
+  Linear dense;
+
+  void declare(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    if (shape.condition > 0)
+      all.declare_linear(name + ".dense", 3 * shape.width, shape.condition, dense, matrix(shape.condition),
+                         true);
+    else
+      all.declare(name + ".weight", {shape.width}, weight, {1 - shape.norm_offset, 0});
+  }
+  /// The gate is undefined without a condition.
+  std::pair<at::Tensor, at::Tensor> operator()(const at::Tensor& x, const at::Tensor& condition,
+                                               const DecoderShape& shape) const {
+    if (shape.condition > 0) return layers::adaptive_rms_norm(x, dense(condition), shape.norm_eps);
+    return {layers::rms_norm(x, weight, shape.norm_eps, shape.norm_offset), {}};
+  }
+};
+
+struct DecoderLayer {
+  DecoderNorm attention_norm, mlp_norm;
+  Linear query, key, value, out, gate, up, down;
+
+  void declare(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    const std::int64_t d = shape.width, q = shape.heads * shape.head_width,
+                       kv = shape.kv_heads * shape.head_width;
+    attention_norm.declare(all, name + ".input_layernorm", shape);
+    all.declare_linear(name + ".self_attn.q_proj", q, d, query, matrix(d));
+    all.declare_linear(name + ".self_attn.k_proj", kv, d, key, matrix(d));
+    all.declare_linear(name + ".self_attn.v_proj", kv, d, value, matrix(d));
+    all.declare_linear(name + ".self_attn.o_proj", d, q, out, matrix(q));
+    mlp_norm.declare(all, name + ".post_attention_layernorm", shape);
+    all.declare_linear(name + ".mlp.gate_proj", shape.mlp, d, gate, matrix(d));
+    all.declare_linear(name + ".mlp.up_proj", shape.mlp, d, up, matrix(d));
+    all.declare_linear(name + ".mlp.down_proj", d, shape.mlp, down, matrix(shape.mlp));
+  }
+
+  /// What a token asks for and offers: query [n, h, T, k], key and value [n, g, T, k], rotated; and the gate of what it gets.
+  struct Projected {
+    at::Tensor query, key, value, gate;
+  };
+  Projected project(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
+                    const DecoderShape& shape) const {
+    const auto [in, gated] = attention_norm(x, condition, shape);
+    const auto heads = [&](const Linear& by) { return layers::heads_of(by(in), shape.head_width); };
+    return {layers::rotated(heads(query), rotary), layers::rotated(heads(key), rotary), heads(value), gated};
+  }
+  /// The residual stream behind the layer; mixed: [n, T, h * k], what attention gave; `gated`: as project() gave it.
+  at::Tensor finish(const at::Tensor& x, const at::Tensor& mixed, const at::Tensor& gated,
+                    const at::Tensor& condition, const DecoderShape& shape) const {
+    const auto add = [](const at::Tensor& to, const at::Tensor& what, const at::Tensor& by) {
+      return by.defined() ? to + what * by : to + what;
+    };
+    const at::Tensor y = add(x, out(mixed), gated);
+    const auto [in, mlp_gated] = mlp_norm(y, condition, shape);
+    return add(y, layers::gated_mlp(in, gate, up, down, shape.activation), mlp_gated);
+  }
+};
+
+}  // namespace dvla::parts
