@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   defaults.environment.environments = 8;
   defaults.environment.dense_reward = true;
   defaults.environment.camera_pixels = 224;
+  defaults.model.chunk = 4;
   defaults.algorithm.group = 4;
   defaults.algorithm.micro_batch = 8;
   return dvla::experiment_main<P>(argc, argv, defaults);

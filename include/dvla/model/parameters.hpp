@@ -66,8 +66,10 @@ class Parameters {
   // ---- Declaring
   /// What is declared from here on is a new unit.
   void begin_unit() { blocks_.emplace_back(); }
-  /// Whether what is declared from here on is frozen, but for adapters and what is declared apart.
+  /// Whether what is declared from here on is frozen and without adapters, but for what is declared apart: what is not
+  /// to be trained, and what no forward pass reads.
   void freeze(bool frozen) { frozen_ = frozen; }
+  bool frozen() const { return frozen_; }
   /// `member` becomes the tensor when memory is there, and must live as long as this. Frozen beside adapters.
   void declare(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
                InitialValues initial = {}, OptimiserGroup group = {}) {
@@ -84,7 +86,7 @@ class Parameters {
                       InitialValues initial = {}, bool bias = false) {
     declare(name + ".weight", {out, in}, member.weight, initial);
     if (bias) declare(name + ".bias", {out}, member.bias);
-    if (adapters_.rank == 0) return;
+    if (adapters_.rank == 0 || frozen_) return;
     layers_ += (layers_.empty() ? "" : ", ") + name;
     if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
     const std::string key = "base_model.model." + name;

@@ -36,7 +36,6 @@ inline Pi0Shape pi05_shape(const Pi05Knobs& knobs) {
   shape.horizon = knobs.horizon;
   if (knobs.random == RandomWeights::tiny) {
     shape.vocabulary = 512;
-    shape.text = 160;
     shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64,
     shape.vision.image = 56;
     shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;

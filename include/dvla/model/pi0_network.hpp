@@ -177,12 +177,13 @@ class Pi0Network {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       all_.begin_unit();
       all_.freeze(expert_alone);
-      layers_[i].language.declare(all_, language + ".layers." + std::to_string(i), shape_.language);
+      layers_[i].language.declare(all_, language + ".layers." + std::to_string(i), shape_.language,
+                                  i + 1 == layers_.size());
       all_.freeze(false);
       layers_[i].expert.declare(all_, expert + ".layers." + std::to_string(i), shape_.expert);
     }
     all_.begin_unit();
-    all_.freeze(expert_alone);
+    all_.freeze(true);  // nobody reads what Gemma ends with
     language_norm_.declare(all_, language + ".norm", shape_.language);
     all_.freeze(false);
     expert_norm_.declare(all_, expert + ".norm", shape_.expert);
@@ -278,8 +279,9 @@ class Pi0Network {
   /// Gemma's layer i: its keys and values, and `x` is the residual stream behind it, but for the last layer's, which nobody reads.
   std::pair<at::Tensor, at::Tensor> prefix_layer(std::size_t i, at::Tensor& x, const Seen& seen) const {
     const parts::DecoderLayer& layer = layers_[i].language;
-    const auto own = layer.project(x, seen.rotary, {}, shape_.language);
-    if (i + 1 < layers_.size() || watch_) {
+    const bool read = i + 1 < layers_.size() || watch_;
+    const auto own = layer.project(x, seen.rotary, {}, shape_.language, !read);
+    if (read) {
       const at::Tensor mixed = layers::attention(own.query, own.key, own.value, seen.mask);
       x = layer.finish(x, mixed, {}, {}, shape_.language);
       see("prefix.layer." + std::to_string(i), x);
