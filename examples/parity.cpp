@@ -24,6 +24,7 @@
 
 #include "dvla/io/safetensors.hpp"
 #include "dvla/model/pi0_network.hpp"
+#include "dvla/model/smolvla_network.hpp"
 #include "dvla/model/weight_files.hpp"
 
 namespace {
@@ -140,12 +141,15 @@ void report_gradients(const dvla::Parameters& weights, const Recorded& recorded,
   std::string norm_at = "none", value_at = "none";
   const auto names = recorded.gradients();
   for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i);
+    const double theirs = norm[row].item<double>();
     const auto found = gradients.find(names[i]);
+    if (found == gradients.end() && theirs == 0)
+      continue;  // the network lacks it, and no output depends on it
     if (found == gradients.end())
       throw dvla::Error("the record has a gradient of ", names[i], ", which this network lacks");
     const at::Tensor& ours = found->second;
-    const auto row = static_cast<std::int64_t>(i);
-    const double root = std::sqrt(static_cast<double>(ours.numel())), theirs = norm[row].item<double>();
+    const double root = std::sqrt(static_cast<double>(ours.numel()));
     const double off =
         std::abs(ours.to(at::kDouble).norm().item<double>() - theirs) / std::max(theirs, floor);
     const double far = (ours.index_select(0, index[row]) - value[row]).abs().max().item<double>() /
@@ -168,55 +172,23 @@ void report_rounded(const std::string& name, const at::Tensor& ours, const Recor
               relative(ours, wide), 1.5 * theirs);
 }
 
-// ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
-dvla::detail::Pi0Shape pi0_shape(const nlohmann::json& config) {
-  dvla::detail::Pi0Shape shape;
-  shape.state_token = config["type"] == "pi0";
-  shape.views = config["views"];
-  shape.text = config["text"];
-  shape.horizon = config["horizon"];
-  shape.actions = config["action"];
-  shape.vocabulary = config["language"]["vocabulary"];
-  shape.shortest_period = config["min_period"];
-  shape.longest_period = config["max_period"];
-  const auto& vision = config["vision"];
-  shape.vision.width = vision["width"];
-  shape.vision.layers = vision["layers"];
-  shape.vision.heads = vision["heads"];
-  shape.vision.mlp = vision["mlp"];
-  shape.vision.image = vision["image"];
-  shape.vision.patch = vision["patch"];
-  const auto decoder = [](dvla::parts::DecoderShape& to, const nlohmann::json& from) {
-    to.width = from["width"];
-    to.layers = from["layers"];
-    to.mlp = from["mlp"];
-    to.heads = from["heads"];
-    to.kv_heads = from["kv_heads"];
-    to.head_width = from["head_dim"];
-  };
-  decoder(shape.language, config["language"]);
-  decoder(shape.expert, config["expert"]);
-  shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
-  return shape;
-}
-
-void pi0(const Recorded& recorded, Report& report) {
-  using dvla::detail::Pi0Network, dvla::detail::Pi0Shape;
-  const Pi0Shape shape = pi0_shape(recorded.config);
-  Pi0Network::Inputs inputs;
+// ---- Networks that turn noise into actions --------------------------------------------------------------------------
+/// pi0's and SmolVLA's: a prefix, a velocity over it, and both in one pass. The prefix is `tokens_a_view` for each camera,
+/// then the rest.
+template <class Network, class Shape>
+void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, Report& report) {
+  typename Network::Inputs inputs;
   for (std::int64_t view = 0; view < shape.views; ++view)
     inputs.images.push_back(recorded("input.image." + std::to_string(view)));
-  inputs.image_mask = recorded("input.image_mask");
+  const at::Tensor image_mask = inputs.image_mask = recorded("input.image_mask");
   inputs.tokens = recorded("input.token");
   inputs.token_mask = recorded("input.token_mask");
-  if (shape.state_token) inputs.state = recorded("input.state");
+  if (recorded.has("input.state")) inputs.state = recorded("input.state");
   const at::Tensor noise = recorded("input.noise"), time = recorded("input.time");
   const std::int64_t n = noise.size(0);
 
-  const auto velocity = [&](Pi0Network& network) {
-    return network.forward(inputs, recorded("input.x"), time);
-  };
-  const auto chain = [&](Pi0Network& network) {
+  const auto velocity = [&](Network& network) { return network.forward(inputs, recorded("input.x"), time); };
+  const auto chain = [&](Network& network) {
     const c10::InferenceMode no_graph;
     const auto prefix = network.prefix(inputs);
     const at::Tensor times = recorded("output.chain_time");
@@ -227,7 +199,7 @@ void pi0(const Recorded& recorded, Report& report) {
     return at::stack(all);
   };
 
-  Made<Pi0Network, Pi0Shape> wide(shape, dvla::Dtype::f32, recorded);
+  Made<Network, Shape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
   const at::Tensor ours = velocity(wide.network), loss = at::mse_loss(ours, noise - recorded("input.action"));
   torch::autograd::backward({loss}, {});
@@ -239,20 +211,21 @@ void pi0(const Recorded& recorded, Report& report) {
     if (name.starts_with("prefix.")) {
       // Cameras that no row has are left out here, and masked there.
       std::vector<at::Tensor> kept;
-      const std::int64_t tokens = shape.vision.tokens();
-      for (std::int64_t view = 0, at = 0; view < shape.views; ++view) {
-        const bool there = inputs.image_mask.select(1, view).any().item<bool>();
-        kept.push_back(there ? value.narrow(1, tokens * at++, tokens)
-                             : at::zeros({n, tokens, value.size(2)}, value.options()));
+      std::int64_t at = 0;
+      for (std::int64_t view = 0; view < shape.views; ++view) {
+        const bool there = image_mask.select(1, view).any().item<bool>();
+        kept.push_back(there ? value.narrow(1, tokens_a_view * at++, tokens_a_view)
+                             : at::zeros({n, tokens_a_view, value.size(2)}, value.options()));
       }
-      kept.push_back(value.narrow(1, value.size(1) - shape.text, shape.text));
+      kept.push_back(value.slice(1, tokens_a_view * at));
       return activations.compare(name, at::cat(kept, 1), valid);
     }
-    if (!name.starts_with("vision.") && name != "projector") return activations.compare(name, value);
+    const bool projected = name == "projector" || name == "connector";
+    if (!name.starts_with("vision.") && !projected) return activations.compare(name, value);
     for (std::int64_t view = 0, at = 0; view < shape.views; ++view) {
-      if (!inputs.image_mask.select(1, view).any().item<bool>()) continue;
+      if (!image_mask.select(1, view).any().item<bool>()) continue;
       const std::string of = std::to_string(view);
-      activations.compare(name == "projector" ? "projector." + of : "vision." + of + name.substr(6),
+      activations.compare(projected ? name + "." + of : "vision." + of + name.substr(6),
                           value.narrow(0, n * at++, n));
     }
   });
@@ -268,9 +241,69 @@ void pi0(const Recorded& recorded, Report& report) {
   report.line("loss", relative(loss.detach(), recorded("output.loss")), 1e-5);
   report_gradients(wide.weights, recorded, report);
 
-  Made<Pi0Network, Pi0Shape> half(shape, dvla::Dtype::bf16, recorded);
+  Made<Network, Shape> half(shape, dvla::Dtype::bf16, recorded);
   report_rounded("velocity", velocity(half.network).detach(), recorded, report);
   report_rounded("chain", chain(half.network), recorded, report);
+}
+
+dvla::parts::VisionShape vision_shape(const nlohmann::json& from, dvla::parts::VisionShape shape) {
+  shape.width = from["width"];
+  shape.layers = from["layers"];
+  shape.heads = from["heads"];
+  shape.mlp = from["mlp"];
+  shape.image = from["image"];
+  shape.patch = from["patch"];
+  return shape;
+}
+dvla::parts::DecoderShape decoder_shape(const nlohmann::json& from, dvla::parts::DecoderShape shape) {
+  shape.width = from["width"];
+  shape.layers = from["layers"];
+  shape.mlp = from["mlp"];
+  shape.heads = from["heads"];
+  shape.kv_heads = from["kv_heads"];
+  shape.head_width = from["head_dim"];
+  return shape;
+}
+
+// ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
+void pi0(const Recorded& recorded, Report& report) {
+  const nlohmann::json& config = recorded.config;
+  dvla::detail::Pi0Shape shape;
+  shape.state_token = config["type"] == "pi0";
+  shape.views = config["views"];
+  shape.text = config["text"];
+  shape.horizon = config["horizon"];
+  shape.actions = config["action"];
+  shape.vocabulary = config["language"]["vocabulary"];
+  shape.shortest_period = config["min_period"];
+  shape.longest_period = config["max_period"];
+  shape.vision = vision_shape(config["vision"], shape.vision);
+  shape.language = decoder_shape(config["language"], shape.language);
+  shape.expert = decoder_shape(config["expert"], shape.expert);
+  shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
+  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, report);
+}
+
+// ---- SmolVLA ----------------------------------------------------------------------------------------------------
+void smolvla(const Recorded& recorded, Report& report) {
+  const nlohmann::json& config = recorded.config;
+  dvla::detail::SmolVlaShape shape;
+  shape.views = config["views"];
+  shape.text = config["text"];
+  shape.horizon = config["horizon"];
+  shape.actions = config["action"];
+  shape.states = config["state"];
+  shape.shuffle = config["shuffle"];
+  shape.joint_every = config["self_attention_every"];
+  shape.vocabulary = config["language"]["vocabulary"];
+  shape.shortest_period = config["min_period"];
+  shape.longest_period = config["max_period"];
+  shape.vision = vision_shape(config["vision"], shape.vision);
+  shape.language = decoder_shape(config["language"], shape.language);
+  shape.expert = decoder_shape(config["expert"], shape.expert);
+  shape.language.norm_eps = config["language"]["rms_norm_eps"];
+  shape.expert.norm_eps = config["expert"]["rms_norm_eps"];
+  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report);
 }
 
 }  // namespace
@@ -288,8 +321,10 @@ int main(int argc, char** argv) {
     std::printf("%s, %s\n", argv[1], type.c_str());
     if (type == "pi05" || type == "pi0")
       pi0(recorded, report);
+    else if (type == "smolvla")
+      smolvla(recorded, report);
     else
-      throw dvla::Error("config.json: type is '", type, "'; it must be pi05 or pi0");
+      throw dvla::Error("config.json: type is '", type, "'; it must be pi05, pi0 or smolvla");
     return report.failed() ? 1 : 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());

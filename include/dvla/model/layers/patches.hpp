@@ -25,4 +25,13 @@ inline at::Tensor patch_embedding(const at::Tensor& image, const at::Tensor& ker
   return convolution(patches(image, kernel.size(-1)));
 }
 
+/// Of a square image's patches, x: [n, side * side, d], blocks of `block` x `block` become one token: [n, (side / block)^2,
+/// block * block * d], a block's patches row by row.
+inline at::Tensor blocks_of_patches(const at::Tensor& x, std::int64_t side, std::int64_t block) {
+  const std::int64_t n = x.size(0), d = x.size(2), down = side / block;
+  return x.reshape({n, down, block, down, block, d})
+      .permute({0, 1, 3, 2, 4, 5})
+      .reshape({n, down * down, block * block * d});
+}
+
 }  // namespace dvla::layers

@@ -1,5 +1,5 @@
 // Rotary position embedding, first half against second half of a head's features (Su et al., arXiv 2104.09864, in the form of
-// Gemma's and Llama's published code). Angles are float32, their sine and cosine rounded to what is rotated.
+// Gemma's and Llama's published code). Angles are float32, their sine and cosine rounded to what a model says.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -29,10 +29,10 @@ inline Rotary rotary(const at::Tensor& positions, std::int64_t head_width, doubl
   return {at::cos(angle).to(type), at::sin(angle).to(type)};
 }
 
-/// x: [n, h, T, k].
+/// x: [n, h, T, k]. Sums are made in the wider precision of the two, the result is x's.
 inline at::Tensor rotated(const at::Tensor& x, const Rotary& by) {
   const auto halves = x.chunk(2, -1);
-  return x * by.cos + at::cat({-halves[1], halves[0]}, -1) * by.sin;
+  return (x * by.cos + at::cat({-halves[1], halves[0]}, -1) * by.sin).to(x.scalar_type());
 }
 
 }  // namespace dvla::layers

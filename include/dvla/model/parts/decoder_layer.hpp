@@ -50,17 +50,19 @@ struct DecoderLayer {
   DecoderNorm attention_norm, mlp_norm;
   Linear query, key, value, out, gate, up, down;
 
-  /// `keys_alone`: nobody reads more of this layer than its keys and values.
-  void declare(Parameters& all, const std::string& name, const DecoderShape& shape, bool keys_alone = false) {
+  /// `keys_alone`: nobody reads more of this layer than its keys and values. `offered`: how wide that is which it makes them
+  /// of, where it isn't its own stream.
+  void declare(Parameters& all, const std::string& name, const DecoderShape& shape, bool keys_alone = false,
+               std::int64_t offered = 0) {
     const std::int64_t d = shape.width, q = shape.heads * shape.head_width,
-                       kv = shape.kv_heads * shape.head_width;
+                       kv = shape.kv_heads * shape.head_width, from = offered > 0 ? offered : d;
     const bool frozen = all.frozen();
     attention_norm.declare(all, name + ".input_layernorm", shape);
     all.freeze(frozen || keys_alone);
     all.declare_linear(name + ".self_attn.q_proj", q, d, query, matrix(d));
     all.freeze(frozen);
-    all.declare_linear(name + ".self_attn.k_proj", kv, d, key, matrix(d));
-    all.declare_linear(name + ".self_attn.v_proj", kv, d, value, matrix(d));
+    all.declare_linear(name + ".self_attn.k_proj", kv, from, key, matrix(from));
+    all.declare_linear(name + ".self_attn.v_proj", kv, from, value, matrix(from));
     all.freeze(frozen || keys_alone);
     all.declare_linear(name + ".self_attn.o_proj", d, q, out, matrix(q));
     mlp_norm.declare(all, name + ".post_attention_layernorm", shape);
@@ -81,6 +83,20 @@ struct DecoderLayer {
     const auto heads = [&](const Linear& by) { return layers::heads_of(by(in), shape.head_width); };
     return {keys_alone ? at::Tensor() : layers::rotated(heads(query), rotary),
             layers::rotated(heads(key), rotary), heads(value), gated};
+  }
+  /// The query and the gate alone, of a layer whose keys and values are made of another's.
+  Projected ask(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
+                const DecoderShape& shape) const {
+    const auto [in, gated] = attention_norm(x, condition, shape);
+    return {layers::rotated(layers::heads_of(query(in), shape.head_width), rotary), {}, {}, gated};
+  }
+  /// Such a layer's keys and values: made of another's, [n, g, S, k], heads side by side, and not rotated again.
+  std::pair<at::Tensor, at::Tensor> made_of(const at::Tensor& keys, const at::Tensor& values,
+                                            const DecoderShape& shape) const {
+    const auto made = [&](const Linear& by, const at::Tensor& x) {
+      return layers::heads_of(by(x.transpose(1, 2).flatten(2)), shape.head_width);
+    };
+    return {made(key, keys), made(value, values)};
   }
   /// The residual stream behind the layer; mixed: [n, T, h * k], what attention gave; `gated`: as project() gave it.
   at::Tensor finish(const at::Tensor& x, const at::Tensor& mixed, const at::Tensor& gated,
