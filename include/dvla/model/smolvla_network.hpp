@@ -248,7 +248,8 @@ class SmolVlaNetwork {
     return {all, Prefix{.layers = {}, .valid = at::cat(valid, 1)}};
   }
 
-  /// The suffix's tokens [n, H, e]: an action and the time, mixed.
+  /// The suffix's tokens [n, H, e]: an action and the time, mixed. Rounded here; in the reference the first residual
+  /// that is added to them in place rounds them (smolvlm_with_expert.py:485).
   at::Tensor embed_suffix(const at::Tensor& actions, const at::Tensor& times) const {
     all_.before(suffix_unit());
     const at::Tensor noisy = action_in_(actions);
