@@ -145,6 +145,7 @@ class OpenVlaNetwork {
   Outputs next(Context& context, const at::Tensor& action) const {
     all_.before(text_unit());
     at::Tensor x = at::embedding(words_, action.unsqueeze(1));
+    all_.after(text_unit(), {});
     const std::int64_t at = context.length++;
     Seen seen{
         layers::rotary(context.place, shape_.language.head_width, shape_.language.theta, x.scalar_type()),
@@ -159,13 +160,15 @@ class OpenVlaNetwork {
       auto& [keys, values] = context.layers[i];
       keys.narrow(2, at, 1).copy_(own.key);
       values.narrow(2, at, 1).copy_(own.value);
-      x = layers_[i].finish(x,
-                            layers::attention(own.query, keys.narrow(2, 0, context.length),
-                                              values.narrow(2, 0, context.length), seen.mask),
-                            {}, {}, shape_.language);
+      const at::Tensor mixed = layers::attention(own.query, keys.narrow(2, 0, context.length),
+                                                 values.narrow(2, 0, context.length), seen.mask);
+      x = layers_[i].finish(x, mixed, {}, {}, shape_.language);
+      all_.after(layer_unit(i), {});
     }
     all_.before(end_unit());
-    return end(x);
+    Outputs outputs = end(x);
+    all_.after(end_unit(), {});
+    return outputs;
   }
 
  private:
