@@ -346,6 +346,30 @@ std::pair<at::Tensor, at::Tensor> token_odds(const dvla::detail::OpenVlaShape& s
           -(all.exp() * all).sum(-1)};
 }
 
+/// OpenVLA's decoding, always the likeliest token, and the first layer's keys and values of the prompt.
+void report_decoded(const dvla::detail::OpenVlaNetwork& network,
+                    const dvla::detail::OpenVlaNetwork::Inputs& inputs, const Recorded& recorded,
+                    Report& report) {
+  auto [outputs, context] = network.begin(inputs);
+  const auto cached = [&](const std::string& what, const at::Tensor& ours) {
+    const std::string name = "cache." + what + ".0";
+    report.line(
+        name, relative(ours.narrow(2, 0, context.length), recorded(name).narrow(2, 0, context.length)), 1e-5);
+  };
+  cached("key", context.layers[0].first);
+  cached("value", context.layers[0].second);
+  const dvla::detail::OpenVlaShape& shape = network.shape();
+  std::vector<at::Tensor> tokens, logits;
+  for (;;) {
+    logits.push_back(outputs.logits.select(1, 0));
+    tokens.push_back(logits.back().argmax(-1) + shape.first_action_token());
+    if (std::ssize(tokens) == shape.actions()) break;
+    outputs = network.next(context, tokens.back());
+  }
+  report.line("greedy", relative(at::stack(tokens, 1), recorded("output.greedy")), 0);
+  report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
+}
+
 void openvla(const Recorded& recorded, Report& report) {
   using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
   using Outputs = OpenVlaNetwork::Outputs;
@@ -376,27 +400,28 @@ void openvla(const Recorded& recorded, Report& report) {
   wide.network.watch({});
   activations.report(report);
   std::printf("float32, outputs:\n");
-  const auto outputs = [&](const at::Tensor& logits, auto line) {
-    line("logits", logits);
-    const auto [log_prob, entropy] = token_odds(shape, logits, tokens, 1);
-    line("log_prob", log_prob);
-    line("log_prob_1.6", token_odds(shape, logits, tokens, 1.6).first);
-    line("entropy", entropy);
-  };
   const auto exact = [&](const std::string& name, const at::Tensor& value) {
-    report.line(name, relative(value, recorded("output." + name)), 1e-5);
+    if (recorded.has("output." + name)) report.line(name, relative(value, recorded("output." + name)), 1e-5);
   };
-  outputs(ours.logits.detach(), exact);
+  const at::Tensor logits = ours.logits.detach();
+  const auto [log_prob, entropy] = token_odds(shape, logits, tokens, 1);
+  exact("logits", logits);
+  exact("log_prob", log_prob);
+  exact("log_prob_1.6", token_odds(shape, logits, tokens, 1.6).first);
+  exact("entropy", entropy);
   exact("loss", loss.detach());
   exact("hidden", ours.hidden.detach());
-  exact("greedy", ours.logits.detach().argmax(-1) + shape.first_action_token());
   report.line("logits, nothing skipped", relative(watched.logits, recorded("output.logits")), 1e-5);
+  if (shape.parallel)
+    exact("greedy", logits.argmax(-1) + shape.first_action_token());
+  else
+    report_decoded(wide.network, inputs, recorded, report);
   report_gradients(wide.weights, recorded, report);
 
   Made<OpenVlaNetwork, OpenVlaShape> half(shape, dvla::Dtype::bf16, recorded);
-  outputs(half.network.forward(inputs, tokens).logits, [&](const std::string& name, const at::Tensor& value) {
-    report_rounded(name, value, recorded, report);
-  });
+  const at::Tensor rounded_logits = half.network.forward(inputs, tokens).logits;
+  report_rounded("logits", rounded_logits, recorded, report);
+  report_rounded("log_prob", token_odds(shape, rounded_logits, tokens, 1).first, recorded, report);
   if (!shape.parallel) return;
 
   // As OpenVLA-OFT's authors run it: no padding, STOP kept; then with a token of the state, and the regression head.

@@ -115,8 +115,8 @@ class OpenVlaNetwork {
   /// OpenVLA-OFT's pass. OpenVLA: the same with the action tokens [n, E], int64, given, as ids of words.
   Outputs forward(const Inputs& inputs, const at::Tensor& actions = {}) const {
     const std::int64_t E = shape_.actions();
-    // The last action's own input would come behind all that is read.
-    const at::Tensor given = shape_.parallel ? at::Tensor() : actions.narrow(1, 0, E - 1);
+    // The last action's own input would come behind all that is read: an onlooker alone sees it.
+    const at::Tensor given = shape_.parallel || watch_ ? actions : actions.narrow(1, 0, E - 1);
     const auto [x, valid] = embed(inputs, given);
     all_.after(text_unit(), {x});
     return decode(x, valid, read_at(inputs, E), nullptr);
@@ -249,7 +249,7 @@ class OpenVlaNetwork {
       all.push_back(what);
       behind += what.size(1);
     };
-    if (actions.defined() && actions.size(1) > 0) add(at::embedding(words_, actions));
+    if (!shape_.parallel && actions.defined()) add(at::embedding(words_, actions));
     if (shape_.parallel) {
       // No embedding of a placeholder (openvla-oft modeling_prismatic.py:883).
       add(at::zeros({n, shape_.actions(), shape_.language.width}, words.options()));
