@@ -218,6 +218,34 @@ TEST_CASE("units are used once each, forwards and backwards, with adapters and w
       }
 }
 
+TEST_CASE("decoding tells of each unit, and that it has done with it, in the prompt and in every step") {
+  const c10::InferenceMode no_graph;
+  struct Log final : UnitHooks {
+    void before_unit(std::size_t unit, Direction) override {
+      CHECK(!open);
+      open = true;
+      units.push_back(unit);
+    }
+    void after_unit(std::size_t unit, Direction) override {
+      CHECK((open && units.back() == unit));
+      open = false;
+    }
+    void gradient_ready(std::size_t) override { CHECK(false); }
+    std::vector<std::size_t> units;
+    bool open = false;
+  } log;
+  const OpenVlaShape shape = small(false);
+  Small made(shape);
+  made.weights.hook(&log);
+  auto [first, context] = made.network.begin(padded(shape, {5, 2, 4}, true));
+  CHECK((log.units == std::vector<std::size_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}));
+  log.units.clear();
+  made.network.next(context, some_actions(shape, 3).select(1, 0));
+  CHECK((log.units == std::vector<std::size_t>{6, 7, 8, 9, 10}));
+  CHECK(!log.open);
+  made.weights.hook(nullptr);
+}
+
 TEST_CASE(
     "adapters of every layer, that of the patches too, have PEFT's shapes, and added in they change no "
     "output") {

@@ -118,7 +118,6 @@ class OpenVlaNetwork {
     // The last action's own input would come behind all that is read: an onlooker alone sees it.
     const at::Tensor given = shape_.parallel || watch_ ? actions : actions.narrow(1, 0, E - 1);
     const auto [x, valid] = embed(inputs, given);
-    all_.after(text_unit(), {x});
     return decode(x, valid, read_at(inputs, E), nullptr);
   }
 
@@ -239,7 +238,8 @@ class OpenVlaNetwork {
     const at::Tensor patches = projector_(side_by_side);
     see("projector", patches);
     const at::Tensor words = at::embedding(words_, inputs.tokens);
-    // Behind BOS, whatever the prompt begins with (openvla-oft modeling_prismatic.py:463).
+    // Behind the first token (openvla-oft modeling_prismatic.py:474), which must be BOS: RLinf moves it there, before the
+    // padding (processing_prismatic.py:151).
     std::vector<at::Tensor> all{words.narrow(1, 0, 1), patches};
     if (shape_.state > 0) all.push_back(state_projector_(inputs.state.to(precision())).unsqueeze(1));
     const std::int64_t before = patches.size(1) + std::ssize(all) - 2;
@@ -251,8 +251,9 @@ class OpenVlaNetwork {
     };
     if (!shape_.parallel && actions.defined()) add(at::embedding(words_, actions));
     if (shape_.parallel) {
-      // No embedding of a placeholder (openvla-oft modeling_prismatic.py:883).
+      // Nothing, not a placeholder's embedding (openvla-oft modeling_prismatic.py:891).
       add(at::zeros({n, shape_.actions(), shape_.language.width}, words.options()));
+      // The authors' (openvla-oft modeling_prismatic.py:743), not RLinf's (openvla_oft_action_model.py:85).
       if (shape_.stop)
         add(at::embedding(words_, at::full({n, 1}, shape_.stop_token, inputs.tokens.options())));
     }
@@ -263,10 +264,12 @@ class OpenVlaNetwork {
     }
     const at::Tensor x = at::cat(all, 1);
     see("embedding", x);
+    all_.after(text_unit(), {x});
     return {x, valid};
   }
 
-  /// Where in the sequence the outputs stand that make action tokens, [n, count]: the last prompt token, and the actions but for the last.
+  /// Where in the sequence the outputs stand that make action tokens, [n, count]: one before the actions themselves, from the last
+  /// prompt token on (openvla-oft modeling_prismatic.py:985, 931).
   at::Tensor read_at(const Inputs& inputs, std::int64_t count) const {
     const std::int64_t n = inputs.tokens.size(0), L = inputs.tokens.size(1);
     const std::int64_t before = shape_.views * shape_.dinov2.tokens() + (shape_.state > 0 ? 1 : 0);
@@ -288,7 +291,9 @@ class OpenVlaNetwork {
   Seen seen_at(const at::Tensor& at, const at::Tensor& valid, const at::Tensor& x) const {
     const at::Tensor all = places(valid, x);
     const at::Tensor own = all.expand({at.size(0), all.size(1)}).gather(1, at);
-    at::Tensor allowed;  // keys alone are masked: whoever looks from padding sees what the others see
+    // Keys alone are masked: padding sees what the others see (the last row of the mask for all; fork of Transformers,
+    // modeling_llama.py:721).
+    at::Tensor allowed;
     if (valid.defined()) allowed = valid.unsqueeze(1);
     if (!shape_.parallel) {
       const at::Tensor causal = at::arange(x.size(1), at.options()) <= at.unsqueeze(-1);
@@ -320,11 +325,11 @@ class OpenVlaNetwork {
       see("layer." + std::to_string(i), x);
       all_.after(layer_unit(i), {x});
     }
+    all_.before(end_unit());
     if (watch_) {
       see("norm", norm_(x, {}, shape_.language).first);
       x = at_places(x, read);
     }
-    all_.before(end_unit());
     const Outputs outputs = end(x);
     all_.after(end_unit(), {outputs.logits, outputs.hidden, outputs.actions});
     return outputs;

@@ -67,7 +67,7 @@ class TimmVit {
   /// image: [n, 3, image, image]. The result is [n, prefix + tokens, width]: class token, registers, patches.
   at::Tensor embed(const at::Tensor& image) const {
     const auto like = [&](const at::Tensor& x) { return x.to(image.scalar_type()); };
-    // Positions are the patches' alone (no_embed_class; timm 1.0.31 vision_transformer.py:1113).
+    // Positions are the patches' alone (no_embed_class; timm 1.0.31 vision_transformer.py:1112).
     const at::Tensor x = layers::patch_embedding(image, patches_) + like(position_);
     std::vector<at::Tensor> all;
     for (const at::Tensor& each : {class_token_, registers_})
@@ -86,7 +86,8 @@ class TimmVit {
     const at::Tensor y = x + scaled(layer.out(mixed), layer.attention_scale);
     return y + scaled(layer.mlp(layer.mlp_norm(y, shape_)), layer.mlp_scale);
   }
-  /// Of what the last block that is computed puts out: the patches', [n, tokens, width].
+  /// Of what the last block that is computed puts out (openvla-oft modeling_prismatic.py:137): the patches', [n, tokens, width], without
+  /// the norm at the end (timm 1.0.31 vision_transformer.py:1188).
   at::Tensor features(const at::Tensor& x) const { return x.narrow(1, shape_.prefix(), shape_.tokens()); }
 
  private:
