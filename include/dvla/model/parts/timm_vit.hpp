@@ -52,10 +52,12 @@ class TimmVit {
     all.declare_convolution(name + ".patch_embed.proj", d, 3, shape.patch, patches_,
                             matrix(3 * shape.patch * shape.patch), true);
     layers_.resize(static_cast<std::size_t>(shape.layers));
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (i + 1 < layers_.size()) all.begin_unit();
+    for (std::size_t i = 0; i < computed_layers(); ++i) {
+      all.begin_unit();
       layers_[i].declare(all, name + ".blocks." + std::to_string(i), shape);
     }
+    // What nobody reads.
+    layers_.back().declare(all, name + ".blocks." + std::to_string(computed_layers()), shape);
     end_.declare(all, name + ".norm", d);
     if (shape.pooling_head) pooling_.declare(all, name + ".attn_pool", shape);
   }
