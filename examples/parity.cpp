@@ -162,6 +162,10 @@ void report_gradients(const dvla::Parameters& weights, const Recorded& recorded,
   std::map<std::string, at::Tensor> gradients;
   std::map<std::size_t, std::size_t> next;
   for (const dvla::Parameter& each : weights.parameters()) {
+    if (!each.trainable) {  // no pass reads it
+      gradients[each.name] = at::zeros({each.count()});
+      continue;
+    }
     const auto& unit = weights.units()[each.unit];
     gradients[each.name] = at::from_blob(unit.gradients.data() + next[each.unit], {each.count()}).clone();
     next[each.unit] += static_cast<std::size_t>(each.count());

@@ -112,11 +112,11 @@ TEST_CASE("a dimension of categories is served by tokens, refused by flow matchi
     return TinyVlaModel<TokenHead>(small(static_cast<int>(inputs.chunk)), inputs, seed);
   };
   CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
-  CHECK_THROWS_WITH_AS(
-      TinyVlaModel<FlowHead>(small<FlowHead>(static_cast<int>(inputs.chunk)), inputs, 1),
-      "TinyVLA: FlowHead makes continuous actions, and the environment has a dimension of categories; choose "
-      "TokenHead",
-      dvla::ConfigError);
+  CHECK_THROWS_WITH_AS(TinyVlaModel<FlowHead>(small<FlowHead>(static_cast<int>(inputs.chunk)), inputs, 1),
+                       "the model's actions are continuous, as flow matching makes them, and the environment "
+                       "has a dimension of "
+                       "categories; choose a model with tokens (TinyVLA<TokenHead>)",
+                       dvla::ConfigError);
   inputs.action.categories.back() = 9;
   CHECK_THROWS_WITH_AS(
       make(1), "model.bins is 8, and an action's dimension is one of 9 categories; raise it to 9 or more",

@@ -504,7 +504,7 @@ TEST_CASE("calls without a value head, or of sizes that do not fit, are refused 
   Model<Tokens> bare(small<Tokens>(inputs), inputs, 3);
   Calls calls(bare, inputs);
   calls.act();
-  const std::string no_head = "TinyVLA: this model has no value head; make it as WithValue<TinyVLA<Head>>";
+  const std::string no_head = "TinyVLA: this model has no value head; make it as WithValue<Model>";
   CHECK_EQ(error_of([&] { calls.values(); }), no_head);
   CHECK_EQ(error_of([&] { calls.forward_with_values(); }), no_head);
   std::vector<float> storage(24);

@@ -11,8 +11,12 @@
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/model/pi05_knobs.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
 
+template <std::same_as<dvla::Pi05Knobs> K>
+struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps,
+                                                      &K::noise_level, &K::train, &K::cameras, &K::dtype> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};
@@ -76,19 +80,17 @@ struct TinyVLA {
   };
 };
 
-/// pi0.5: PaliGemma with a flow-matching action expert. Declared, not built in this version.
+/// pi0.5: PaliGemma with a flow-matching action expert.
 struct Pi05 {
   using slot = model_slot;
-  using knobs = NoKnobs;
+  using knobs = Pi05Knobs;
   static constexpr std::string_view name = "Pi05";
   static constexpr bool takes_adapters = true;
-  static constexpr bool has_value_head = true;
-  static constexpr bool built = false;
+  static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
-    static_assert(Never,
-                  "dvla: Pi05 is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+    static_assert(
+        Never, "dvla: Pi05 is named but its machinery is not included: add #include <dvla/model/pi05.hpp>");
   };
 };
 

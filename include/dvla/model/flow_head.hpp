@@ -8,7 +8,11 @@
 // sigma = a sqrt(t_i / (1 - t_i)), where t_0 = 1 takes 1 - t_1 as the denominator;
 // mean = x0 (1 - (t - d)) + x1 (t - d - sigma^2 d / (2 t)); std = sigma sqrt(d).
 //
-// Legend: n rows, K denoise steps, C control steps a chunk, A action dimensions, E = C * A.
+// A network may make more than is executed: H control steps of D numbers, of which the first C and A are the action. The chain is
+// of all of them, log-probabilities and imitation are of the action's alone, as pi_RL has it.
+//
+// Legend: n rows, K denoise steps, C control steps a chunk, A action dimensions, E = C * A, H horizon, D dimensions of the
+// network, F = H * D.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +33,7 @@ namespace dvla {
 
 /// What recomputes a sample of the flow head.
 struct FlowDecision {
-  Field<float> chain;                 ///< [.., K+1, C, A] from noise to action, not clipped
+  Field<float> chain;                 ///< [.., K+1, H, D] from noise to action, not clipped
   Field<std::int32_t> denoise_index;  ///< [..] the stochastic step, or -1: decoded as the mode
   Field<float> log_prob;              ///< [.., C, A] of that step, elementwise; 0 for the mode
 };
@@ -75,31 +79,50 @@ inline FlowStep sde_step(int index, int steps, double noise_level) {
   return step;
 }
 
-/// What TinyVlaModel asks of a head; see TokenHeadMachinery. Here `Evaluate(x[n*E], t[n])` is the velocity.
+/// H and D of a network whose own they are.
+struct FlowSpace {
+  std::int64_t horizon = 0, dimensions = 0;
+};
+
+/// What NetworkModel asks of a head; see TokenHeadMachinery. Here `Evaluate(x[n*F], t[n])` is the velocity.
 class FlowHeadMachinery {
  public:
   using Decision = FlowDecision;
 
-  FlowHeadMachinery(const FlowHeadKnobs& knobs, const ActionSpec& action, std::uint64_t seed)
-      : steps_(knobs.denoise_steps), chunk_(knobs.chunk), dimensions_(action.dimensions), imitation_(seed) {
+  /// `Knobs` has denoise_steps, noise_level and chunk, as FlowHeadKnobs.
+  template <class Knobs>
+  FlowHeadMachinery(const Knobs& knobs, const ActionSpec& action, std::uint64_t seed)
+      : FlowHeadMachinery(knobs, action, seed, {knobs.chunk, action.dimensions}) {}
+  template <class Knobs>
+  FlowHeadMachinery(const Knobs& knobs, const ActionSpec& action, std::uint64_t seed, FlowSpace space)
+      : steps_(knobs.denoise_steps),
+        chunk_(knobs.chunk),
+        dimensions_(action.dimensions),
+        space_(space),
+        imitation_(seed) {
     if (!action.continuous())
       throw ConfigError(
-          "TinyVLA: FlowHead makes continuous actions, and the environment has a dimension of categories; "
-          "choose TokenHead");
-    if (steps_ < 1) throw ConfigError("TinyVLA: denoise_steps must be 1 or more");
-    if (!(knobs.noise_level > 0)) throw ConfigError("TinyVLA: noise_level must be above 0");
+          "the model's actions are continuous, as flow matching makes them, and the environment has a "
+          "dimension of "
+          "categories; choose a model with tokens (TinyVLA<TokenHead>)");
+    if (steps_ < 1) throw ConfigError("model.denoise_steps must be 1 or more");
+    if (!(knobs.noise_level > 0)) throw ConfigError("model.noise_level must be above 0");
+    if (chunk_ > space_.horizon || dimensions_ > space_.dimensions)
+      throw ConfigError("model.chunk is ", chunk_, " and the environment's actions have ", dimensions_,
+                        " dimensions, and the network makes ", space_.horizon, " control steps of ",
+                        space_.dimensions, "; they must fit into these");
     for (int i = 0; i < steps_; ++i) {
       ode_.push_back(ode_step(i, steps_));
       sde_.push_back(sde_step(i, steps_, static_cast<double>(knobs.noise_level)));
     }
   }
 
-  std::int64_t queries() const { return chunk_; }
-  std::int64_t outputs() const { return dimensions_; }
-  std::int64_t noise_inputs() const { return dimensions_; }
+  std::int64_t queries() const { return space_.horizon; }
+  std::int64_t outputs() const { return space_.dimensions; }
+  std::int64_t noise_inputs() const { return space_.dimensions; }
 
   Decision decision_layout(const Extents& leading) const {
-    return {Field<float>(extents_with(leading, {steps_ + 1, chunk_, dimensions_})),
+    return {Field<float>(extents_with(leading, {steps_ + 1, space_.horizon, space_.dimensions})),
             Field<std::int32_t>(leading), Field<float>(extents_with(leading, {chunk_, dimensions_}))};
   }
 
@@ -109,7 +132,7 @@ class FlowHeadMachinery {
     SplitMix64 of_all(seed);
     const int noisy =
         decoding == Decoding::mode ? -1 : static_cast<int>(of_all.below(static_cast<std::uint64_t>(steps_)));
-    const auto E = static_cast<std::size_t>(chunk_ * dimensions_);
+    const std::size_t F = whole();
     std::vector<SplitMix64> random;
     std::vector<float> x, t(rows.size());
     for (const std::int64_t row : rows) {
@@ -117,7 +140,7 @@ class FlowHeadMachinery {
       const std::span<float> noise = decision.chain.at(row).at(0).span();
       for (float& value : noise) value = decoding == Decoding::mode ? 0.0f : static_cast<float>(own.normal());
       x.insert(x.end(), noise.begin(), noise.end());
-      std::fill_n(decision.log_prob.at(row).data(), E, 0.0f);
+      std::ranges::fill(decision.log_prob.at(row).span(), 0.0f);
       decision.denoise_index[row] = noisy;
     }
     for (int i = 0; i < steps_; ++i) {
@@ -127,19 +150,25 @@ class FlowHeadMachinery {
       for (std::size_t n = 0, place = 0; n < rows.size(); ++n) {
         const std::span<float> now = decision.chain.at(rows[n]).at(i + 1).span();
         const std::span<float> log_prob = decision.log_prob.at(rows[n]).span();
-        for (std::size_t e = 0; e < E; ++e, ++place) {
+        const std::size_t first = place;
+        for (std::size_t f = 0; f < F; ++f, ++place) {
           check_finite(v[place], place);
           double next = step.mean(x[place], v[place]);
-          if (i == noisy) {
-            next = static_cast<float>(next + step.std * random[n].normal());
-            log_prob[e] = static_cast<float>(step.log_prob(next, x[place], v[place]));
-          }
-          x[place] = now[e] = static_cast<float>(next);
+          if (i == noisy) next = static_cast<float>(next + step.std * random[n].normal());
+          now[f] = static_cast<float>(next);
         }
+        if (i == noisy)
+          each_executed([&](std::size_t e, std::size_t f) {
+            log_prob[e] = static_cast<float>(step.log_prob(now[f], x[first + f], v[first + f]));
+          });
+        std::ranges::copy(now, x.begin() + static_cast<std::ptrdiff_t>(first));
       }
     }
-    for (std::size_t n = 0, place = 0; n < rows.size(); ++n)
-      for (float& value : action.at(rows[n]).span()) value = std::clamp(x[place++], -1.0f, 1.0f);
+    for (std::size_t n = 0; n < rows.size(); ++n) {
+      const std::span<float> executed = action.at(rows[n]).span();
+      each_executed(
+          [&](std::size_t e, std::size_t f) { executed[e] = std::clamp(x[n * F + f], -1.0f, 1.0f); });
+    }
   }
 
   /// Takes the stochastic step of each stored decision: x before and after, and its index.
@@ -166,7 +195,10 @@ class FlowHeadMachinery {
     for (const std::int64_t row : rows) {
       const double t = 0.999 * std::pow(imitation_.uniform01(), 1 / 1.5) + 0.001;
       t_.push_back(static_cast<float>(t));
-      for (const float value : action.at(row).span()) {
+      std::vector<float> whole_action(whole());  // what is not executed is 0
+      const std::span<const float> executed = action.at(row).span();
+      each_executed([&](std::size_t e, std::size_t f) { whole_action[f] = executed[e]; });
+      for (const float value : whole_action) {
         const double a = value, noise = imitation_.normal();
         x_.push_back(static_cast<float>(t * noise + (1 - t) * a));
         next_.push_back(static_cast<float>(noise - a));
@@ -179,35 +211,51 @@ class FlowHeadMachinery {
   /// log_prob[n*E] of velocities[n*E] for the loaded rows. Entropy is reported as 0: that of flow_sde's noise
   /// is a constant of the knobs, so no gradient flows through it.
   void log_prob(std::span<const float> velocity, std::span<float> log_prob, std::span<float> entropy) {
-    const std::size_t E = x_.size() / t_.size();
-    for (std::size_t e = 0; e < x_.size(); ++e) {
-      check_finite(velocity[e], e);
-      log_prob[e] = static_cast<float>(step_[e / E]->log_prob(next_[e], x_[e], velocity[e]));
-      entropy[e] = 0;
-    }
+    std::ranges::fill(entropy, 0.0f);
+    each_loaded([&](std::size_t row, std::size_t e, std::size_t f) {
+      check_finite(velocity[f], f);
+      log_prob[e] = static_cast<float>(step_[row]->log_prob(next_[f], x_[f], velocity[f]));
+    });
   }
   void gradient(std::span<const float> velocity, std::span<const float> d_log_prob,
                 std::span<const float> /*d_entropy*/, std::span<float> d_velocity) {
-    const std::size_t E = x_.size() / t_.size();
-    for (std::size_t e = 0; e < x_.size(); ++e) {
-      d_velocity[e] = static_cast<float>(static_cast<double>(d_log_prob[e]) *
-                                         step_[e / E]->d_log_prob_d_v(next_[e], x_[e], velocity[e]));
-    }
+    std::ranges::fill(d_velocity, 0.0f);
+    each_loaded([&](std::size_t row, std::size_t e, std::size_t f) {
+      d_velocity[f] = static_cast<float>(static_cast<double>(d_log_prob[e]) *
+                                         step_[row]->d_log_prob_d_v(next_[f], x_[f], velocity[f]));
+    });
   }
   /// Mean squared error of the velocity; d_velocity = scale * its gradient.
   double imitation(std::span<const float> velocity, double scale, std::span<float> d_velocity) {
-    const auto count = static_cast<double>(x_.size());
+    const auto count = static_cast<double>(t_.size() * static_cast<std::size_t>(chunk_ * dimensions_));
     double loss = 0;
-    for (std::size_t e = 0; e < x_.size(); ++e) {
-      check_finite(velocity[e], e);
-      const double error = static_cast<double>(velocity[e]) - static_cast<double>(next_[e]);
+    std::ranges::fill(d_velocity, 0.0f);
+    each_loaded([&](std::size_t, std::size_t, std::size_t f) {
+      check_finite(velocity[f], f);
+      const double error = static_cast<double>(velocity[f]) - static_cast<double>(next_[f]);
       loss += error * error;
-      d_velocity[e] = static_cast<float>(2 * scale * error / count);
-    }
+      d_velocity[f] = static_cast<float>(2 * scale * error / count);
+    });
     return loss / count;
   }
 
  private:
+  std::size_t whole() const { return static_cast<std::size_t>(space_.horizon * space_.dimensions); }
+  /// visit(e, f): element e of [C, A] is element f of [H, D].
+  template <class Visit>
+  void each_executed(Visit visit) const {
+    std::size_t e = 0;
+    for (std::int64_t c = 0; c < chunk_; ++c)
+      for (std::int64_t a = 0; a < dimensions_; ++a)
+        visit(e++, static_cast<std::size_t>(c * space_.dimensions + a));
+  }
+  /// visit(row, e, f) over the loaded rows: e of [n, C, A], f of [n, H, D].
+  template <class Visit>
+  void each_loaded(Visit visit) const {
+    const auto E = static_cast<std::size_t>(chunk_ * dimensions_);
+    for (std::size_t row = 0; row < t_.size(); ++row)
+      each_executed([&](std::size_t e, std::size_t f) { visit(row, row * E + e, row * whole() + f); });
+  }
   static void check_finite(float velocity, std::size_t element) {
     if (std::isfinite(velocity)) return;
     throw Error("FlowHead: the velocity of decision element " + std::to_string(element) +
@@ -216,6 +264,7 @@ class FlowHeadMachinery {
 
   int steps_;
   std::int64_t chunk_, dimensions_;
+  FlowSpace space_;
   SplitMix64 imitation_;
   std::vector<FlowStep> ode_, sde_;
   std::vector<float> x_, next_, t_;  ///< next_: the step's result, or imitation's target

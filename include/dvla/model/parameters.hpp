@@ -18,6 +18,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -67,10 +68,14 @@ class Parameters {
   // ---- Declaring
   /// What is declared from here on is a new unit.
   void begin_unit() { blocks_.emplace_back(); }
+  /// Whether what is declared from here on is frozen and without adapters, but for what is declared apart: what is not
+  /// to be trained, and what no forward pass reads.
+  void freeze(bool frozen) { frozen_ = frozen; }
+  bool frozen() const { return frozen_; }
   /// `member` becomes the tensor when memory is there, and must live as long as this. Frozen beside adapters.
   void declare(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
                InitialValues initial = {}, OptimiserGroup group = {}) {
-    add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0);
+    add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0 && !frozen_);
   }
   /// The same of what trains beside a frozen model too, as adapters do, and is left out of merged().
   void declare_apart(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
@@ -109,7 +114,13 @@ class Parameters {
         continue;
       }
       auto generator = at::detail::createCPUGenerator(mix_seed(stream_seed, place));
-      to.copy_(at::normal(centre, scale, to.sizes(), generator, to.options().dtype(at::kFloat)));
+      // Piece by piece, so that no whole tensor is there in float32 beside itself.
+      const at::Tensor flat = to.view({-1});
+      for (std::int64_t from = 0; from < flat.size(0); from += drawn_at_once) {
+        const std::int64_t count = std::min(drawn_at_once, flat.size(0) - from);
+        flat.narrow(0, from, count)
+            .copy_(at::normal(centre, scale, {count}, generator, to.options().dtype(at::kFloat)));
+      }
     }
     bring_over();
   }
@@ -255,6 +266,7 @@ class Parameters {
   }
 
  private:
+  static constexpr std::int64_t drawn_at_once = std::int64_t{1} << 22;
   /// A unit's memory; values and gradients of what trains, each one block.
   struct Block {
     at::Tensor values, far_values;  ///< the same one where the network computes in host memory
@@ -302,7 +314,7 @@ class Parameters {
                      Linear& member, InitialValues initial, bool bias) {
     declare(name + ".weight", weight, member.weight, initial);
     if (bias) declare(name + ".bias", {weight[0]}, member.bias);
-    if (adapters_.rank == 0) return;
+    if (adapters_.rank == 0 || frozen_) return;
     layers_ += (layers_.empty() ? "" : ", ") + name;
     if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
     const std::string key = "base_model.model." + name;
@@ -437,7 +449,7 @@ class Parameters {
   std::string layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
-  bool holds_ = false;
+  bool holds_ = false, frozen_ = false;
   detail::StreamMark uploaded_, downloaded_;
 };
 

@@ -81,8 +81,10 @@ class Pi0Network {
   /// Is told of activations by name, as the recorded ones are called (test/golden/model); for comparisons.
   using Watch = std::function<void(const std::string&, const at::Tensor&)>;
 
-  /// Declares everything and makes no tensor; `all` must outlive this.
-  Pi0Network(const Pi0Shape& shape, Parameters& all) : shape_(shape), all_(all) { declare(); }
+  /// Declares everything and makes no tensor; `all` must outlive this. `expert_alone`: the vision-language model is frozen.
+  Pi0Network(const Pi0Shape& shape, Parameters& all, bool expert_alone = false) : shape_(shape), all_(all) {
+    declare(expert_alone);
+  }
 
   const Pi0Shape& shape() const { return shape_; }
   void watch(Watch watch) { watch_ = std::move(watch); }
@@ -113,14 +115,14 @@ class Pi0Network {
   at::Tensor forward(const Inputs& inputs, const at::Tensor& actions, const at::Tensor& times) const {
     auto [x, prefix] = embed_prefix(inputs);
     auto [s, condition] = embed_suffix(actions, times, inputs.state);
-    all_.after(suffix_unit(), {x, s, condition});
+    all_.after(suffix_unit(), {s, condition});
     const Seen by_prefix = seen_by_prefix(prefix.valid, x.scalar_type()),
                by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       all_.before(layer_unit(i));
       const auto kv = prefix_layer(i, x, by_prefix);
       s = suffix_layer(i, s, condition, kv, by_suffix);
-      all_.after(layer_unit(i), {x, s, condition});
+      all_.after(layer_unit(i), {i + 1 < layers_.size() ? x : at::Tensor(), s});
     }
     all_.before(end_unit());
     const at::Tensor v = end(s, condition);
@@ -146,12 +148,13 @@ class Pi0Network {
     if (watch_) watch_(name, value);
   }
 
-  void declare() {
+  void declare(bool expert_alone) {
     const std::string inner = "paligemma_with_expert.",
                       tower = inner + "paligemma.model.vision_tower.vision_model",
                       language = inner + "paligemma.model.language_model",
                       expert = inner + "gemma_expert.model";
     const std::int64_t d = shape_.language.width, e = shape_.expert.width, D = shape_.actions;
+    all_.freeze(expert_alone);
     vision_.declare(all_, tower, shape_.vision);
     all_.begin_unit();
     vision_.declare_end(all_, tower);
@@ -159,6 +162,7 @@ class Pi0Network {
                         projector_, parts::matrix(shape_.vision.width), true);
     all_.declare(language + ".embed_tokens.weight", {shape_.vocabulary, d}, words_,
                  {0, 1 / std::sqrt(static_cast<double>(d))});
+    all_.freeze(false);
     all_.begin_unit();
     all_.declare_linear("action_in_proj", e, D, action_in_, parts::matrix(D), true);
     if (shape_.state_token) {
@@ -172,11 +176,16 @@ class Pi0Network {
     layers_.resize(static_cast<std::size_t>(shape_.language.layers));
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       all_.begin_unit();
-      layers_[i].language.declare(all_, language + ".layers." + std::to_string(i), shape_.language);
+      all_.freeze(expert_alone);
+      layers_[i].language.declare(all_, language + ".layers." + std::to_string(i), shape_.language,
+                                  i + 1 == layers_.size());
+      all_.freeze(false);
       layers_[i].expert.declare(all_, expert + ".layers." + std::to_string(i), shape_.expert);
     }
     all_.begin_unit();
+    all_.freeze(true);  // nobody reads what Gemma ends with
     language_norm_.declare(all_, language + ".norm", shape_.language);
+    all_.freeze(false);
     expert_norm_.declare(all_, expert + ".norm", shape_.expert);
     all_.declare_linear("action_out_proj", D, e, action_out_, parts::matrix(e), true);
   }
@@ -270,8 +279,9 @@ class Pi0Network {
   /// Gemma's layer i: its keys and values, and `x` is the residual stream behind it, but for the last layer's, which nobody reads.
   std::pair<at::Tensor, at::Tensor> prefix_layer(std::size_t i, at::Tensor& x, const Seen& seen) const {
     const parts::DecoderLayer& layer = layers_[i].language;
-    const auto own = layer.project(x, seen.rotary, {}, shape_.language);
-    if (i + 1 < layers_.size() || watch_) {
+    const bool read = i + 1 < layers_.size() || watch_;
+    const auto own = layer.project(x, seen.rotary, {}, shape_.language, !read);
+    if (read) {
       const at::Tensor mixed = layers::attention(own.query, own.key, own.value, seen.mask);
       x = layer.finish(x, mixed, {}, {}, shape_.language);
       see("prefix.layer." + std::to_string(i), x);

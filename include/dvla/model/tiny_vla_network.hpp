@@ -35,22 +35,12 @@
 #include <vector>
 
 #include "dvla/core/random.hpp"
+#include "dvla/model/network_model.hpp"
 #include "dvla/model/parameters.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
 #include "dvla/model/words.hpp"
 
 namespace dvla::detail {
-
-/// What a head wants of the network: Q queries with `outputs` numbers each; `noise_inputs` numbers of a noisy
-/// action enter each query (0: the queries are constants).
-struct QueryShape {
-  std::int64_t queries = 0;
-  std::int64_t outputs = 0;
-  std::int64_t noise_inputs = 0;
-};
-
-/// What a forward pass is asked for.
-enum class Outputs { actions, values, both };
 
 class TinyVlaNetwork {
  public:

@@ -53,6 +53,7 @@ struct UnitLog final : UnitHooks {
         wrong("a forward use of a unit is told of after a backward one");
     }
     visited.emplace_back(unit, direction);
+    ready_before.push_back(std::ssize(ready));
     open = true;
   }
   void after_unit(std::size_t unit, Direction direction) override {
@@ -74,6 +75,15 @@ struct UnitLog final : UnitHooks {
         wrong("before_unit was not called" + which);
       if (told(Direction::forward) && !told(Direction::backward))
         wrong("before_unit was called forwards and not backwards" + which);
+      for (std::size_t i = 0; i < visited.size(); ++i)
+        if (const auto [used, way] = visited[i];
+            way == Direction::backward && used + 2 <= unit &&
+            std::ranges::find(ready.begin(), ready.begin() + ready_before[i], unit) ==
+                ready.begin() + ready_before[i]) {
+          wrong("a backward pass uses a unit before the gradient of unit " + std::to_string(unit) +
+                ", two or more above it, is complete");
+          break;
+        }
       if (std::ranges::count(ready, unit) != 1)
         wrong("gradient_ready was not called once for unit " + std::to_string(unit) + " in a backward pass");
     }
@@ -83,6 +93,7 @@ struct UnitLog final : UnitHooks {
 
   std::vector<std::pair<std::size_t, Direction>> visited;
   std::vector<std::size_t> ready;
+  std::vector<std::ptrdiff_t> ready_before;  ///< of each visit: how many were complete
   bool open = false;
   Findings found;  ///< so far
 

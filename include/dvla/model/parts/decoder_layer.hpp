@@ -50,29 +50,37 @@ struct DecoderLayer {
   DecoderNorm attention_norm, mlp_norm;
   Linear query, key, value, out, gate, up, down;
 
-  void declare(Parameters& all, const std::string& name, const DecoderShape& shape) {
+  /// `keys_alone`: nobody reads more of this layer than its keys and values.
+  void declare(Parameters& all, const std::string& name, const DecoderShape& shape, bool keys_alone = false) {
     const std::int64_t d = shape.width, q = shape.heads * shape.head_width,
                        kv = shape.kv_heads * shape.head_width;
+    const bool frozen = all.frozen();
     attention_norm.declare(all, name + ".input_layernorm", shape);
+    all.freeze(frozen || keys_alone);
     all.declare_linear(name + ".self_attn.q_proj", q, d, query, matrix(d));
+    all.freeze(frozen);
     all.declare_linear(name + ".self_attn.k_proj", kv, d, key, matrix(d));
     all.declare_linear(name + ".self_attn.v_proj", kv, d, value, matrix(d));
+    all.freeze(frozen || keys_alone);
     all.declare_linear(name + ".self_attn.o_proj", d, q, out, matrix(q));
     mlp_norm.declare(all, name + ".post_attention_layernorm", shape);
     all.declare_linear(name + ".mlp.gate_proj", shape.mlp, d, gate, matrix(d));
     all.declare_linear(name + ".mlp.up_proj", shape.mlp, d, up, matrix(d));
     all.declare_linear(name + ".mlp.down_proj", d, shape.mlp, down, matrix(shape.mlp));
+    all.freeze(frozen);
   }
 
   /// What a token asks for and offers: query [n, h, T, k], key and value [n, g, T, k], rotated; and the gate of what it gets.
   struct Projected {
     at::Tensor query, key, value, gate;
   };
+  /// `keys_alone`: the query is left out.
   Projected project(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
-                    const DecoderShape& shape) const {
+                    const DecoderShape& shape, bool keys_alone = false) const {
     const auto [in, gated] = attention_norm(x, condition, shape);
     const auto heads = [&](const Linear& by) { return layers::heads_of(by(in), shape.head_width); };
-    return {layers::rotated(heads(query), rotary), layers::rotated(heads(key), rotary), heads(value), gated};
+    return {keys_alone ? at::Tensor() : layers::rotated(heads(query), rotary),
+            layers::rotated(heads(key), rotary), heads(value), gated};
   }
   /// The residual stream behind the layer; mixed: [n, T, h * k], what attention gave; `gated`: as project() gave it.
   at::Tensor finish(const at::Tensor& x, const at::Tensor& mixed, const at::Tensor& gated,

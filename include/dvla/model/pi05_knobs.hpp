@@ -1,0 +1,64 @@
+// Pi05's run-time knobs. Torch-free, as the descriptor is; the machinery is model/pi05.hpp.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "dvla/core/dtype.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/knobs.hpp"
+
+namespace dvla {
+
+/// Which extents a model without a checkpoint has: toy ones, or the published ones.
+enum class RandomWeights : std::uint8_t { none, tiny, full };
+template <>
+inline constexpr auto enum_names<RandomWeights> = std::to_array<std::string_view>({"none", "tiny", "full"});
+
+/// What of a vision-language-action model trains.
+enum class Trained : std::uint8_t { all, expert };
+template <>
+inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"all", "expert"});
+
+struct Pi05Knobs {
+  RandomWeights random = RandomWeights::none;
+  int chunk = 5;
+  int horizon = 8;
+  int denoise_steps = 4;
+  float noise_level = 0.5f;
+  Trained train = Trained::all;
+  std::string cameras{};
+  Dtype dtype = Dtype::f32;
+};
+
+template <>
+inline constexpr auto knob_docs<Pi05Knobs> = std::to_array<KnobDoc>({
+    {"random", "random weights, of toy extents (tiny) or the published ones (full)"},
+    {"chunk", "actions of a decision that are executed", 1, 64, "control steps"},
+    {"horizon", "actions that the network makes; at least chunk", 1, 64, "control steps"},
+    {"denoise_steps", "Euler steps from noise to action", 1, 64},
+    {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
+    {"train", "all of it, or the action expert beside a frozen vision-language model"},
+    {"cameras",
+     "the environment's camera for each of base_0_rgb, left_wrist_0_rgb and right_wrist_0_rgb, as top,wrist; "
+     "empty: in "
+     "their order"},
+    {"dtype", "weights and activations; the vision tower computes in float32, and so do norms"},
+});
+
+/// Rules between members; found by validate(config).
+inline void check(const Pi05Knobs& knobs) {
+  if (knobs.random == RandomWeights::none)
+    throw ConfigError(
+        "model.random is none, and Pi05 reads no checkpoint in this version; give random tiny, or full for "
+        "the "
+        "published extents");
+  if (knobs.chunk > knobs.horizon)
+    throw ConfigError("model.chunk is ", knobs.chunk, "; it must be at most model.horizon, which is ",
+                      knobs.horizon);
+  if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; Pi05 computes in f32 or bf16");
+}
+
+}  // namespace dvla

@@ -1,0 +1,131 @@
+// dvla-test: torch
+// pi0.5 as a model of the pipeline: it keeps what a model promises, whole, beside a frozen vision-language model and under
+// LoRA; its prompts are the reference's, and what does not fit is refused. That the network is the published one, examples/parity
+// shows against records of it.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "dvla/model/lora.hpp"
+#include "dvla/model/pi05.hpp"
+#include "dvla/testing/model.hpp"
+
+using namespace dvla;
+
+namespace {
+
+ModelInputs some_inputs() {
+  ModelInputs inputs;
+  inputs.observation.cameras = {{"top", 32, 48}, {"wrist", 56, 56}};
+  inputs.observation.proprioception = 3;
+  inputs.observation.instructions = {"push the cube to the red target", "push_it"};
+  inputs.action.dimensions = 2;
+  inputs.chunk = 3;
+  return inputs;
+}
+Pi05Knobs tiny() {
+  Pi05Knobs knobs;
+  knobs.random = RandomWeights::tiny;
+  knobs.chunk = 3;
+  knobs.horizon = 4;
+  return knobs;
+}
+std::string all(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const auto& sentence : sentences) text += sentence + "\n";
+  return text;
+}
+std::int64_t trainable(const std::vector<Parameter>& parameters, const std::string& of) {
+  return std::ranges::count_if(parameters, [&](const Parameter& each) {
+    return each.trainable && each.name.find(of) != std::string::npos;
+  });
+}
+
+}  // namespace
+
+static_assert(ModelMachinery<Pi05Model>);
+static_assert(PlanningModel<Pi05Model, Pi05Knobs>);
+
+TEST_CASE("pi0.5 keeps what a model promises") {
+  Pi05Model::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  for (const Trained train : {Trained::all, Trained::expert})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(enum_name(train));
+      CAPTURE(enum_name(dtype));
+      Pi05Knobs knobs = tiny();
+      knobs.train = train;
+      knobs.dtype = dtype;
+      const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
+      CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+    }
+}
+
+TEST_CASE("so it does under LoRA, of which only the adapters train") {
+  Pi05Model::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  LoraKnobs<Pi05Knobs> knobs{tiny()};
+  knobs.lora_rank = 2;
+  const auto make = [&](std::uint64_t seed) { return LoraModel<Pi05Model>(knobs, inputs, seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  const auto model = make(1);
+  CHECK_EQ(trainable(model.parameters(), ""), trainable(model.parameters(), ".lora_"));
+  CHECK_GT(trainable(model.parameters(), "gemma_expert.model.layers.1.self_attn.q_proj.lora_A"), 0);
+}
+
+TEST_CASE("beside a frozen vision-language model the action expert trains, and it alone") {
+  Pi05Knobs knobs = tiny();
+  knobs.train = Trained::expert;
+  const Pi05Model model(knobs, some_inputs(), 1);
+  CHECK_EQ(trainable(model.parameters(), "paligemma."), 0);
+  CHECK_GT(trainable(model.parameters(), "gemma_expert."), 0);
+  CHECK_GT(trainable(model.parameters(), "time_mlp_in"), 0);
+}
+
+TEST_CASE("published extents have the published number of parameters, before a tensor is made") {
+  Pi05Knobs knobs;
+  knobs.random = RandomWeights::full;
+  ModelInputs inputs = some_inputs();
+  inputs.chunk = knobs.chunk;
+  std::int64_t count = 0;
+  for (const Parameter& each : Pi05Model::plan(knobs, inputs, 2, 1).parameters) count += each.count();
+  CHECK_EQ(count, 3'353'433'872);
+}
+
+TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") {
+  ObservationSpec spec = some_inputs().observation;
+  spec.instructions = {" push_the\ncube "};
+  const dvla::detail::Pi05Prompts prompts(spec, 160);
+  const std::vector<float> state{-1, 0, 1}, beyond{-3, -0.9921875f, 0.999f};
+  // numpy.digitize(x, numpy.linspace(-1, 1, 257)[:-1]) - 1, but that what is below -1 is 0 and not -1
+  CHECK_EQ(prompts.text(0, state), "Task: push the cube, State: 0 128 255;\nAction: ");
+  CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: 0 1 255;\nAction: ");
+  std::vector<std::int64_t> tokens(160, -1);
+  const std::int64_t count = prompts.tokens(0, state, tokens.data());
+  CHECK_EQ(count, 1 + std::ssize(prompts.text(0, state)));
+  CHECK_EQ(tokens[0], 2);
+  CHECK_EQ(tokens[1], 3 + 'T');
+  CHECK_EQ(tokens[static_cast<std::size_t>(count)], 0);
+}
+
+TEST_CASE("what does not fit is refused in a sentence") {
+  const auto refuses = [](const std::string& why, auto change) {
+    Pi05Knobs knobs = tiny();
+    ModelInputs inputs = some_inputs();
+    change(knobs, inputs);
+    CHECK_THROWS_WITH_AS(Pi05Model(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
+  };
+  refuses("give random tiny", [](auto& knobs, auto&) { knobs.random = RandomWeights::none; });
+  refuses("it must be at most model.horizon", [](auto& knobs, auto&) { knobs.horizon = 2; });
+  refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
+  refuses("gives no instruction", [](auto&, auto& inputs) { inputs.observation.instructions.clear(); });
+  refuses("make up to 4", [](auto&, auto& inputs) { inputs.observation.proprioception = 100; });
+  refuses("names 'left', and the environment's cameras are top, wrist",
+          [](auto& knobs, auto&) { knobs.cameras = "left"; });
+  refuses("takes 3 cameras, and 4 are given",
+          [](auto& knobs, auto&) { knobs.cameras = "top,top,wrist,wrist"; });
+  refuses("they must fit into these", [](auto&, auto& inputs) { inputs.action.dimensions = 33; });
+  refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
+}
