@@ -218,6 +218,34 @@ TEST_CASE("units are used once each, forwards and backwards, with adapters and w
       }
 }
 
+TEST_CASE("what no pass reads neither trains nor has an adapter; all else has a gradient") {
+  for (const int rank : {0, 2})
+    for (const bool regression : {false, true}) {
+      OpenVlaShape shape = small(true);
+      shape.regression = regression;
+      Small made(shape, rank == 0 ? Adapters{} : Adapters{.rank = rank, .alpha = 4});
+      made.weights.backward_begins();
+      const auto outputs = made.network.forward(padded(shape, {5, 2, 4}, true));
+      torch::autograd::backward({(regression ? outputs.actions : outputs.logits).square().sum()}, {});
+      made.weights.backward_done();
+      std::vector<std::int64_t> next(made.weights.units().size());
+      for (const Parameter& each : made.weights.parameters()) {
+        CAPTURE(each.name);
+        const bool unread = each.name.find("featurizer.blocks.2.") != std::string::npos ||
+                            each.name.find("featurizer.norm.") != std::string::npos ||
+                            each.name.find("attn_pool") != std::string::npos ||
+                            (regression && each.name.find("lm_head") != std::string::npos);
+        if (unread) CHECK(!each.trainable);
+        if (rank == 0) CHECK(each.trainable != unread);
+        if (!each.trainable) continue;
+        const auto own = made.weights.units()[each.unit].gradients.subspan(
+            static_cast<std::size_t>(next[each.unit]), static_cast<std::size_t>(each.count()));
+        next[each.unit] += each.count();
+        CHECK(std::ranges::any_of(own, [](float value) { return value != 0; }));
+      }
+    }
+}
+
 TEST_CASE("decoding tells of each unit, and that it has done with it, in the prompt and in every step") {
   const c10::InferenceMode no_graph;
   struct Log final : UnitHooks {

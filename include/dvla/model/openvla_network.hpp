@@ -15,7 +15,8 @@
 // projection to words and the regression head, where there is one.
 //
 // What nobody reads is not computed: the towers' last blocks, logits but for the action tokens at the places of actions, and
-// at other places the last layer but for its keys and values.
+// at other places the last layer but for its keys and values. Parameters that no pass reads are frozen and have no adapters: those of the
+// towers' ends (parts/timm_vit.hpp), and beside a regression head the projection to words.
 //
 // Legend: n rows, V views, P patches a view, L prompt tokens, C control steps a chunk, A action dimensions, E = C * A, S tokens
 // that Llama reads, d its width, h its heads, k their width.
@@ -202,7 +203,10 @@ class OpenVlaNetwork {
     }
     all_.begin_unit();
     norm_.declare(all_, "language_model.model.norm", shape_.language);
+    const bool frozen = all_.frozen();
+    all_.freeze(frozen || shape_.regression);  // nobody reads words then
     all_.declare_linear("language_model.lm_head", shape_.vocabulary, d, to_words_, parts::matrix(d));
+    all_.freeze(frozen);
     if (shape_.regression) head_.declare(all_, "action_head.model", d, shape_.dimensions);
   }
 

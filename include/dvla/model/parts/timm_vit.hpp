@@ -3,7 +3,8 @@
 // transformer with one projection for query, key and value, and exact GELU. Its features are what its last block but one
 // puts out, without the norm at the end and without the tokens that are no patches. Names are those of OpenVLA's checkpoints.
 //
-// Declared because a checkpoint has them, and never computed: the last block, the norm at the end, the pooling head.
+// Declared because a checkpoint has them, and never computed, so frozen and without adapters: the last block, the norm at the end,
+// the pooling head.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -56,10 +57,12 @@ class TimmVit {
       all.begin_unit();
       layers_[i].declare(all, name + ".blocks." + std::to_string(i), shape);
     }
-    // What nobody reads.
+    const bool frozen = all.frozen();
+    all.freeze(true);  // what nobody reads
     layers_.back().declare(all, name + ".blocks." + std::to_string(computed_layers()), shape);
     end_.declare(all, name + ".norm", d);
     if (shape.pooling_head) pooling_.declare(all, name + ".attn_pool", shape);
+    all.freeze(frozen);
   }
 
   const VitShape& shape() const { return shape_; }
