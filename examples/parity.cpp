@@ -7,6 +7,7 @@
 //   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 /tmp/record
 //   build/release/examples/parity /tmp/record
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mse_loss.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -20,9 +21,11 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/io/safetensors.hpp"
+#include "dvla/model/openvla_network.hpp"
 #include "dvla/model/pi0_network.hpp"
 #include "dvla/model/smolvla_network.hpp"
 #include "dvla/model/weight_files.hpp"
@@ -32,8 +35,9 @@ namespace {
 /// A record's tensors, by name.
 class Recorded {
  public:
-  explicit Recorded(const std::filesystem::path& folder)
-      : config(nlohmann::json::parse(std::ifstream(folder / "config.json"))),
+  explicit Recorded(const std::filesystem::path& from)
+      : folder(from),
+        config(nlohmann::json::parse(std::ifstream(folder / "config.json"))),
         weights(folder / "model.safetensors"),
         file_(folder / "record.safetensors") {}
 
@@ -55,6 +59,7 @@ class Recorded {
     return nlohmann::json::parse(file_.metadata().at("gradients")).get<std::vector<std::string>>();
   }
 
+  const std::filesystem::path folder;
   const nlohmann::json config;
   const dvla::io::SafetensorsFile weights;
 
@@ -84,13 +89,42 @@ class Report {
   bool failed_ = false;
 };
 
+/// Some parameters of a model, by the names that a file has them by.
+class SomeOf {
+ public:
+  std::vector<dvla::Parameter>& parameters() { return parameters_; }
+  const std::vector<dvla::Parameter>& parameters() const { return parameters_; }
+
+ private:
+  std::vector<dvla::Parameter> parameters_;
+};
+
+/// Loads what a checkpoint has in files of its own, if the model has it at all; the result is the rest.
+SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& folder) {
+  std::map<std::string, SomeOf> parts;
+  SomeOf rest;
+  for (dvla::Parameter each : weights.parameters()) {
+    const std::string part = each.name.substr(0, each.name.find('.'));
+    if (part != "action_head" && part != "proprio_projector") {
+      rest.parameters().push_back(each);
+      continue;
+    }
+    each.name.erase(0, part.size() + 1);
+    parts[part].parameters().push_back(each);
+  }
+  for (const auto& [part, parameters] : parts)
+    dvla::load_weights(parameters, dvla::io::SafetensorsFile(folder / (part + ".safetensors")));
+  return rest;
+}
+
 /// A network with the record's weights, which it declares in `weights`, in one precision.
 template <class Network, class Shape>
 struct Made {
   Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded)
       : weights(dtype), network(shape, weights) {
     weights.allocate(1);
-    dvla::load_weights(weights, recorded.weights, dvla::WeightSet::all,
+    const SomeOf together = load_apart(weights, recorded.folder);
+    dvla::load_weights(together, recorded.weights, dvla::WeightSet::all,
                        recorded.config.value("layout", "") == "lerobot" ? "model." : "");
     weights.hold_gradients(true);
   }
@@ -309,6 +343,156 @@ void smolvla(const Recorded& recorded, Report& report) {
   flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report);
 }
 
+// ---- OpenVLA and OpenVLA-OFT ------------------------------------------------------------------------------------
+dvla::detail::OpenVlaShape openvla_shape(const nlohmann::json& config) {
+  dvla::detail::OpenVlaShape shape;
+  shape.parallel = config["type"] == "openvla_oft";
+  shape.stop = false;  // RLinf's form
+  shape.views = config["views"];
+  shape.dimensions = config["action"];
+  shape.chunk = config.value("horizon", 1);
+  const auto& language = config["language"];
+  shape.vocabulary = language["vocabulary"];
+  shape.unused = config["vocabulary_padding"];
+  shape.bins = config["bins"];
+  shape.stop_token = config["stop"];
+  const auto tower = [](dvla::parts::VitShape& to, const nlohmann::json& from) {
+    to.width = from["width"];
+    to.layers = from["layers"];
+    to.heads = from["heads"];
+    to.mlp = from["mlp"];
+    to.image = from["image"];
+    to.patch = from["patch"];
+  };
+  tower(shape.dinov2, config["featurizer"]);
+  tower(shape.siglip, config["fused_featurizer"]);
+  shape.language.width = language["width"];
+  shape.language.layers = language["layers"];
+  shape.language.mlp = language["mlp"];
+  shape.language.heads = language["heads"];
+  shape.language.kv_heads = language["kv_heads"];
+  shape.language.head_width = language["head_dim"];
+  shape.language.norm_eps = language["rms_norm_eps"];
+  shape.language.theta = language["rope_theta"];
+  return shape;
+}
+
+/// Log-probabilities of action tokens, and entropies, [n, E].
+std::pair<at::Tensor, at::Tensor> token_odds(const dvla::detail::OpenVlaShape& shape,
+                                             const at::Tensor& logits, const at::Tensor& tokens,
+                                             double temperature) {
+  const at::Tensor all = at::log_softmax(logits / temperature, -1);
+  return {all.gather(-1, (tokens - shape.first_action_token()).unsqueeze(-1)).squeeze(-1),
+          -(all.exp() * all).sum(-1)};
+}
+
+/// OpenVLA's decoding, always the likeliest token, and the first layer's keys and values of the prompt.
+void report_decoded(const dvla::detail::OpenVlaNetwork& network,
+                    const dvla::detail::OpenVlaNetwork::Inputs& inputs, const Recorded& recorded,
+                    Report& report) {
+  auto [outputs, context] = network.begin(inputs);
+  const auto cached = [&](const std::string& what, const at::Tensor& ours) {
+    const std::string name = "cache." + what + ".0";
+    report.line(
+        name, relative(ours.narrow(2, 0, context.length), recorded(name).narrow(2, 0, context.length)), 1e-5);
+  };
+  cached("key", context.layers[0].first);
+  cached("value", context.layers[0].second);
+  const dvla::detail::OpenVlaShape& shape = network.shape();
+  std::vector<at::Tensor> tokens, logits;
+  for (;;) {
+    logits.push_back(outputs.logits.select(1, 0));
+    tokens.push_back(logits.back().argmax(-1) + shape.first_action_token());
+    if (std::ssize(tokens) == shape.actions()) break;
+    outputs = network.next(context, tokens.back());
+  }
+  report.line("greedy", relative(at::stack(tokens, 1), recorded("output.greedy")), 0);
+  report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
+}
+
+void openvla(const Recorded& recorded, Report& report) {
+  using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
+  using Outputs = OpenVlaNetwork::Outputs;
+  const OpenVlaShape shape = openvla_shape(recorded.config);
+  const OpenVlaNetwork::Inputs inputs{.pixels = recorded("input.pixels"),
+                                      .tokens = recorded("input.token"),
+                                      .token_mask = recorded("input.token_mask"),
+                                      .state = {}};
+  const at::Tensor tokens = recorded("input.action_token");
+
+  Made<OpenVlaNetwork, OpenVlaShape> wide(shape, dvla::Dtype::f32, recorded);
+  wide.weights.backward_begins();
+  const Outputs ours = wide.network.forward(inputs, tokens);
+  const at::Tensor loss = -token_odds(shape, ours.logits, tokens, 1).first.mean();
+  torch::autograd::backward({loss}, {});
+  wide.weights.backward_done();
+
+  Activations activations(recorded);
+  wide.network.watch([&](const std::string& name, const at::Tensor& value) {
+    const auto dot = name.find('.');
+    if (dot == std::string::npos || !name.substr(0, dot).ends_with("featurizer"))
+      return activations.compare(name, value);
+    const at::Tensor first = value.unflatten(0, {-1, shape.views}).select(1, 0);
+    activations.compare(name.substr(0, dot) + ".0" + name.substr(dot), first);
+  });
+  const c10::InferenceMode no_graph;
+  const Outputs watched = wide.network.forward(inputs, tokens);
+  wide.network.watch({});
+  activations.report(report);
+  std::printf("float32, outputs:\n");
+  const auto exact = [&](const std::string& name, const at::Tensor& value) {
+    if (recorded.has("output." + name)) report.line(name, relative(value, recorded("output." + name)), 1e-5);
+  };
+  const at::Tensor logits = ours.logits.detach();
+  const auto [log_prob, entropy] = token_odds(shape, logits, tokens, 1);
+  exact("logits", logits);
+  exact("log_prob", log_prob);
+  exact("log_prob_1.6", token_odds(shape, logits, tokens, 1.6).first);
+  exact("entropy", entropy);
+  exact("loss", loss.detach());
+  exact("hidden", ours.hidden.detach());
+  report.line("logits, nothing skipped", relative(watched.logits, recorded("output.logits")), 1e-5);
+  if (shape.parallel)
+    exact("greedy", logits.argmax(-1) + shape.first_action_token());
+  else
+    report_decoded(wide.network, inputs, recorded, report);
+  report_gradients(wide.weights, recorded, report);
+
+  Made<OpenVlaNetwork, OpenVlaShape> half(shape, dvla::Dtype::bf16, recorded);
+  const at::Tensor rounded_logits = half.network.forward(inputs, tokens).logits;
+  report_rounded("logits", rounded_logits, recorded, report);
+  report_rounded("log_prob", token_odds(shape, rounded_logits, tokens, 1).first, recorded, report);
+  if (!shape.parallel) return;
+
+  // As OpenVLA-OFT's authors run it: no padding, STOP kept; then with a token of the state, and the regression head.
+  std::printf("float32, the authors' form:\n");
+  OpenVlaNetwork::Inputs official = inputs;
+  official.tokens = recorded("official.input.token");
+  official.token_mask = at::Tensor();
+  OpenVlaShape theirs = shape;
+  theirs.stop = true;
+  theirs.places = dvla::detail::TokenPlaces::in_sequence;
+  report.line("logits",
+              relative(Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::f32, recorded)
+                           .network.forward(official)
+                           .logits,
+                       recorded("official.output.logits")),
+              1e-5);
+  theirs.state = recorded.config["state"];
+  theirs.regression = true;
+  official.state = recorded("official.input.state");
+  const Outputs exactly =
+      Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::f32, recorded).network.forward(official);
+  report.line("hidden", relative(exactly.hidden, recorded("official.output.hidden")), 1e-5);
+  report.line("actions", relative(exactly.actions, recorded("official.output.actions")), 1e-5);
+  const at::Tensor rounded = Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::bf16, recorded)
+                                 .network.forward(official)
+                                 .actions;
+  const double own = relative(recorded("bf16.official.output.actions"), recorded("official.output.actions"));
+  report.line("bfloat16, actions; the reference's own: " + dvla::detail::number_text(own),
+              relative(rounded, recorded("official.output.actions")), 1.5 * own);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -326,8 +510,11 @@ int main(int argc, char** argv) {
       pi0(recorded, report);
     else if (type == "smolvla")
       smolvla(recorded, report);
+    else if (type == "openvla" || type == "openvla_oft")
+      openvla(recorded, report);
     else
-      throw dvla::Error("config.json: type is '", type, "'; it must be pi05, pi0 or smolvla");
+      throw dvla::Error("config.json: type is '", type,
+                        "'; it must be pi05, pi0, smolvla, openvla_oft or openvla");
     return report.failed() ? 1 : 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());

@@ -11,9 +11,13 @@
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/model/openvla_oft_knobs.hpp"
 #include "dvla/model/pi05_knobs.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
 
+template <std::same_as<dvla::OpenVlaOftKnobs> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::random, &K::chunk, &K::temperature, &K::cameras, &K::dtype> {};
 template <std::same_as<dvla::Pi05Knobs> K>
 struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps,
                                                       &K::noise_level, &K::train, &K::cameras, &K::dtype> {};
@@ -94,19 +98,18 @@ struct Pi05 {
   };
 };
 
-/// OpenVLA-OFT: parallel decoding of action tokens. Declared, not built in this version.
+/// OpenVLA-OFT: DINOv2, SigLIP and a Llama that puts out all action tokens of a decision at once.
 struct OpenVLAOFT {
   using slot = model_slot;
-  using knobs = NoKnobs;
+  using knobs = OpenVlaOftKnobs;
   static constexpr std::string_view name = "OpenVLAOFT";
   static constexpr bool takes_adapters = true;
-  static constexpr bool has_value_head = true;
-  static constexpr bool built = false;
+  static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: OpenVLAOFT is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+                  "dvla: OpenVLAOFT is named but its machinery is not included: add #include "
+                  "<dvla/model/openvla_oft.hpp>");
   };
 };
 

@@ -74,6 +74,18 @@ struct Linear {
                                                        : residual + detail::product(x, weight);
     return adapter_a.defined() && scale != 0 ? y + adapted(x) : y;
   }
+  /// The layer that has `count` of its outputs, from `first` on: views of its tensors.
+  Linear outputs(std::int64_t first, std::int64_t count) const {
+    const auto rows = [&](const at::Tensor& of) {
+      return of.defined() ? of.narrow(0, first, count) : at::Tensor();
+    };
+    return {rows(weight), rows(bias), adapter_a, rows(adapter_b), scale};
+  }
+  /// The layer of a convolution over patches that do not overlap: every tensor with its inputs in a row.
+  Linear flat() const {
+    const auto row = [](const at::Tensor& of) { return of.defined() ? of.flatten(1) : at::Tensor(); };
+    return {row(weight), bias, row(adapter_a), row(adapter_b), scale};
+  }
 
  private:
   at::Tensor adapted(const at::Tensor& x) const {

@@ -22,9 +22,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <regex>
 #include <string>
 #include <utility>
@@ -84,18 +86,13 @@ class Parameters {
   /// is a target.
   void declare_linear(const std::string& name, std::int64_t out, std::int64_t in, Linear& member,
                       InitialValues initial = {}, bool bias = false) {
-    declare(name + ".weight", {out, in}, member.weight, initial);
-    if (bias) declare(name + ".bias", {out}, member.bias);
-    if (adapters_.rank == 0 || frozen_) return;
-    layers_ += (layers_.empty() ? "" : ", ") + name;
-    if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
-    const std::string key = "base_model.model." + name;
-    // PEFT's kaiming_uniform_(a = sqrt(5)) has this standard deviation.
-    const double scale = 1 / std::sqrt(3.0 * static_cast<double>(in));
-    add(key + ".lora_A.weight", {adapters_.rank, in}, member.adapter_a, {0, scale}, {}, true);
-    add(key + ".lora_B.weight", {out, adapters_.rank}, member.adapter_b, {}, {}, true);
-    member.scale = adapters_.alpha / adapters_.rank;
-    merges_.push_back({parameters_.size() - 1, &member});
+    declare_layer(name, {out, in}, {out, adapters_.rank}, member, initial, bias);
+  }
+  /// A convolution over patches of side `side` that do not overlap: its weight is [out, in, side, side], and its adapter
+  /// has the shapes that PEFT gives it. It computes by Linear::flat().
+  void declare_convolution(const std::string& name, std::int64_t out, std::int64_t in, std::int64_t side,
+                           Linear& member, InitialValues initial = {}, bool bias = false) {
+    declare_layer(name, {out, in, side, side}, {out, adapters_.rank, 1, 1}, member, initial, bias);
   }
 
   // ---- Memory
@@ -258,10 +255,12 @@ class Parameters {
       if (parameters_[i].trainable && adapters_.rank > 0) continue;
       for (const auto& [adapter, layer] : merges_)
         if (members_[i] == &layer->weight)
-          value =
-              value.to(at::kFloat)
-                  .addmm(layer->adapter_b.to(at::kFloat), layer->adapter_a.to(at::kFloat), 1, layer->scale)
-                  .to(value.scalar_type());
+          value = value.to(at::kFloat)
+                      .flatten(1)
+                      .addmm(layer->adapter_b.to(at::kFloat).flatten(1),
+                             layer->adapter_a.to(at::kFloat).flatten(1), 1, layer->scale)
+                      .view(value.sizes())
+                      .to(value.scalar_type());
       visit(parameters_[i], value);
     }
   }
@@ -309,6 +308,24 @@ class Parameters {
       throw ConfigError("model.lora_targets is '" + adapters_.targets +
                         "', which is no regular expression: " + error.what());
     }
+  }
+  /// The adapter's B has the extents `b`, its A those of the weight but for the first, which is the rank.
+  void declare_layer(const std::string& name, std::vector<std::int64_t> weight, std::vector<std::int64_t> b,
+                     Linear& member, InitialValues initial, bool bias) {
+    declare(name + ".weight", weight, member.weight, initial);
+    if (bias) declare(name + ".bias", {weight[0]}, member.bias);
+    if (adapters_.rank == 0 || frozen_) return;
+    layers_ += (layers_.empty() ? "" : ", ") + name;
+    if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
+    const std::string key = "base_model.model." + name;
+    // PEFT's kaiming_uniform_(a = sqrt(5)) has this standard deviation.
+    const double inputs = std::accumulate(weight.begin() + 1, weight.end(), 1.0, std::multiplies<>());
+    const double scale = 1 / std::sqrt(3.0 * inputs);
+    weight[0] = adapters_.rank;
+    add(key + ".lora_A.weight", std::move(weight), member.adapter_a, {0, scale}, {}, true);
+    add(key + ".lora_B.weight", std::move(b), member.adapter_b, {}, {}, true);
+    member.scale = adapters_.alpha / adapters_.rank;
+    merges_.push_back({parameters_.size() - 1, &member});
   }
   void add(std::string name, std::vector<std::int64_t> shape, at::Tensor& member, InitialValues initial,
            OptimiserGroup group, bool trainable) {

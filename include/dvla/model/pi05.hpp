@@ -25,6 +25,7 @@
 #include "dvla/model/layers/images.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/pi0_network.hpp"
+#include "dvla/model/vla_inputs.hpp"
 
 namespace dvla {
 
@@ -48,14 +49,12 @@ inline Pi0Shape pi05_shape(const Pi05Knobs& knobs) {
 /// The task's sentence and the state, as tokens.
 class Pi05Prompts {
  public:
-  static constexpr std::int64_t begin = 2, padding = 0, first_byte = 3;
+  static constexpr std::int64_t begin = 2, padding = 0;
 
   /// Throws ConfigError where a prompt could be longer than `length` tokens.
   Pi05Prompts(const ObservationSpec& spec, std::int64_t length)
       : state_(spec.proprioception), length_(length) {
-    if (spec.instructions.empty())
-      throw ConfigError(
-          "Pi05: the environment gives no instruction; a vision-language-action model needs at least one");
+    need_instructions("Pi05", spec);
     for (const std::string& instruction : spec.instructions) {
       tasks_.push_back(cleaned(instruction));
       const std::int64_t longest =
@@ -81,10 +80,10 @@ class Pi05Prompts {
   /// Into a row of [n, length], padded on the right; returns how many there are.
   std::int64_t tokens(std::int64_t task, std::span<const float> state, std::int64_t* to) const {
     std::fill_n(to, length_, padding);
-    std::int64_t count = 0;
-    to[count++] = begin;
-    for (const char byte : text(task, state)) to[count++] = first_byte + static_cast<unsigned char>(byte);
-    return count;
+    to[0] = begin;
+    const std::string prompt = text(task, state);
+    byte_tokens(prompt, to + 1);
+    return 1 + std::ssize(prompt);
   }
   std::int64_t tasks() const { return std::ssize(tasks_); }
 
@@ -115,7 +114,7 @@ class Pi0Body {
         prompts_(spec_, network_.shape().text),
         queries_(shape) {
     if (inputs.value_head.values > 0) throw ConfigError("Pi05 has no value head in this version");
-    slots_ = cameras_of(knobs.cameras);
+    slots_ = chosen_cameras("Pi05", spec_, knobs.cameras, static_cast<std::size_t>(network_.shape().views));
   }
   Pi0Body(const Pi05Knobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
           const ComputeDevice& /*the host*/, const Pi0Body* original)
@@ -199,32 +198,6 @@ class Pi0Body {
     return std::ssize(slots_) * network_.shape().vision.tokens() + network_.shape().text;
   }
 
-  /// Which of the environment's cameras fills each of the model's slots; the others' are absent.
-  std::vector<std::size_t> cameras_of(const std::string& named) const {
-    static constexpr std::array<std::string_view, 3> slots{"base_0_rgb", "left_wrist_0_rgb",
-                                                           "right_wrist_0_rgb"};
-    std::string known;
-    for (const CameraSpec& camera : spec_.cameras) known += (known.empty() ? "" : ", ") + camera.name;
-    if (spec_.cameras.empty())
-      throw ConfigError("Pi05: the environment gives no camera, and the model needs one");
-    std::vector<std::size_t> chosen;
-    if (named.empty()) {
-      for (std::size_t i = 0; i < spec_.cameras.size(); ++i) chosen.push_back(i);
-    } else {
-      std::istringstream list(named);
-      for (std::string name; std::getline(list, name, ',');) {
-        const auto found = std::ranges::find(spec_.cameras, name, &CameraSpec::name);
-        if (found == spec_.cameras.end())
-          throw ConfigError("model.cameras names '", name, "', and the environment's cameras are ", known);
-        chosen.push_back(static_cast<std::size_t>(found - spec_.cameras.begin()));
-      }
-    }
-    if (chosen.size() > slots.size())
-      throw ConfigError("Pi05 takes ", slots.size(), " cameras, and ", chosen.size(), " are given (", known,
-                        "); choose with model.cameras");
-    return chosen;
-  }
-
   Pi0Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = network_.shape().text;
     Pi0Network::Inputs made;
@@ -236,10 +209,7 @@ class Pi0Body {
     made.token_mask = at::zeros({n, L}, at::kBool);
     for (std::int64_t i = 0; i < n; ++i) {
       const std::int64_t row = rows[static_cast<std::size_t>(i)];
-      const std::int32_t task = observation.instruction[row];
-      if (task < 0 || task >= prompts_.tasks())
-        throw Error("Pi05: row ", row, " has instruction ", task, ", but the environment's table has ",
-                    prompts_.tasks());
+      const std::int32_t task = task_of("Pi05", observation, row, prompts_.tasks());
       const std::span<const float> state =
           spec_.proprioception > 0 ? std::span<const float>(observation.proprioception.at(row).span())
                                    : std::span<const float>();
@@ -255,7 +225,7 @@ class Pi0Body {
   Pi0Network network_;
   Pi05Prompts prompts_;
   QueryShape queries_;
-  std::vector<std::size_t> slots_;  ///< the environment's camera in each
+  std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
 };
 
 struct Pi05Head : FlowHeadMachinery {

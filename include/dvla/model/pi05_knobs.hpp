@@ -9,13 +9,9 @@
 #include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
+#include "dvla/model/random_weights.hpp"
 
 namespace dvla {
-
-/// Which extents a model without a checkpoint has: toy ones, or the published ones.
-enum class RandomWeights : std::uint8_t { none, tiny, full };
-template <>
-inline constexpr auto enum_names<RandomWeights> = std::to_array<std::string_view>({"none", "tiny", "full"});
 
 /// What of a vision-language-action model trains.
 enum class Trained : std::uint8_t { all, expert };

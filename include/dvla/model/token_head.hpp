@@ -2,8 +2,8 @@
 // of a decision are conditionally independent given the observation: log_prob = log_softmax(logits /
 // T)[token], the same T in rollout and update; the action is the centre of the token's bin, bins of equal
 // width on [-1, 1]; in a dimension of n categories it is one of the first n tokens itself, the others having no
-// probability. Torch-free, on spans; the network that makes the logits is model/tiny_vla_network.hpp. No
-// top-k.
+// probability. Torch-free, on spans; the networks that make the logits are model/tiny_vla_network.hpp and
+// model/openvla_network.hpp. No top-k.
 //
 // Legend: n rows, C control steps a chunk, A action dimensions, E = C * A.
 #pragma once
@@ -83,25 +83,42 @@ class Categorical {
   double sum_ = 1, log_sum_ = 0;
 };
 
-/// What TinyVlaModel asks of a head. `Evaluate` runs the network's action queries: (x, t) -> outputs; the
+/// How tokens stand for actions: `widths` bins of equal width on [-1, 1], a token each, from the lowest on, or `descending`.
+/// Where there are more tokens than bins, those beyond are the last bin's too.
+struct TokenBins {
+  std::size_t tokens = 0, widths = 0;
+  bool descending = false;
+};
+
+/// What NetworkModel asks of a head. `Evaluate` runs the network's action queries: (x, t) -> outputs; the
 /// token head's queries take no input.
 class TokenHeadMachinery {
  public:
   using Decision = TokenDecision;
 
-  TokenHeadMachinery(const TokenHeadKnobs& knobs, const ActionSpec& action, std::uint64_t /*seed*/)
-      : chunk_(knobs.chunk),
-        dimensions_(action.dimensions),
-        categories_(action.categories),
-        bins_(static_cast<std::size_t>(knobs.bins)),
-        temperature_(knobs.temperature) {
+  TokenHeadMachinery(const TokenHeadKnobs& knobs, const ActionSpec& action, std::uint64_t seed)
+      : TokenHeadMachinery(
+            knobs, action, seed,
+            {static_cast<std::size_t>(knobs.bins), static_cast<std::size_t>(knobs.bins), false}) {
     for (const int n : categories_)
       if (n > knobs.bins)
         throw ConfigError("model.bins is " + std::to_string(knobs.bins) +
                           ", and an action's dimension is one of " + std::to_string(n) +
                           " categories; raise it to " + std::to_string(n) + " or more");
     if (knobs.bins < 2) throw ConfigError("TinyVLA: bins must be 2 or more");
-    if (!(knobs.temperature > 0)) throw ConfigError("TinyVLA: temperature must be above 0");
+  }
+  /// `Knobs` has chunk and temperature, as TokenHeadKnobs. No dimension has more categories than there are tokens.
+  template <class Knobs>
+  TokenHeadMachinery(const Knobs& knobs, const ActionSpec& action, std::uint64_t /*seed*/, TokenBins bins)
+      : chunk_(knobs.chunk),
+        dimensions_(action.dimensions),
+        categories_(action.categories),
+        bins_(bins.tokens),
+        widths_(static_cast<float>(bins.widths)),
+        last_(bins.widths - 1),
+        descending_(bins.descending),
+        temperature_(knobs.temperature) {
+    if (!(knobs.temperature > 0)) throw ConfigError("model.temperature must be above 0");
   }
 
   std::int64_t queries() const { return chunk_ * dimensions_; }
@@ -114,12 +131,12 @@ class TokenHeadMachinery {
   }
 
   float bin_centre(std::size_t token) const {
-    return (2 * static_cast<float>(token) + 1) / static_cast<float>(bins_) - 1;
+    return (2 * static_cast<float>(std::min(in_order(token), last_)) + 1) / widths_ - 1;
   }
-  /// Of a finite action; outside [-1, 1] the outermost bin.
+  /// The token of a finite action; outside [-1, 1] the outermost one.
   std::size_t bin_of(float action) const {
-    const float place = (std::clamp(action, -1.0f, 1.0f) + 1) / 2 * static_cast<float>(bins_);
-    return std::min(static_cast<std::size_t>(place), bins_ - 1);
+    const float place = (std::clamp(action, -1.0f, 1.0f) + 1) / 2 * widths_;
+    return in_order(std::min(static_cast<std::size_t>(place), bins_ - 1));
   }
   /// Tokens that element i of [.., C, A] may be: all bins where it is continuous.
   std::size_t choices(std::size_t i) const {
@@ -220,9 +237,15 @@ class TokenHeadMachinery {
   }
 
  private:
+  /// From a token to its place from the lowest bin on, and back.
+  std::size_t in_order(std::size_t token) const { return descending_ ? bins_ - 1 - token : token; }
+
   std::int64_t chunk_, dimensions_;
   std::vector<int> categories_;
-  std::size_t bins_;
+  std::size_t bins_;  ///< tokens
+  float widths_;      ///< bins of equal width
+  std::size_t last_;  ///< of those
+  bool descending_;
   float temperature_;
   Categorical categorical_;
   std::vector<std::int32_t> tokens_;

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/_upsample_bicubic2d_aa.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/upsample_bilinear2d.h>
 
 #include <algorithm>
@@ -26,6 +29,26 @@ inline at::Tensor resized_with_pad(const at::Tensor& frames, std::int64_t side) 
     x = at::constant_pad_nd(x, {left, side - across - left, above, side - down - above}, 0);
   }
   return x * 2 - 1;
+}
+
+/// frames: [n, H, W, 3], uint8. [n, 3, side, side], float32 in [0, 1]: stretched to a square (bicubic, antialiased) and rounded to
+/// bytes, as torchvision's resize does for RLinf (its prismatic/processing_prismatic.py). Frames of that size are not resampled.
+inline at::Tensor resized_bicubic(const at::Tensor& frames, std::int64_t side) {
+  at::Tensor x = frames.permute({0, 3, 1, 2}).to(at::kFloat);
+  if (x.size(2) != side || x.size(3) != side)
+    x = at::_upsample_bicubic2d_aa(x.contiguous(), {side, side}, /*align_corners=*/false)
+            .clamp(0, 255)
+            .round();
+  return x / 255;
+}
+
+/// x: [n, 3, H, W] in [0, 1]. [n, 6, H, W]: normalised as DINOv2 takes it, then as SigLIP does.
+inline at::Tensor normalised_twice(const at::Tensor& x) {
+  const auto channels = [](float red, float green, float blue) {
+    return at::tensor({red, green, blue}).view({1, 3, 1, 1});
+  };
+  return at::cat({(x - channels(0.485f, 0.456f, 0.406f)) / channels(0.229f, 0.224f, 0.225f), (x - 0.5) / 0.5},
+                 1);
 }
 
 }  // namespace dvla::layers

@@ -17,12 +17,16 @@ inline at::Tensor patches(const at::Tensor& image, std::int64_t patch) {
       .reshape({n, down * across, 3 * patch * patch});
 }
 
+/// `convolution`: its weight is [d, 3, patch, patch]. [n, patches, d], in the image's precision.
+inline at::Tensor patch_embedding(const at::Tensor& image, const Linear& convolution) {
+  return convolution.flat()(patches(image, convolution.weight.size(-1)));
+}
 /// `kernel`: the convolution's, [d, 3, patch, patch], and its bias [d] or nothing. [n, patches, d], in the image's precision.
 inline at::Tensor patch_embedding(const at::Tensor& image, const at::Tensor& kernel, const at::Tensor& bias) {
   Linear convolution;
-  convolution.weight = kernel.flatten(1);
+  convolution.weight = kernel;
   convolution.bias = bias;
-  return convolution(patches(image, kernel.size(-1)));
+  return patch_embedding(image, convolution);
 }
 
 /// Of a square image's patches, x: [n, side * side, d], blocks of `block` x `block` become one token: [n, (side / block)^2,

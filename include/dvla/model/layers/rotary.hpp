@@ -23,7 +23,7 @@ inline Rotary rotary(const at::Tensor& positions, std::int64_t head_width, doubl
                      at::ScalarType type) {
   const auto options = positions.options().dtype(at::kFloat);
   const at::Tensor frequency =
-      at::pow(theta, at::arange(0, head_width, 2, options) / -static_cast<double>(head_width));
+      1 / at::pow(theta, at::arange(0, head_width, 2, options) / static_cast<double>(head_width));
   const at::Tensor half = positions.to(at::kFloat).unsqueeze(-1) * frequency;
   const at::Tensor angle = at::cat({half, half}, -1).unsqueeze(1);
   return {at::cos(angle).to(type), at::sin(angle).to(type)};

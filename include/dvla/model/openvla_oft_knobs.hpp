@@ -1,0 +1,40 @@
+// OpenVLAOFT's run-time knobs. Torch-free, as the descriptor is; the machinery is model/openvla_oft.hpp.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "dvla/core/dtype.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/knobs.hpp"
+#include "dvla/model/random_weights.hpp"
+
+namespace dvla {
+
+struct OpenVlaOftKnobs {
+  RandomWeights random = RandomWeights::none;
+  int chunk = 8;
+  float temperature = 1;
+  std::string cameras{};
+  Dtype dtype = Dtype::f32;
+};
+
+template <>
+inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
+    {"random", "random weights, of toy extents (tiny) or the published ones (full)"},
+    {"chunk", "actions of a decision; the network makes them all at once", 1, 64, "control steps"},
+    {"temperature", "softmax temperature, of sampling and training alike", 0.05, 10},
+    {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
+    {"dtype", "weights and activations; logits and log-probabilities are float32"},
+});
+
+/// Rules between members; found by validate(config).
+inline void check(const OpenVlaOftKnobs& knobs) {
+  if (knobs.random == RandomWeights::none)
+    throw ConfigError(
+        "model.random is none, and OpenVLAOFT reads no checkpoint in this version; give random tiny, or full "
+        "for the published extents");
+  if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; OpenVLAOFT computes in f32 or bf16");
+}
+
+}  // namespace dvla

@@ -1,0 +1,67 @@
+// What vision-language-action models have in common before their networks: which of the environment's cameras they see, and,
+// as long as no tokeniser is read, a prompt's bytes as its tokens.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/core/observation.hpp"
+
+namespace dvla::detail {
+
+/// The environment's cameras that `named` lists, as "top,wrist", or all in their order where it is empty. Throws ConfigError,
+/// which `model` begins, where there is none, an unknown one is named, or there are more than `most`.
+inline std::vector<std::size_t> chosen_cameras(std::string_view model, const ObservationSpec& spec,
+                                               const std::string& named,
+                                               std::size_t most = std::numeric_limits<std::size_t>::max()) {
+  std::string known;
+  for (const CameraSpec& camera : spec.cameras) known += (known.empty() ? "" : ", ") + camera.name;
+  if (spec.cameras.empty())
+    throw ConfigError(model, ": the environment gives no camera, and the model needs one");
+  std::vector<std::size_t> chosen;
+  if (named.empty()) {
+    for (std::size_t i = 0; i < spec.cameras.size(); ++i) chosen.push_back(i);
+  } else {
+    std::istringstream list(named);
+    for (std::string name; std::getline(list, name, ',');) {
+      const auto found = std::ranges::find(spec.cameras, name, &CameraSpec::name);
+      if (found == spec.cameras.end())
+        throw ConfigError("model.cameras names '", name, "', and the environment's cameras are ", known);
+      chosen.push_back(static_cast<std::size_t>(found - spec.cameras.begin()));
+    }
+  }
+  if (chosen.size() > most)
+    throw ConfigError(model, " takes ", most, " cameras, and ", chosen.size(), " are given (", known,
+                      "); choose with model.cameras");
+  return chosen;
+}
+
+/// Throws ConfigError, which `model` begins, where the environment has no instructions.
+inline void need_instructions(std::string_view model, const ObservationSpec& spec) {
+  if (spec.instructions.empty())
+    throw ConfigError(
+        model, ": the environment gives no instruction; a vision-language-action model needs at least one");
+}
+/// A row's instruction, one of `tasks`; else an Error, which `model` begins.
+inline std::int32_t task_of(std::string_view model, const Observation& observation, std::int64_t row,
+                            std::int64_t tasks) {
+  const std::int32_t task = observation.instruction[row];
+  if (task < 0 || task >= tasks)
+    throw Error(std::string(model), ": row ", row, " has instruction ", task,
+                ", but the environment's table has ", tasks);
+  return task;
+}
+
+/// Writes a token a byte: those that SentencePiece has for what it has no other for, behind three of its own.
+inline void byte_tokens(std::string_view text, std::int64_t* to) {
+  for (const char byte : text) *to++ = 3 + static_cast<unsigned char>(byte);
+}
+
+}  // namespace dvla::detail
