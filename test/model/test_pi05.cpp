@@ -25,8 +25,8 @@ ModelInputs some_inputs() {
   inputs.chunk = 3;
   return inputs;
 }
-Pi05Knobs tiny() {
-  Pi05Knobs knobs;
+FlowVlaKnobs tiny() {
+  FlowVlaKnobs knobs;
   knobs.random = RandomWeights::tiny;
   knobs.chunk = 3;
   knobs.horizon = 4;
@@ -46,7 +46,7 @@ std::int64_t trainable(const std::vector<Parameter>& parameters, const std::stri
 }  // namespace
 
 static_assert(ModelMachinery<Pi05Model>);
-static_assert(PlanningModel<Pi05Model, Pi05Knobs>);
+static_assert(PlanningModel<Pi05Model, FlowVlaKnobs>);
 
 TEST_CASE("pi0.5 keeps what a model promises") {
   Pi05Model::use_threads(1);
@@ -55,7 +55,7 @@ TEST_CASE("pi0.5 keeps what a model promises") {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       CAPTURE(enum_name(train));
       CAPTURE(enum_name(dtype));
-      Pi05Knobs knobs = tiny();
+      FlowVlaKnobs knobs = tiny();
       knobs.train = train;
       knobs.dtype = dtype;
       const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
@@ -66,7 +66,7 @@ TEST_CASE("pi0.5 keeps what a model promises") {
 TEST_CASE("so it does under LoRA, of which only the adapters train") {
   Pi05Model::use_threads(1);
   const ModelInputs inputs = some_inputs();
-  LoraKnobs<Pi05Knobs> knobs{tiny()};
+  LoraKnobs<FlowVlaKnobs> knobs{tiny()};
   knobs.lora_rank = 2;
   const auto make = [&](std::uint64_t seed) { return LoraModel<Pi05Model>(knobs, inputs, seed); };
   CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
@@ -76,7 +76,7 @@ TEST_CASE("so it does under LoRA, of which only the adapters train") {
 }
 
 TEST_CASE("beside a frozen vision-language model the action expert trains, and it alone") {
-  Pi05Knobs knobs = tiny();
+  FlowVlaKnobs knobs = tiny();
   knobs.train = Trained::expert;
   const Pi05Model model(knobs, some_inputs(), 1);
   CHECK_EQ(trainable(model.parameters(), "paligemma."), 0);
@@ -85,7 +85,7 @@ TEST_CASE("beside a frozen vision-language model the action expert trains, and i
 }
 
 TEST_CASE("published extents have the published number of parameters, before a tensor is made") {
-  Pi05Knobs knobs;
+  FlowVlaKnobs knobs;
   knobs.random = RandomWeights::full;
   ModelInputs inputs = some_inputs();
   inputs.chunk = knobs.chunk;
@@ -97,7 +97,7 @@ TEST_CASE("published extents have the published number of parameters, before a t
 TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") {
   ObservationSpec spec = some_inputs().observation;
   spec.instructions = {" push_the\ncube "};
-  const dvla::detail::Pi05Prompts prompts(spec, 160);
+  const dvla::detail::FlowVlaPrompts<dvla::detail::Pi05Family> prompts(spec, 160);
   const std::vector<float> state{-1, 0, 1}, beyond{-3, -0.9921875f, 0.999f};
   // numpy.digitize(x, numpy.linspace(-1, 1, 257)[:-1]) - 1, but that what is below -1 is 0 and not -1
   CHECK_EQ(prompts.text(0, state), "Task: push the cube, State: 0 128 255;\nAction: ");
@@ -112,7 +112,7 @@ TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") 
 
 TEST_CASE("what does not fit is refused in a sentence") {
   const auto refuses = [](const std::string& why, auto change) {
-    Pi05Knobs knobs = tiny();
+    FlowVlaKnobs knobs = tiny();
     ModelInputs inputs = some_inputs();
     change(knobs, inputs);
     CHECK_THROWS_WITH_AS(Pi05Model(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);

@@ -11,14 +11,14 @@
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/model/flow_vla_knobs.hpp"
 #include "dvla/model/openvla_oft_knobs.hpp"
-#include "dvla/model/pi05_knobs.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
 
 template <std::same_as<dvla::OpenVlaOftKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::chunk, &K::temperature, &K::cameras, &K::dtype> {};
-template <std::same_as<dvla::Pi05Knobs> K>
+template <std::same_as<dvla::FlowVlaKnobs> K>
 struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps,
                                                       &K::noise_level, &K::train, &K::cameras, &K::dtype> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
@@ -87,7 +87,7 @@ struct TinyVLA {
 /// pi0.5: PaliGemma with a flow-matching action expert.
 struct Pi05 {
   using slot = model_slot;
-  using knobs = Pi05Knobs;
+  using knobs = FlowVlaKnobs;
   static constexpr std::string_view name = "Pi05";
   static constexpr bool takes_adapters = true;
   static constexpr bool has_value_head = false;
@@ -113,20 +113,18 @@ struct OpenVLAOFT {
   };
 };
 
-/// SmolVLA: a small flow-matching VLA. Declared, not built in this version.
+/// SmolVLA: a small flow-matching VLA.
 struct SmolVLA {
   using slot = model_slot;
-  using knobs = NoKnobs;
+  using knobs = FlowVlaKnobs;
   static constexpr std::string_view name = "SmolVLA";
   static constexpr bool takes_adapters = true;
-  static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
-  static constexpr bool built = false;
   template <bool Never>
   struct missing {
-    static_assert(Never,
-                  "dvla: SmolVLA is declared but not built in this version; use TinyVLA<TokenHead> or "
-                  "TinyVLA<FlowHead>, or write your own model (docs/extending.md)");
+    static_assert(
+        Never,
+        "dvla: SmolVLA is named but its machinery is not included: add #include <dvla/model/smolvla.hpp>");
   };
 };
 

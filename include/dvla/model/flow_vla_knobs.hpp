@@ -1,4 +1,5 @@
-// Pi05's run-time knobs. Torch-free, as the descriptor is; the machinery is model/pi05.hpp.
+// The run-time knobs of Pi05 and SmolVLA, which flow matching trains both. Torch-free, as their descriptors are; the machinery is
+// model/pi05.hpp and model/smolvla.hpp.
 #pragma once
 
 #include <array>
@@ -18,7 +19,7 @@ enum class Trained : std::uint8_t { all, expert };
 template <>
 inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"all", "expert"});
 
-struct Pi05Knobs {
+struct FlowVlaKnobs {
   RandomWeights random = RandomWeights::none;
   int chunk = 5;
   int horizon = 8;
@@ -30,31 +31,28 @@ struct Pi05Knobs {
 };
 
 template <>
-inline constexpr auto knob_docs<Pi05Knobs> = std::to_array<KnobDoc>({
+inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"random", "random weights, of toy extents (tiny) or the published ones (full)"},
     {"chunk", "actions of a decision that are executed", 1, 64, "control steps"},
     {"horizon", "actions that the network makes; at least chunk", 1, 64, "control steps"},
     {"denoise_steps", "Euler steps from noise to action", 1, 64},
     {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
-    {"cameras",
-     "the environment's camera for each of base_0_rgb, left_wrist_0_rgb and right_wrist_0_rgb, as top,wrist; "
-     "empty: in "
-     "their order"},
-    {"dtype", "weights and activations; the vision tower computes in float32, and so do norms"},
+    {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
+    {"dtype", "weights and activations; norms compute in float32"},
 });
 
 /// Rules between members; found by validate(config).
-inline void check(const Pi05Knobs& knobs) {
+inline void check(const FlowVlaKnobs& knobs) {
   if (knobs.random == RandomWeights::none)
     throw ConfigError(
-        "model.random is none, and Pi05 reads no checkpoint in this version; give random tiny, or full for "
-        "the "
-        "published extents");
+        "model.random is none, and the model reads no checkpoint in this version; give random tiny, or full "
+        "for "
+        "the published extents");
   if (knobs.chunk > knobs.horizon)
     throw ConfigError("model.chunk is ", knobs.chunk, "; it must be at most model.horizon, which is ",
                       knobs.horizon);
-  if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; Pi05 computes in f32 or bf16");
+  if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; the model computes in f32 or bf16");
 }
 
 }  // namespace dvla

@@ -1,0 +1,117 @@
+// dvla-test: torch
+// SmolVLA as a model of the pipeline: it keeps what a model promises, whole, beside a frozen vision-language model and under LoRA,
+// and what does not fit is refused. That the network is the published one, examples/parity shows against records of it.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "dvla/model/lora.hpp"
+#include "dvla/model/smolvla.hpp"
+#include "dvla/testing/model.hpp"
+
+using namespace dvla;
+
+namespace {
+
+ModelInputs some_inputs() {
+  ModelInputs inputs;
+  inputs.observation.cameras = {{"top", 32, 48}, {"wrist", 56, 56}};
+  inputs.observation.proprioception = 3;
+  inputs.observation.instructions = {"push the cube to the red target", "push_it"};
+  inputs.action.dimensions = 2;
+  inputs.chunk = 3;
+  return inputs;
+}
+FlowVlaKnobs tiny() {
+  FlowVlaKnobs knobs;
+  knobs.random = RandomWeights::tiny;
+  knobs.chunk = 3;
+  knobs.horizon = 4;
+  return knobs;
+}
+std::string all(const std::vector<std::string>& sentences) {
+  std::string text;
+  for (const auto& sentence : sentences) text += sentence + "\n";
+  return text;
+}
+std::int64_t trainable(const std::vector<Parameter>& parameters, const std::string& of) {
+  return std::ranges::count_if(parameters, [&](const Parameter& each) {
+    return each.trainable && each.name.find(of) != std::string::npos;
+  });
+}
+
+}  // namespace
+
+static_assert(ModelMachinery<SmolVlaModel>);
+static_assert(PlanningModel<SmolVlaModel, FlowVlaKnobs>);
+
+TEST_CASE("SmolVLA keeps what a model promises") {
+  SmolVlaModel::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  for (const Trained train : {Trained::all, Trained::expert})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(enum_name(train));
+      CAPTURE(enum_name(dtype));
+      FlowVlaKnobs knobs = tiny();
+      knobs.train = train;
+      knobs.dtype = dtype;
+      const auto make = [&](std::uint64_t seed) { return SmolVlaModel(knobs, inputs, seed); };
+      CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+    }
+}
+
+TEST_CASE("so it does under LoRA, of which only the adapters train") {
+  SmolVlaModel::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  LoraKnobs<FlowVlaKnobs> knobs{tiny()};
+  knobs.lora_rank = 2;
+  const auto make = [&](std::uint64_t seed) { return LoraModel<SmolVlaModel>(knobs, inputs, seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  const auto model = make(1);
+  CHECK_EQ(trainable(model.parameters(), ""), trainable(model.parameters(), ".lora_"));
+  CHECK_GT(trainable(model.parameters(), "lm_expert.layers.1.self_attn.q_proj.lora_A"), 0);
+}
+
+TEST_CASE("beside a frozen vision-language model the expert trains, and what turns the state into a token") {
+  FlowVlaKnobs knobs = tiny();
+  knobs.train = Trained::expert;
+  const SmolVlaModel model(knobs, some_inputs(), 1);
+  CHECK_EQ(trainable(model.parameters(), ".vlm."), 0);
+  CHECK_GT(trainable(model.parameters(), ".lm_expert."), 0);
+  CHECK_GT(trainable(model.parameters(), "state_proj"), 0);
+}
+
+TEST_CASE("published extents have the published number of parameters, but for the head that nobody reads") {
+  FlowVlaKnobs knobs;
+  knobs.random = RandomWeights::full;
+  ModelInputs inputs = some_inputs();
+  inputs.chunk = knobs.chunk;
+  std::int64_t count = 0;
+  for (const Parameter& each : SmolVlaModel::plan(knobs, inputs, 2, 1).parameters) count += each.count();
+  CHECK_EQ(count + 47'308'800, 450'046'176);
+}
+
+TEST_CASE("a prompt is the task and the end of a line") {
+  const dvla::detail::FlowVlaPrompts<dvla::detail::SmolVlaFamily> prompts(some_inputs().observation, 64);
+  CHECK_EQ(prompts.text(1, {}), "push_it\n");
+  std::vector<std::int64_t> tokens(64, -1);
+  CHECK_EQ(prompts.tokens(1, {}, tokens.data()), 8);
+  CHECK_EQ(tokens[0], 3 + 'p');
+  CHECK_EQ(tokens[8], 0);
+}
+
+TEST_CASE("what does not fit is refused in a sentence") {
+  const auto refuses = [](const std::string& why, auto change) {
+    FlowVlaKnobs knobs = tiny();
+    ModelInputs inputs = some_inputs();
+    change(knobs, inputs);
+    CHECK_THROWS_WITH_AS(SmolVlaModel(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
+  };
+  refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
+  refuses("make up to 101 tokens",
+          [](auto&, auto& inputs) { inputs.observation.instructions = {std::string(100, 'a')}; });
+  refuses("state has 40 numbers, and the model takes 32",
+          [](auto&, auto& inputs) { inputs.observation.proprioception = 40; });
+}
