@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
+#include "dvla/model/bf16_instructions.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/fields.hpp"
 #include "dvla/model/layers/images.hpp"
@@ -108,6 +109,10 @@ class OpenVlaOftBody {
         network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_),
         prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused) {
     if (inputs.value_head.values > 0) throw ConfigError("OpenVLAOFT has no value head in this version");
+    for (const std::size_t camera : cameras_) {
+      const CameraSpec& of = inputs.observation.cameras[camera];
+      largest_frame_ = std::max(largest_frame_, std::int64_t{3} * of.height * of.width);
+    }
   }
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
                  std::uint64_t seed, const ComputeDevice& /*the host*/, const OpenVlaOftBody* original)
@@ -160,7 +165,8 @@ class OpenVlaOftBody {
   }
   void backward_begins(bool) { parameters_.backward_begins(); }
 
-  /// Activations at the peak of an inference: what the widest layer of either tower and of Llama has at once, and the logits.
+  /// Activations at the peak of an inference: a camera's frames while they are resized, what the widest layer of either tower and of
+  /// Llama has at once, and the logits.
   std::size_t sampling_bytes(std::int64_t rows) const {
     const OpenVlaShape& s = network_.shape();
     const std::int64_t S = tokens(), seen = s.dinov2.width + s.siglip.width;
@@ -172,8 +178,9 @@ class OpenVlaOftBody {
     const std::int64_t projected = s.views * s.dinov2.tokens() * (9 * seen + 2 * s.language.width);
     const std::int64_t text = S * (8 * s.language.width + 3 * s.language.mlp) + 2 * S * S;
     return static_cast<std::size_t>(rows) *
-           (static_cast<std::size_t>(pixels + towers + projected + text) * bytes_of(dtype()) +
-            static_cast<std::size_t>(pixels + 2 * s.actions() * s.bins) * 4);
+               (static_cast<std::size_t>(pixels + towers + projected + text) * bytes_of(dtype()) +
+                static_cast<std::size_t>(2 * largest_frame_ + pixels + 2 * s.actions() * s.bins) * 4) +
+           widened();
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or before.
   std::size_t training_bytes(std::int64_t rows) const {
@@ -195,6 +202,13 @@ class OpenVlaOftBody {
 
  private:
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
+  /// The largest matrix in float32 beside itself, where products of bfloat16 are made so (model/linear.hpp).
+  std::size_t widened() const {
+    if (dtype() == Dtype::f32 || bf16_instructions() != "none") return 0;
+    const OpenVlaShape& s = network_.shape();
+    const std::int64_t d = s.language.width, seen = s.dinov2.width + s.siglip.width;
+    return static_cast<std::size_t>(std::max({s.language.mlp * d, 4 * seen * d, 4 * seen * seen})) * 4;
+  }
   /// S.
   std::int64_t tokens() const {
     const OpenVlaShape& s = network_.shape();
@@ -202,6 +216,7 @@ class OpenVlaOftBody {
   }
 
   std::vector<std::size_t> cameras_;  ///< the environment's, a view each
+  std::int64_t largest_frame_ = 0;    ///< of theirs, numbers
   Parameters parameters_;
   OpenVlaNetwork network_;
   OpenVlaPrompts prompts_;
