@@ -123,7 +123,7 @@ class FlowVlaBody {
   }
   void backward_begins(bool) { parameters_.backward_begins(); }
 
-  /// Activations at the peak of an inference: the keys and values of all layers, and what the widest layer of the
+  /// Activations at the peak of an inference: a camera's frames while they are resized, the keys and values of all layers, and what the widest layer of the
   /// prefix or of the vision tower has at once.
   std::size_t sampling_bytes(std::int64_t rows) const {
     const auto& s = network_.shape();
@@ -132,8 +132,11 @@ class FlowVlaBody {
     const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
     const std::int64_t vision =
         std::ssize(slots_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
+    const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
-           (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) + static_cast<std::size_t>(vision) * 4);
+               (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
+                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
+           widened_bytes(dtype(), matrix);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
   std::size_t training_bytes(std::int64_t rows) const {

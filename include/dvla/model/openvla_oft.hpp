@@ -24,7 +24,6 @@
 #include <vector>
 
 #include "dvla/core/machinery.hpp"
-#include "dvla/model/bf16_instructions.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/fields.hpp"
 #include "dvla/model/layers/images.hpp"
@@ -105,14 +104,11 @@ class OpenVlaOftBody {
 
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/)
       : cameras_(chosen_cameras("OpenVLAOFT", inputs.observation, knobs.cameras)),
+        resizing_(resizing_bytes(inputs.observation, cameras_)),
         parameters_(knobs.dtype, inputs.adapters),
         network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_),
         prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused) {
     if (inputs.value_head.values > 0) throw ConfigError("OpenVLAOFT has no value head in this version");
-    for (const std::size_t camera : cameras_) {
-      const CameraSpec& of = inputs.observation.cameras[camera];
-      largest_frame_ = std::max(largest_frame_, std::int64_t{3} * of.height * of.width);
-    }
   }
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
                  std::uint64_t seed, const ComputeDevice& /*the host*/, const OpenVlaOftBody* original)
@@ -179,7 +175,7 @@ class OpenVlaOftBody {
     const std::int64_t text = S * (8 * s.language.width + 3 * s.language.mlp) + 2 * S * S;
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(pixels + towers + projected + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(2 * largest_frame_ + pixels + 2 * s.actions() * s.bins) * 4) +
+                static_cast<std::size_t>(pixels + 2 * s.actions() * s.bins) * 4 + resizing_) +
            widened();
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or before.
@@ -202,12 +198,10 @@ class OpenVlaOftBody {
 
  private:
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
-  /// The largest matrix in float32 beside itself, where products of bfloat16 are made so (model/linear.hpp).
   std::size_t widened() const {
-    if (dtype() == Dtype::f32 || bf16_instructions() != "none") return 0;
     const OpenVlaShape& s = network_.shape();
     const std::int64_t d = s.language.width, seen = s.dinov2.width + s.siglip.width;
-    return static_cast<std::size_t>(std::max({s.language.mlp * d, 4 * seen * d, 4 * seen * seen})) * 4;
+    return widened_bytes(dtype(), std::max({s.language.mlp * d, 4 * seen * d, 4 * seen * seen}));
   }
   /// S.
   std::int64_t tokens() const {
@@ -216,7 +210,7 @@ class OpenVlaOftBody {
   }
 
   std::vector<std::size_t> cameras_;  ///< the environment's, a view each
-  std::int64_t largest_frame_ = 0;    ///< of theirs, numbers
+  std::size_t resizing_;              ///< of them, bytes a row
   Parameters parameters_;
   OpenVlaNetwork network_;
   OpenVlaPrompts prompts_;

@@ -11,8 +11,10 @@
 #include <string_view>
 #include <vector>
 
+#include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/observation.hpp"
+#include "dvla/model/bf16_instructions.hpp"
 
 namespace dvla::detail {
 
@@ -57,6 +59,23 @@ inline std::int32_t task_of(std::string_view model, const Observation& observati
     throw Error(std::string(model), ": row ", row, " has instruction ", task,
                 ", but the environment's table has ", tasks);
   return task;
+}
+
+/// Bytes that a camera's frames, [3, H, W] of float32 and once more, take a row while they are resized: of the largest one's.
+inline std::size_t resizing_bytes(const ObservationSpec& spec, const std::vector<std::size_t>& cameras) {
+  std::size_t largest = 0;
+  for (const std::size_t camera : cameras) {
+    const CameraSpec& of = spec.cameras[camera];
+    largest = std::max(
+        largest, std::size_t{3} * static_cast<std::size_t>(of.height) * static_cast<std::size_t>(of.width));
+  }
+  return 2 * largest * sizeof(float);
+}
+/// Bytes of a matrix in float32 beside itself, where products of bfloat16 are made so (model/linear.hpp).
+inline std::size_t widened_bytes(Dtype dtype, std::int64_t numbers) {
+  return dtype == Dtype::f32 || bf16_instructions() != "none"
+             ? 0
+             : static_cast<std::size_t>(numbers) * sizeof(float);
 }
 
 /// Writes a token a byte: those that SentencePiece has for what it has no other for, behind three of its own.
