@@ -5,7 +5,7 @@
 // Python (or, by --embedded true, in this one), which write what they see into the trainer's own memory;
 // `scripts/setup maniskill` makes their interpreter and brings a Vulkan driver for machines without a GPU.
 // PushCube has a scripted expert for the warm start; other tasks want --demonstrations 0 and a dense reward
-// (--reward-mode normalized_dense).
+// (--reward-mode normalized_dense --filter-lower 0 --filter-upper 0: the filter is for returns of 0 and 1).
 //
 //   build/release/examples/maniskill --task PushCube-v1 --overwrite true
 #include <dvla/algorithm/grpo.hpp>

@@ -125,6 +125,17 @@ TEST_CASE("An existing run is refused unless it is to be overwritten, and nothin
   CHECK(read_json(folder / "toy/report.json")["batches"] == 2);
 }
 
+TEST_CASE("A run that trains on nothing says so, once") {
+  const TemporaryFolder folder;
+  auto config = experiment_config<InTurn>(folder, 12);
+  config.algorithm.filter_lower = 500;  // returns are 0 and 1
+  config.algorithm.filter_upper = 501;
+  const std::string words = said([&] { dvla::run_experiment<InTurn>(config); });
+  const std::string warning = "five batches without an optimiser step";
+  CHECK(contains(words, warning));
+  CHECK(words.find(warning) == words.rfind(warning));
+}
+
 TEST_CASE("A wrong value is refused before a folder is made") {
   const TemporaryFolder folder;
   auto config = experiment_config<InTurn>(folder, 2);

@@ -526,10 +526,11 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     }
   }
   progress = std::make_shared<ProgressLine>(config.run.iterations, config.run.quiet, run->job().alone());
-  run->on_notice([progress, faults](const std::string& what) {
+  const auto tell = [progress, faults](const std::string& what) {
     faults->add(what);
     progress->say("warning: " + what);
-  });
+  };
+  run->on_notice(tell);
   const std::vector<Start>& episodes = run->evaluation_episodes();
   const auto only_watch = [&](const std::string& what, auto work) {
     unless_stopped([&] {
@@ -599,6 +600,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   // The page costs the observer a hundredth of its time at most.
   using clock = std::chrono::steady_clock;
   clock::time_point next_page = clock::now();
+  int idle = 0;
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
@@ -606,6 +608,14 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
             detail::log_scalars(to, iteration, earlier_steps, run->spec().observation.instructions);
           });
           progress->show(iteration, run->trace());
+          idle = iteration.update.optimiser_steps > 0 ? 0 : idle + 1;
+          if (idle == 5)
+            tell(printed(
+                "five batches without an optimiser step: each group of theirs is masked or gained the same "
+                "throughout; the last one's mean return is %.3g: is the task solved or out of reach, or does "
+                "a "
+                "filter of returns leave all out?",
+                iteration.update.mean_return));
           if (const auto begin = clock::now(); begin >= next_page) {
             write_page("running", iteration.batch + 1);
             next_page = clock::now() +
