@@ -97,7 +97,7 @@ TEST_CASE("All rows in one instance, as on a GPU: each begins by its own seed al
   CHECK(world.all->terminated[3] == 1);
   std::vector<float> action(1);
   world.environment.expert(2, action);
-  CHECK(action[0] == 1);
+  CHECK(action[0] == 3);  // of row 2
   std::vector<std::uint8_t> rgb(48);
   CHECK_THROWS_WITH_AS(world.environment.render(0, 4, 4, rgb),
                        "a vector environment has neither an expert nor pictures", dvla::Error);
@@ -168,6 +168,9 @@ TEST_CASE("What one instance of all rows cannot do is refused before anything st
   refuses("steps all environments in one worker", [](auto& knobs) { knobs.workers = 2; });
   refuses("steps all environments in one worker", [](auto& knobs) { knobs.embedded = true; });
   refuses("give fast_reset true", [](auto& knobs) { knobs.fast_reset = false; });
+  refuses("leave task one", [](auto& knobs) { knobs.task = "PushCube-v1,PullCube-v1"; });
+  refuses("sets targets", [](auto& knobs) { knobs.control_mode = "pd_joint_target_delta_pos"; });
+  refuses("or physx_cuda:N", [](auto& knobs) { knobs.sim_backend = "physx_cudaX"; });
   refuses("leave render false", [](auto& knobs) { knobs.render = true; });
 }
 

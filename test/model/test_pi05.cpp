@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -102,6 +103,11 @@ TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") 
   // numpy.digitize(x, numpy.linspace(-1, 1, 257)[:-1]) - 1, but that what is below -1 is 0 and not -1
   CHECK_EQ(prompts.text(0, state), "Task: push the cube, State: 0 128 255;\nAction: ");
   CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: 0 1 255;\nAction: ");
+  const std::vector<float> far{-1e30f, 1e30f, 0}, none{0, std::numeric_limits<float>::quiet_NaN(), 0};
+  CHECK_EQ(prompts.text(0, far), "Task: push the cube, State: 0 255 128;\nAction: ");
+  CHECK_THROWS_WITH_AS(prompts.text(0, none),
+                       "Pi05: number 1 of the state is not finite; the observation holds NaN or infinity",
+                       Error);
   std::vector<std::int64_t> tokens(160, -1);
   const std::int64_t count = prompts.tokens(0, state, tokens.data());
   CHECK_EQ(count, 1 + std::ssize(prompts.text(0, state)));
@@ -124,8 +130,10 @@ TEST_CASE("what does not fit is refused in a sentence") {
   refuses("make up to 4", [](auto&, auto& inputs) { inputs.observation.proprioception = 100; });
   refuses("names 'left', and the environment's cameras are top, wrist",
           [](auto& knobs, auto&) { knobs.cameras = "left"; });
-  refuses("takes 3 cameras, and 4 are given",
-          [](auto& knobs, auto&) { knobs.cameras = "top,top,wrist,wrist"; });
+  refuses("takes 3 cameras, and 4 are given", [](auto&, auto& inputs) {
+    inputs.observation.cameras.assign(4, {"top", 32, 32});
+  });
+  refuses("names 'top' twice", [](auto& knobs, auto&) { knobs.cameras = "top,wrist,top"; });
   refuses("they must fit into these", [](auto&, auto& inputs) { inputs.action.dimensions = 33; });
   refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
 }

@@ -2,7 +2,8 @@
 // NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
 //
 // A Family has `name`, `Network`, `shape(knobs)`, `image(frames, side)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
-// the tokens `begin` (below 0: none) and `padding`, and `state_apart`: whether the state goes in as numbers, too.
+// the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
+// vision tower computes in float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -136,7 +137,7 @@ class FlowVlaBody {
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
                 static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
-           widened_bytes(dtype(), matrix);
+           widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
   std::size_t training_bytes(std::int64_t rows) const {
@@ -146,20 +147,32 @@ class FlowVlaBody {
              2 * tokens * seen * of.heads;
     };
     const std::int64_t prefix = prefix_tokens(), suffix = s.horizon;
-    const bool whole = std::ranges::any_of(parameters_.parameters(), [](const Parameter& each) {
-      return each.trainable && each.unit <= 1;  // the vision tower's first layer
+    const bool whole = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
+      return each.trainable && each.unit <= static_cast<std::size_t>(s.vision.layers);
     });
     const std::int64_t kept =
         s.language.layers * (layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix));
     const std::int64_t vision = whole ? s.vision.layers * std::ssize(slots_) * s.vision.tokens() *
                                             (12 * s.vision.width + 3 * s.vision.mlp)
                                       : 0;
-    return sampling_bytes(rows) +
+    const std::size_t wide =
+        whole ? wide_bytes(s.vision.layers * tower_layer()) : 0;  // for the gradient of what they multiply
+    return sampling_bytes(rows) + wide +
            static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept) * bytes_of(dtype()) + static_cast<std::size_t>(vision) * 4);
   }
 
  private:
+  /// Weights of a layer of the vision tower.
+  std::int64_t tower_layer() const {
+    const auto& of = network_.shape().vision;
+    return 4 * of.width * of.width + 2 * of.width * of.mlp;
+  }
+  /// So many weights of the tower as float32 beside themselves.
+  std::size_t wide_bytes(std::int64_t numbers) const {
+    return Family::wide_tower && dtype() != Dtype::f32 ? static_cast<std::size_t>(numbers) * sizeof(float)
+                                                       : 0;
+  }
   static at::Tensor tensor(std::span<const float> values, at::IntArrayRef sizes) {
     at::Tensor made = at::empty(sizes, at::kFloat);
     std::ranges::copy(values, made.mutable_data_ptr<float>());

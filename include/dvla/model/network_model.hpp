@@ -91,6 +91,7 @@ class NetworkModel {
                   " observations, but a decision or action of other extents");
     }
     if (rows.empty()) throw wrong("act without rows; give at least one");
+    check_rows(rows, observation);
     if (!value.absent() && (need_value_head(), value.extents() != Extents{n, values_a_row()})) {
       throw wrong("act was given " + std::to_string(n) + " observations, but values of other extents than [" +
                   std::to_string(n) + ", " + std::to_string(values_a_row()) + "]");

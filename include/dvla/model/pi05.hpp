@@ -28,7 +28,7 @@ struct Pi05Family {
   static constexpr std::string_view name = "Pi05";
   using Network = Pi0Network;
   static constexpr std::int64_t begin = 2, padding = 0;
-  static constexpr bool state_apart = false;
+  static constexpr bool state_apart = false, wide_tower = true;
 
   static Pi0Shape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
@@ -49,14 +49,17 @@ struct Pi05Family {
   static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
     return layers::resized_with_pad(frames, side);
   }
-  /// What of the state is outside [-1, 1] counts as the end that is near.
+  /// What of the state is outside [-1, 1] counts as the end that is near. Throws Error where it is not finite.
   static std::string prompt(const std::string& task, std::span<const float> state) {
     std::ostringstream out;
     out.imbue(std::locale::classic());
     out << "Task: " << cleaned(task) << ", State: ";
-    for (std::size_t i = 0; i < state.size(); ++i)
-      out << (i > 0 ? " " : "")
-          << std::clamp(static_cast<int>(std::floor((static_cast<double>(state[i]) + 1) * 128)), 0, 255);
+    for (std::size_t i = 0; i < state.size(); ++i) {
+      if (!std::isfinite(state[i]))
+        throw Error("Pi05: number ", i, " of the state is not finite; the observation holds NaN or infinity");
+      const double bin = std::floor((static_cast<double>(state[i]) + 1) * 128);
+      out << (i > 0 ? " " : "") << static_cast<int>(std::clamp(bin, 0.0, 255.0));
+    }
     out << ";\nAction: ";
     return out.str();
   }

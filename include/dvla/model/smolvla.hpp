@@ -24,7 +24,7 @@ struct SmolVlaFamily {
   static constexpr std::string_view name = "SmolVLA";
   using Network = SmolVlaNetwork;
   static constexpr std::int64_t begin = -1, padding = 0;
-  static constexpr bool state_apart = true;
+  static constexpr bool state_apart = true, wide_tower = false;
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
     check(knobs);

@@ -37,6 +37,8 @@ inline std::vector<std::size_t> chosen_cameras(std::string_view model, const Obs
       if (found == spec.cameras.end())
         throw ConfigError("model.cameras names '", name, "', and the environment's cameras are ", known);
       chosen.push_back(static_cast<std::size_t>(found - spec.cameras.begin()));
+      if (std::ranges::count(chosen, chosen.back()) > 1)
+        throw ConfigError("model.cameras names '", name, "' twice");
     }
   }
   if (chosen.size() > most)

@@ -142,7 +142,7 @@ template <class Model>
 bool has_weights(const Model& model, const io::SafetensorsFile& file, WeightSet set,
                  const std::string& prefix = {}) {
   return std::ranges::all_of(weights_to_write(model, set, prefix), [&](const io::TensorToWrite& mine) {
-    const io::TensorView theirs = file.tensor(mine.name);
+    const io::TensorView theirs = file.tensor(detail::stored_name(file, mine.name));
     return theirs.dtype == mine.dtype && std::ranges::equal(theirs.bytes, mine.bytes);
   });
 }

@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/passive_waits.hpp"
@@ -601,6 +602,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   using clock = std::chrono::steady_clock;
   clock::time_point next_page = clock::now();
   int idle = 0;
+  bool told_of_idling = false;
   try {
     result.report = run->train(
         [&](const Iteration& iteration) {
@@ -609,7 +611,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
           });
           progress->show(iteration, run->trace());
           idle = iteration.update.optimiser_steps > 0 ? 0 : idle + 1;
-          if (idle == 5)
+          if (idle == 5 && !std::exchange(told_of_idling, true))
             tell(printed(
                 "five batches without an optimiser step: each group of theirs is masked or gained the same "
                 "throughout; the last one's mean return is %.3g: is the task solved or out of reach, or does "

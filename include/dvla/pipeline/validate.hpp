@@ -38,6 +38,10 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.horizon % config.model.chunk; })
     detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
                            config.model.chunk);
+  if constexpr (requires { steps_together(config.environment); })
+    if (steps_together(config.environment) && config.schedule.sampling_stages > 1)
+      throw ConfigError("schedule.sampling_stages is ", config.schedule.sampling_stages,
+                        ", and the environment steps all its rows together: leave it at 1");
   if constexpr (requires { longest_call_s(config.environment); })
     if (const double longest = longest_call_s(config.environment); !(config.run.step_deadline_s > longest))
       throw ConfigError(

@@ -123,12 +123,25 @@ inline void check(const ManiSkillKnobs& knobs) {
   if (knobs.task.empty())
     throw ConfigError("environment.task is empty; give a task of ManiSkill (--task PushCube-v1)");
   if (!steps_together(knobs)) return;
-  if (!knobs.sim_backend.starts_with("physx_cuda"))
+  const std::string which =
+      knobs.sim_backend.substr(std::min(knobs.sim_backend.size(), std::string("physx_cuda").size()));
+  if (!knobs.sim_backend.starts_with("physx_cuda") ||
+      !(which.empty() ||
+        (which.size() > 1 && which[0] == ':' && which.find_first_not_of("0123456789", 1) == which.npos)))
     throw ConfigError("environment.sim_backend is '", knobs.sim_backend,
                       "'; it must be physx_cpu, physx_cuda, or physx_cuda:N for the N-th GPU");
   if (knobs.workers > 1 || knobs.embedded)
     throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
                       ", which steps all environments in one worker: leave workers at 0 and embedded false");
+  if (knobs.task.find(',') != knobs.task.npos)
+    throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
+                      ", which simulates one task, and environment.task is '", knobs.task,
+                      "': leave task one");
+  if (knobs.control_mode.find("_target_") != knobs.control_mode.npos)
+    throw ConfigError(
+        "environment.control_mode is ", knobs.control_mode,
+        ", whose controller sets targets, which a reset of one row forgets of all under sim_backend ",
+        knobs.sim_backend, "; choose a mode without targets");
   if (!knobs.fast_reset)
     throw ConfigError("environment.sim_backend is ", knobs.sim_backend,
                       ", which can build no row's scene anew: give fast_reset true, and know that what was "

@@ -380,7 +380,8 @@ class ManiSkillTask(GymnasiumTask):
                 aim[:3] = np.clip([0.5, (cube[1] - tool[1]) / 0.1, (cube[2] - tool[2]) / 0.1], -1, 1)
             aim[3] = -1
             return aim
-        return super().expert(env, index)
+        action = super().expert(env, index)
+        return action.reshape(self.rows, -1)[index] if self.together else action
 
     def render(self, env):
         picture = super().render(env)
@@ -538,11 +539,13 @@ class Vector:
         return {index: (index in running, float(reward[index]) if index in running else 0.0, everybody[index].over) for index in known}
 
     def drop(self):
+        gc.unfreeze()  # what it was made of is to go, before another one is made
         try:
             self.env.close()
         except Exception:
             pass
         self.env = None
+        gc.collect()
         for row in self.batch.rows:
             row.seen = None
 
@@ -551,22 +554,39 @@ class Instance(Vector):
     """ManiSkill's on a GPU: its tensors stay there, and what they show crosses once a step for all rows. It resets none by itself."""
 
     expert = True
-    overflow = re.compile(r"overflow|PxGpuDynamicsMemoryConfig|increase .*capacity", re.IGNORECASE)
+    overflow = re.compile(r"buffer overflow|overflowing initial|stack overflow|PxGpuDynamicsMemoryConfig|increase (its|the) (size|.*capacity)",
+                          re.IGNORECASE)
 
     def mode_of(self, env):
         return "NONE"
 
     def reset(self, rows, seeds):
-        """One row a call: it seeds what it draws for several by the first one's seed, and an episode is to be of its own seed alone."""
+        """One row a call: it seeds what it draws for several by the first one's seed, and an episode is to be of its own seed alone. It
+        would also make generators for all rows in each call, and show them all: this one's are enough, and the last call's."""
         import torch
 
-        if self.env is None:
-            self.env = self.batch.tasks[0].make()
-        base = self.env.unwrapped
         with self.watched():
-            for row, seed in zip(rows, seeds):
-                seen, info = self.env.reset(seed=[int(seed) % (2**31 - 1)] * base.num_envs,
-                                            options={"env_idx": torch.tensor([row], device=base.device)})
+            if self.env is None:
+                self.env = self.batch.tasks[0].make()
+            base = self.env.unwrapped
+
+            def seeded(seed, rows):
+                base._episode_seed = np.full(base.num_envs, seed[0], np.int64)
+                base._batched_episode_rng[rows.cpu().numpy()] = type(base._batched_episode_rng).from_seeds(seed[:1], backend=base._batched_rng_backend)
+                base._episode_rng = base._batched_episode_rng[int(rows[0])]
+
+            instead = {"_set_main_rng": lambda seed: None, "_set_episode_rng": seeded, "get_obs": lambda *_, **__: None}
+            for name, function in instead.items():
+                setattr(base, name, function)
+            try:
+                for index, (row, seed) in enumerate(zip(rows, seeds)):
+                    if index + 1 == len(rows):
+                        del base.get_obs
+                    seen, info = self.env.reset(seed=[int(seed) % (2**31 - 1)] * base.num_envs,
+                                                options={"env_idx": torch.tensor([row], device=base.device)})
+            finally:
+                for name in instead:
+                    vars(base).pop(name, None)
         self.begin(rows, seen, info)
 
     def advance(self, actions):
@@ -623,9 +643,9 @@ class Batch:
         self.rows = [Row(self) for _ in range(count)]
         self.vector = None
         if kind is ManiSkillTask and self.tasks[0].together:
-            self.vector = Instance(self, self.first[0])
+            self.vector = Instance(self, self.first.pop(0))
         elif kind is GymnasiumTask and is_vector(self.first[0]):
-            self.vector = Vector(self, self.first[0])
+            self.vector = Vector(self, self.first.pop(0))
         self.scales = [self.measured(index) for index in range(len(self.tasks))] if options["normalise_steps"] else None
         weights = options["weights"] or [1.0] * len(self.tasks)
         self.shares = [weight / sum(weights) for weight in weights]
@@ -764,6 +784,8 @@ class Worker:
                     raise Unsupported("a vector environment has neither an expert nor pictures")
                 elif kind == "expert":
                     task = batch.tasks[row.task]
+                    if batch.vector and batch.vector.env is None:
+                        raise Unsupported("it was closed after an exception; a reset makes it anew")
                     action = task.expert(batch.vector.env, at_row) if batch.vector else task.expert(row.env(row.task))
                     expert = [float(each) for each in action]
                     if not np.isfinite(expert).all():
