@@ -10,36 +10,19 @@
 #include "dvla/model/lora.hpp"
 #include "dvla/model/smolvla.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/model/vla.hpp"
 
 using namespace dvla;
+using dvla_test::all, dvla_test::some_inputs, dvla_test::trainable;
 
 namespace {
 
-ModelInputs some_inputs() {
-  ModelInputs inputs;
-  inputs.observation.cameras = {{"top", 32, 48}, {"wrist", 56, 56}};
-  inputs.observation.proprioception = 3;
-  inputs.observation.instructions = {"push the cube to the red target", "push_it"};
-  inputs.action.dimensions = 2;
-  inputs.chunk = 3;
-  return inputs;
-}
 FlowVlaKnobs tiny() {
   FlowVlaKnobs knobs;
   knobs.random = RandomWeights::tiny;
   knobs.chunk = 3;
   knobs.horizon = 4;
   return knobs;
-}
-std::string all(const std::vector<std::string>& sentences) {
-  std::string text;
-  for (const auto& sentence : sentences) text += sentence + "\n";
-  return text;
-}
-std::int64_t trainable(const std::vector<Parameter>& parameters, const std::string& of) {
-  return std::ranges::count_if(parameters, [&](const Parameter& each) {
-    return each.trainable && each.name.find(of) != std::string::npos;
-  });
 }
 
 }  // namespace
