@@ -201,28 +201,14 @@ class SmolVlaNetwork {
   /// The prefix's tokens [n, S, d] in the precision that the language model computes in, and its mask; no keys yet.
   std::pair<at::Tensor, Prefix> embed_prefix(const Inputs& inputs) const {
     std::vector<at::Tensor> tokens, valid;
-    std::vector<std::int64_t> there;
-    for (std::int64_t view = 0; view < std::ssize(inputs.images); ++view)
-      if (inputs.image_mask.select(1, view).any().item<bool>()) there.push_back(view);
     const std::int64_t n = inputs.tokens.size(0);
-    all_.before(0);
-    at::Tensor x;
-    if (!there.empty()) {
-      std::vector<at::Tensor> images;
-      for (const std::int64_t view : there) images.push_back(inputs.images[static_cast<std::size_t>(view)]);
-      // The tower has the weights' precision (smolvlm_with_expert.py:208), in which pi0.5's has float32. A patch's
-      // position is looked up by its fraction of a side (modeling_smolvlm.py:126), which at the published 32
-      // patches a side is its own place.
-      x = vision_.embed(at::cat(images, 0).to(precision()));
-      see("vision.embedding", x);
-    }
-    all_.after(0, {x});
-    for (std::size_t i = 0; i + 1 < vision_.units(); ++i) {
-      all_.before(i + 1);
-      if (x.defined()) x = vision_.layer(i, x);
-      if (x.defined()) see("vision.layer." + std::to_string(i), x);
-      all_.after(i + 1, {x});
-    }
+    const std::vector<std::int64_t> there = parts::SigLip::present(inputs.image_mask);
+    // The tower has the weights' precision (smolvlm_with_expert.py:208), in which pi0.5's has float32. A patch's position is
+    // looked up by its fraction of a side (modeling_smolvlm.py:126), which at the published 32 patches a side is its own
+    // place.
+    at::Tensor x =
+        vision_.through(all_, inputs.images, there, precision(),
+                        [&](const std::string& name, const at::Tensor& value) { see(name, value); });
     all_.before(text_unit());
     const double root = std::sqrt(static_cast<double>(shape_.language.width));
     if (x.defined()) {

@@ -3,6 +3,8 @@
 // checkpoints (`vision_model.encoder.layers.N.self_attn.q_proj` and so on). Computes in its input's precision.
 #pragma once
 
+#include <ATen/ops/cat.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -75,6 +77,36 @@ class SigLip {
                                            layers::Activation::gelu_tanh));
   }
   at::Tensor end(const at::Tensor& x) const { return normalised(x, end_); }
+
+  /// The views that any row has; mask: [n, V], bool.
+  static std::vector<std::int64_t> present(const at::Tensor& mask) {
+    std::vector<std::int64_t> views;
+    for (std::int64_t view = 0; view < mask.size(1); ++view)
+      if (mask.select(1, view).any().item<bool>()) views.push_back(view);
+    return views;
+  }
+  /// These of `images`, [n, 3, image, image] each, one behind the other through embedding and layers, in `type`; undefined
+  /// where there are none. The tower's units are the first of `all`, which is told of them; `see(name, activation)`.
+  template <class See>
+  at::Tensor through(Parameters& all, const std::vector<at::Tensor>& images,
+                     const std::vector<std::int64_t>& views, at::ScalarType type, See see) const {
+    all.before(0);
+    at::Tensor x;
+    if (!views.empty()) {
+      std::vector<at::Tensor> chosen;
+      for (const std::int64_t view : views) chosen.push_back(images[static_cast<std::size_t>(view)]);
+      x = embed(at::cat(chosen, 0).to(type));
+      see("vision.embedding", x);
+    }
+    all.after(0, {x});
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      all.before(i + 1);
+      if (x.defined()) x = layer(i, x);
+      if (x.defined()) see("vision.layer." + std::to_string(i), x);
+      all.after(i + 1, {x});
+    }
+    return x;
+  }
 
  private:
   struct Norm {
