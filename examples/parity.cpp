@@ -6,6 +6,11 @@
 //
 //   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 /tmp/record
 //   build/release/examples/parity /tmp/record
+//
+// With `--serve f32|bf16 THREADS` behind the record it is what such a script's --beside=build/release/examples/parity
+// times the reference against: reads `training` or `inference` a line, perhaps followed by `whole` (what nobody reads is
+// computed too, as the reference does), does that once, and says how many seconds it took.
+#include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mse_loss.h>
@@ -13,13 +18,17 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -98,6 +107,39 @@ class SomeOf {
  private:
   std::vector<dvla::Parameter> parameters_;
 };
+
+/// What is timed: with a backward pass, and without a graph.
+struct Passes {
+  std::function<void()> training, inference;
+  std::function<void(bool)> whole;  ///< whether what nobody reads is computed
+};
+void serve(const Passes& passes) {
+  for (std::string line; std::getline(std::cin, line);) {
+    passes.whole(line.ends_with(" whole"));
+    const auto begin = std::chrono::steady_clock::now();
+    (line.starts_with("training") ? passes.training : passes.inference)();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    std::printf("%.6f\n", seconds.count());
+    std::fflush(stdout);
+  }
+}
+template <class Network>
+auto whole_of(Network& network) {
+  return [&network](bool all) {
+    if (all)
+      network.watch([](const std::string&, const at::Tensor&) {});
+    else
+      network.watch({});
+  };
+}
+/// One pass with a gradient.
+template <class Loss>
+void train(dvla::Parameters& weights, Loss loss) {
+  for (const dvla::WeightUnit& unit : weights.units()) std::ranges::fill(unit.gradients, 0.0f);
+  weights.backward_begins();
+  torch::autograd::backward({loss()}, {});
+  weights.backward_done();
+}
 
 /// Loads what a checkpoint has in files of its own, if the model has it at all; the result is the rest.
 SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& folder) {
@@ -213,7 +255,8 @@ void report_rounded(const std::string& name, const at::Tensor& ours, const Recor
 /// pi0's and SmolVLA's: a prefix, a velocity over it, and both in one pass. The prefix is `tokens_a_view` for each camera,
 /// then the rest.
 template <class Network, class Shape>
-void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, Report& report) {
+void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, Report& report,
+          std::optional<dvla::Dtype> served) {
   typename Network::Inputs inputs;
   for (std::int64_t view = 0; view < shape.views; ++view)
     inputs.images.push_back(recorded("input.image." + std::to_string(view)));
@@ -236,6 +279,14 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
     return at::stack(all);
   };
 
+  if (served) {
+    Made<Network, Shape> made(shape, *served, recorded);
+    const at::Tensor target = noise - recorded("input.action");
+    const auto training = [&] {
+      train(made.weights, [&] { return at::mse_loss(velocity(made.network), target); });
+    };
+    return serve({training, [&] { (void)chain(made.network); }, whole_of(made.network)});
+  }
   Made<Network, Shape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
   const at::Tensor ours = velocity(wide.network), loss = at::mse_loss(ours, noise - recorded("input.action"));
@@ -303,7 +354,7 @@ dvla::parts::DecoderShape decoder_shape(const nlohmann::json& from, dvla::parts:
 }
 
 // ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
-void pi0(const Recorded& recorded, Report& report) {
+void pi0(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::Pi0Shape shape;
   shape.state_token = config["type"] == "pi0";
@@ -318,11 +369,11 @@ void pi0(const Recorded& recorded, Report& report) {
   shape.language = decoder_shape(config["language"], shape.language);
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
-  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, report);
+  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, report, served);
 }
 
 // ---- SmolVLA ----------------------------------------------------------------------------------------------------
-void smolvla(const Recorded& recorded, Report& report) {
+void smolvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::SmolVlaShape shape;
   shape.views = config["views"];
@@ -340,7 +391,7 @@ void smolvla(const Recorded& recorded, Report& report) {
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.language.norm_eps = config["language"]["rms_norm_eps"];
   shape.expert.norm_eps = config["expert"]["rms_norm_eps"];
-  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report);
+  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report, served);
 }
 
 // ---- OpenVLA and OpenVLA-OFT ------------------------------------------------------------------------------------
@@ -410,7 +461,7 @@ void report_decoded(const dvla::detail::OpenVlaNetwork& network,
   report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
 }
 
-void openvla(const Recorded& recorded, Report& report) {
+void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
   using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
   using Outputs = OpenVlaNetwork::Outputs;
   const OpenVlaShape shape = openvla_shape(recorded.config);
@@ -420,6 +471,19 @@ void openvla(const Recorded& recorded, Report& report) {
                                       .state = {}};
   const at::Tensor tokens = recorded("input.action_token");
 
+  if (served) {
+    Made<OpenVlaNetwork, OpenVlaShape> made(shape, *served, recorded);
+    const auto training = [&] {
+      train(made.weights, [&] {
+        return -token_odds(shape, made.network.forward(inputs, tokens).logits, tokens, 1).first.mean();
+      });
+    };
+    const auto inference = [&] {
+      const c10::InferenceMode no_graph;
+      (void)made.network.forward(inputs, tokens);
+    };
+    return serve({training, inference, whole_of(made.network)});
+  }
   Made<OpenVlaNetwork, OpenVlaShape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
   const Outputs ours = wide.network.forward(inputs, tokens);
@@ -496,22 +560,30 @@ void openvla(const Recorded& recorded, Report& report) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  const bool serves = words.size() == 4 && words[1] == "--serve" && (words[2] == "f32" || words[2] == "bf16");
+  if (words.size() != 1 && !serves) {
     std::fprintf(stderr,
-                 "usage: parity RECORD, a folder that a script of test/golden/model/parity has made\n");
+                 "usage: parity RECORD [--serve f32|bf16 THREADS], a folder that a script of "
+                 "test/golden/model/parity has made\n");
     return 2;
   }
   try {
-    const Recorded recorded(argv[1]);
+    std::optional<dvla::Dtype> served;
+    if (serves) {
+      served = words[2] == "f32" ? dvla::Dtype::f32 : dvla::Dtype::bf16;
+      at::set_num_threads(std::stoi(words[3]));
+    }
+    const Recorded recorded(words[0]);
     const std::string type = recorded.config.at("type");
     Report report;
-    std::printf("%s, %s\n", argv[1], type.c_str());
+    if (!serves) std::printf("%s, %s\n", words[0].c_str(), type.c_str());
     if (type == "pi05" || type == "pi0")
-      pi0(recorded, report);
+      pi0(recorded, report, served);
     else if (type == "smolvla")
-      smolvla(recorded, report);
+      smolvla(recorded, report, served);
     else if (type == "openvla" || type == "openvla_oft")
-      openvla(recorded, report);
+      openvla(recorded, report, served);
     else
       throw dvla::Error("config.json: type is '", type,
                         "'; it must be pi05, pi0, smolvla, openvla_oft or openvla");

@@ -78,6 +78,7 @@ class FlowVlaBody {
         network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert),
         prompts_(spec_, network_.shape().text),
         queries_(shape) {
+    parameters_.recompute(knobs.gradient_checkpointing);
     if (inputs.value_head.values > 0) throw ConfigError(Family::name, " has no value head in this version");
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
@@ -150,13 +151,15 @@ class FlowVlaBody {
     const bool whole = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
       return each.trainable && each.unit <= static_cast<std::size_t>(s.vision.layers);
     });
-    const std::int64_t kept =
-        s.language.layers * (layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix));
-    const std::int64_t vision = whole ? s.vision.layers * std::ssize(slots_) * s.vision.tokens() *
-                                            (12 * s.vision.width + 3 * s.vision.mlp)
-                                      : 0;
+    const std::int64_t kept = parameters_.kept_by_layers(
+        s.language.layers, layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix),
+        prefix * s.language.width + suffix * s.expert.width);
+    const std::int64_t seen = std::ssize(slots_) * s.vision.tokens(), d = s.vision.width;
+    const std::int64_t vision =
+        whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
+    // For the gradient of what the tower's weights multiply.
     const std::size_t wide =
-        whole ? wide_bytes(s.vision.layers * tower_layer()) : 0;  // for the gradient of what they multiply
+        whole ? wide_bytes(parameters_.kept_by_layers(s.vision.layers, tower_layer(), 0)) : 0;
     return sampling_bytes(rows) + wide +
            static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept) * bytes_of(dtype()) + static_cast<std::size_t>(vision) * 4);

@@ -28,6 +28,7 @@ struct FlowVlaKnobs {
   Trained train = Trained::all;
   std::string cameras{};
   Dtype dtype = Dtype::f32;
+  bool gradient_checkpointing = false;
 };
 
 template <>
@@ -40,6 +41,8 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
     {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
     {"dtype", "weights and activations; norms compute in float32"},
+    {"gradient_checkpointing",
+     "a backward pass computes each layer's activations again instead of keeping them"},
 });
 
 /// Rules between members; found by validate(config).

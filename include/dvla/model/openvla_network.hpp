@@ -218,10 +218,9 @@ class OpenVlaNetwork {
     see(name + ".embedding", x);
     all_.after(unit, {x});
     for (std::size_t i = 0; i < tower.computed_layers(); ++i) {
-      all_.before(++unit);
-      x = tower.layer(i, x);
+      x = all_.layer(++unit, [&tower, i](const auto& in) { return std::vector{tower.layer(i, in[0])}; },
+                     {x})[0];
       see(name + ".layer." + std::to_string(i), x);
-      all_.after(unit, {x});
     }
     return tower.features(x);
   }
@@ -313,21 +312,24 @@ class OpenVlaNetwork {
     const Seen seen =
         seen_at(valid.defined() ? everywhere.expand({x.size(0), x.size(1)}) : everywhere, valid, x);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const parts::DecoderLayer& layer = layers_[i];
-      all_.before(layer_unit(i));
       // Of the last layer only what is read.
       const bool part = i + 1 == layers_.size() && !watch_;
-      const at::Tensor whole = x;
-      if (part) x = at_places(whole, read);
-      const Seen own_seen = part ? seen_at(read, valid, whole) : seen;
-      const auto [query, key, value, gate] = project(layer, x, whole, own_seen.rotary, seen.rotary);
-      if (context != nullptr) {
-        context->layers[i].first.narrow(2, 0, key.size(2)).copy_(key);
-        context->layers[i].second.narrow(2, 0, value.size(2)).copy_(value);
-      }
-      x = layer.finish(x, layers::attention(query, key, value, own_seen.mask), gate, {}, shape_.language);
+      const Seen own_seen = part ? seen_at(read, valid, x) : seen;
+      x = all_.layer(
+          layer_unit(i),
+          [this, i, part, read, own_seen, seen, context](const auto& in) {
+            const parts::DecoderLayer& layer = layers_[i];
+            const at::Tensor own = part ? at_places(in[0], read) : in[0];
+            const auto [query, key, value, gate] = project(layer, own, in[0], own_seen.rotary, seen.rotary);
+            if (context != nullptr) {
+              context->layers[i].first.narrow(2, 0, key.size(2)).copy_(key);
+              context->layers[i].second.narrow(2, 0, value.size(2)).copy_(value);
+            }
+            return std::vector{layer.finish(own, layers::attention(query, key, value, own_seen.mask), gate,
+                                            {}, shape_.language)};
+          },
+          {x})[0];
       see("layer." + std::to_string(i), x);
-      all_.after(layer_unit(i), {x});
     }
     all_.before(end_unit());
     if (watch_) {

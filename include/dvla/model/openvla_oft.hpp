@@ -108,6 +108,7 @@ class OpenVlaOftBody {
         parameters_(knobs.dtype, inputs.adapters),
         network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_),
         prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused) {
+    parameters_.recompute(knobs.gradient_checkpointing);
     if (inputs.value_head.values > 0) throw ConfigError("OpenVLAOFT has no value head in this version");
   }
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
@@ -186,10 +187,12 @@ class OpenVlaOftBody {
       return each.trainable && each.name.find("vision_backbone") != std::string::npos;
     });
     const auto vision = [&](const parts::VitShape& of) {
-      return of.layers * s.views * (of.prefix() + of.tokens()) * (16 * of.width + 3 * of.mlp);
+      const std::int64_t seen = s.views * (of.prefix() + of.tokens());
+      return parameters_.kept_by_layers(of.layers, seen * (16 * of.width + 3 * of.mlp), seen * of.width);
     };
-    const std::int64_t text =
-        s.language.layers * (S * (16 * s.language.width + 4 * s.language.mlp) + 2 * S * S * s.language.heads);
+    const std::int64_t text = parameters_.kept_by_layers(
+        s.language.layers, S * (16 * s.language.width + 4 * s.language.mlp) + 2 * S * S * s.language.heads,
+        S * s.language.width);
     return sampling_bytes(rows) +
            static_cast<std::size_t>(rows) *
                static_cast<std::size_t>(text + (whole ? vision(s.dinov2) + vision(s.siglip) : 0)) *

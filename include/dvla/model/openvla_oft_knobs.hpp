@@ -17,6 +17,7 @@ struct OpenVlaOftKnobs {
   float temperature = 1;
   std::string cameras{};
   Dtype dtype = Dtype::f32;
+  bool gradient_checkpointing = false;
 };
 
 template <>
@@ -26,6 +27,8 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
     {"temperature", "softmax temperature, of sampling and training alike", 0.05, 10},
     {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
     {"dtype", "weights and activations; logits and log-probabilities are float32"},
+    {"gradient_checkpointing",
+     "a backward pass computes each layer's activations again instead of keeping them"},
 });
 
 /// Rules between members; found by validate(config).

@@ -23,7 +23,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -37,6 +36,7 @@
 #include "dvla/model/compute_device.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/model/linear.hpp"
+#include "dvla/model/recompute.hpp"
 
 namespace dvla {
 
@@ -194,12 +194,28 @@ class Parameters {
   }
   /// The network has used it in a forward pass. `results`: all that later units compute with, none of them a
   /// parameter or a view of one; undefined ones are passed over.
-  void after(std::size_t unit, std::initializer_list<at::Tensor> results) {
+  void after(std::size_t unit, const std::vector<at::Tensor>& results) {
     if (hooks_ == nullptr || device_.apart()) return;
     hooks_->after_unit(unit, Direction::forward);
     for (const at::Tensor& each : results)
       if (each.defined() && each.requires_grad())
         each.register_hook([this, unit](const at::Tensor&) { turn_back_to(unit); });
+  }
+  /// What a layer, which is all of the unit, makes of `inputs`. `part` may be called again in the backward pass: what it refers
+  /// to must stay.
+  std::vector<at::Tensor> layer(std::size_t unit, const detail::NetworkPart& part,
+                                const std::vector<at::Tensor>& inputs) {
+    before(unit);
+    const auto results =
+        recomputes_ ? detail::recomputed(part, inputs, trainable_in_[unit] > 0) : part(inputs);
+    after(unit, results);
+    return results;
+  }
+  /// Whether a backward pass computes what a layer() keeps for it again.
+  void recompute(bool recomputes) { recomputes_ = recomputes; }
+  /// For plans: what so many of layer()'s layers keep for a backward pass, of which each makes `one` from `inputs`.
+  std::int64_t kept_by_layers(std::int64_t layers, std::int64_t one, std::int64_t inputs) const {
+    return recomputes_ ? layers * inputs + one : layers * one;
   }
   static constexpr std::size_t none = static_cast<std::size_t>(-1);
   /// The network does without its last unit in this forward pass and in the backward pass, if one follows,
@@ -449,7 +465,7 @@ class Parameters {
   std::string layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
-  bool holds_ = false, frozen_ = false;
+  bool holds_ = false, frozen_ = false, recomputes_ = false;
   detail::StreamMark uploaded_, downloaded_;
 };
 

@@ -119,10 +119,17 @@ class Pi0Network {
     const Seen by_prefix = seen_by_prefix(prefix.valid, x.scalar_type()),
                by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      all_.before(layer_unit(i));
-      const auto kv = prefix_layer(i, x, by_prefix);
-      s = suffix_layer(i, s, condition, kv, by_suffix);
-      all_.after(layer_unit(i), {i + 1 < layers_.size() ? x : at::Tensor(), s});
+      const auto both = all_.layer(layer_unit(i),
+                                   [this, i, by_prefix, by_suffix](const auto& in) {
+                                     at::Tensor stream = in[0];
+                                     const auto kv = prefix_layer(i, stream, by_prefix);
+                                     std::vector made{suffix_layer(i, in[1], in[2], kv, by_suffix)};
+                                     if (i + 1 < layers_.size()) made.push_back(stream);
+                                     return made;
+                                   },
+                                   {x, s, condition});
+      s = both[0];
+      x = both.back();  // behind the last layer it is read by nobody
     }
     all_.before(end_unit());
     const at::Tensor v = end(s, condition);

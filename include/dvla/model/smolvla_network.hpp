@@ -125,10 +125,17 @@ class SmolVlaNetwork {
     const Seen by_prefix = seen_by_prefix(prefix.valid, x.scalar_type());
     const SeenBySuffix by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      all_.before(layer_unit(i));
-      const auto kv = prefix_layer(i, x, by_prefix);
-      s = suffix_layer(i, s, kv, by_suffix);
-      all_.after(layer_unit(i), {last(i) ? at::Tensor() : x, s});
+      const auto both = all_.layer(layer_unit(i),
+                                   [this, i, by_prefix, by_suffix](const auto& in) {
+                                     at::Tensor stream = in[0];
+                                     const auto kv = prefix_layer(i, stream, by_prefix);
+                                     std::vector made{suffix_layer(i, in[1], kv, by_suffix)};
+                                     if (!last(i)) made.push_back(stream);
+                                     return made;
+                                   },
+                                   {x, s});
+      s = both[0];
+      x = both.back();  // behind the last layer it is read by nobody
     }
     all_.before(end_unit());
     const at::Tensor v = end(s);

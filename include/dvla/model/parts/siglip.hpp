@@ -100,10 +100,12 @@ class SigLip {
     }
     all.after(0, {x});
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      all.before(i + 1);
-      if (x.defined()) x = layer(i, x);
-      if (x.defined()) see("vision.layer." + std::to_string(i), x);
-      all.after(i + 1, {x});
+      if (!x.defined()) {
+        all.pass_by(i + 1);
+        continue;
+      }
+      x = all.layer(i + 1, [this, i](const auto& in) { return std::vector{layer(i, in[0])}; }, {x})[0];
+      see("vision.layer." + std::to_string(i), x);
     }
     return x;
   }
