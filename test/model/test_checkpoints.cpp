@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory_resource>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -210,6 +212,83 @@ DOCTEST_TEST_CASE(
     made.write([](Tensors&) {});
     DOCTEST_CHECK(std::filesystem::exists(made.folder / "model.safetensors.index.json"));
     DOCTEST_CHECK(made.read() == "");
+  }
+}
+
+DOCTEST_TEST_CASE(
+    "Files that the references saved, in openpi's layout and in lerobot's, have the model's tensors and no "
+    "others") {
+  const std::string records = DVLA_TEST_DIR "/golden/model/parity/records/";
+  const auto parsed = [&](const std::string& record) {
+    return nlohmann::json::parse(std::ifstream(records + record + "/config.json"));
+  };
+  const auto decoder = [](dvla::parts::DecoderShape& to, const nlohmann::json& of) {
+    to.width = of["width"], to.layers = of["layers"], to.mlp = of["mlp"], to.heads = of["heads"];
+    to.kv_heads = of["kv_heads"], to.head_width = of["head_dim"];
+  };
+  const auto tower = [](auto& to, const nlohmann::json& of) {
+    to.width = of["width"], to.layers = of["layers"], to.mlp = of["mlp"], to.heads = of["heads"];
+    to.image = of["image"], to.patch = of["patch"];
+  };
+  const TemporaryFolder folder;
+  // Loads it, and compares each parameter with what the record has by `name_of(parameter)`.
+  const auto same = [&]<class Model>(const std::string& record, const std::string& config, Model*,
+                                     auto name_of) {
+    DOCTEST_CAPTURE(record);
+    std::filesystem::copy_file(records + record + "/model.safetensors", folder / "model.safetensors",
+                               std::filesystem::copy_options::overwrite_existing);
+    dvla_test::write_text(folder / "config.json", config);
+    ModelInputs inputs = some_inputs();
+    inputs.observation.instructions = {"a"};
+    inputs.observation.proprioception = 0;
+    inputs.chunk = 2;
+    auto knobs = published<typename Model::Knobs>(folder);
+    knobs.chunk = 2;
+    const io::SafetensorsFile file(folder.path());
+    knobs.dtype = file.tensor(file.names().front()).dtype == io::Dtype::F32 ? Dtype::f32 : Dtype::bf16;
+    const Model model(knobs, inputs, 1);
+    for (const Parameter& each : model.parameters()) {
+      const io::TensorView view = file.tensor(name_of(each.name));
+      DOCTEST_CAPTURE(each.name);
+      DOCTEST_REQUIRE(view.bytes.size() == each.bytes());
+      DOCTEST_CHECK(std::memcmp(view.bytes.data(), each.data, each.bytes()) == 0);
+    }
+  };
+  for (const auto& [record, prefix] :
+       {std::pair<std::string, std::string>("pi05-seed7-width64", ""), {"pi05-seed11-width80", "model."}}) {
+    const nlohmann::json of = parsed(record);
+    dvla::detail::Pi0Shape shape;
+    tower(shape.vision, of["vision"]);
+    decoder(shape.language, of["language"]);
+    decoder(shape.expert, of["expert"]);
+    shape.expert.condition = shape.expert.width;
+    shape.views = 2, shape.text = 64, shape.horizon = of["horizon"], shape.actions = of["action"];
+    shape.vocabulary = of["language"]["vocabulary"];
+    same(record, dvla::detail::own_config("Pi05", shape), static_cast<Pi05Model*>(nullptr),
+         [&](const std::string& name) {
+           return prefix.empty() && name == embedding ? lm_head : prefix + name;
+         });
+  }
+  for (const std::string record : {"smolvla-seed7-width64", "smolvla-seed11-width80"}) {
+    const nlohmann::json of = parsed(record);
+    dvla::detail::SmolVlaShape shape;
+    tower(shape.vision, of["vision"]);
+    decoder(shape.language, of["language"]);
+    decoder(shape.expert, of["expert"]);
+    shape.shuffle = of["shuffle"], shape.views = 2, shape.text = 64, shape.horizon = of["horizon"];
+    shape.actions = of["action"], shape.states = of["state"], shape.vocabulary = of["language"]["vocabulary"];
+    same(record, dvla::detail::own_config("SmolVLA", shape), static_cast<SmolVlaModel*>(nullptr),
+         [](const std::string& name) { return name; });
+  }
+  for (const std::string record : {"openvla_oft-seed7-width48", "openvla_oft-seed11-width60"}) {
+    const nlohmann::json of = parsed(record);
+    dvla::detail::OpenVlaShape shape;
+    tower(shape.dinov2, of["featurizer"]);
+    tower(shape.siglip, of["fused_featurizer"]);
+    decoder(shape.language, of["language"]);
+    shape.vocabulary = of["language"]["vocabulary"];
+    same(record, dvla::detail::own_config("OpenVLAOFT", shape), static_cast<OpenVlaOftModel*>(nullptr),
+         [](const std::string& name) { return name; });
   }
 }
 
