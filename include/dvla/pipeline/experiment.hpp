@@ -490,8 +490,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   });
   run->on_notice(warn);
   say(P::describe(run->config().run));
-  if (leads)
-    for (const std::string& warning : run->adapter().warnings()) warn(warning);
+  if (const std::vector<std::string> warnings = run->adapter().warnings(); leads)
+    for (const std::string& warning : warnings) warn(warning);
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
