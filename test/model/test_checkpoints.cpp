@@ -444,6 +444,16 @@ DOCTEST_TEST_CASE(
   DOCTEST_CHECK(Pi05Family::shape(knobs).horizon == 12);
   knobs.horizon = 0;
 
+  const std::string written = DVLA_TEST_DIR "/golden/model/configs/";  // by lerobot itself, with one camera
+  config(dvla_test::read_text(written + "pi05.json"));
+  pi05 = {};
+  pi05.views = 1;
+  DOCTEST_CHECK(same(Pi05Family::shape(knobs), pi05));
+  config(dvla_test::read_text(written + "smolvla.json"));
+  dvla::detail::SmolVlaShape smolvla;
+  smolvla.views = 1;
+  DOCTEST_CHECK(same(SmolVlaFamily::shape(knobs), smolvla));
+
   config(R"({"type": "pi05"})");
   DOCTEST_CHECK(same(Pi05Family::shape(knobs), dvla::detail::Pi0Shape{}));
   config(
@@ -463,7 +473,7 @@ DOCTEST_TEST_CASE(
       R"({"type": "smolvla", "chunk_size": 20, "max_action_dim": 14, "max_state_dim": 15, "num_vlm_layers": 8,
              "expert_width_multiplier": 0.5, "self_attn_every_n_layers": -1, "resize_imgs_with_padding": [256, 256],
              "tokenizer_max_length": 64})");
-  dvla::detail::SmolVlaShape smolvla;
+  smolvla = {};
   smolvla.horizon = 20, smolvla.actions = 14, smolvla.states = 15, smolvla.text = 64, smolvla.joint_every = 0;
   smolvla.vision.image = 256;
   smolvla.language.layers = smolvla.expert.layers = 8;

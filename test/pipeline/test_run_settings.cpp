@@ -90,6 +90,7 @@ TEST_CASE("a model's checkpoint brings its statistics, unless others or none are
   using P = Pipeline<Sampler<Toy, Pi05>, Trainer<GRPO>>;
   Config<P> config;
   config.model.random = RandomWeights::tiny;
+  config.model.chunk = 4;
   EnvironmentSpec spec;
   spec.action = {.dimensions = 7, .bounds = std::vector<ActionBounds>(7, {-1, 1})};
   CHECK(RunSettings<P>(config).config().run.action_statistics.empty());

@@ -6,11 +6,12 @@
 #pragma once
 
 #include <algorithm>
-#include <filesystem>
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <regex>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
