@@ -82,6 +82,7 @@ inline FlowStep sde_step(int index, int steps, double noise_level) {
 /// H and D of a network whose own they are.
 struct FlowSpace {
   std::int64_t horizon = 0, dimensions = 0;
+  bool clipped = true;  ///< what is executed is kept in [-1, 1]
 };
 
 /// What NetworkModel asks of a head; see TokenHeadMachinery. Here `Evaluate(x[n*F], t[n])` is the velocity.
@@ -166,8 +167,9 @@ class FlowHeadMachinery {
     }
     for (std::size_t n = 0; n < rows.size(); ++n) {
       const std::span<float> executed = action.at(rows[n]).span();
-      each_executed(
-          [&](std::size_t e, std::size_t f) { executed[e] = std::clamp(x[n * F + f], -1.0f, 1.0f); });
+      each_executed([&](std::size_t e, std::size_t f) {
+        executed[e] = space_.clipped ? std::clamp(x[n * F + f], -1.0f, 1.0f) : x[n * F + f];
+      });
     }
   }
 

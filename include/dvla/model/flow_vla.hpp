@@ -1,8 +1,8 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
 // NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
 //
-// A Family has `name`, `Network`, `shape(knobs)`, `image(frames, side)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
-// the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
+// A Family has `name`, `Network`, `shape(knobs)`, `names()` of published weights, `image(frames, side)`, `image_tokens(shape)` a
+// camera, `prompt(task, state)`, the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
 // vision tower computes in float32 whatever its weights are.
 #pragma once
 
@@ -22,6 +22,8 @@
 #include "dvla/model/flow_vla_knobs.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
+#include "dvla/model/published_config.hpp"
+#include "dvla/model/published_weights.hpp"
 #include "dvla/model/vla_inputs.hpp"
 
 namespace dvla::detail {
@@ -72,9 +74,11 @@ class FlowVlaBody {
   using Network = typename Family::Network;
   using Prefix = typename Network::Prefix;
 
-  FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape)
+  FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
+              const FlowVlaBody* original = nullptr)
       : spec_(inputs.observation),
-        parameters_(knobs.dtype, inputs.adapters),
+        weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
+        parameters_(knobs.dtype, weights_.under(inputs.adapters)),
         network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert),
         prompts_(spec_, network_.shape().text),
         queries_(shape) {
@@ -86,17 +90,20 @@ class FlowVlaBody {
                           " numbers, and the model takes ", network_.shape().states);
     slots_ =
         chosen_cameras(Family::name, spec_, knobs.cameras, static_cast<std::size_t>(network_.shape().views));
+    weights_.check(Family::name, parameters_.parameters());
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
               const ComputeDevice& /*the host*/, const FlowVlaBody* original)
-      : FlowVlaBody(knobs, inputs, shape) {
-    original == nullptr ? parameters_.allocate(seed) : parameters_.share(original->parameters_);
+      : FlowVlaBody(knobs, inputs, shape, original) {
+    original == nullptr ? weights_.fill(parameters_, seed) : parameters_.share(original->parameters_);
   }
   FlowVlaBody(const FlowVlaBody&) = delete;
   FlowVlaBody& operator=(const FlowVlaBody&) = delete;
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
+  std::vector<std::string> notes() const { return weights_.notes(); }
+  std::string config_text() const { return own_config(Family::name, network_.shape()); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     return network_.prefix(inputs(observation, rows));
@@ -212,6 +219,7 @@ class FlowVlaBody {
   }
 
   ObservationSpec spec_;
+  PublishedWeights weights_;  ///< none in a copy
   Parameters parameters_;
   Network network_;
   FlowVlaPrompts<Family> prompts_;
@@ -219,10 +227,16 @@ class FlowVlaBody {
   std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
 };
 
+/// A network that has learned from data makes actions in units of their statistics, some of which lie beyond [-1, 1].
 template <class Family>
 struct FlowVlaHead : FlowHeadMachinery {
   FlowVlaHead(const FlowVlaKnobs& knobs, const ActionSpec& action, std::uint64_t seed)
-      : FlowHeadMachinery(knobs, action, seed, {knobs.horizon, Family::shape(knobs).actions}) {}
+      : FlowVlaHead(knobs, action, seed, Family::shape(knobs)) {}
+
+ private:
+  template <class Shape>
+  FlowVlaHead(const FlowVlaKnobs& knobs, const ActionSpec& action, std::uint64_t seed, const Shape& shape)
+      : FlowHeadMachinery(knobs, action, seed, {shape.horizon, shape.actions, knobs.checkpoint.empty()}) {}
 };
 
 /// What NetworkModel is made of.

@@ -21,8 +21,9 @@ inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"al
 
 struct FlowVlaKnobs {
   RandomWeights random = RandomWeights::none;
+  std::string checkpoint{};  ///< a folder; model/published_config.hpp says which
   int chunk = 5;
-  int horizon = 8;
+  int horizon = 0;
   int denoise_steps = 4;
   float noise_level = 0.5f;
   Trained train = Trained::all;
@@ -34,8 +35,10 @@ struct FlowVlaKnobs {
 template <>
 inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"random", "random weights, of toy extents (tiny) or the published ones (full)"},
+    {"checkpoint", "folder of a published model: config.json, and safetensors in one file or with an index"},
     {"chunk", "actions of a decision that are executed", 1, 64, "control steps"},
-    {"horizon", "actions that the network makes; at least chunk", 1, 64, "control steps"},
+    {"horizon", "actions that the network makes; at least chunk; 0: as the checkpoint says, or 8", 0, 64,
+     "control steps"},
     {"denoise_steps", "Euler steps from noise to action", 1, 64},
     {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
@@ -47,12 +50,8 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
 
 /// Rules between members; found by validate(config).
 inline void check(const FlowVlaKnobs& knobs) {
-  if (knobs.random == RandomWeights::none)
-    throw ConfigError(
-        "model.random is none, and the model reads no checkpoint in this version; give random tiny, or full "
-        "for "
-        "the published extents");
-  if (knobs.chunk > knobs.horizon)
+  detail::check_source(knobs.random, knobs.checkpoint);
+  if (knobs.horizon > 0 && knobs.chunk > knobs.horizon)
     throw ConfigError("model.chunk is ", knobs.chunk, "; it must be at most model.horizon, which is ",
                       knobs.horizon);
   if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; the model computes in f32 or bf16");

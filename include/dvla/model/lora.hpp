@@ -28,7 +28,7 @@ class LoraModel : public Base {
   /// `base_checkpoint` that does not fit.
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
-      : LoraModel(knobs, inputs, seed, base_of(knobs.base_checkpoint)) {}
+      : LoraModel(knobs, inputs, seed, base_of(knobs)) {}
 
   LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
 
@@ -41,12 +41,8 @@ class LoraModel : public Base {
   template <class BaseKnobs>
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
-    const File base = base_of(knobs.base_checkpoint);
-    const ModelInputs adapted = with_adapters(knobs, inputs, base);
-    ModelPlan plan = Base::plan(knobs, adapted, sampling_rows, training_rows);
-    for (Parameter& each : plan.parameters)
-      each.mapped = !each.trainable && adapted.adapters.base && adapted.adapters.base(each) != nullptr;
-    return plan;
+    const File base = base_of(knobs);
+    return Base::plan(knobs, with_adapters(knobs, inputs, base), sampling_rows, training_rows);
   }
 
  private:
@@ -58,9 +54,16 @@ class LoraModel : public Base {
     if (base) load_weights(*this, *base, WeightSet::frozen, prefix_in(*base));
     if (std::ranges::any_of(this->parameters(), &Parameter::mapped)) base_ = std::move(base);
   }
-  static File base_of(const std::string& checkpoint) {
-    return checkpoint.empty() ? nullptr
-                              : std::make_unique<const io::SafetensorsFile>(io::open_weights(checkpoint));
+  /// Null: the base makes its own weights, or reads a published checkpoint itself.
+  template <class Knobs>
+  static File base_of(const Knobs& knobs) {
+    if (knobs.base_checkpoint.empty()) return nullptr;
+    if constexpr (requires { knobs.checkpoint; })
+      if (!knobs.checkpoint.empty())
+        throw ConfigError("model.checkpoint is '", knobs.checkpoint, "' and model.base_checkpoint is '",
+                          knobs.base_checkpoint,
+                          "'; both give the frozen base its weights, so leave one out");
+    return std::make_unique<const io::SafetensorsFile>(io::open_weights(knobs.base_checkpoint));
   }
   static const char* prefix_in(const io::SafetensorsFile& file) {
     return file.metadata().contains(std::string(io::CheckpointFolder::format_key)) ? checkpoint_prefix : "";
@@ -76,10 +79,10 @@ class LoraModel : public Base {
 };
 
 /// Writes the weights that the model's base would have with its adapters added in, under the base's names: a
-/// file that the base itself, and its public loaders, read; several where it is large. Returns the path as
-/// write_safetensors does.
-template <class Base>
-std::filesystem::path export_merged(const LoraModel<Base>& model, const std::filesystem::path& path) {
+/// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is
+/// its own base. Returns the path as write_safetensors does.
+template <class Model>
+std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path) {
   std::vector<io::TensorToWrite> tensors;
   std::vector<std::vector<std::byte>> values;
   values.reserve(model.parameters().size());
@@ -90,6 +93,14 @@ std::filesystem::path export_merged(const LoraModel<Base>& model, const std::fil
     tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
   });
   return io::write_safetensors(path, tensors);
+}
+
+/// The same of a model that its family publishes, in a folder that the knob `checkpoint` takes: config.json stands beside.
+template <class Model>
+void export_folder(const Model& model, const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  (void)export_merged(model, folder / "model.safetensors");
+  io::write_file(folder / "config.json", model.config_text());
 }
 
 template <class Model, class Pipeline>

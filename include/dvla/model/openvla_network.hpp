@@ -32,12 +32,16 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "dvla/core/knobs.hpp"
+#include "dvla/core/members.hpp"
 #include "dvla/model/parameters.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
 #include "dvla/model/parts/mlp.hpp"
@@ -379,3 +383,12 @@ class OpenVlaNetwork {
 };
 
 }  // namespace dvla::detail
+
+template <>
+inline constexpr auto dvla::enum_names<dvla::detail::TokenPlaces> =
+    std::to_array<std::string_view>({"among_valid", "in_sequence"});
+template <std::same_as<dvla::detail::OpenVlaShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::parallel, &K::stop, &K::places, &K::views, &K::dimensions, &K::chunk, &K::state,
+                    &K::regression, &K::vocabulary, &K::unused, &K::bins, &K::stop_token, &K::dinov2,
+                    &K::siglip, &K::language> {};

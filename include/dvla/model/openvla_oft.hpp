@@ -3,7 +3,7 @@
 // a softmax over the 256 of them (model/token_head.hpp). Here: from an observation to the network's inputs. Cameras are
 // resized and normalised as RLinf does; the prompt is the reference's, padded before its text, and nothing stands behind
 // the actions (RLinf drops STOP, which the authors' code keeps). The robot's state is not read, nor is it in the public
-// checkpoints for tokens. Needs torch. Random weights only: no checkpoint is read in this version, and so a prompt's
+// checkpoints for tokens. Needs torch. Weights are random or a published checkpoint's; no tokeniser is read, so a prompt's
 // tokens are its bytes. No value head, no CUDA.
 //
 // Under LoRA, RLinf's targets are all linear layers, which an empty --lora-targets is too; by name:
@@ -29,6 +29,8 @@
 #include "dvla/model/layers/images.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/openvla_network.hpp"
+#include "dvla/model/published_config.hpp"
+#include "dvla/model/published_weights.hpp"
 #include "dvla/model/token_head.hpp"
 #include "dvla/model/vla_inputs.hpp"
 
@@ -36,10 +38,49 @@ namespace dvla {
 
 namespace detail {
 
+/// The extents that OpenVLA's config.json says, where the classes that wrote it have others than the published ones.
+inline OpenVlaShape published_openvla_shape(const PublishedConfig& config) {
+  OpenVlaShape shape;
+  if (config.own("OpenVLAOFT", shape)) return shape;
+  config.is("model_type", "openvla", "this model");
+  config.supports("arch_specifier", {"no-align+fused-gelu-mlp"});
+  config.supports("use_fused_vision_backbone", {true, nullptr});
+  config.supports(
+      "timm_model_ids",
+      {nlohmann::json::array({"vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"})});
+  config.supports("image_sizes", {nlohmann::json::array({224, 224})});
+  config.supports("n_action_bins", {256});
+  // What Transformers' LlamaConfig has where text_config is silent, which are the defaults of OpenVlaShape.
+  const PublishedConfig text = config.within("text_config");
+  text.supports("model_type", {"llama"});
+  text.supports("hidden_act", {"silu"});
+  text.supports("attention_bias", {false});
+  text.supports("mlp_bias", {false});
+  text.supports("rope_scaling", {nullptr});
+  text.supports("tie_word_embeddings", {false});
+  parts::DecoderShape& language = shape.language;
+  language.width = text.count("hidden_size", language.width);
+  language.layers = text.count("num_hidden_layers", language.layers, 1, 1024);
+  language.mlp = text.count("intermediate_size", language.mlp);
+  language.heads = text.count("num_attention_heads", language.heads);
+  language.kv_heads = text.count("num_key_value_heads", language.heads);
+  language.head_width = text.count("head_dim", language.width / language.heads);
+  language.norm_eps = text.number("rms_norm_eps", language.norm_eps);
+  language.theta = text.number("rope_theta", language.theta);
+  shape.vocabulary = text.count("vocab_size", shape.vocabulary);
+  shape.unused = config.count("pad_to_multiple_of", shape.unused, 0);
+  return shape;
+}
+inline const PublishedNames& openvla_names() {
+  static const PublishedNames names{.dead = R"(value_head\..*)"};
+  return names;
+}
+
 inline OpenVlaShape openvla_oft_shape(const OpenVlaOftKnobs& knobs, std::int64_t views,
                                       std::int64_t dimensions) {
   check(knobs);
   OpenVlaShape shape;
+  if (!knobs.checkpoint.empty()) shape = published_openvla_shape(PublishedConfig(knobs.checkpoint));
   shape.stop = false;
   shape.views = views;
   shape.chunk = knobs.chunk;
@@ -102,25 +143,30 @@ class OpenVlaOftBody {
   /// One pass makes all of a decision, so what is shared is its inputs.
   using Prefix = OpenVlaNetwork::Inputs;
 
-  OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/)
+  OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/,
+                 const OpenVlaOftBody* original = nullptr)
       : cameras_(chosen_cameras("OpenVLAOFT", inputs.observation, knobs.cameras)),
         resizing_(resizing_bytes(inputs.observation, cameras_)),
-        parameters_(knobs.dtype, inputs.adapters),
+        weights_(original == nullptr ? knobs.checkpoint : "", openvla_names()),
+        parameters_(knobs.dtype, weights_.under(inputs.adapters)),
         network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_),
         prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused) {
     parameters_.recompute(knobs.gradient_checkpointing);
     if (inputs.value_head.values > 0) throw ConfigError("OpenVLAOFT has no value head in this version");
+    weights_.check("OpenVLAOFT", parameters_.parameters());
   }
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
                  std::uint64_t seed, const ComputeDevice& /*the host*/, const OpenVlaOftBody* original)
-      : OpenVlaOftBody(knobs, inputs, shape) {
-    original == nullptr ? parameters_.allocate(seed) : parameters_.share(original->parameters_);
+      : OpenVlaOftBody(knobs, inputs, shape, original) {
+    original == nullptr ? weights_.fill(parameters_, seed) : parameters_.share(original->parameters_);
   }
   OpenVlaOftBody(const OpenVlaOftBody&) = delete;
   OpenVlaOftBody& operator=(const OpenVlaOftBody&) = delete;
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
+  std::vector<std::string> notes() const { return weights_.notes(); }
+  std::string config_text() const { return own_config("OpenVLAOFT", network_.shape()); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = prompts_.length();
@@ -214,6 +260,7 @@ class OpenVlaOftBody {
 
   std::vector<std::size_t> cameras_;  ///< the environment's, a view each
   std::size_t resizing_;              ///< of them, bytes a row
+  PublishedWeights weights_;          ///< none in a copy
   Parameters parameters_;
   OpenVlaNetwork network_;
   OpenVlaPrompts prompts_;

@@ -13,6 +13,7 @@ namespace dvla {
 
 struct OpenVlaOftKnobs {
   RandomWeights random = RandomWeights::none;
+  std::string checkpoint{};  ///< a folder; model/published_config.hpp says which
   int chunk = 8;
   float temperature = 1;
   std::string cameras{};
@@ -23,6 +24,7 @@ struct OpenVlaOftKnobs {
 template <>
 inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
     {"random", "random weights, of toy extents (tiny) or the published ones (full)"},
+    {"checkpoint", "folder of a published model: config.json, and safetensors in one file or with an index"},
     {"chunk", "actions of a decision; the network makes them all at once", 1, 64, "control steps"},
     {"temperature", "softmax temperature, of sampling and training alike", 0.05, 10},
     {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
@@ -33,10 +35,7 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
 
 /// Rules between members; found by validate(config).
 inline void check(const OpenVlaOftKnobs& knobs) {
-  if (knobs.random == RandomWeights::none)
-    throw ConfigError(
-        "model.random is none, and OpenVLAOFT reads no checkpoint in this version; give random tiny, or full "
-        "for the published extents");
+  detail::check_source(knobs.random, knobs.checkpoint);
   if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; OpenVLAOFT computes in f32 or bf16");
 }
 

@@ -1,8 +1,8 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
 // matching with flow_sde's noise (model/flow_head.hpp, as pi_RL and RLinf train it). Cameras are resized and padded to the
 // tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
-// in it as numbers from 0 to 255. Needs torch. Random weights only: no checkpoint is read in this version, and so a
-// prompt's tokens are its bytes. No value head, no cache of the prefix between rollout and training, no CUDA.
+// in it as numbers from 0 to 255. Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's; no
+// tokeniser is read, so a prompt's tokens are its bytes. No value head, no cache of the prefix between rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
@@ -32,18 +32,21 @@ struct Pi05Family {
 
   static Pi0Shape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
-    Pi0Shape shape;
-    shape.horizon = knobs.horizon;
-    if (knobs.random == RandomWeights::tiny) {
-      shape.vocabulary = 512;
-      shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64,
-      shape.vision.image = 56;
-      shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;
-      shape.expert.width = shape.expert.condition = 32, shape.expert.layers = 2, shape.expert.mlp = 64;
-      for (parts::DecoderShape* each : {&shape.language, &shape.expert})
-        each->heads = 4, each->head_width = 16;
-    }
+    Pi0Shape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
+                                              : published_shape(PublishedConfig(knobs.checkpoint));
+    if (knobs.horizon > 0) shape.horizon = knobs.horizon;
     return shape;
+  }
+  /// openpi saves the embedding as lm_head alone. Older files have pi0's names (openpi's and lerobot's loaders map them). Nobody
+  /// reads either lm_head.
+  static const PublishedNames& names() {
+    static const std::string language = "paligemma_with_expert.paligemma.";
+    static const PublishedNames names{
+        .older = {{"action_time_mlp_in.", "time_mlp_in."}, {"action_time_mlp_out.", "time_mlp_out."}},
+        .tied = {{language + "model.language_model.embed_tokens.weight", language + "lm_head.weight"}},
+        .dead = R"(paligemma_with_expert\.(paligemma|gemma_expert)\.lm_head\.weight|state_proj\..*)"
+                R"(|value_head\..*|(un)?normalize_\w+\..*)"};
+    return names;
   }
   static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
   static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
@@ -65,6 +68,43 @@ struct Pi05Family {
   }
 
  private:
+  static Pi0Shape random_shape(RandomWeights random) {
+    Pi0Shape shape;
+    shape.horizon = 8;
+    if (random == RandomWeights::tiny) {
+      shape.vocabulary = 512;
+      shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64,
+      shape.vision.image = 56;
+      shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;
+      shape.expert.width = shape.expert.condition = 32, shape.expert.layers = 2, shape.expert.mlp = 64;
+      for (parts::DecoderShape* each : {&shape.language, &shape.expert})
+        each->heads = 4, each->head_width = 16;
+    }
+    return shape;
+  }
+  /// lerobot's config.json, whose class has the published extents where it is silent, or that of openpi's converter.
+  static Pi0Shape published_shape(const PublishedConfig& config) {
+    Pi0Shape shape;
+    if (config.own(name, shape)) return shape;
+    const bool openpi = !config.has("type") && config.has("action_horizon");
+    if (openpi) {
+      shape.horizon = config.count("action_horizon");
+      shape.actions = config.count("action_dim");
+    } else {
+      config.is("type", "pi05", "this model");
+      shape.horizon = config.count("chunk_size", shape.horizon);
+      shape.actions = config.count("max_action_dim", shape.actions);
+      shape.text = config.count("tokenizer_max_length", shape.text);
+      shape.shortest_period = config.number("min_period", shape.shortest_period);
+      shape.longest_period = config.number("max_period", shape.longest_period);
+      shape.vision.image = config.side("image_resolution", shape.vision.image, shape.vision.patch);
+      if (config.images() > 0) shape.views = config.images();
+      config.supports("use_relative_actions", {false});
+    }
+    config.supports("paligemma_variant", {"gemma_2b"});
+    config.supports("action_expert_variant", {"gemma_300m"});
+    return shape;
+  }
   /// As the reference cleans it: no blanks at the ends, none of its line breaks, underscores are blanks.
   static std::string cleaned(std::string text) {
     const auto blank = [](char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; };

@@ -30,6 +30,7 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/time_features.hpp"
 #include "dvla/model/parameters.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
@@ -310,3 +311,8 @@ class Pi0Network {
 };
 
 }  // namespace dvla::detail
+
+template <std::same_as<dvla::detail::Pi0Shape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::state_token, &K::views, &K::text, &K::horizon, &K::actions, &K::vocabulary,
+                    &K::shortest_period, &K::longest_period, &K::vision, &K::language, &K::expert> {};

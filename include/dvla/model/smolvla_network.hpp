@@ -32,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/patches.hpp"
 #include "dvla/model/layers/time_features.hpp"
 #include "dvla/model/parameters.hpp"
@@ -335,3 +336,9 @@ class SmolVlaNetwork {
 };
 
 }  // namespace dvla::detail
+
+template <std::same_as<dvla::detail::SmolVlaShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::views, &K::text, &K::horizon, &K::actions, &K::states, &K::vocabulary, &K::shuffle,
+                    &K::joint_every, &K::shortest_period, &K::longest_period, &K::vision, &K::language,
+                    &K::expert> {};

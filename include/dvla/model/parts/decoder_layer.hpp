@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/attention.hpp"
 #include "dvla/model/layers/gated_mlp.hpp"
 #include "dvla/model/layers/norm.hpp"
@@ -111,3 +112,8 @@ struct DecoderLayer {
 };
 
 }  // namespace dvla::parts
+
+template <std::same_as<dvla::parts::DecoderShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::layers, &K::mlp, &K::heads, &K::kv_heads, &K::head_width, &K::activation,
+                    &K::norm_eps, &K::norm_offset, &K::theta, &K::condition> {};

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/attention.hpp"
 #include "dvla/model/layers/gated_mlp.hpp"
 #include "dvla/model/layers/norm.hpp"
@@ -129,3 +130,7 @@ class SigLip {
 };
 
 }  // namespace dvla::parts
+
+template <std::same_as<dvla::parts::VisionShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::layers, &K::heads, &K::mlp, &K::image, &K::patch, &K::norm_eps> {};
