@@ -165,7 +165,6 @@ TEST_CASE("what does not fit is refused in a sentence") {
   refuses("names 'left', and the environment's cameras are top, wrist",
           [](auto& knobs, auto&) { knobs.cameras = "left"; });
   refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
-  refuses("no value head", [](auto&, auto& inputs) { inputs.value_head.values = 1; });
 }
 
 TEST_CASE("an instruction that the environment's table does not have is refused when it comes") {

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -45,6 +46,57 @@ TEST_CASE("pi0.5 keeps what a model promises") {
       const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
+}
+
+TEST_CASE(
+    "so it does under every kind of noise that has log-probabilities, alone and beside a frozen model") {
+  Pi05Model::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  for (const FlowNoise noise : {FlowNoise::flow_cps, FlowNoise::flow_noise})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(enum_name(noise));
+      CAPTURE(enum_name(dtype));
+      FlowVlaKnobs knobs = tiny();
+      knobs.noise = noise;
+      knobs.dtype = dtype;
+      if (dtype == Dtype::bf16) knobs.train = Trained::expert;
+      const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
+      CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+    }
+}
+
+TEST_CASE("learned noise has a head, which trains beside adapters too; the other weights are as without it") {
+  LoraKnobs<FlowVlaKnobs> knobs{tiny()};
+  knobs.lora_rank = 2;
+  const LoraModel<Pi05Model> without(knobs, some_inputs(), 1);
+  knobs.noise = FlowNoise::flow_noise;
+  const auto make = [&](std::uint64_t seed) { return LoraModel<Pi05Model>(knobs, some_inputs(), seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, some_inputs())), "");
+  const LoraModel<Pi05Model> model = make(1);
+  CHECK_EQ(trainable(without.parameters(), "noise_head."), 0);
+  CHECK_EQ(trainable(model.parameters(), "noise_head."), 6);
+  CHECK_EQ(model.parameters().size(), without.parameters().size() + 6);
+  for (const Parameter& each : without.parameters())
+    CHECK(std::ranges::any_of(model.parameters(), [&](const Parameter& other) {
+      return other.name == each.name && std::memcmp(other.data, each.data, each.bytes()) == 0;
+    }));
+  const auto training = [&](int steps) {
+    LoraKnobs<FlowVlaKnobs> longer = knobs;
+    longer.denoise_steps = steps;
+    return LoraModel<Pi05Model>::plan(longer, some_inputs(), 2, 2).training_bytes;
+  };
+  CHECK_GT(training(4), training(2));
+}
+
+TEST_CASE("under ode it clones and plays, and a forward for training is refused") {
+  FlowVlaKnobs knobs = tiny();
+  knobs.noise = FlowNoise::ode;
+  Pi05Model model(knobs, some_inputs(), 1);
+  model.hold_gradients(true);
+  dvla::testing::detail::ModelBatch<Pi05Model> batch(model, some_inputs(), 2);
+  batch.act(model, Decoding::sample, 5);
+  CHECK(model.imitate(*batch.observation, batch.action, batch.order, 1) > 0);
+  CHECK_THROWS_WITH_AS(batch.log_prob(model, batch.order), doctest::Contains("model.noise is ode"), Error);
 }
 
 TEST_CASE("so it does under LoRA, of which only the adapters train") {
@@ -107,6 +159,8 @@ TEST_CASE("what does not fit is refused in a sentence") {
     CHECK_THROWS_WITH_AS(Pi05Model(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
   };
   refuses("give random tiny", [](auto& knobs, auto&) { knobs.random = RandomWeights::none; });
+  refuses("flow_cps has no noise in the last step",
+          [](auto& knobs, auto&) { knobs.noise = FlowNoise::flow_cps, knobs.denoise_steps = 1; });
   refuses("it must be at most model.horizon", [](auto& knobs, auto&) { knobs.horizon = 2; });
   refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
   refuses("gives no instruction", [](auto&, auto& inputs) { inputs.observation.instructions.clear(); });

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -67,7 +68,7 @@ class FlowVlaPrompts {
   std::vector<std::string> tasks_;
 };
 
-/// The network with an observation before it, as NetworkModel wants it. There are no values.
+/// The network with an observation before it, as NetworkModel wants it.
 template <class Family>
 class FlowVlaBody {
  public:
@@ -79,11 +80,12 @@ class FlowVlaBody {
       : spec_(inputs.observation),
         weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
-        network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert),
+        network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert, inputs.value_head),
         prompts_(spec_, network_.shape().text),
-        queries_(shape) {
+        queries_(shape),
+        values_(inputs.value_head.values),
+        evaluations_(evaluations(knobs)) {
     parameters_.recompute(knobs.gradient_checkpointing);
-    if (inputs.value_head.values > 0) throw ConfigError(Family::name, " has no value head in this version");
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
         throw ConfigError(Family::name, ": the environment's state has ", spec_.proprioception,
@@ -108,29 +110,30 @@ class FlowVlaBody {
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     return network_.prefix(inputs(observation, rows));
   }
-  /// [n, H * D].
+  /// [n, H * outputs].
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
                      std::span<const float> times) const {
     return network_
-        .velocity(prefix, tensor(noise, {n, queries_.queries, queries_.outputs}), tensor(times, {n}))
+        .velocity(prefix, tensor(noise, {n, queries_.queries, queries_.noise_inputs}), tensor(times, {n}))
         .flatten(1);
   }
   struct Results {
     at::Tensor actions, values;
   };
+  /// Of as many actions as there are times: one of each row, or equally many.
   Results forward(const Observation& observation, std::span<const std::int64_t> rows,
-                  std::span<const float> noise, std::span<const float> times, Outputs) {
-    const std::int64_t n = std::ssize(rows);
-    return {network_
-                .forward(inputs(observation, rows), tensor(noise, {n, queries_.queries, queries_.outputs}),
-                         tensor(times, {n}))
-                .flatten(1),
-            {}};
+                  std::span<const float> noise, std::span<const float> times, Outputs outputs) {
+    const auto made = inputs(observation, rows);
+    if (outputs == Outputs::values) return {{}, network_.values(made)};
+    const std::int64_t m = std::ssize(times);
+    at::Tensor values;
+    const at::Tensor actions =
+        network_.forward(made, tensor(noise, {m, queries_.queries, queries_.noise_inputs}),
+                         tensor(times, {m}), outputs == Outputs::both ? &values : nullptr);
+    return {actions.flatten(1), values};
   }
-  at::Tensor values(const Prefix&, std::int64_t) const {
-    throw Error(std::string(Family::name), " has no value head in this version");
-  }
-  void backward_begins(bool) { parameters_.backward_begins(); }
+  at::Tensor values(const Prefix& prefix, std::int64_t) const { return network_.values(prefix); }
+  void backward_begins(bool of_values) { network_.backward_begins(of_values); }
 
   /// Activations at the peak of an inference: a camera's frames while they are resized, the keys and values of all layers, and what the widest layer of the
   /// prefix or of the vision tower has at once.
@@ -144,7 +147,7 @@ class FlowVlaBody {
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
+                static_cast<std::size_t>(vision + judging()) * 4 + resizing_bytes(spec_, slots_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
@@ -155,12 +158,16 @@ class FlowVlaBody {
              2 * tokens * seen * of.heads;
     };
     const std::int64_t prefix = prefix_tokens(), suffix = s.horizon;
+    // Evaluations of one decision share the prefix, but each has its keys and values before its own.
+    const std::int64_t repeats =
+        (evaluations_ - 1) * (prefix + suffix) * 2 * s.expert.kv_heads * s.expert.head_width;
     const bool whole = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
       return each.trainable && each.unit <= static_cast<std::size_t>(s.vision.layers);
     });
     const std::int64_t kept = parameters_.kept_by_layers(
-        s.language.layers, layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix),
-        prefix * s.language.width + suffix * s.expert.width);
+        s.language.layers,
+        layer(s.language, prefix, prefix) + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
+        prefix * s.language.width + evaluations_ * suffix * s.expert.width);
     const std::int64_t seen = std::ssize(slots_) * s.vision.tokens(), d = s.vision.width;
     const std::int64_t vision =
         whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
@@ -173,6 +180,17 @@ class FlowVlaBody {
   }
 
  private:
+  /// How many of a decision's denoising steps an update makes again.
+  static std::int64_t evaluations(const FlowVlaKnobs& knobs) {
+    return knobs.noise == FlowNoise::flow_noise ? knobs.denoise_steps : 1;
+  }
+  /// Numbers of float32 that values take a row: the prefix's mean, and what the head is made of.
+  std::int64_t judging() const {
+    const auto& s = network_.shape();
+    if (values_ == 0) return 0;
+    return 2 * prefix_tokens() * s.language.width +
+           2 * std::accumulate(s.value.begin(), s.value.end(), s.language.width + values_);
+  }
   /// Weights of a layer of the vision tower.
   std::int64_t tower_layer() const {
     const auto& of = network_.shape().vision;
@@ -224,6 +242,8 @@ class FlowVlaBody {
   Network network_;
   FlowVlaPrompts<Family> prompts_;
   QueryShape queries_;
+  std::int64_t values_;             ///< V
+  std::int64_t evaluations_;        ///< of a decision, in an update
   std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
 };
 
@@ -236,7 +256,9 @@ struct FlowVlaHead : FlowHeadMachinery {
  private:
   template <class Shape>
   FlowVlaHead(const FlowVlaKnobs& knobs, const ActionSpec& action, std::uint64_t seed, const Shape& shape)
-      : FlowHeadMachinery(knobs, action, seed, {shape.horizon, shape.actions, knobs.checkpoint.empty()}) {}
+      : FlowHeadMachinery(knobs, action, seed,
+                          {shape.horizon, shape.actions, /*clipped=*/knobs.checkpoint.empty(),
+                           /*noise_head=*/true}) {}
 };
 
 /// What NetworkModel is made of.

@@ -10,6 +10,7 @@
 #include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
 #include "dvla/core/knobs.hpp"
+#include "dvla/model/flow_noise.hpp"
 #include "dvla/model/random_weights.hpp"
 
 namespace dvla {
@@ -25,6 +26,7 @@ struct FlowVlaKnobs {
   int chunk = 5;
   int horizon = 0;
   int denoise_steps = 4;
+  FlowNoise noise = FlowNoise::flow_sde;
   float noise_level = 0.5f;
   Trained train = Trained::all;
   std::string cameras{};
@@ -40,7 +42,8 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"horizon", "actions that the network makes; at least chunk; 0: as the checkpoint says, or 8", 0, 64,
      "control steps"},
     {"denoise_steps", "Euler steps from noise to action", 1, 64},
-    {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
+    {"noise", "of the denoising chain when sampling; ode: none, which nothing can be trained on"},
+    {"noise_level", "how much of it, under flow_sde and flow_cps", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
     {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
     {"dtype", "weights and activations; norms compute in float32"},
@@ -54,6 +57,7 @@ inline void check(const FlowVlaKnobs& knobs) {
   if (knobs.horizon > 0 && knobs.chunk > knobs.horizon)
     throw ConfigError("model.chunk is ", knobs.chunk, "; it must be at most model.horizon, which is ",
                       knobs.horizon);
+  check_noise(knobs.noise, knobs.denoise_steps, knobs.noise_level, /*noise_head=*/true);
   if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; the model computes in f32 or bf16");
 }
 

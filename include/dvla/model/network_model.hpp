@@ -10,7 +10,8 @@
 //   QueryShape, seed, ComputeDevice, original) with tensors of its own or, beside an original, its frozen ones;
 // - `prefix(observation, rows)`: what all evaluations of a decision share;
 // - `queries(prefix, n, noise, times)`: [n, queries * outputs] in float32; noise is [n * queries * noise_inputs], or empty;
-// - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`;
+// - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`. A head
+//   may give it several times a row, equally many of each, one behind the other;
 // - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`;
 // - where it reads published checkpoints, `notes()` for ModelPlan and `config_text()`.
 #pragma once

@@ -4,7 +4,7 @@
 // resized and normalised as RLinf does; the prompt is the reference's, padded before its text, and nothing stands behind
 // the actions (RLinf drops STOP, which the authors' code keeps). The robot's state is not read, nor is it in the public
 // checkpoints for tokens. Needs torch. Weights are random or a published checkpoint's; no tokeniser is read, so a prompt's
-// tokens are its bytes. No value head, no CUDA.
+// tokens are its bytes. A value head where one is asked for (WithValue), as RLinf has it. No CUDA.
 //
 // Under LoRA, RLinf's targets are all linear layers, which an empty --lora-targets is too; by name:
 //   --lora-targets '.*\.(proj|qkv|q|kv|fc[123]|out_proj|[qkvo]_proj|gate_proj|up_proj|down_proj|lm_head)'
@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -92,6 +93,7 @@ inline OpenVlaShape openvla_oft_shape(const OpenVlaOftKnobs& knobs, std::int64_t
     shape.dinov2.width = 32, shape.siglip.width = 48;
     shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;
     shape.language.heads = shape.language.kv_heads = 4, shape.language.head_width = 16;
+    shape.value = {32, 16};
   }
   return shape;
 }
@@ -137,11 +139,11 @@ class OpenVlaPrompts {
   std::vector<std::string> texts_;
 };
 
-/// The network with an observation before it, as NetworkModel wants it. There are no values.
+/// The network with an observation before it, as NetworkModel wants it.
 class OpenVlaOftBody {
  public:
-  /// One pass makes all of a decision, so what is shared is its inputs.
-  using Prefix = OpenVlaNetwork::Inputs;
+  /// One pass makes all of a decision.
+  using Prefix = OpenVlaNetwork::Outputs;
 
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/,
                  const OpenVlaOftBody* original = nullptr)
@@ -149,10 +151,11 @@ class OpenVlaOftBody {
         resizing_(resizing_bytes(inputs.observation, cameras_)),
         weights_(original == nullptr ? knobs.checkpoint : "", openvla_names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
-        network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_),
-        prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused) {
+        network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_,
+                 inputs.value_head),
+        prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused),
+        values_(inputs.value_head.values) {
     parameters_.recompute(knobs.gradient_checkpointing);
-    if (inputs.value_head.values > 0) throw ConfigError("OpenVLAOFT has no value head in this version");
     weights_.check("OpenVLAOFT", parameters_.parameters());
   }
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
@@ -168,13 +171,13 @@ class OpenVlaOftBody {
   std::vector<std::string> notes() const { return weights_.notes(); }
   std::string config_text() const { return own_config("OpenVLAOFT", network_.shape()); }
 
-  Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
+  OpenVlaNetwork::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = prompts_.length();
     std::vector<at::Tensor> views;
     for (const std::size_t camera : cameras_)
       views.push_back(layers::normalised_twice(layers::resized_bicubic(
           tensor_of(observation.frames.at(camera), rows), network_.shape().dinov2.image)));
-    Prefix made;
+    OpenVlaNetwork::Inputs made;
     made.pixels = at::cat(views, 1);
     made.tokens = at::empty({n, L}, at::kLong);
     std::vector<std::int64_t> from;
@@ -191,22 +194,24 @@ class OpenVlaOftBody {
     }
     return made;
   }
+  Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
+    return network_.forward(inputs(observation, rows));
+  }
   /// [n, E * 256].
   at::Tensor queries(const Prefix& prefix, std::int64_t, std::span<const float>,
                      std::span<const float>) const {
-    return network_.forward(prefix).logits.flatten(1);
+    return prefix.logits.flatten(1);
   }
   struct Results {
     at::Tensor actions, values;
   };
   Results forward(const Observation& observation, std::span<const std::int64_t> rows, std::span<const float>,
-                  std::span<const float>, Outputs) const {
-    return {network_.forward(prefix(observation, rows)).logits.flatten(1), {}};
+                  std::span<const float>, Outputs outputs) const {
+    const auto made = network_.forward(inputs(observation, rows), {}, outputs != Outputs::actions);
+    return {made.logits.flatten(1), made.values};
   }
-  at::Tensor values(const Prefix&, std::int64_t) const {
-    throw Error("OpenVLAOFT has no value head in this version");
-  }
-  void backward_begins(bool) { parameters_.backward_begins(); }
+  at::Tensor values(const Prefix& prefix, std::int64_t) const { return network_.values(prefix); }
+  void backward_begins(bool of_values) { network_.backward_begins(of_values); }
 
   /// Activations at the peak of an inference: a camera's frames while they are resized, what the widest layer of either tower and of
   /// Llama has at once, and the logits.
@@ -222,7 +227,7 @@ class OpenVlaOftBody {
     const std::int64_t text = S * (8 * s.language.width + 3 * s.language.mlp) + 2 * S * S;
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(pixels + towers + projected + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(pixels + 2 * s.actions() * s.bins) * 4 + resizing_) +
+                static_cast<std::size_t>(pixels + 2 * s.actions() * s.bins + judging()) * 4 + resizing_) +
            widened();
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or before.
@@ -252,6 +257,12 @@ class OpenVlaOftBody {
     const std::int64_t d = s.language.width, seen = s.dinov2.width + s.siglip.width;
     return widened_bytes(dtype(), std::max({s.language.mlp * d, 4 * seen * d, 4 * seen * seen}));
   }
+  /// Numbers of float32 that values take a row.
+  std::int64_t judging() const {
+    const OpenVlaShape& s = network_.shape();
+    if (values_ == 0) return 0;
+    return 2 * std::accumulate(s.value.begin(), s.value.end(), s.language.width + values_);
+  }
   /// S.
   std::int64_t tokens() const {
     const OpenVlaShape& s = network_.shape();
@@ -264,6 +275,7 @@ class OpenVlaOftBody {
   Parameters parameters_;
   OpenVlaNetwork network_;
   OpenVlaPrompts prompts_;
+  std::int64_t values_;  ///< V
 };
 
 /// 256 action tokens for 255 bins between 256 edges, from the highest bin on: the last token is the lowest. The first stands for

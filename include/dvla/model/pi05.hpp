@@ -1,8 +1,9 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
-// matching with flow_sde's noise (model/flow_head.hpp, as pi_RL and RLinf train it). Cameras are resized and padded to the
+// matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the
 // tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
 // in it as numbers from 0 to 255. Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's; no
-// tokeniser is read, so a prompt's tokens are its bytes. No value head, no cache of the prefix between rollout and training, no CUDA.
+// tokeniser is read, so a prompt's tokens are its bytes. A value head where one is asked for (WithValue), which reads the prefix. No
+// cache of the prefix between rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/descriptors.hpp"
@@ -35,6 +37,9 @@ struct Pi05Family {
     Pi0Shape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                               : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
+    if (knobs.noise == FlowNoise::flow_noise)
+      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
+                                                        : std::vector<std::int64_t>{128, 64};
     return shape;
   }
   /// openpi saves the embedding as lm_head alone. Older files have pi0's names (openpi's and lerobot's loaders map them). Nobody
@@ -79,6 +84,7 @@ struct Pi05Family {
       shape.expert.width = shape.expert.condition = 32, shape.expert.layers = 2, shape.expert.mlp = 64;
       for (parts::DecoderShape* each : {&shape.language, &shape.expert})
         each->heads = 4, each->head_width = 16;
+      shape.value = {32, 16, 8};
     }
     return shape;
   }

@@ -1,8 +1,8 @@
 // SmolVLA's machinery (Shukor et al., arXiv 2506.01844): the first half of SmolVLM2 and an action expert (model/smolvla_network.hpp)
-// under flow matching with flow_sde's noise (model/flow_head.hpp): its noise runs as pi0's does, so pi_RL's formulas hold. Cameras
+// under flow matching (model/flow_head.hpp): its noise runs as pi0's does, so pi_RL's formulas hold. Cameras
 // are resized and padded above and to the left; the prompt is the task and a line's end; the state is a token. Needs
-// torch. Weights are random or a published checkpoint's, lerobot's; no tokeniser is read, so a prompt's tokens are its bytes. No
-// value head, no CUDA.
+// torch. Weights are random or a published checkpoint's, lerobot's; no tokeniser is read, so a prompt's tokens are its bytes. A
+// value head where one is asked for (WithValue), which reads the prefix. No CUDA.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/descriptors.hpp"
@@ -32,6 +33,9 @@ struct SmolVlaFamily {
     SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                                   : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
+    if (knobs.noise == FlowNoise::flow_noise)
+      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
+                                                        : std::vector<std::int64_t>{128, 64};
     return shape;
   }
   /// Nobody reads lm_head. Older files have the data's statistics among the weights.
@@ -61,6 +65,7 @@ struct SmolVlaFamily {
       shape.expert.width = 48, shape.expert.layers = 4, shape.expert.mlp = 96;
       for (parts::DecoderShape* each : {&shape.language, &shape.expert})
         each->heads = 4, each->kv_heads = 2, each->head_width = 16;
+      shape.value = {32, 16, 8};
     }
     return shape;
   }
