@@ -27,6 +27,7 @@ struct FlowVlaKnobs {
   float noise_level = 0.5f;
   Trained train = Trained::all;
   std::string cameras{};
+  std::string tokenizer{};
   Dtype dtype = Dtype::f32;
 };
 
@@ -39,6 +40,8 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
     {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
+    {"tokenizer",
+     "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: a prompt's bytes"},
     {"dtype", "weights and activations; norms compute in float32"},
 });
 
