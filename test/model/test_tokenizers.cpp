@@ -225,6 +225,14 @@ TEST_CASE("what is no SentencePiece model is refused in a sentence") {
                          FormatError);
 }
 
+TEST_CASE("a SentencePiece model that replaces characters is refused") {
+  const std::string sound = read_text(folder + "llama.model");
+  for (const std::string field : {"\x1A", "\x2A"})  // of a normalizer_spec, and a denormalizer_spec
+    CHECK_THROWS_WITH_AS(
+        SentencePiece(sound + field + "\x06\x12\x04" + "abcd", "x"),
+        doctest::Contains("'x' is refused: its precompiled_charsmap has 4 bytes; only models"), FormatError);
+}
+
 TEST_CASE("mutated files are refused, or read and used") {
   std::mt19937_64 engine(20261130);  // the raw engine: distributions differ between standard libraries
   const auto below = [&](std::size_t bound) { return static_cast<std::size_t>(engine() % bound); };
