@@ -39,6 +39,7 @@ template <class Knobs>
 Knobs published(const TemporaryFolder& folder) {
   Knobs knobs;
   knobs.checkpoint = folder.path().string();
+  knobs.tokenizer = "bytes";
   knobs.chunk = 3;
   return knobs;
 }

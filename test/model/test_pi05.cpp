@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -13,6 +14,7 @@
 #include "dvla/model/lora.hpp"
 #include "dvla/model/pi05.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/model/prompts.hpp"
 #include "test/model/vla.hpp"
 
 using namespace dvla;
@@ -133,22 +135,34 @@ TEST_CASE("published extents have the published number of parameters, before a t
 TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") {
   ObservationSpec spec = some_inputs().observation;
   spec.instructions = {" push_the\ncube "};
-  const dvla::detail::FlowVlaPrompts<dvla::detail::Pi05Family> prompts(spec, 160);
+  const dvla::detail::Prompts<dvla::detail::Pi05Family> prompts(spec, {"", 512, 0, 160});
   const std::vector<float> state{-1, 0, 1}, beyond{-3, -0.9921875f, 0.999f};
-  // numpy.digitize(x, numpy.linspace(-1, 1, 257)[:-1]) - 1, but that what is below -1 is 0 and not -1
   CHECK_EQ(prompts.text(0, state), "Task: push the cube, State: 0 128 255;\nAction: ");
-  CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: 0 1 255;\nAction: ");
+  CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: -1 1 255;\nAction: ");
   const std::vector<float> far{-1e30f, 1e30f, 0}, none{0, std::numeric_limits<float>::quiet_NaN(), 0};
-  CHECK_EQ(prompts.text(0, far), "Task: push the cube, State: 0 255 128;\nAction: ");
+  CHECK_EQ(prompts.text(0, far), "Task: push the cube, State: -1 255 128;\nAction: ");
   CHECK_THROWS_WITH_AS(prompts.text(0, none),
                        "Pi05: number 1 of the state is not finite; the observation holds NaN or infinity",
                        Error);
   std::vector<std::int64_t> tokens(160, -1);
-  const std::int64_t count = prompts.tokens(0, state, tokens.data());
-  CHECK_EQ(count, 1 + std::ssize(prompts.text(0, state)));
-  CHECK_EQ(tokens[0], 2);
+  std::array<bool, 160> valid{};
+  prompts.write(0, state, tokens.data(), valid.data());
+  const std::size_t count = 1 + prompts.text(0, state).size();
+  CHECK_EQ(tokens[0], 1);
   CHECK_EQ(tokens[1], 3 + 'T');
-  CHECK_EQ(tokens[static_cast<std::size_t>(count)], 0);
+  CHECK_EQ(tokens[count], 0);
+  CHECK_EQ(std::ranges::count(valid, true), count);
+  CHECK(!valid[count]);
+  dvla_test::check_prompts<dvla::detail::Pi05Family>("pi05", "paligemma.model", 200);
+}
+
+TEST_CASE("under a tokeniser it keeps what a model promises") {
+  Pi05Model::use_threads(1);
+  FlowVlaKnobs knobs = tiny();
+  knobs.tokenizer = dvla_test::tokenizers + "paligemma.model";
+  const ModelInputs inputs = some_inputs();
+  const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
 }
 
 TEST_CASE("what does not fit is refused in a sentence") {
@@ -164,6 +178,10 @@ TEST_CASE("what does not fit is refused in a sentence") {
   refuses("it must be at most model.horizon", [](auto& knobs, auto&) { knobs.horizon = 2; });
   refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
   refuses("gives no instruction", [](auto&, auto& inputs) { inputs.observation.instructions.clear(); });
+  const auto of = [](const char* name) { return dvla_test::tokenizers + name; };
+  refuses("names no token that begins a text",
+          [&](auto& knobs, auto&) { knobs.tokenizer = of("tokenizer.json"); });
+  refuses("is no tokeniser", [&](auto& knobs, auto&) { knobs.tokenizer = of("make_golden.py"); });
   refuses("make up to 4", [](auto&, auto& inputs) { inputs.observation.proprioception = 100; });
   refuses("names 'left', and the environment's cameras are top, wrist",
           [](auto& knobs, auto&) { knobs.cameras = "left"; });

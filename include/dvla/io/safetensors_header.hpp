@@ -79,13 +79,12 @@ inline std::optional<std::uint64_t> tensor_bytes(Dtype dtype, std::span<const st
   return product;
 }
 
-/// The JSON of a header or an index, whose objects must not have a key twice. `refuse` throws what is said to
-/// it.
+/// JSON whose objects must not have a key twice; nothing is built of what goes deeper than `deepest` levels, those
+/// of a header or an index. `refuse` throws what is said to it.
 template <class Refuse>
-nlohmann::json parse_strictly(std::string_view text, Refuse refuse) {
+nlohmann::json parse_strictly(std::string_view text, Refuse refuse, int deepest = 3) {
   using Json = nlohmann::json;
-  constexpr int deepest = 3;  // levels; nothing is built of what goes deeper
-  std::array<std::set<std::string>, deepest + 1> keys;
+  std::vector<std::set<std::string>> keys(static_cast<std::size_t>(deepest) + 1);
   const auto look = [&](int depth, Json::parse_event_t event, Json& parsed) {
     const bool opens =
         event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;

@@ -16,12 +16,14 @@
 #include "dvla/model/tiny_vla_knobs.hpp"
 
 template <std::same_as<dvla::OpenVlaOftKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::temperature,
-                                                      &K::cameras, &K::dtype, &K::gradient_checkpointing> {};
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::temperature, &K::cameras, &K::tokenizer,
+                    &K::dtype, &K::gradient_checkpointing> {};
 template <std::same_as<dvla::FlowVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise,
-                    &K::noise_level, &K::train, &K::cameras, &K::dtype, &K::gradient_checkpointing> {};
+                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::dtype,
+                    &K::gradient_checkpointing> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};

@@ -1,9 +1,9 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
-// NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
+// NetworkModel asks of a network. Needs torch.
 //
-// A Family has `name`, `Network`, `shape(knobs)`, `names()` of published weights, `image(frames, side)`, `image_tokens(shape)` a
-// camera, `prompt(task, state)`, the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
-// vision tower computes in float32 whatever its weights are.
+// A Family is a Wording (prompts.hpp) and has `Network`, `shape(knobs)`, `names()` of published weights, `image(frames, side)`,
+// `image_tokens(shape)` a camera; `padding`: the token; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether
+// the vision tower computes in float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -23,50 +23,12 @@
 #include "dvla/model/flow_vla_knobs.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
+#include "dvla/model/prompts.hpp"
 #include "dvla/model/published_config.hpp"
 #include "dvla/model/published_weights.hpp"
 #include "dvla/model/vla_inputs.hpp"
 
 namespace dvla::detail {
-
-/// The task's sentence, and what the family writes beside it, as tokens.
-template <class Family>
-class FlowVlaPrompts {
- public:
-  /// Throws ConfigError where a prompt could be longer than `length` tokens.
-  FlowVlaPrompts(const ObservationSpec& spec, std::int64_t length)
-      : state_(spec.proprioception), length_(length) {
-    need_instructions(Family::name, spec);
-    for (const std::string& instruction : spec.instructions) {
-      tasks_.push_back(instruction);
-      const std::vector<float> widest(static_cast<std::size_t>(state_), 1);
-      const std::int64_t longest = begins + std::ssize(text(std::ssize(tasks_) - 1, widest));
-      if (longest > length)
-        throw ConfigError(Family::name, ": the instruction '", instruction, "' and ", state_,
-                          " numbers of state make up to ", longest, " tokens, and the model takes ", length);
-    }
-  }
-
-  /// The reference's prompt; state: [P].
-  std::string text(std::int64_t task, std::span<const float> state) const {
-    return Family::prompt(tasks_.at(static_cast<std::size_t>(task)), state);
-  }
-  /// Into a row of [n, length], padded on the right; returns how many there are.
-  std::int64_t tokens(std::int64_t task, std::span<const float> state, std::int64_t* to) const {
-    std::fill_n(to, length_, Family::padding);
-    if constexpr (begins > 0) to[0] = Family::begin;
-    const std::string prompt = text(task, state);
-    byte_tokens(prompt, to + begins);
-    return begins + std::ssize(prompt);
-  }
-  std::int64_t tasks() const { return std::ssize(tasks_); }
-
- private:
-  static constexpr std::int64_t begins = Family::begin >= 0 ? 1 : 0;
-
-  std::int64_t state_, length_;
-  std::vector<std::string> tasks_;
-};
 
 /// The network with an observation before it, as NetworkModel wants it.
 template <class Family>
@@ -81,7 +43,8 @@ class FlowVlaBody {
         weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
         network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert, inputs.value_head),
-        prompts_(spec_, network_.shape().text),
+        prompts_(spec_,
+                 {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding, network_.shape().text}),
         queries_(shape),
         values_(inputs.value_head.values),
         evaluations_(evaluations(knobs)) {
@@ -219,7 +182,7 @@ class FlowVlaBody {
           Family::image(tensor_of(observation.frames.at(camera), rows), network_.shape().vision.image));
     made.image_mask = at::ones({n, std::ssize(slots_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
-    made.token_mask = at::zeros({n, L}, at::kBool);
+    made.token_mask = at::empty({n, L}, at::kBool);
     if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
     for (std::int64_t i = 0; i < n; ++i) {
       const std::int64_t row = rows[static_cast<std::size_t>(i)];
@@ -227,9 +190,8 @@ class FlowVlaBody {
       const std::span<const float> state =
           spec_.proprioception > 0 ? std::span<const float>(observation.proprioception.at(row).span())
                                    : std::span<const float>();
-      const std::int64_t count =
-          prompts_.tokens(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L);
-      std::fill_n(made.token_mask.template mutable_data_ptr<bool>() + i * L, count, true);
+      prompts_.write(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L,
+                     made.token_mask.template mutable_data_ptr<bool>() + i * L);
       if constexpr (Family::state_apart)
         std::ranges::copy(state, made.state.template mutable_data_ptr<float>() + i * network_.shape().states);
     }
@@ -240,7 +202,7 @@ class FlowVlaBody {
   PublishedWeights weights_;  ///< none in a copy
   Parameters parameters_;
   Network network_;
-  FlowVlaPrompts<Family> prompts_;
+  Prompts<Family> prompts_;
   QueryShape queries_;
   std::int64_t values_;             ///< V
   std::int64_t evaluations_;        ///< of a decision, in an update

@@ -30,6 +30,7 @@ struct FlowVlaKnobs {
   float noise_level = 0.5f;
   Trained train = Trained::all;
   std::string cameras{};
+  std::string tokenizer{};
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -46,6 +47,10 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"noise_level", "how much of it, under flow_sde and flow_cps", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
     {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
+    {"tokenizer",
+     "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: the checkpoint's own, with "
+     "random "
+     "weights bytes; bytes: a prompt's bytes"},
     {"dtype", "weights and activations; norms compute in float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

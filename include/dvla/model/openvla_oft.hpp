@@ -3,8 +3,8 @@
 // a softmax over the 256 of them (model/token_head.hpp). Here: from an observation to the network's inputs. Cameras are
 // resized and normalised as RLinf does; the prompt is the reference's, padded before its text, and nothing stands behind
 // the actions (RLinf drops STOP, which the authors' code keeps). The robot's state is not read, nor is it in the public
-// checkpoints for tokens. Needs torch. Weights are random or a published checkpoint's; no tokeniser is read, so a prompt's
-// tokens are its bytes. A value head where one is asked for (WithValue), as RLinf has it. No CUDA.
+// checkpoints for tokens. Needs torch. Weights are random or a published checkpoint's. A value head where one is asked for
+// (WithValue), as RLinf has it. No CUDA.
 //
 // Under LoRA, RLinf's targets are all linear layers, which an empty --lora-targets is too; by name:
 //   --lora-targets '.*\.(proj|qkv|q|kv|fc[123]|out_proj|[qkvo]_proj|gate_proj|up_proj|down_proj|lm_head)'
@@ -16,7 +16,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdint>
 #include <numeric>
 #include <span>
@@ -30,9 +29,11 @@
 #include "dvla/model/layers/images.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/openvla_network.hpp"
+#include "dvla/model/prompts.hpp"
 #include "dvla/model/published_config.hpp"
 #include "dvla/model/published_weights.hpp"
 #include "dvla/model/token_head.hpp"
+#include "dvla/model/tokenizers/unicode.hpp"
 #include "dvla/model/vla_inputs.hpp"
 
 namespace dvla {
@@ -98,45 +99,14 @@ inline OpenVlaShape openvla_oft_shape(const OpenVlaOftKnobs& knobs, std::int64_t
   return shape;
 }
 
-/// The tasks' sentences, as tokens: BOS, padding up to the longest, the text.
-class OpenVlaPrompts {
- public:
-  static constexpr std::int64_t begin = 1;
+/// The reference's prompt. Its blank at the end is a token of its own, which the first action is read at: Llama's 29871.
+struct OpenVlaWording {
+  static constexpr std::string_view name = "OpenVLAOFT";
+  static constexpr bool begins = true, ends_blank = true, pads_before = true, tells_state = false;
 
-  /// Throws ConfigError where there is no instruction.
-  OpenVlaPrompts(const ObservationSpec& spec, std::int64_t padding) : padding_(padding) {
-    need_instructions("OpenVLAOFT", spec);
-    for (const std::string& instruction : spec.instructions) texts_.push_back(text(instruction));
-    const auto [shortest, longest] =
-        std::ranges::minmax(texts_, {}, [](const std::string& each) { return each.size(); });
-    length_ = 1 + std::ssize(longest);
-    padded_ = shortest.size() < longest.size();
+  static std::string prompt(const std::string& task, std::span<const float>) {
+    return "In: What action should the robot take to " + lower_case(task) + "?\nOut: ";
   }
-
-  /// The reference's prompt. Its blank at the end is a token of its own, which the first action is read at: 29871, where
-  /// tokens are SentencePiece's.
-  static std::string text(std::string_view instruction) {
-    std::string lower(instruction);
-    for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    return "In: What action should the robot take to " + lower + "?\nOut: ";
-  }
-  std::int64_t length() const { return length_; }
-  bool padded() const { return padded_; }  ///< some are
-  std::int64_t tasks() const { return std::ssize(texts_); }
-  /// Into a row of [n, length]; returns where the text begins.
-  std::int64_t tokens(std::int64_t task, std::int64_t* to) const {
-    const std::string& own = texts_.at(static_cast<std::size_t>(task));
-    const std::int64_t from = length_ - std::ssize(own);
-    std::fill_n(to, from, padding_);
-    to[0] = begin;
-    byte_tokens(own, to + from);
-    return from;
-  }
-
- private:
-  std::int64_t padding_, length_ = 0;
-  bool padded_ = false;
-  std::vector<std::string> texts_;
 };
 
 /// The network with an observation before it, as NetworkModel wants it.
@@ -153,7 +123,8 @@ class OpenVlaOftBody {
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
         network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_,
                  inputs.value_head),
-        prompts_(inputs.observation, network_.shape().vocabulary - network_.shape().unused),
+        prompts_(inputs.observation, {tokenizer_of(knobs), network_.shape().vocabulary,
+                                      network_.shape().vocabulary - network_.shape().unused}),
         values_(inputs.value_head.values) {
     parameters_.recompute(knobs.gradient_checkpointing);
     weights_.check("OpenVLAOFT", parameters_.parameters());
@@ -180,18 +151,12 @@ class OpenVlaOftBody {
     OpenVlaNetwork::Inputs made;
     made.pixels = at::cat(views, 1);
     made.tokens = at::empty({n, L}, at::kLong);
-    std::vector<std::int64_t> from;
+    at::Tensor valid = at::empty({n, L}, at::kBool);
     for (std::int64_t i = 0; i < n; ++i)
-      from.push_back(prompts_.tokens(
-          task_of("OpenVLAOFT", observation, rows[static_cast<std::size_t>(i)], prompts_.tasks()),
-          made.tokens.mutable_data_ptr<std::int64_t>() + i * L));
-    if (!prompts_.padded()) return made;
-    made.token_mask = at::empty({n, L}, at::kBool);
-    for (std::int64_t i = 0; i < n; ++i) {
-      bool* const valid = made.token_mask.mutable_data_ptr<bool>() + i * L;
-      std::fill_n(valid, L, true);
-      std::fill(valid + 1, valid + from[static_cast<std::size_t>(i)], false);
-    }
+      prompts_.write(task_of("OpenVLAOFT", observation, rows[static_cast<std::size_t>(i)], prompts_.tasks()),
+                     {}, made.tokens.mutable_data_ptr<std::int64_t>() + i * L,
+                     valid.mutable_data_ptr<bool>() + i * L);
+    if (prompts_.padded()) made.token_mask = valid;
     return made;
   }
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
@@ -274,7 +239,7 @@ class OpenVlaOftBody {
   PublishedWeights weights_;          ///< none in a copy
   Parameters parameters_;
   OpenVlaNetwork network_;
-  OpenVlaPrompts prompts_;
+  Prompts<OpenVlaWording> prompts_;
   std::int64_t values_;  ///< V
 };
 

@@ -17,6 +17,7 @@ struct OpenVlaOftKnobs {
   int chunk = 8;
   float temperature = 1;
   std::string cameras{};
+  std::string tokenizer{};
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -28,6 +29,10 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
     {"chunk", "actions of a decision; the network makes them all at once", 1, 64, "control steps"},
     {"temperature", "softmax temperature, of sampling and training alike", 0.05, 10},
     {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
+    {"tokenizer",
+     "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: the checkpoint's own, with "
+     "random "
+     "weights bytes; bytes: a prompt's bytes"},
     {"dtype", "weights and activations; logits and log-probabilities are float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

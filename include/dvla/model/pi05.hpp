@@ -1,9 +1,9 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
 // matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the
 // tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
-// in it as numbers from 0 to 255. Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's; no
-// tokeniser is read, so a prompt's tokens are its bytes. A value head where one is asked for (WithValue), which reads the prefix. No
-// cache of the prefix between rollout and training, no CUDA.
+// in it as numbers from 0 to 255, and -1 for what is below -1. Needs torch. Weights are random or a published checkpoint's,
+// openpi's or lerobot's. A value head where one is asked for (WithValue), which reads the prefix. No cache of the prefix between
+// rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +21,7 @@
 #include "dvla/model/flow_vla.hpp"
 #include "dvla/model/layers/images.hpp"
 #include "dvla/model/pi0_network.hpp"
+#include "dvla/model/tokenizers/unicode.hpp"
 
 namespace dvla {
 
@@ -29,7 +30,8 @@ namespace detail {
 struct Pi05Family {
   static constexpr std::string_view name = "Pi05";
   using Network = Pi0Network;
-  static constexpr std::int64_t begin = 2, padding = 0;
+  static constexpr std::int64_t padding = 0;
+  static constexpr bool begins = true, ends_blank = false, pads_before = false, tells_state = true;
   static constexpr bool state_apart = false, wide_tower = true;
 
   static Pi0Shape shape(const FlowVlaKnobs& knobs) {
@@ -57,7 +59,8 @@ struct Pi05Family {
   static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
     return layers::resized_with_pad(frames, side);
   }
-  /// What of the state is outside [-1, 1] counts as the end that is near. Throws Error where it is not finite.
+  /// numpy.digitize(state, numpy.linspace(-1, 1, 257)[:-1]) - 1: what is below -1 is -1, what is above 1 is 255. Throws Error
+  /// where the state is not finite.
   static std::string prompt(const std::string& task, std::span<const float> state) {
     std::ostringstream out;
     out.imbue(std::locale::classic());
@@ -65,8 +68,8 @@ struct Pi05Family {
     for (std::size_t i = 0; i < state.size(); ++i) {
       if (!std::isfinite(state[i]))
         throw Error("Pi05: number ", i, " of the state is not finite; the observation holds NaN or infinity");
-      const double bin = std::floor((static_cast<double>(state[i]) + 1) * 128);
-      out << (i > 0 ? " " : "") << static_cast<int>(std::clamp(bin, 0.0, 255.0));
+      const double bin = std::floor(static_cast<double>(state[i]) * 128) + 128;  // exact before it is rounded
+      out << (i > 0 ? " " : "") << static_cast<int>(std::clamp(bin, -1.0, 255.0));
     }
     out << ";\nAction: ";
     return out.str();
@@ -112,13 +115,11 @@ struct Pi05Family {
     return shape;
   }
   /// As the reference cleans it: no blanks at the ends, none of its line breaks, underscores are blanks.
-  static std::string cleaned(std::string text) {
-    const auto blank = [](char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; };
-    while (!text.empty() && blank(text.back())) text.pop_back();
-    text.erase(text.begin(), std::ranges::find_if_not(text, blank));
-    for (char& c : text)
+  static std::string cleaned(std::string_view text) {
+    std::string clean(stripped(text));
+    for (char& c : clean)
       if (c == '_' || c == '\n') c = ' ';
-    return text;
+    return clean;
   }
 };
 

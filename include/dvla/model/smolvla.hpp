@@ -1,8 +1,8 @@
 // SmolVLA's machinery (Shukor et al., arXiv 2506.01844): the first half of SmolVLM2 and an action expert (model/smolvla_network.hpp)
 // under flow matching (model/flow_head.hpp): its noise runs as pi0's does, so pi_RL's formulas hold. Cameras
 // are resized and padded above and to the left; the prompt is the task and a line's end; the state is a token. Needs
-// torch. Weights are random or a published checkpoint's, lerobot's; no tokeniser is read, so a prompt's tokens are its bytes. A
-// value head where one is asked for (WithValue), which reads the prefix. No CUDA.
+// torch. Weights are random or a published checkpoint's, lerobot's. A value head where one is asked for (WithValue), which
+// reads the prefix. No CUDA.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,8 @@ namespace detail {
 struct SmolVlaFamily {
   static constexpr std::string_view name = "SmolVLA";
   using Network = SmolVlaNetwork;
-  static constexpr std::int64_t begin = -1, padding = 0;
+  static constexpr std::int64_t padding = 0;
+  static constexpr bool begins = false, ends_blank = false, pads_before = false, tells_state = false;
   static constexpr bool state_apart = true, wide_tower = false;
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
@@ -50,7 +51,9 @@ struct SmolVlaFamily {
   static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
     return layers::resized_with_pad(frames, side, layers::Padding::before);
   }
-  static std::string prompt(const std::string& task, std::span<const float>) { return task + "\n"; }
+  static std::string prompt(const std::string& task, std::span<const float>) {
+    return task.ends_with('\n') ? task : task + "\n";
+  }
 
  private:
   static SmolVlaShape random_shape(RandomWeights random) {

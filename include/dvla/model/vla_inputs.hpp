@@ -1,5 +1,5 @@
-// What vision-language-action models have in common before their networks: which of the environment's cameras they see, and,
-// as long as no tokeniser is read, a prompt's bytes as its tokens.
+// What vision-language-action models have in common before their networks: which of the environment's cameras they see, and
+// which of its tasks. What they are told is prompts.hpp's.
 #pragma once
 
 #include <algorithm>
@@ -47,12 +47,6 @@ inline std::vector<std::size_t> chosen_cameras(std::string_view model, const Obs
   return chosen;
 }
 
-/// Throws ConfigError, which `model` begins, where the environment has no instructions.
-inline void need_instructions(std::string_view model, const ObservationSpec& spec) {
-  if (spec.instructions.empty())
-    throw ConfigError(
-        model, ": the environment gives no instruction; a vision-language-action model needs at least one");
-}
 /// A row's instruction, one of `tasks`; else an Error, which `model` begins.
 inline std::int32_t task_of(std::string_view model, const Observation& observation, std::int64_t row,
                             std::int64_t tasks) {
@@ -78,11 +72,6 @@ inline std::size_t widened_bytes(Dtype dtype, std::int64_t numbers) {
   return dtype == Dtype::f32 || bf16_instructions() != "none"
              ? 0
              : static_cast<std::size_t>(numbers) * sizeof(float);
-}
-
-/// Writes a token a byte: those that SentencePiece has for what it has no other for, behind three of its own.
-inline void byte_tokens(std::string_view text, std::int64_t* to) {
-  for (const char byte : text) *to++ = 3 + static_cast<unsigned char>(byte);
 }
 
 }  // namespace dvla::detail
