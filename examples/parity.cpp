@@ -4,8 +4,12 @@
 // library is from it, in float32, and in bfloat16 beside the reference's own error. The exit code is 1 where an
 // output is further off than 1e-5, a gradient than 1e-4, or bfloat16 than 1.5 times what the reference is.
 //
-//   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 /tmp/record
-//   build/release/examples/parity /tmp/record
+// Where the record has adapters that PEFT has made, the same is said of outputs and gradients with them, and of outputs where they
+// are added in. With a second folder, adapters drawn here are written to it as export_adapters and export_merged write
+// them, and the outputs with them, for the reference to play (test/golden/model/peft/check_exports).
+//
+//   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 --adapter=2 /tmp/record
+//   build/release/examples/parity /tmp/record [/tmp/exported]
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mse_loss.h>
@@ -24,7 +28,10 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/random.hpp"
 #include "dvla/io/safetensors.hpp"
+#include "dvla/model/adapter_files.hpp"
+#include "dvla/model/lora.hpp"
 #include "dvla/model/openvla_network.hpp"
 #include "dvla/model/pi0_network.hpp"
 #include "dvla/model/smolvla_network.hpp"
@@ -32,14 +39,14 @@
 
 namespace {
 
-/// A record's tensors, by name.
+/// A record's tensors, by name; with a `part`, those in that folder of it.
 class Recorded {
  public:
-  explicit Recorded(const std::filesystem::path& from)
+  explicit Recorded(const std::filesystem::path& from, const std::string& part = "")
       : folder(from),
         config(nlohmann::json::parse(std::ifstream(folder / "config.json"))),
         weights(folder / "model.safetensors"),
-        file_(folder / "record.safetensors") {}
+        file_(folder / part / "record.safetensors") {}
 
   bool has(const std::string& name) const { return file_.contains(name); }
   at::Tensor operator()(const std::string& name) const {
@@ -117,14 +124,15 @@ SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& 
   return rest;
 }
 
-/// A network with the record's weights, which it declares in `weights`, in one precision.
+/// A network with the record's weights, which it declares in `weights`, in one precision; with adapters as they begin, if there are any.
 template <class Network, class Shape>
 struct Made {
-  Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded)
-      : weights(dtype), network(shape, weights) {
+  Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded, const dvla::Adapters& adapters = {})
+      : weights(dtype, adapters), network(shape, weights) {
     weights.allocate(1);
     const SomeOf together = load_apart(weights, recorded.folder);
-    dvla::load_weights(together, recorded.weights, dvla::WeightSet::all,
+    dvla::load_weights(together, recorded.weights,
+                       adapters.rank > 0 ? dvla::WeightSet::frozen : dvla::WeightSet::all,
                        recorded.config.value("layout", "") == "lerobot" ? "model." : "");
     weights.hold_gradients(true);
   }
@@ -209,11 +217,71 @@ void report_rounded(const std::string& name, const at::Tensor& ours, const Recor
               relative(theirs, wide));
 }
 
+// ---- Adapters ---------------------------------------------------------------------------------------------------
+using Outputs = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// Those of the folder `adapter`, if the record has one. `outputs(network)`: by name, the last one the loss, whose gradients are compared
+/// too. `exported`: where others are written, or empty.
+template <class Network, class Shape, class Evaluate>
+void play_adapters(const Shape& shape, const Recorded& recorded, const std::filesystem::path& exported,
+                   Report& report, Evaluate outputs) {
+  const std::filesystem::path folder = recorded.folder / "adapter";
+  if (!std::filesystem::exists(folder)) return;
+  const Recorded with_adapters(recorded.folder, "adapter");
+  const auto config = nlohmann::json::parse(std::ifstream(folder / dvla::adapter_config_name));
+  const dvla::Adapters adapters{config.at("r"), config.at("lora_alpha"), dvla::detail::AdapterConfig(folder).targets()};
+  const auto compare = [&](const std::string& form, const Outputs& ours) {
+    std::printf("float32, %s:\n", form.c_str());
+    for (const auto& [name, value] : ours)
+      report.line(name, relative(value.detach(), with_adapters("output." + name)), 1e-5);
+  };
+  Made<Network, Shape> made(shape, dvla::Dtype::f32, recorded, adapters);
+  dvla::load_adapters(made.weights, adapters, folder);
+  made.weights.backward_begins();
+  const Outputs ours = outputs(made.network);
+  torch::autograd::backward({ours.back().second}, {});
+  made.weights.backward_done();
+  compare("with adapters", ours);
+  report_gradients(made.weights, with_adapters, report);
+
+  if (exported.empty()) return;
+  dvla::SplitMix64 random(1);
+  for (const dvla::WeightUnit& unit : made.weights.units())
+    for (float& value : unit.floats()) value = static_cast<float>(0.1 * random.normal());
+  const c10::InferenceMode no_graph;
+  const Outputs drawn = outputs(made.network);
+  const std::string lead = dvla::leading(recorded.weights, made.weights.parameters().front().name);
+  dvla::export_adapters(made.weights, adapters, exported / "adapters", {}, lead);
+  const std::filesystem::path merged =
+      dvla::export_merged(made.weights, exported / "merged" / "model.safetensors", &recorded.weights);
+  std::vector<dvla::io::TensorToWrite> tensors;
+  for (const auto& [name, value] : drawn)
+    tensors.push_back(dvla::io::tensor_to_write<float>(
+        "output." + name, {value.sizes().begin(), value.sizes().end()},
+        {value.const_data_ptr<float>(), static_cast<std::size_t>(value.numel())}));
+  dvla::io::write_safetensors(exported / "record.safetensors", tensors);
+
+  const auto again = [&](const std::string& form, Made<Network, Shape>& other, double limit) {
+    std::printf("float32, %s:\n", form.c_str());
+    const Outputs theirs = outputs(other.network);
+    for (std::size_t i = 0; i < drawn.size(); ++i)
+      report.line(drawn[i].first, relative(theirs[i].second, drawn[i].second), limit);
+  };
+  Made<Network, Shape> read(shape, dvla::Dtype::f32, recorded, adapters);
+  dvla::load_adapters(read.weights, adapters, exported / "adapters");
+  again("exported adapters, read again", read, 0);
+  Made<Network, Shape> plain(shape, dvla::Dtype::f32, recorded);
+  const SomeOf together = load_apart(plain.weights, recorded.folder);
+  dvla::load_weights(together, dvla::io::SafetensorsFile(merged), dvla::WeightSet::all, lead);
+  again("exported with adapters added in", plain, 1e-5);
+}
+
 // ---- Networks that turn noise into actions --------------------------------------------------------------------------
 /// pi0's and SmolVLA's: a prefix, a velocity over it, and both in one pass. The prefix is `tokens_a_view` for each camera,
 /// then the rest.
 template <class Network, class Shape>
-void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, Report& report) {
+void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded,
+          const std::filesystem::path& exported, Report& report) {
   typename Network::Inputs inputs;
   for (std::int64_t view = 0; view < shape.views; ++view)
     inputs.images.push_back(recorded("input.image." + std::to_string(view)));
@@ -281,6 +349,13 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
   Made<Network, Shape> half(shape, dvla::Dtype::bf16, recorded);
   report_rounded("velocity", velocity(half.network).detach(), recorded, report);
   report_rounded("chain", chain(half.network), recorded, report);
+
+  play_adapters<Network>(shape, recorded, exported, report, [&](Network& network) {
+    const at::Tensor adapted = velocity(network);
+    return Outputs{{"chain", chain(network)},
+                   {"velocity", adapted},
+                   {"loss", at::mse_loss(adapted, noise - recorded("input.action"))}};
+  });
 }
 
 dvla::parts::VisionShape vision_shape(const nlohmann::json& from, dvla::parts::VisionShape shape) {
@@ -303,7 +378,7 @@ dvla::parts::DecoderShape decoder_shape(const nlohmann::json& from, dvla::parts:
 }
 
 // ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
-void pi0(const Recorded& recorded, Report& report) {
+void pi0(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::Pi0Shape shape;
   shape.state_token = config["type"] == "pi0";
@@ -318,11 +393,11 @@ void pi0(const Recorded& recorded, Report& report) {
   shape.language = decoder_shape(config["language"], shape.language);
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
-  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, report);
+  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, exported, report);
 }
 
 // ---- SmolVLA ----------------------------------------------------------------------------------------------------
-void smolvla(const Recorded& recorded, Report& report) {
+void smolvla(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::SmolVlaShape shape;
   shape.views = config["views"];
@@ -340,7 +415,7 @@ void smolvla(const Recorded& recorded, Report& report) {
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.language.norm_eps = config["language"]["rms_norm_eps"];
   shape.expert.norm_eps = config["expert"]["rms_norm_eps"];
-  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report);
+  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, exported, report);
 }
 
 // ---- OpenVLA and OpenVLA-OFT ------------------------------------------------------------------------------------
@@ -410,9 +485,8 @@ void report_decoded(const dvla::detail::OpenVlaNetwork& network,
   report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
 }
 
-void openvla(const Recorded& recorded, Report& report) {
+void openvla(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
   using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
-  using Outputs = OpenVlaNetwork::Outputs;
   const OpenVlaShape shape = openvla_shape(recorded.config);
   const OpenVlaNetwork::Inputs inputs{.pixels = recorded("input.pixels"),
                                       .tokens = recorded("input.token"),
@@ -422,7 +496,7 @@ void openvla(const Recorded& recorded, Report& report) {
 
   Made<OpenVlaNetwork, OpenVlaShape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
-  const Outputs ours = wide.network.forward(inputs, tokens);
+  const OpenVlaNetwork::Outputs ours = wide.network.forward(inputs, tokens);
   const at::Tensor loss = -token_odds(shape, ours.logits, tokens, 1).first.mean();
   torch::autograd::backward({loss}, {});
   wide.weights.backward_done();
@@ -435,8 +509,13 @@ void openvla(const Recorded& recorded, Report& report) {
     const at::Tensor first = value.unflatten(0, {-1, shape.views}).select(1, 0);
     activations.compare(name.substr(0, dot) + ".0" + name.substr(dot), first);
   });
+  play_adapters<OpenVlaNetwork>(shape, recorded, exported, report, [&](const OpenVlaNetwork& network) {
+    const at::Tensor logits = network.forward(inputs, tokens).logits;
+    const at::Tensor log_prob = token_odds(shape, logits, tokens, 1).first;
+    return Outputs{{"logits", logits}, {"log_prob", log_prob}, {"loss", -log_prob.mean()}};
+  });
   const c10::InferenceMode no_graph;
-  const Outputs watched = wide.network.forward(inputs, tokens);
+  const OpenVlaNetwork::Outputs watched = wide.network.forward(inputs, tokens);
   wide.network.watch({});
   activations.report(report);
   std::printf("float32, outputs:\n");
@@ -481,7 +560,7 @@ void openvla(const Recorded& recorded, Report& report) {
   theirs.state = recorded.config["state"];
   theirs.regression = true;
   official.state = recorded("official.input.state");
-  const Outputs exactly =
+  const OpenVlaNetwork::Outputs exactly =
       Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::f32, recorded).network.forward(official);
   report.line("hidden", relative(exactly.hidden, recorded("official.output.hidden")), 1e-5);
   report.line("actions", relative(exactly.actions, recorded("official.output.actions")), 1e-5);
@@ -496,22 +575,24 @@ void openvla(const Recorded& recorded, Report& report) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
+  if (argc != 2 && argc != 3) {
     std::fprintf(stderr,
-                 "usage: parity RECORD, a folder that a script of test/golden/model/parity has made\n");
+                 "usage: parity RECORD [EXPORTED], RECORD a folder that a script of test/golden/model/parity has made, "
+                 "EXPORTED one to write adapters to\n");
     return 2;
   }
   try {
     const Recorded recorded(argv[1]);
+    const std::filesystem::path exported = argc == 3 ? argv[2] : "";
     const std::string type = recorded.config.at("type");
     Report report;
     std::printf("%s, %s\n", argv[1], type.c_str());
     if (type == "pi05" || type == "pi0")
-      pi0(recorded, report);
+      pi0(recorded, exported, report);
     else if (type == "smolvla")
-      smolvla(recorded, report);
+      smolvla(recorded, exported, report);
     else if (type == "openvla" || type == "openvla_oft")
-      openvla(recorded, report);
+      openvla(recorded, exported, report);
     else
       throw dvla::Error("config.json: type is '", type,
                         "'; it must be pi05, pi0, smolvla, openvla_oft or openvla");

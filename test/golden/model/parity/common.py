@@ -153,7 +153,7 @@ def write(folder, config, weights, aliases, record, gradient_names, packages, st
         assert torch.isfinite(value).all(), name
     # What makes no difference to the record stays out of it.
     words = [pathlib.Path(sys.argv[0]).name, *(folder.name if argument == str(folder) else argument for argument in sys.argv[1:]
-             if not argument.startswith(("--openpi", "--checkout")))]
+             if not argument.startswith(("--openpi=", "--checkout=", "--adapter=", "--exported=")))]
     save(folder / "record.safetensors", record,
          {"gradients": json.dumps(gradient_names), "versions": json.dumps(versions), "command": " ".join(words)})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

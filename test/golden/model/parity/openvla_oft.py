@@ -27,10 +27,13 @@ import sys
 import torch
 from torch import nn
 
+import adapters
 import common
 import openvla_family as family
 
-a = family.parser(__doc__.splitlines()[0], views=2, horizon=2, state=5).parse_args()
+made = family.parser(__doc__.splitlines()[0], views=2, horizon=2, state=5)
+adapters.options(made)
+a = made.parse_args()
 slots = a.horizon * a.action
 
 
@@ -156,5 +159,6 @@ common.save(a.folder / "action_head.safetensors", {"model." + name: value.float(
 common.save(a.folder / "proprio_projector.safetensors", {name.replace("0.", "fc1.").replace("2.", "fc2."): value.float() for name, value in
                                                          proprio.state_dict().items()}, {"format": "pt"})
 common.write(a.folder, config, weights, {}, record, gradient_names, ("transformers", "timm"), a.store)
+adapters.play(a, model, family.TARGETS, lambda: outputs(run(model, i, official=False), i["action_token"]), draw, family.public)
 if a.checkout:
     sys.exit(family.checkout(a))

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+import adapters
 import common
 
 HEADS = 8  # the joint pass reshapes to 8 heads whatever the configuration says (modeling_pi05.py:121, modeling_pi0.py:124)
@@ -17,6 +18,7 @@ def parser(description):
         vision_heads=4, image=28, patch=14, vocabulary=128, views=2, text=6, batch=3, horizon=4, action=7, steps=3)
     made.add_argument("--layout", choices=("openpi", "lerobot"), default="openpi",
                       help="openpi: embedding only as an alias in the metadata; lerobot: a leading `model.`, embedding and lm_head both")
+    adapters.options(made)
     made.add_argument("--openpi", metavar="CHECKOUT", help="--openpi=CHECKOUT: also compare with openpi's own code in that checkout")
     return made
 
@@ -167,6 +169,20 @@ def run(M, make, a, state):
         aliases = {stem + "model.language_model.embed_tokens.weight": stem + "lm_head.weight"}
     else:
         weights = {"model." + name: value for name, value in weights.items()}
+
+    def adapted():
+        hook = common.Kept()
+        hook.module("velocity", model.action_out_proj)
+        found = {"output.loss": model.forward(*prefix_inputs, *states, i["action"], i["noise"], i["time"]).mean()}
+        hook.remove()
+        with torch.no_grad():
+            return found | {"output.velocity": hook.last("velocity"), "output.chain": chain(model, prefix_inputs, states, i["noise"], a.steps)["output.chain"]}
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj", "multi_modal_projector.linear",
+               "action_in_proj", "action_out_proj"]
+    targets += ["state_proj", "action_time_mlp_in", "action_time_mlp_out"] if state else ["dense", "time_mlp_in", "time_mlp_out"]
+    weights = {name: value.clone() for name, value in weights.items()}
+    adapters.play(a, adapters.Inside(model) if a.layout == "lerobot" else model, targets, adapted, draw)
     return record, weights, aliases, gradient_names
 
 

@@ -26,11 +26,14 @@ from lerobot.policies.smolvla import smolvlm_with_expert as E
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from transformers import SmolVLMConfig
 
+import adapters
 import common
 
-a = common.parser(__doc__.splitlines()[0], layers=4, width=64, mlp=96, heads=4, kv_heads=2, head_dim=8, expert_mlp=80, vision_layers=2, vision_width=48,
+made = common.parser(__doc__.splitlines()[0], layers=4, width=64, mlp=96, heads=4, kv_heads=2, head_dim=8, expert_mlp=80, vision_layers=2, vision_width=48,
                   vision_mlp=96, vision_heads=4, image=32, patch=8, shuffle=2, vocabulary=128, views=2, text=6, batch=3, horizon=5, action=7, state=8,
-                  steps=3).parse_args()
+                  steps=3)
+adapters.options(made)
+a = made.parse_args()
 
 
 def published(*_):
@@ -159,3 +162,17 @@ config = {
     "horizon": a.horizon, "action": a.action, "state": a.state, "steps": a.steps, "min_period": 4e-3, "max_period": 4.0}
 common.write(a.folder, config, {"model." + name: value for name, value in model.state_dict().items()}, {}, record, gradient_names,
              ("lerobot", "transformers"), a.store)
+
+
+def adapted():
+    hook = common.Kept()
+    hook.module("velocity", model.action_out_proj)
+    loss = model.forward(*prefix_inputs, i["action"], i["noise"], i["time"]).mean()
+    hook.remove()
+    with torch.no_grad():
+        return {"output.velocity": hook.last("velocity"), "output.chain": chain(model, prefix_inputs, i["noise"])["output.chain"]} | {"output.loss": loss}
+
+
+adapters.play(a, adapters.Inside(model), ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj",
+                                          "modality_projection.proj", "state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in",
+                                          "action_time_mlp_out"), adapted, draw)
