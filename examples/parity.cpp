@@ -201,7 +201,7 @@ void report_gradients(const dvla::Parameters& weights, const Recorded& recorded,
   }
   report.line("norms of " + std::to_string(names.size()) + " tensors", worst_norm, 1e-4);
   std::printf("    %s\n", norm_at.c_str());
-  report.line("64 entries of each", worst_value, 1e-4);
+  report.line(std::to_string(index.size(1)) + " entries of each", worst_value, 1e-4);
   std::printf("    %s\n", value_at.c_str());
 }
 
@@ -256,9 +256,10 @@ void play_adapters(const Shape& shape, const Recorded& recorded, const std::file
       dvla::export_merged(made.weights, exported / "merged" / "model.safetensors", &recorded.weights);
   std::vector<dvla::io::TensorToWrite> tensors;
   for (const auto& [name, value] : drawn)
-    tensors.push_back(dvla::io::tensor_to_write<float>(
-        "output." + name, {value.sizes().begin(), value.sizes().end()},
-        {value.const_data_ptr<float>(), static_cast<std::size_t>(value.numel())}));
+    tensors.push_back({"output." + name,
+                       dvla::io::Dtype::F32,
+                       value.sizes().vec(),
+                       {static_cast<const std::byte*>(value.const_data_ptr()), value.nbytes()}});
   dvla::io::write_safetensors(exported / "record.safetensors", tensors);
 
   const auto again = [&](const std::string& form, Made<Network, Shape>& other, double limit) {

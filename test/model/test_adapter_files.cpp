@@ -161,8 +161,9 @@ TEST_CASE("Targets may be named by the ends of names, by an expression, or all a
   CHECK(config_refusal("target_modules", "all-linear").empty());
   CHECK(config_refusal("init_lora_weights", "gaussian").empty());
   CHECK(config_refusal("use_dora", nullptr).empty());
-  CHECK(contains(config_refusal("target_modules", {"q_proj", "k_proj"}),
-                 "target_modules has 'k_proj', and no layer in adapter_model.safetensors has that name"));
+  CHECK(config_refusal("target_modules", {"q_proj", "out_proj"}).empty());  // no layer of the model's either
+  CHECK(contains(config_refusal("target_modules", {"q_proj", "dead"}),
+                 "target_modules has 'dead', and no layer in adapter_model.safetensors has that name"));
   CHECK(contains(config_refusal("target_modules", {"a.q_proj"}),
                  "it does not name b.q_proj, beside which the file has an adapter"));
   CHECK(contains(config_refusal("target_modules", R"(a\..*)"), "it does not name b.q_proj"));

@@ -101,8 +101,9 @@ class AdapterConfig {
     }
     return R"((.*\.)?()" + all + ")";
   }
-  /// Throws ConfigError unless target_modules means each of these layers, which the file has, and names nothing else.
-  void check_targets(const std::vector<std::string>& layers) const {
+  /// Throws ConfigError unless target_modules means each of these layers, which the file has, and each name that means one of `known`, the
+  /// model's, means one of them. (RLinf lists names for OpenVLA-OFT that no layer of it has, which PEFT passes over.)
+  void check_targets(const std::vector<std::string>& layers, const std::vector<std::string>& known) const {
     const auto unnamed = [&](const std::string& layer) {
       refuse("target_modules", "it does not name " + layer + ", beside which the file has an adapter");
     };
@@ -116,20 +117,22 @@ class AdapterConfig {
       }
       return;
     }
-    const auto means = [](const std::string& name, const std::string& layer) {
-      return layer == name || layer.ends_with("." + name);
-    };
     const std::vector<std::string> all = names();
     for (const std::string& layer : layers)
       if (std::ranges::none_of(all, [&](const std::string& name) { return means(name, layer); }))
         unnamed(layer);
-    for (const std::string& name : all)
-      if (std::ranges::none_of(layers, [&](const std::string& layer) { return means(name, layer); }))
+    for (const std::string& name : all) {
+      const auto here = [&](const std::string& layer) { return means(name, layer); };
+      if (std::ranges::any_of(known, here) && std::ranges::none_of(layers, here))
         throw ConfigError("'" + path_.string() + "': target_modules has " + io::detail::printable(name) +
                           ", and no layer in " + adapter_weights_name + " has that name");
+    }
   }
 
  private:
+  static bool means(const std::string& name, const std::string& layer) {
+    return layer == name || layer.ends_with("." + name);
+  }
   std::vector<std::string> names() const { return field("target_modules").get<std::vector<std::string>>(); }
   const nlohmann::json& field(const char* name) const {
     static const nlohmann::json none;
@@ -214,13 +217,18 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
              " is not");
   }
   if (layers.empty()) refuse("it has no adapter");
-  config.check_targets(layers);
   const auto has = [&](const std::string& layer) { return mine.contains(layer + ".weight"); };
   const auto leads = [&](const std::string& layer) {
     return layer.starts_with(lerobot_prefix) && !has(layer) &&
            has(layer.substr(std::string_view(lerobot_prefix).size()));
   };
   const std::string lead = std::ranges::all_of(layers, leads) ? lerobot_prefix : "";
+  constexpr std::string_view weight = ".weight";
+  std::vector<std::string> known;
+  for (const Parameter& each : model.parameters())
+    if (!each.trainable && each.name.ends_with(weight))
+      known.push_back(lead + each.name.substr(0, each.name.size() - weight.size()));
+  config.check_targets(layers, known);
 
   for (const std::string& name : copies) {  // <layer>.base_layer.weight, or an embedding under its own name
     std::string own = name.substr(adapter_prefix.size());

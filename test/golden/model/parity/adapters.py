@@ -55,7 +55,7 @@ def record(a, model, targets, outputs, draw):
     before = "base_model.model."
     if getattr(a, "layout", "") == "lerobot":  # gradients are under the names without the leading `model.`, as the record's
         own = {before + name.removeprefix(before + "model."): parameter for name, parameter in own.items()}
-    names, gradient_record = common.gradients(own.items(), draw)
+    names, gradient_record = common.gradients(own.items(), draw, samples=8)
     folder = a.folder / "adapter"
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink()

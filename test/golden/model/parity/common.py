@@ -92,14 +92,14 @@ class Kept:
             each.remove()
 
 
-def gradients(named, draw):
+def gradients(named, draw, samples=SAMPLES):
     """Of [(public name, parameter)]: names, L2 norms, and entries at recorded flat indices (drawn with repetition). A parameter that
     the loss does not reach has gradient 0."""
     names, norms, indices, values = [], [], [], []
     for name, parameter in sorted(named):
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gradient = gradient.detach().float().contiguous().flatten()
-        at = draw.integers("gradient of " + name, 0, gradient.numel(), SAMPLES)
+        at = draw.integers("gradient of " + name, 0, gradient.numel(), samples)
         names.append(name)
         norms.append(gradient.double().norm().float())
         indices.append(at)
