@@ -4,8 +4,12 @@
 // library is from it, in float32, and in bfloat16 beside the reference's own error. The exit code is 1 where an
 // output is further off than 1e-5, a gradient than 1e-4, or bfloat16 than 1.5 times what the reference is.
 //
-//   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 /tmp/record
-//   build/release/examples/parity /tmp/record
+// Where the record has adapters that PEFT has made, the same is said of outputs and gradients with them, and of outputs where they
+// are added in. With a second folder, adapters drawn here are written to it as export_adapters and export_merged write
+// them, and the outputs with them, for the reference to play (test/golden/model/peft/check_exports).
+//
+//   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 --adapter=2 /tmp/record
+//   build/release/examples/parity /tmp/record [/tmp/exported]
 //
 // With `--serve f32|bf16 THREADS` behind the record it is what such a script's --beside=build/release/examples/parity
 // times the reference against: reads `training` or `inference` a line, perhaps followed by `whole` (what nobody reads is
@@ -33,7 +37,10 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/random.hpp"
 #include "dvla/io/safetensors.hpp"
+#include "dvla/model/adapter_files.hpp"
+#include "dvla/model/lora.hpp"
 #include "dvla/model/openvla_network.hpp"
 #include "dvla/model/pi0_network.hpp"
 #include "dvla/model/smolvla_network.hpp"
@@ -41,14 +48,14 @@
 
 namespace {
 
-/// A record's tensors, by name.
+/// A record's tensors, by name; with a `part`, those in that folder of it.
 class Recorded {
  public:
-  explicit Recorded(const std::filesystem::path& from)
+  explicit Recorded(const std::filesystem::path& from, const std::string& part = "")
       : folder(from),
         config(nlohmann::json::parse(std::ifstream(folder / "config.json"))),
         weights(folder / "model.safetensors"),
-        file_(folder / "record.safetensors") {}
+        file_(folder / part / "record.safetensors") {}
 
   bool has(const std::string& name) const { return file_.contains(name); }
   at::Tensor operator()(const std::string& name) const {
@@ -108,6 +115,12 @@ class SomeOf {
   std::vector<dvla::Parameter> parameters_;
 };
 
+/// What is done with a record besides, or instead.
+struct Asked {
+  std::filesystem::path exported;     ///< where adapters are written to; empty: nowhere
+  std::optional<dvla::Dtype> served;  ///< passes are timed, in this precision, and nothing is compared
+};
+
 /// What is timed: with a backward pass, and without a graph.
 struct Passes {
   std::function<void()> training, inference;
@@ -159,14 +172,15 @@ SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& 
   return rest;
 }
 
-/// A network with the record's weights, which it declares in `weights`, in one precision.
+/// A network with the record's weights, which it declares in `weights`, in one precision; with adapters as they begin, if there are any.
 template <class Network, class Shape>
 struct Made {
-  Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded)
-      : weights(dtype), network(shape, weights) {
+  Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded, const dvla::Adapters& adapters = {})
+      : weights(dtype, adapters), network(shape, weights) {
     weights.allocate(1);
     const SomeOf together = load_apart(weights, recorded.folder);
-    dvla::load_weights(together, recorded.weights, dvla::WeightSet::all,
+    dvla::load_weights(together, recorded.weights,
+                       adapters.rank > 0 ? dvla::WeightSet::frozen : dvla::WeightSet::all,
                        recorded.config.value("layout", "") == "lerobot" ? "model." : "");
     weights.hold_gradients(true);
   }
@@ -235,7 +249,7 @@ void report_gradients(const dvla::Parameters& weights, const Recorded& recorded,
   }
   report.line("norms of " + std::to_string(names.size()) + " tensors", worst_norm, 1e-4);
   std::printf("    %s\n", norm_at.c_str());
-  report.line("64 entries of each", worst_value, 1e-4);
+  report.line(std::to_string(index.size(1)) + " entries of each", worst_value, 1e-4);
   std::printf("    %s\n", value_at.c_str());
 }
 
@@ -251,12 +265,73 @@ void report_rounded(const std::string& name, const at::Tensor& ours, const Recor
               relative(theirs, wide));
 }
 
+// ---- Adapters ---------------------------------------------------------------------------------------------------
+using Outputs = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// Those of the folder `adapter`, if the record has one. `outputs(network)`: by name, the last one the loss, whose gradients are compared
+/// too. `exported`: where others are written, or empty.
+template <class Network, class Shape, class Evaluate>
+void play_adapters(const Shape& shape, const Recorded& recorded, const std::filesystem::path& asked.exported,
+                   Report& report, Evaluate outputs) {
+  const std::filesystem::path folder = recorded.folder / "adapter";
+  if (!std::filesystem::exists(folder)) return;
+  const Recorded with_adapters(recorded.folder, "adapter");
+  const auto config = nlohmann::json::parse(std::ifstream(folder / dvla::adapter_config_name));
+  const dvla::Adapters adapters{config.at("r"), config.at("lora_alpha"),
+                                dvla::detail::AdapterConfig(folder).targets()};
+  const auto compare = [&](const std::string& form, const Outputs& ours) {
+    std::printf("float32, %s:\n", form.c_str());
+    for (const auto& [name, value] : ours)
+      report.line(name, relative(value.detach(), with_adapters("output." + name)), 1e-5);
+  };
+  Made<Network, Shape> made(shape, dvla::Dtype::f32, recorded, adapters);
+  dvla::load_adapters(made.weights, adapters, folder);
+  made.weights.backward_begins();
+  const Outputs ours = outputs(made.network);
+  torch::autograd::backward({ours.back().second}, {});
+  made.weights.backward_done();
+  compare("with adapters", ours);
+  report_gradients(made.weights, with_adapters, report);
+
+  if (exported.empty()) return;
+  dvla::SplitMix64 random(1);
+  for (const dvla::WeightUnit& unit : made.weights.units())
+    for (float& value : unit.floats()) value = static_cast<float>(0.1 * random.normal());
+  const c10::InferenceMode no_graph;
+  const Outputs drawn = outputs(made.network);
+  const std::string lead = dvla::leading(recorded.weights, made.weights.parameters().front().name);
+  dvla::export_adapters(made.weights, adapters, exported / "adapters", {}, lead);
+  const std::filesystem::path merged =
+      dvla::export_merged(made.weights, exported / "merged" / "model.safetensors", &recorded.weights);
+  std::vector<dvla::io::TensorToWrite> tensors;
+  for (const auto& [name, value] : drawn)
+    tensors.push_back({"output." + name,
+                       dvla::io::Dtype::F32,
+                       value.sizes().vec(),
+                       {static_cast<const std::byte*>(value.const_data_ptr()), value.nbytes()}});
+  dvla::io::write_safetensors(exported / "record.safetensors", tensors);
+
+  const auto again = [&](const std::string& form, Made<Network, Shape>& other, double limit) {
+    std::printf("float32, %s:\n", form.c_str());
+    const Outputs theirs = outputs(other.network);
+    for (std::size_t i = 0; i < drawn.size(); ++i)
+      report.line(drawn[i].first, relative(theirs[i].second, drawn[i].second), limit);
+  };
+  Made<Network, Shape> read(shape, dvla::Dtype::f32, recorded, adapters);
+  dvla::load_adapters(read.weights, adapters, exported / "adapters");
+  again("exported adapters, read again", read, 0);
+  Made<Network, Shape> plain(shape, dvla::Dtype::f32, recorded);
+  const SomeOf together = load_apart(plain.weights, recorded.folder);
+  dvla::load_weights(together, dvla::io::SafetensorsFile(merged), dvla::WeightSet::all, lead);
+  again("exported with adapters added in", plain, 1e-5);
+}
+
 // ---- Networks that turn noise into actions --------------------------------------------------------------------------
 /// pi0's and SmolVLA's: a prefix, a velocity over it, and both in one pass. The prefix is `tokens_a_view` for each camera,
 /// then the rest.
 template <class Network, class Shape>
-void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, Report& report,
-          std::optional<dvla::Dtype> served) {
+void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, const Asked& asked,
+          Report& report) {
   typename Network::Inputs inputs;
   for (std::int64_t view = 0; view < shape.views; ++view)
     inputs.images.push_back(recorded("input.image." + std::to_string(view)));
@@ -279,8 +354,8 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
     return at::stack(all);
   };
 
-  if (served) {
-    Made<Network, Shape> made(shape, *served, recorded);
+  if (asked.served) {
+    Made<Network, Shape> made(shape, *asked.served, recorded);
     const at::Tensor target = noise - recorded("input.action");
     const auto training = [&] {
       train(made.weights, [&] { return at::mse_loss(velocity(made.network), target); });
@@ -332,6 +407,13 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
   Made<Network, Shape> half(shape, dvla::Dtype::bf16, recorded);
   report_rounded("velocity", velocity(half.network).detach(), recorded, report);
   report_rounded("chain", chain(half.network), recorded, report);
+
+  play_adapters<Network>(shape, recorded, asked.exported, report, [&](Network& network) {
+    const at::Tensor adapted = velocity(network);
+    return Outputs{{"chain", chain(network)},
+                   {"velocity", adapted},
+                   {"loss", at::mse_loss(adapted, noise - recorded("input.action"))}};
+  });
 }
 
 dvla::parts::VisionShape vision_shape(const nlohmann::json& from, dvla::parts::VisionShape shape) {
@@ -354,7 +436,7 @@ dvla::parts::DecoderShape decoder_shape(const nlohmann::json& from, dvla::parts:
 }
 
 // ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
-void pi0(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
+void pi0(const Recorded& recorded, const Asked& asked, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::Pi0Shape shape;
   shape.state_token = config["type"] == "pi0";
@@ -369,11 +451,11 @@ void pi0(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> se
   shape.language = decoder_shape(config["language"], shape.language);
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
-  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, report, served);
+  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, asked, report);
 }
 
 // ---- SmolVLA ----------------------------------------------------------------------------------------------------
-void smolvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
+void smolvla(const Recorded& recorded, const Asked& asked, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::SmolVlaShape shape;
   shape.views = config["views"];
@@ -391,7 +473,7 @@ void smolvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.language.norm_eps = config["language"]["rms_norm_eps"];
   shape.expert.norm_eps = config["expert"]["rms_norm_eps"];
-  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, report, served);
+  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, asked, report);
 }
 
 // ---- OpenVLA and OpenVLA-OFT ------------------------------------------------------------------------------------
@@ -461,9 +543,8 @@ void report_decoded(const dvla::detail::OpenVlaNetwork& network,
   report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
 }
 
-void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype> served) {
+void openvla(const Recorded& recorded, const Asked& asked, Report& report) {
   using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
-  using Outputs = OpenVlaNetwork::Outputs;
   const OpenVlaShape shape = openvla_shape(recorded.config);
   const OpenVlaNetwork::Inputs inputs{.pixels = recorded("input.pixels"),
                                       .tokens = recorded("input.token"),
@@ -471,8 +552,8 @@ void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
                                       .state = {}};
   const at::Tensor tokens = recorded("input.action_token");
 
-  if (served) {
-    Made<OpenVlaNetwork, OpenVlaShape> made(shape, *served, recorded);
+  if (asked.served) {
+    Made<OpenVlaNetwork, OpenVlaShape> made(shape, *asked.served, recorded);
     const auto training = [&] {
       train(made.weights, [&] {
         return -token_odds(shape, made.network.forward(inputs, tokens).logits, tokens, 1).first.mean();
@@ -486,7 +567,7 @@ void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
   }
   Made<OpenVlaNetwork, OpenVlaShape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
-  const Outputs ours = wide.network.forward(inputs, tokens);
+  const OpenVlaNetwork::Outputs ours = wide.network.forward(inputs, tokens);
   const at::Tensor loss = -token_odds(shape, ours.logits, tokens, 1).first.mean();
   torch::autograd::backward({loss}, {});
   wide.weights.backward_done();
@@ -499,8 +580,13 @@ void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
     const at::Tensor first = value.unflatten(0, {-1, shape.views}).select(1, 0);
     activations.compare(name.substr(0, dot) + ".0" + name.substr(dot), first);
   });
+  play_adapters<OpenVlaNetwork>(shape, recorded, asked.exported, report, [&](const OpenVlaNetwork& network) {
+    const at::Tensor logits = network.forward(inputs, tokens).logits;
+    const at::Tensor log_prob = token_odds(shape, logits, tokens, 1).first;
+    return Outputs{{"logits", logits}, {"log_prob", log_prob}, {"loss", -log_prob.mean()}};
+  });
   const c10::InferenceMode no_graph;
-  const Outputs watched = wide.network.forward(inputs, tokens);
+  const OpenVlaNetwork::Outputs watched = wide.network.forward(inputs, tokens);
   wide.network.watch({});
   activations.report(report);
   std::printf("float32, outputs:\n");
@@ -545,7 +631,7 @@ void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
   theirs.state = recorded.config["state"];
   theirs.regression = true;
   official.state = recorded("official.input.state");
-  const Outputs exactly =
+  const OpenVlaNetwork::Outputs exactly =
       Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::f32, recorded).network.forward(official);
   report.line("hidden", relative(exactly.hidden, recorded("official.output.hidden")), 1e-5);
   report.line("actions", relative(exactly.actions, recorded("official.output.actions")), 1e-5);
@@ -562,16 +648,18 @@ void openvla(const Recorded& recorded, Report& report, std::optional<dvla::Dtype
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const bool serves = words.size() == 4 && words[1] == "--serve" && (words[2] == "f32" || words[2] == "bf16");
-  if (words.size() != 1 && !serves) {
-    std::fprintf(stderr,
-                 "usage: parity RECORD [--serve f32|bf16 THREADS], a folder that a script of "
-                 "test/golden/model/parity has made\n");
+  if (words.empty() || (words.size() > 2 && !serves)) {
+    std::fprintf(
+        stderr,
+        "usage: parity RECORD [EXPORTED | --serve f32|bf16 THREADS], RECORD a folder that a script of "
+        "test/golden/model/parity has made, EXPORTED one to write adapters to\n");
     return 2;
   }
   try {
-    std::optional<dvla::Dtype> served;
+    Asked asked;
+    if (words.size() == 2) asked.exported = words[1];
     if (serves) {
-      served = words[2] == "f32" ? dvla::Dtype::f32 : dvla::Dtype::bf16;
+      asked.served = words[2] == "f32" ? dvla::Dtype::f32 : dvla::Dtype::bf16;
       at::set_num_threads(std::stoi(words[3]));
     }
     const Recorded recorded(words[0]);
@@ -579,11 +667,11 @@ int main(int argc, char** argv) {
     Report report;
     if (!serves) std::printf("%s, %s\n", words[0].c_str(), type.c_str());
     if (type == "pi05" || type == "pi0")
-      pi0(recorded, report, served);
+      pi0(recorded, asked, report);
     else if (type == "smolvla")
-      smolvla(recorded, report, served);
+      smolvla(recorded, asked, report);
     else if (type == "openvla" || type == "openvla_oft")
-      openvla(recorded, report, served);
+      openvla(recorded, asked, report);
     else
       throw dvla::Error("config.json: type is '", type,
                         "'; it must be pi05, pi0, smolvla, openvla_oft or openvla");

@@ -172,6 +172,9 @@ struct Adapters {
   FrozenViews base{};     ///< of the frozen model, where it computes in host memory; empty: nowhere
 };
 
+/// Before a layer's name in the names of its adapter, `.lora_A.weight` and `.lora_B.weight` behind it: PEFT's.
+inline constexpr std::string_view adapter_prefix = "base_model.model.";
+
 /// A value head beside the action head of a model that takes one (WithValue, model/with_value.hpp).
 struct ValueHead {
   std::int64_t values = 0;  ///< V a decision; 0: no head

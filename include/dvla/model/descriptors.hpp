@@ -154,6 +154,7 @@ struct LoraKnobs : Base {
   double lora_alpha = 16;      ///< adapters count alpha / r
   std::string lora_targets{};  ///< regular expression of the layers that have one; empty: all linear layers
   std::string base_checkpoint{};  ///< whose weights the frozen base has; empty: random ones
+  std::string adapters{};         ///< a folder of PEFT's, whose adapters it begins with; empty: new ones
 };
 
 template <class Base>
@@ -167,6 +168,9 @@ inline constexpr auto knob_docs<LoraKnobs<Base>> =
                     {"base_checkpoint",
                      "whose weights the frozen base gets: a run's folder, a checkpoint, or safetensors of "
                      "the base as the hub has them; empty: random ones"},
+                    {"adapters",
+                     "folder of PEFT's, of the same rank, alpha and layers, whose adapters the model begins "
+                     "with; empty: new ones"},
                 }));
 
 namespace detail {
@@ -300,7 +304,8 @@ struct WithValue {
 template <class Base>
 struct boost::hana::accessors_impl<dvla::LoraKnobs<Base>>
     : dvla::more_members<Base, &dvla::LoraKnobs<Base>::lora_rank, &dvla::LoraKnobs<Base>::lora_alpha,
-                         &dvla::LoraKnobs<Base>::lora_targets, &dvla::LoraKnobs<Base>::base_checkpoint> {};
+                         &dvla::LoraKnobs<Base>::lora_targets, &dvla::LoraKnobs<Base>::base_checkpoint,
+                         &dvla::LoraKnobs<Base>::adapters> {};
 template <class Base>
 struct boost::hana::accessors_impl<dvla::ValueKnobs<Base>>
     : dvla::more_members<Base, &dvla::ValueKnobs<Base>::value_level,

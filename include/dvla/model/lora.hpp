@@ -7,7 +7,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
+#include <filesystem>
 #include <memory>
+#include <set>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -15,6 +19,7 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/io/checkpoint.hpp"
+#include "dvla/model/adapter_files.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/weight_files.hpp"
@@ -24,13 +29,17 @@ namespace dvla {
 template <class Base>
 class LoraModel : public Base {
  public:
-  /// Throws as Base does, ConfigError where no layer is a target, and what load_weights throws for a
-  /// `base_checkpoint` that does not fit.
+  /// Throws as Base does, ConfigError where no layer is a target, what load_weights throws for a
+  /// `base_checkpoint` that does not fit, and what load_adapters throws for `adapters`.
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
       : LoraModel(knobs, inputs, seed, base_of(knobs)) {}
 
-  LoraModel(const LoraModel& original, ShareFrozen) : Base(original, share_frozen) {}
+  LoraModel(const LoraModel& original, ShareFrozen)
+      : Base(original, share_frozen), adapters_(original.adapters_) {}
+
+  /// Their rank, scale and targets.
+  const Adapters& adapters() const { return adapters_; }
 
   /// See HasReference: the frozen base is the reference policy.
   void reference(const Observation& observation, const typename Base::Decision& decision,
@@ -50,9 +59,14 @@ class LoraModel : public Base {
 
   template <class Knobs>
   LoraModel(const Knobs& knobs, const ModelInputs& inputs, std::uint64_t seed, File base)
-      : Base(knobs, with_adapters(knobs, inputs, base), seed) {
+      : Base(knobs, with_adapters(knobs, inputs, base), seed), adapters_(adapters_of(knobs)) {
     if (base) load_weights(*this, *base, WeightSet::frozen, prefix_in(*base));
     if (std::ranges::any_of(this->parameters(), &Parameter::mapped)) base_ = std::move(base);
+    if (!knobs.adapters.empty()) load_adapters(*this, adapters_, knobs.adapters);
+  }
+  template <class Knobs>
+  static Adapters adapters_of(const Knobs& knobs) {
+    return {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
   }
   /// Null: the base makes its own weights, or reads a published checkpoint itself.
   template <class Knobs>
@@ -70,29 +84,57 @@ class LoraModel : public Base {
   }
   template <class Knobs>
   static ModelInputs with_adapters(const Knobs& knobs, ModelInputs inputs, const File& base = nullptr) {
-    inputs.adapters = {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
+    inputs.adapters = adapters_of(knobs);
     if (base && inputs.device == Device::cpu) inputs.adapters.base = frozen_views(*base, prefix_in(*base));
     return inputs;
   }
 
+  Adapters adapters_;
   File base_;  ///< whose mapped tensors the model computes with; null: with none, or with its original's
 };
 
-/// Writes the weights that the model's base would have with its adapters added in, under the base's names: a
-/// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is
-/// its own base. Returns the path as write_safetensors does.
+/// Writes the weights that a model would have without adapters and with the same outputs, under the public names: a
+/// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is its own base.
+/// `base`: a public file of the model that was trained, whose form is then kept: a leading `model.`, aliases and other metadata, and
+/// what it has beside the model's tensors (what nobody reads; copies of a tensor under another name get the new one). Throws
+/// ConfigError where it is of another model. Returns the path as write_safetensors does.
 template <class Model>
-std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path) {
+std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path,
+                                    const io::SafetensorsFile* base = nullptr) {
   std::vector<io::TensorToWrite> tensors;
-  std::vector<std::vector<std::byte>> values;
-  values.reserve(model.parameters().size());
+  std::deque<std::vector<std::byte>> made;
   model.merged([&](const Parameter& parameter, const auto& tensor) {
     const auto here = tensor.cpu();  // itself, unless it was computed with elsewhere
-    const auto* bytes = static_cast<const std::byte*>(here.const_data_ptr());
-    values.emplace_back(bytes, bytes + parameter.bytes());
-    tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values.back()});
+    const auto* const bytes = static_cast<const std::byte*>(here.const_data_ptr());
+    std::span<const std::byte> values(bytes, parameter.bytes());
+    if (bytes != parameter.data) values = made.emplace_back(values.begin(), values.end());
+    tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values});
   });
-  return io::write_safetensors(path, tensors);
+  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
+  if (base == nullptr) return io::write_safetensors(path, tensors, {{"format", "pt"}});
+
+  const std::string lead = leading(*base, tensors.front().name);
+  std::set<std::string> names;
+  for (io::TensorToWrite& each : tensors) {
+    each.name = detail::stored_name(*base, lead + each.name);
+    if (!base->contains(each.name))
+      throw ConfigError("'" + base->path().string() + "' has no " + each.name +
+                        ": it is no checkpoint of the model that was trained");
+    names.insert(each.name);
+  }
+  const std::size_t own = tensors.size();
+  for (const std::string& name : base->names()) {
+    if (names.contains(name)) continue;
+    const io::TensorView view = base->tensor(name);
+    io::TensorToWrite kept{name, view.dtype, {view.shape.begin(), view.shape.end()}, view.bytes};
+    for (const io::TensorToWrite& each : std::span(tensors).first(own))
+      if (each.shape == kept.shape && std::ranges::equal(base->tensor(each.name).bytes, view.bytes)) {
+        kept.dtype = each.dtype;
+        kept.bytes = each.bytes;
+      }
+    tensors.push_back(std::move(kept));
+  }
+  return io::write_safetensors(path, tensors, base->metadata());
 }
 
 /// The same of a model that its family publishes, in a folder that the knob `checkpoint` takes: config.json stands beside.

@@ -290,6 +290,7 @@ class Parameters {
 
  private:
   static constexpr std::int64_t drawn_at_once = std::int64_t{1} << 22;
+  static constexpr std::size_t named_layers = 8;  ///< of those that a message names
   /// A unit's memory; values and gradients of what trains, each one block.
   struct Block {
     at::Tensor values, far_values;  ///< the same one where the network computes in host memory
@@ -338,9 +339,9 @@ class Parameters {
     declare(name + ".weight", weight, member.weight, initial);
     if (bias) declare(name + ".bias", {weight[0]}, member.bias);
     if (adapters_.rank == 0 || frozen_) return;
-    layers_ += (layers_.empty() ? "" : ", ") + name;
+    layers_.push_back(name);
     if (!adapters_.targets.empty() && !std::regex_match(name, target())) return;
-    const std::string key = "base_model.model." + name;
+    const std::string key = std::string(adapter_prefix) + name;
     // PEFT's kaiming_uniform_(a = sqrt(5)) has this standard deviation.
     const double inputs = std::accumulate(weight.begin() + 1, weight.end(), 1.0, std::multiplies<>());
     const double scale = 1 / std::sqrt(3.0 * inputs);
@@ -389,9 +390,15 @@ class Parameters {
   }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {
-    if (adapters_.rank > 0 && merges_.empty())
+    if (adapters_.rank > 0 && merges_.empty()) {
+      std::string some;
+      for (std::size_t i = 0; i < std::min(layers_.size(), named_layers); ++i)
+        some += (i > 0 ? ", " : "") + layers_[i];
+      if (layers_.size() > named_layers)
+        some += " and " + std::to_string(layers_.size() - named_layers) + " more";
       throw ConfigError("model.lora_targets is '" + adapters_.targets +
-                        "', which matches no linear layer; they are " + layers_);
+                        "', which matches no linear layer; they are " + some);
+    }
     const c10::InferenceMode ordinary(false);
     std::vector<std::int64_t> frozen(blocks_.size()), trainable(blocks_.size());
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -470,7 +477,7 @@ class Parameters {
   std::vector<WeightUnit> units_;
   std::vector<std::size_t> trainable_in_, waiting_;  ///< by unit: its tensors; those without their gradient
   std::vector<Merge> merges_;
-  std::string layers_;  ///< names of the linear layers, for the message
+  std::vector<std::string> layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
   bool holds_ = false, frozen_ = false, recomputes_ = false;

@@ -229,6 +229,8 @@ Config<Pipeline> load_config(const io::SafetensorsFile& file) {
       for (auto knob = section->begin(); knob != section->end();)
         knob =
             here.contains(slot) && here[slot].contains(knob.key()) ? std::next(knob) : section->erase(knob);
+  if (const auto model = root.find(std::string(model_slot::name)); model != root.end() && model->is_object())
+    model->erase("adapters");  // the checkpoint has them
   detail::read_json(list_knobs(config), root, source);
   validate(config);
   return config;
@@ -263,7 +265,7 @@ std::vector<ChangedKnob> changed_knobs(const Config<Pipeline>& config, const io:
       if (run && among(name, {"name", "folder", "resume", "overwrite", "allow_changes", "quiet"})) continue;
       const bool means =
           run ? name == "reward_scale" || name == "state_statistics" || name.starts_with("action_")
-              : (model && !(name == "base_checkpoint" && is_whole(file))) ||
+              : (model && name != "adapters" && !(name == "base_checkpoint" && is_whole(file))) ||
                     (section == environment_slot::name && name != "environments");
       changed.push_back(
           {section + "." + name + " is " + detail::shown(value) + ", and was " + detail::shown(*was), means});

@@ -55,6 +55,14 @@ struct ExperimentResult {
 
 namespace detail {
 
+/// Bytes of a model's weights: of what trains, which is what travels and is checkpointed, and of what is frozen.
+inline std::pair<std::size_t, std::size_t> weight_bytes(const std::vector<Parameter>& parameters) {
+  std::size_t trainable = 0, frozen = 0;
+  for (const Parameter& each : parameters)
+    if (each.alias_of.empty()) (each.trainable ? trainable : frozen) += each.bytes();
+  return {trainable, frozen};
+}
+
 template <class Run>
 nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   const RunReport& report = result.report;
@@ -84,6 +92,8 @@ nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   if (result.warm_start) json["warm_start"] = json_of(*result.warm_start);
   json["pipeline"] = Run::pipeline::describe(run.config().run);
   for (const MemoryItem& item : run.memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
+  const auto [trainable, frozen] = weight_bytes(run.model().parameters());
+  json["weights"] = {{"trainable_bytes", trainable}, {"frozen_bytes", frozen}};
   json["pools"] = json_of(run.memory().report());
   json["peak_resident_bytes"] = peak_resident_bytes();
   return json;
@@ -131,13 +141,15 @@ inline std::string job_text(const RunReport& report) {
 template <class Run>
 std::string figures_text(const Run& run, const ExperimentResult& result) {
   const RunReport& report = result.report;
+  const auto [trainable, frozen] = weight_bytes(run.model().parameters());
   std::string out =
       "\n" + trace::to_text(report.timing) + "\n" +
       printed("%.0f env_steps/s, %.0f chunk_steps/s, largest staleness %lld, %.1f s of training",
               report.env_steps_per_s(), report.chunk_steps_per_s(),
               static_cast<long long>(report.max_staleness), report.train_wall_s) +
       "\nmost memory that was resident: " + mebibytes(peak_resident_bytes()) + "; planned " +
-      mebibytes(run.memory_plan().total()) + " beside the process itself\nstaleness:";
+      mebibytes(run.memory_plan().total()) + " beside the process itself\nweights: " +
+      mebibytes(trainable, 2) + " train and travel, " + mebibytes(frozen, 2) + " are frozen\nstaleness:";
   for (std::size_t lag = 0; lag < report.staleness.size(); ++lag)
     out += printed("%s %lld batches at %zu", lag > 0 ? "," : "",
                    static_cast<long long>(report.staleness[lag]), lag);

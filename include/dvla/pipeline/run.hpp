@@ -280,6 +280,7 @@ class Run {
   const EnvironmentSpec& spec() const { return spec_; }
   Environment& environment() { return *environment_; }
   Model& model() { return model_; }
+  const Model& model() const { return model_; }
   /// Throws Error on a rank that is no actor.
   Weights& weights() { return parts().weights(); }
   /// Throws Error on a rank that is no rollout.

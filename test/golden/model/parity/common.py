@@ -99,14 +99,14 @@ class Kept:
             each.remove()
 
 
-def gradients(named, draw):
+def gradients(named, draw, samples=SAMPLES):
     """Of [(public name, parameter)]: names, L2 norms, and entries at recorded flat indices (drawn with repetition). A parameter that
     the loss does not reach has gradient 0."""
     names, norms, indices, values = [], [], [], []
     for name, parameter in sorted(named):
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gradient = gradient.detach().float().contiguous().flatten()
-        at = draw.integers("gradient of " + name, 0, gradient.numel(), SAMPLES)
+        at = draw.integers("gradient of " + name, 0, gradient.numel(), samples)
         names.append(name)
         norms.append(gradient.double().norm().float())
         indices.append(at)
@@ -160,7 +160,7 @@ def write(folder, config, weights, aliases, record, gradient_names, packages, st
         assert torch.isfinite(value).all(), name
     # What makes no difference to the record stays out of it.
     words = [pathlib.Path(sys.argv[0]).name, *(folder.name if argument == str(folder) else argument for argument in sys.argv[1:]
-             if not argument.startswith(("--openpi=", "--checkout=", "--beside=", "--rounds=", "--threads=")))]
+             if not argument.startswith(("--openpi=", "--checkout=", "--adapter=", "--exported=", "--beside=", "--rounds=", "--threads=")))]
     save(folder / "record.safetensors", record,
          {"gradients": json.dumps(gradient_names), "versions": json.dumps(versions), "command": " ".join(words)})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

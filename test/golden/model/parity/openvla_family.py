@@ -15,6 +15,8 @@ import common
 TOWERS = {"featurizer": "vit_large_patch14_reg4_dinov2", "fused_featurizer": "vit_so400m_patch14_siglip_224"}
 BINS, PADDING = 256, 64  # action ids are the 256 before the 64 that only fill the vocabulary up
 BOS, STOP = 1, 2
+# Layers with adapters, as RLinf names them (rlinf 0.3.0, models/__init__.py:261).
+TARGETS = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
 def parser(description, **more):

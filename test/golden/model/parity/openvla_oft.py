@@ -27,10 +27,13 @@ import sys
 import torch
 from torch import nn
 
+import adapters
 import common
 import openvla_family as family
 
-a = family.parser(__doc__.splitlines()[0], views=2, horizon=2, state=5).parse_args()
+made = family.parser(__doc__.splitlines()[0], views=2, horizon=2, state=5)
+adapters.options(made)
+a = made.parse_args()
 slots = a.horizon * a.action
 
 
@@ -173,5 +176,6 @@ seen = a.batch * (a.views * (a.image // 14) ** 2 + a.text + slots)
 common.beside(a, {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
                   for dtype, of in (("float32", model), ("bfloat16", half))},
               [(seen, a.width, a.mlp), (seen, a.mlp, a.width), (a.batch * a.views * (a.image // 14) ** 2, a.dino_width, 4 * a.dino_width)])
+adapters.play(a, model, family.TARGETS, lambda: outputs(run(model, i, official=False), i["action_token"]), draw, family.public)
 if a.checkout:
     sys.exit(family.checkout(a))

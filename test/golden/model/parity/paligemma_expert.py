@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+import adapters
 import common
 
 HEADS = 8  # the joint pass reshapes to 8 heads whatever the configuration says (modeling_pi05.py:121, modeling_pi0.py:124)
@@ -18,6 +19,7 @@ def parser(description):
     made.add_argument("--present", action="store_true", help="no camera and no word is missing in any sample")
     made.add_argument("--layout", choices=("openpi", "lerobot"), default="openpi",
                       help="openpi: embedding only as an alias in the metadata; lerobot: a leading `model.`, embedding and lm_head both")
+    adapters.options(made)
     made.add_argument("--openpi", metavar="CHECKOUT", help="--openpi=CHECKOUT: also compare with openpi's own code in that checkout")
     return made
 
@@ -181,6 +183,20 @@ def run(M, make, a, state):
     shapes = [(seen, a.width, a.mlp), (seen, a.mlp, a.width), (a.batch * a.horizon, a.expert_width, a.expert_mlp)]
     passes = {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
               for dtype, of in (("float32", model), ("bfloat16", half))}
+
+    def adapted():
+        hook = common.Kept()
+        hook.module("velocity", model.action_out_proj)
+        found = {"output.loss": model.forward(*prefix_inputs, *states, i["action"], i["noise"], i["time"]).mean()}
+        hook.remove()
+        with torch.no_grad():
+            return found | {"output.velocity": hook.last("velocity"), "output.chain": chain(model, prefix_inputs, states, i["noise"], a.steps)["output.chain"]}
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj", "multi_modal_projector.linear",
+               "action_in_proj", "action_out_proj"]
+    targets += ["state_proj", "action_time_mlp_in", "action_time_mlp_out"] if state else ["dense", "time_mlp_in", "time_mlp_out"]
+    weights = {name: value.clone() for name, value in weights.items()}
+    adapters.play(a, adapters.Inside(model) if a.layout == "lerobot" else model, targets, adapted, draw)
     return record, weights, aliases, gradient_names, lambda: common.beside(a, passes, shapes)
 
 

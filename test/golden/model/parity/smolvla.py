@@ -26,13 +26,15 @@ from lerobot.policies.smolvla import smolvlm_with_expert as E
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from transformers import SmolVLMConfig
 
+import adapters
 import common
 
-a = common.parser(__doc__.splitlines()[0], layers=4, width=64, mlp=96, heads=4, kv_heads=2, head_dim=8, expert_mlp=80, vision_layers=2, vision_width=48,
+made = common.parser(__doc__.splitlines()[0], layers=4, width=64, mlp=96, heads=4, kv_heads=2, head_dim=8, expert_mlp=80, vision_layers=2, vision_width=48,
                   vision_mlp=96, vision_heads=4, image=32, patch=8, shuffle=2, vocabulary=128, views=2, text=6, batch=3, horizon=5, action=7, state=8,
                   steps=3)
-a.add_argument("--present", action="store_true", help="no camera and no word is missing in any sample")
-a = a.parse_args()
+made.add_argument("--present", action="store_true", help="no camera and no word is missing in any sample")
+adapters.options(made)
+a = made.parse_args()
 
 
 def published(*_):
@@ -178,3 +180,17 @@ seen = a.batch * a.views * (a.image // a.patch) ** 2
 common.beside(a, {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
                   for dtype, of in (("float32", model), ("bfloat16", half))},
               [(seen, a.vision_width, a.vision_mlp), (seen // a.shuffle ** 2 + a.batch * a.text, a.width, a.mlp), (a.batch * a.horizon, inner.expert_hidden_size, a.expert_mlp)])
+
+
+def adapted():
+    hook = common.Kept()
+    hook.module("velocity", model.action_out_proj)
+    loss = model.forward(*prefix_inputs, i["action"], i["noise"], i["time"]).mean()
+    hook.remove()
+    with torch.no_grad():
+        return {"output.velocity": hook.last("velocity"), "output.chain": chain(model, prefix_inputs, i["noise"])["output.chain"]} | {"output.loss": loss}
+
+
+adapters.play(a, adapters.Inside(model), ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj",
+                                          "modality_projection.proj", "state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in",
+                                          "action_time_mlp_out"), adapted, draw)

@@ -1,0 +1,126 @@
+// dvla-example: torch mujoco io
+// Export weights: a trained run's, as folders that Python reads.
+//
+// The configuration in the checkpoint's metadata makes the model again, or reads its base from its `base_checkpoint`.
+// --merged FOLDER gets model.safetensors under the public names: all weights, and those of layers with adapters are
+// W + alpha / rank * B A, computed in float32, so that every loader of the model's public checkpoints gives what the adapters gave
+// beside it. --adapters FOLDER gets what PEFT reads. Beside the merged weights stand the base's config, tokeniser and statistics, if
+// --base is a folder that has them. export_merged (model/lora.hpp) and export_adapters (model/adapter_files.hpp) are a call each
+// in a program of your own.
+//
+//   build/release/examples/export_weights --checkpoint runs/lora --merged merged --adapters adapters
+#include <CLI/CLI.hpp>
+#include <dvla/algorithm/grpo.hpp>
+#include <dvla/control_plane/in_process.hpp>
+#include <dvla/data_plane/in_process.hpp>
+#include <dvla/dvla.hpp>
+#include <dvla/environment/mujoco.hpp>
+#include <dvla/memory/dual_pool.hpp>
+#include <dvla/model/lora.hpp>
+#include <dvla/model/openvla_oft.hpp>
+#include <dvla/model/pi05.hpp>
+#include <dvla/model/smolvla.hpp>
+#include <dvla/model/tiny_vla.hpp>
+#include <dvla/pipeline/checkpoint.hpp>
+#include <dvla/schedule/swimlane.hpp>
+#include <dvla/sharding/unsharded.hpp>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+namespace fs = std::filesystem;
+
+/// Must have the environment that the checkpoint was trained in.
+template <class Model>
+using Of = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, Model>, dvla::Trainer<dvla::GRPO>>;
+
+struct Arguments {
+  fs::path checkpoint, merged, adapters, base;
+};
+
+/// What of a checkpoint's folder says how its weights are used.
+void copy_beside_weights(const fs::path& from, const fs::path& to) {
+  for (const fs::directory_entry& each : fs::directory_iterator(from)) {
+    const std::string name = each.path().filename().string();
+    if (name == "config.json" || name == "generation_config.json" || name == "special_tokens_map.json" ||
+        name == "preprocessor_config.json" || name == "processor_config.json" || name == "dataset_statistics.json" ||
+        name == "assets" || name.starts_with("tokenizer") || name.starts_with("policy_preprocessor") ||
+        name.starts_with("policy_postprocessor"))
+      fs::copy(each.path(), to / name, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
+  }
+}
+
+/// Returns whether the checkpoint is of this model.
+template <class Model>
+bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, Arguments arguments) {
+  using P = Of<Model>;
+  if (name != Model::name) return false;
+  auto knobs = dvla::load_config<P>(file);  // for the model of the run, without a run
+  knobs.memory.device = dvla::Device::cpu;  // wherever it was trained
+  const dvla::RunSettings<P> settings(knobs);
+  using Environment = dvla::machinery_t<typename P::environment, P>;
+  dvla::machinery_t<Model, P> model(knobs.model,
+                                    settings.model_inputs(Environment::spec(knobs.environment)),
+                                    settings.weight_seed());
+  dvla::load_checkpoint_weights(model, file);
+
+  if constexpr (requires { knobs.model.base_checkpoint; })
+    if (arguments.base.empty()) arguments.base = knobs.model.base_checkpoint;
+  std::optional<dvla::io::SafetensorsFile> base;
+  if (!arguments.base.empty()) {
+    base.emplace(dvla::io::open_weights(arguments.base));
+    if (base->metadata().contains(std::string(dvla::io::CheckpointFolder::format_key)))
+      base.reset();  // a run's, which has no public form to keep
+  }
+  if (!arguments.merged.empty()) {
+    const fs::path written =
+        dvla::export_merged(model, arguments.merged / "model.safetensors", base ? &*base : nullptr);
+    if (base) copy_beside_weights(base->path().parent_path(), arguments.merged);
+    std::cout << "wrote " << written.string() << '\n';
+  }
+  if (arguments.adapters.empty()) return true;
+  if constexpr (requires { model.adapters(); }) {
+    const std::size_t bytes =
+        dvla::export_adapters(model, model.adapters(), arguments.adapters, arguments.base.string(),
+                              base ? dvla::leading(*base, model.parameters().front().name) : "");
+    std::cout << "wrote " << (arguments.adapters / dvla::adapter_weights_name).string() << ": "
+              << dvla::mebibytes(bytes, 2) << '\n';
+  } else {
+    throw dvla::ConfigError("the run trained ", name, ", which has no adapters; leave --adapters out");
+  }
+  return true;
+}
+
+int main(int argc, char** argv) {
+  CLI::App app("Writes a checkpoint's weights as folders that Python reads.");
+  Arguments arguments;
+  app.add_option("--checkpoint", arguments.checkpoint, "a step-N.safetensors file, or a run's folder")->required();
+  app.add_option("--merged", arguments.merged,
+                 "the folder for whole weights, adapters added in; several files, with an index, where they are large");
+  app.add_option("--adapters", arguments.adapters, "the folder for the adapters, as PEFT has them");
+  app.add_option("--base", arguments.base,
+                 "folder of the public checkpoint that was trained, whose form is kept; without it, the run's "
+                 "base_checkpoint");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    if (arguments.merged.empty() && arguments.adapters.empty())
+      throw dvla::ConfigError("there is nothing to write; give --merged or --adapters");
+    const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
+    const std::string name = nlohmann::json::parse(dvla::detail::config_text(file)).at("pipeline").at("model");
+    const auto any = [&]<class... Models>(std::type_identity<Models>...) {
+      if (!(exported<Models>(file, name, arguments) || ...))
+        throw dvla::ConfigError("the run trained ", name, "; this program knows ",
+                                ((std::string(Models::name) + " ") + ...));
+    };
+    using namespace dvla;
+    any(std::type_identity<TinyVLA<>>{}, std::type_identity<LoRA<TinyVLA<>>>{}, std::type_identity<Pi05>{},
+        std::type_identity<LoRA<Pi05>>{}, std::type_identity<SmolVLA>{}, std::type_identity<LoRA<SmolVLA>>{},
+        std::type_identity<OpenVLAOFT>{}, std::type_identity<LoRA<OpenVLAOFT>>{});
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}
