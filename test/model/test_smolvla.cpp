@@ -93,6 +93,9 @@ TEST_CASE("what does not fit is refused in a sentence") {
     CHECK_THROWS_WITH_AS(SmolVlaModel(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
   };
   refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
+  refuses("SmolVLA has lerobot's way alone", [](auto& knobs, auto&) { knobs.pictures = Pictures::openpi; });
+  refuses("the slots of SmolVLA are camera1, camera2, camera3",
+          [](auto& knobs, auto&) { knobs.cameras = "base_0_rgb=top"; });
   refuses("make up to 101 tokens",
           [](auto&, auto& inputs) { inputs.observation.instructions = {std::string(100, 'a')}; });
   refuses("state has 40 numbers, and the model takes 32",

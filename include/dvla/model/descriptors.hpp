@@ -17,10 +17,11 @@
 
 template <std::same_as<dvla::OpenVlaOftKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::random, &K::chunk, &K::temperature, &K::cameras, &K::dtype> {};
+    : dvla::members<&K::random, &K::chunk, &K::temperature, &K::cameras, &K::pictures, &K::dtype> {};
 template <std::same_as<dvla::FlowVlaKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps,
-                                                      &K::noise_level, &K::train, &K::cameras, &K::dtype> {};
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise_level, &K::train,
+                    &K::cameras, &K::pictures, &K::dtype> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};

@@ -1,7 +1,7 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
 // NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
 //
-// A Family has `name`, `Network`, `shape(knobs)`, `image(frames, side)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
+// A Family has `name`, `slots` for cameras, `Network`, `shape(knobs)`, `image(frames, side, pictures)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
 // the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
 // vision tower computes in float32 whatever its weights are.
 #pragma once
@@ -77,14 +77,14 @@ class FlowVlaBody {
         parameters_(knobs.dtype, inputs.adapters),
         network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert),
         prompts_(spec_, network_.shape().text),
-        queries_(shape) {
+        queries_(shape),
+        pictures_(knobs.pictures) {
     if (inputs.value_head.values > 0) throw ConfigError(Family::name, " has no value head in this version");
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
         throw ConfigError(Family::name, ": the environment's state has ", spec_.proprioception,
                           " numbers, and the model takes ", network_.shape().states);
-    slots_ =
-        chosen_cameras(Family::name, spec_, knobs.cameras, static_cast<std::size_t>(network_.shape().views));
+    cameras_ = chosen_cameras(Family::name, spec_, knobs.cameras, Family::slots);
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
               const ComputeDevice& /*the host*/, const FlowVlaBody* original)
@@ -132,11 +132,11 @@ class FlowVlaBody {
                        kept = s.language.layers * prefix * 2 * s.language.kv_heads * s.language.head_width;
     const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
     const std::int64_t vision =
-        std::ssize(slots_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
+        std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
+                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, cameras_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
@@ -152,7 +152,7 @@ class FlowVlaBody {
     });
     const std::int64_t kept =
         s.language.layers * (layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix));
-    const std::int64_t vision = whole ? s.vision.layers * std::ssize(slots_) * s.vision.tokens() *
+    const std::int64_t vision = whole ? s.vision.layers * std::ssize(cameras_) * s.vision.tokens() *
                                             (12 * s.vision.width + 3 * s.vision.mlp)
                                       : 0;
     const std::size_t wide =
@@ -180,16 +180,16 @@ class FlowVlaBody {
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::int64_t prefix_tokens() const {
-    return std::ssize(slots_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
+    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
   }
 
   typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = network_.shape().text;
     typename Network::Inputs made;
-    for (const std::size_t camera : slots_)
-      made.images.push_back(
-          Family::image(tensor_of(observation.frames.at(camera), rows), network_.shape().vision.image));
-    made.image_mask = at::ones({n, std::ssize(slots_)}, at::kBool);
+    for (const std::size_t camera : cameras_)
+      made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
+                                          network_.shape().vision.image, pictures_));
+    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
     made.token_mask = at::zeros({n, L}, at::kBool);
     if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
@@ -213,7 +213,9 @@ class FlowVlaBody {
   Network network_;
   FlowVlaPrompts<Family> prompts_;
   QueryShape queries_;
-  std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
+  /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
+  std::vector<std::size_t> cameras_;
+  Pictures pictures_;
 };
 
 template <class Family>

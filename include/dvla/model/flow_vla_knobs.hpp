@@ -19,6 +19,11 @@ enum class Trained : std::uint8_t { all, expert };
 template <>
 inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"all", "expert"});
 
+/// Whose way frames become what the vision tower sees (model/layers/images.hpp).
+enum class Pictures : std::uint8_t { lerobot, openpi };
+template <>
+inline constexpr auto enum_names<Pictures> = std::to_array<std::string_view>({"lerobot", "openpi"});
+
 struct FlowVlaKnobs {
   RandomWeights random = RandomWeights::none;
   int chunk = 5;
@@ -27,6 +32,7 @@ struct FlowVlaKnobs {
   float noise_level = 0.5f;
   Trained train = Trained::all;
   std::string cameras{};
+  Pictures pictures = Pictures::lerobot;
   Dtype dtype = Dtype::f32;
 };
 
@@ -38,7 +44,10 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"denoise_steps", "Euler steps from noise to action", 1, 64},
     {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
-    {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
+    {"cameras",
+     "the environment's camera for each of the model's, as top,wrist, or with their slots, as "
+     "base_0_rgb=top; empty: in their order"},
+    {"pictures", "whose way frames are made smaller: openpi's antialiases; SmolVLA has lerobot's alone"},
     {"dtype", "weights and activations; norms compute in float32"},
 });
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
@@ -11,11 +13,17 @@
 
 namespace dvla {
 
+/// Whose way frames become what the vision towers see: model/layers/images.hpp, or lanczos_crop.hpp.
+enum class OpenVlaPictures : std::uint8_t { rlinf, authors };
+template <>
+inline constexpr auto enum_names<OpenVlaPictures> = std::to_array<std::string_view>({"rlinf", "authors"});
+
 struct OpenVlaOftKnobs {
   RandomWeights random = RandomWeights::none;
   int chunk = 8;
   float temperature = 1;
   std::string cameras{};
+  OpenVlaPictures pictures = OpenVlaPictures::rlinf;
   Dtype dtype = Dtype::f32;
 };
 
@@ -25,6 +33,9 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
     {"chunk", "actions of a decision; the network makes them all at once", 1, 64, "control steps"},
     {"temperature", "softmax temperature, of sampling and training alike", 0.05, 10},
     {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
+    {"pictures",
+     "whose way frames are made smaller: RLinf's (bicubic), or the authors' (JPEG, Lanczos, the middle nine "
+     "tenths)"},
     {"dtype", "weights and activations; logits and log-probabilities are float32"},
 });
 

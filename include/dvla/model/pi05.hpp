@@ -1,11 +1,12 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
 // matching with flow_sde's noise (model/flow_head.hpp, as pi_RL and RLinf train it). Cameras are resized and padded to the
-// tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
+// tower's side, as lerobot does it or openpi; the prompt is the reference's, with the state
 // in it as numbers from 0 to 255. Needs torch. Random weights only: no checkpoint is read in this version, and so a
 // prompt's tokens are its bytes. No value head, no cache of the prefix between rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <locale>
@@ -26,6 +27,8 @@ namespace detail {
 
 struct Pi05Family {
   static constexpr std::string_view name = "Pi05";
+  static constexpr auto slots =
+      std::to_array<std::string_view>({"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"});
   using Network = Pi0Network;
   static constexpr std::int64_t begin = 2, padding = 0;
   static constexpr bool state_apart = false, wide_tower = true;
@@ -46,8 +49,10 @@ struct Pi05Family {
     return shape;
   }
   static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
-    return layers::resized_with_pad(frames, side);
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures pictures) {
+    return layers::resized_with_pad(
+        frames, side, layers::Padding::around,
+        pictures == Pictures::openpi ? layers::Resizing::openpi : layers::Resizing::lerobot);
   }
   /// What of the state is outside [-1, 1] counts as the end that is near. Throws Error where it is not finite.
   static std::string prompt(const std::string& task, std::span<const float> state) {

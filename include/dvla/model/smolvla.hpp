@@ -5,6 +5,7 @@
 // head, no CUDA.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -22,12 +23,15 @@ namespace detail {
 
 struct SmolVlaFamily {
   static constexpr std::string_view name = "SmolVLA";
+  static constexpr auto slots = std::to_array<std::string_view>({"camera1", "camera2", "camera3"});
   using Network = SmolVlaNetwork;
   static constexpr std::int64_t begin = -1, padding = 0;
   static constexpr bool state_apart = true, wide_tower = false;
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
+    if (knobs.pictures != Pictures::lerobot)
+      throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it lerobot");
     SmolVlaShape shape;
     shape.horizon = knobs.horizon;
     if (knobs.random == RandomWeights::tiny) {
@@ -43,7 +47,7 @@ struct SmolVlaFamily {
     return shape;
   }
   static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures) {
     return layers::resized_with_pad(frames, side, layers::Padding::before);
   }
   static std::string prompt(const std::string& task, std::span<const float>) { return task + "\n"; }
