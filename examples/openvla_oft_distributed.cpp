@@ -1,9 +1,11 @@
 // dvla-example: torch c10d io
-// examples/pi05_distributed with another model: ManiSkill, OpenVLA-OFT under LoRA, GRPO under FSDP, weights over Gloo. Only the
-// adapters train and travel.
+// The paper's line with its other model: ManiSkill, OpenVLA-OFT with low-rank adapters, GRPO under FSDP, weights over Gloo. PickCube
+// from pictures with a dense reward, as one process or as a job of several, started as examples/maniskill_distributed is; or with
+// RLinf's settings:
 //
 //   build/release/examples/openvla_oft_distributed --random tiny --overwrite true
 //   mpirun --oversubscribe -n 2 build/release/examples/openvla_oft_distributed --random tiny --workers 1 --overwrite true
+//   mpirun -n 8 build/release/examples/openvla_oft_distributed --preset maniskill_grpo_openvla_oft --random full
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
 #include <dvla/data_plane/routed.hpp>

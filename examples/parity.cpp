@@ -271,7 +271,7 @@ using Outputs = std::vector<std::pair<std::string, at::Tensor>>;
 /// Those of the folder `adapter`, if the record has one. `outputs(network)`: by name, the last one the loss, whose gradients are compared
 /// too. `exported`: where others are written, or empty.
 template <class Network, class Shape, class Evaluate>
-void play_adapters(const Shape& shape, const Recorded& recorded, const std::filesystem::path& asked.exported,
+void play_adapters(const Shape& shape, const Recorded& recorded, const std::filesystem::path& exported,
                    Report& report, Evaluate outputs) {
   const std::filesystem::path folder = recorded.folder / "adapter";
   if (!std::filesystem::exists(folder)) return;

@@ -47,6 +47,7 @@ TEST_CASE("OpenVLA-OFT keeps what a model promises, at any temperature, with pro
       OpenVlaOftKnobs knobs = tiny();
       knobs.dtype = dtype;
       if (padded) knobs.temperature = 1.6f;
+      if (!padded) knobs.pictures = OpenVlaPictures::authors;
       const auto make = [&](std::uint64_t seed) { return OpenVlaOftModel(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
@@ -170,6 +171,26 @@ TEST_CASE("pictures are stretched, rounded to bytes and normalised for either to
   REQUIRE(both.numel() == 6);
   for (std::int64_t i = 0; i < 6; ++i)
     CHECK_EQ(both[i].item<double>(), doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(1e-5));
+}
+
+TEST_CASE("the model sees frames as RLinf shows them, or the authors") {
+  const ModelInputs inputs = some_inputs();
+  OwnedRecord<Observation> observation(observation_layout(inputs.observation, {1}),
+                                       *std::pmr::new_delete_resource());
+  dvla::testing::fill_observation(*observation, inputs.observation, 3);
+  const std::vector<std::int64_t> rows{0};
+  const auto log_probs = [&](OpenVlaPictures pictures) {
+    OpenVlaOftKnobs knobs = tiny();
+    knobs.pictures = pictures;
+    OpenVlaOftModel model(knobs, inputs, 1);
+    OwnedRecord<TokenDecision> decision(model.decision_layout({1}), *std::pmr::new_delete_resource());
+    std::vector<float> values(6);
+    model.act(*observation, rows, Decoding::mode, 1, *decision, Field<float>({1, 3, 2}, values.data()));
+    const std::span<const float> all = decision->log_prob.span();
+    return std::vector<float>(all.begin(), all.end());
+  };
+  CHECK(log_probs(OpenVlaPictures::rlinf) == log_probs(OpenVlaPictures::rlinf));
+  CHECK(log_probs(OpenVlaPictures::rlinf) != log_probs(OpenVlaPictures::authors));
 }
 
 TEST_CASE("what does not fit is refused in a sentence") {

@@ -45,6 +45,7 @@ TEST_CASE("pi0.5 keeps what a model promises") {
       FlowVlaKnobs knobs = tiny();
       knobs.train = train;
       knobs.dtype = dtype;
+      if (train == Trained::expert) knobs.pictures = Pictures::openpi;
       const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
@@ -188,7 +189,10 @@ TEST_CASE("what does not fit is refused in a sentence") {
   refuses("takes 3 cameras, and 4 are given", [](auto&, auto& inputs) {
     inputs.observation.cameras.assign(4, {"top", 32, 32});
   });
-  refuses("names 'top' twice", [](auto& knobs, auto&) { knobs.cameras = "top,wrist,top"; });
+  refuses(
+      "names the slot 'camera1', and the environment's cameras are top, wrist; the slots of Pi05 are "
+      "base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb",
+      [](auto& knobs, auto&) { knobs.cameras = "camera1=top"; });
   refuses("they must fit into these", [](auto&, auto& inputs) { inputs.action.dimensions = 33; });
   refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
 }

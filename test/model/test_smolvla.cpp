@@ -124,6 +124,9 @@ TEST_CASE("what does not fit is refused in a sentence") {
   write_text(folder / "tokenizer.json", file.dump());
   refuses("has 513 tokens, and the model's table of words 512",
           [&](auto& knobs, auto&) { knobs.tokenizer = folder.path().string(); });
+  refuses("SmolVLA has lerobot's way alone", [](auto& knobs, auto&) { knobs.pictures = Pictures::openpi; });
+  refuses("the slots of SmolVLA are camera1, camera2, camera3",
+          [](auto& knobs, auto&) { knobs.cameras = "base_0_rgb=top"; });
   refuses("make up to 101 tokens",
           [](auto&, auto& inputs) { inputs.observation.instructions = {std::string(100, 'a')}; });
   refuses("state has 40 numbers, and the model takes 32",

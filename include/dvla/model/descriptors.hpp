@@ -18,11 +18,11 @@
 template <std::same_as<dvla::OpenVlaOftKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::temperature, &K::cameras, &K::tokenizer,
-                    &K::dtype, &K::gradient_checkpointing> {};
+                    &K::pictures, &K::dtype, &K::gradient_checkpointing> {};
 template <std::same_as<dvla::FlowVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise,
-                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::dtype,
+                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::pictures, &K::dtype,
                     &K::gradient_checkpointing> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>

@@ -1,9 +1,9 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
 // NetworkModel asks of a network. Needs torch.
 //
-// A Family is a Wording (prompts.hpp) and has `Network`, `shape(knobs)`, `names()` of published weights, `image(frames, side)`,
-// `image_tokens(shape)` a camera; `padding`: the token; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether
-// the vision tower computes in float32 whatever its weights are.
+// A Family is a Wording (prompts.hpp) and has `slots` for cameras, `Network`, `shape(knobs)`, `names()` of published weights,
+// `image(frames, side, pictures)`, `image_tokens(shape)` a camera; `padding`: the token; `state_apart`: whether the state goes in as
+// numbers, too; `wide_tower`: whether the vision tower computes in float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -47,14 +47,15 @@ class FlowVlaBody {
                  {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding, network_.shape().text}),
         queries_(shape),
         values_(inputs.value_head.values),
-        evaluations_(evaluations(knobs)) {
+        evaluations_(evaluations(knobs)),
+        pictures_(knobs.pictures) {
     parameters_.recompute(knobs.gradient_checkpointing);
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
         throw ConfigError(Family::name, ": the environment's state has ", spec_.proprioception,
                           " numbers, and the model takes ", network_.shape().states);
-    slots_ =
-        chosen_cameras(Family::name, spec_, knobs.cameras, static_cast<std::size_t>(network_.shape().views));
+    const auto views = std::min(Family::slots.size(), static_cast<std::size_t>(network_.shape().views));
+    cameras_ = chosen_cameras(Family::name, spec_, knobs.cameras, std::span(Family::slots).first(views));
     weights_.check(Family::name, parameters_.parameters());
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
@@ -106,11 +107,11 @@ class FlowVlaBody {
                        kept = s.language.layers * prefix * 2 * s.language.kv_heads * s.language.head_width;
     const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
     const std::int64_t vision =
-        std::ssize(slots_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
+        std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(vision + judging()) * 4 + resizing_bytes(spec_, slots_)) +
+                static_cast<std::size_t>(vision + judging()) * 4 + resizing_bytes(spec_, cameras_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
@@ -131,7 +132,7 @@ class FlowVlaBody {
         s.language.layers,
         layer(s.language, prefix, prefix) + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
         prefix * s.language.width + evaluations_ * suffix * s.expert.width);
-    const std::int64_t seen = std::ssize(slots_) * s.vision.tokens(), d = s.vision.width;
+    const std::int64_t seen = std::ssize(cameras_) * s.vision.tokens(), d = s.vision.width;
     const std::int64_t vision =
         whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
     // For the gradient of what the tower's weights multiply.
@@ -171,16 +172,16 @@ class FlowVlaBody {
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::int64_t prefix_tokens() const {
-    return std::ssize(slots_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
+    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
   }
 
   typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = network_.shape().text;
     typename Network::Inputs made;
-    for (const std::size_t camera : slots_)
-      made.images.push_back(
-          Family::image(tensor_of(observation.frames.at(camera), rows), network_.shape().vision.image));
-    made.image_mask = at::ones({n, std::ssize(slots_)}, at::kBool);
+    for (const std::size_t camera : cameras_)
+      made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
+                                          network_.shape().vision.image, pictures_));
+    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
     made.token_mask = at::empty({n, L}, at::kBool);
     if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
@@ -204,9 +205,11 @@ class FlowVlaBody {
   Network network_;
   Prompts<Family> prompts_;
   QueryShape queries_;
-  std::int64_t values_;             ///< V
-  std::int64_t evaluations_;        ///< of a decision, in an update
-  std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
+  std::int64_t values_;       ///< V
+  std::int64_t evaluations_;  ///< of a decision, in an update
+  /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
+  std::vector<std::size_t> cameras_;
+  Pictures pictures_;
 };
 
 /// A network that has learned from data makes actions in units of their statistics, some of which lie beyond [-1, 1].

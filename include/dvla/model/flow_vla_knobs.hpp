@@ -20,6 +20,11 @@ enum class Trained : std::uint8_t { all, expert };
 template <>
 inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"all", "expert"});
 
+/// Whose way frames become what the vision tower sees (model/layers/images.hpp).
+enum class Pictures : std::uint8_t { lerobot, openpi };
+template <>
+inline constexpr auto enum_names<Pictures> = std::to_array<std::string_view>({"lerobot", "openpi"});
+
 struct FlowVlaKnobs {
   RandomWeights random = RandomWeights::none;
   std::string checkpoint{};  ///< a folder; model/published_config.hpp says which
@@ -31,6 +36,7 @@ struct FlowVlaKnobs {
   Trained train = Trained::all;
   std::string cameras{};
   std::string tokenizer{};
+  Pictures pictures = Pictures::lerobot;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -46,11 +52,13 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"noise", "of the denoising chain when sampling; ode: none, which nothing can be trained on"},
     {"noise_level", "how much of it, under flow_sde and flow_cps", 0.001, 2},
     {"train", "all of it, or the action expert beside a frozen vision-language model"},
-    {"cameras", "the environment's camera for each of the model's, as top,wrist; empty: in their order"},
+    {"cameras",
+     "the environment's camera for each of the model's, as top,wrist, or with their slots, as "
+     "base_0_rgb=top; empty: in their order"},
     {"tokenizer",
      "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: the checkpoint's own, with "
-     "random "
-     "weights bytes; bytes: a prompt's bytes"},
+     "random weights bytes; bytes: a prompt's bytes"},
+    {"pictures", "whose way frames are made smaller: openpi's antialiases; SmolVLA has lerobot's alone"},
     {"dtype", "weights and activations; norms compute in float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

@@ -1,7 +1,7 @@
 // OpenVLA-OFT's machinery (Kim et al., arXiv 2502.19645) as it is trained by reinforcement learning (RLinf, SimpleVLA-RL): two
 // vision towers and a Llama (model/openvla_network.hpp) whose one pass puts out all action tokens of a decision, under
 // a softmax over the 256 of them (model/token_head.hpp). Here: from an observation to the network's inputs. Cameras are
-// resized and normalised as RLinf does; the prompt is the reference's, padded before its text, and nothing stands behind
+// resized as RLinf does, or the authors, and normalised; the prompt is the reference's, padded before its text, and nothing stands behind
 // the actions (RLinf drops STOP, which the authors' code keeps). The robot's state is not read, nor is it in the public
 // checkpoints for tokens. Needs torch. Weights are random or a published checkpoint's. A value head where one is asked for
 // (WithValue), as RLinf has it. No CUDA.
@@ -27,6 +27,7 @@
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/fields.hpp"
 #include "dvla/model/layers/images.hpp"
+#include "dvla/model/layers/lanczos_crop.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/openvla_network.hpp"
 #include "dvla/model/prompts.hpp"
@@ -118,6 +119,7 @@ class OpenVlaOftBody {
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/,
                  const OpenVlaOftBody* original = nullptr)
       : cameras_(chosen_cameras("OpenVLAOFT", inputs.observation, knobs.cameras)),
+        pictures_(knobs.pictures),
         resizing_(resizing_bytes(inputs.observation, cameras_)),
         weights_(original == nullptr ? knobs.checkpoint : "", openvla_names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
@@ -146,8 +148,7 @@ class OpenVlaOftBody {
     const std::int64_t n = std::ssize(rows), L = prompts_.length();
     std::vector<at::Tensor> views;
     for (const std::size_t camera : cameras_)
-      views.push_back(layers::normalised_twice(layers::resized_bicubic(
-          tensor_of(observation.frames.at(camera), rows), network_.shape().dinov2.image)));
+      views.push_back(layers::normalised_twice(picture(tensor_of(observation.frames.at(camera), rows))));
     OpenVlaNetwork::Inputs made;
     made.pixels = at::cat(views, 1);
     made.tokens = at::empty({n, L}, at::kLong);
@@ -216,6 +217,11 @@ class OpenVlaOftBody {
   }
 
  private:
+  at::Tensor picture(const at::Tensor& frames) const {
+    const std::int64_t side = network_.shape().dinov2.image;
+    return pictures_ == OpenVlaPictures::authors ? layers::lanczos_crop(frames, side)
+                                                 : layers::resized_bicubic(frames, side);
+  }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::size_t widened() const {
     const OpenVlaShape& s = network_.shape();
@@ -235,8 +241,9 @@ class OpenVlaOftBody {
   }
 
   std::vector<std::size_t> cameras_;  ///< the environment's, a view each
-  std::size_t resizing_;              ///< of them, bytes a row
-  PublishedWeights weights_;          ///< none in a copy
+  OpenVlaPictures pictures_;
+  std::size_t resizing_;      ///< of them, bytes a row
+  PublishedWeights weights_;  ///< none in a copy
   Parameters parameters_;
   OpenVlaNetwork network_;
   Prompts<OpenVlaWording> prompts_;

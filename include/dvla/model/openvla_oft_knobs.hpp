@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "dvla/core/dtype.hpp"
 #include "dvla/core/error.hpp"
@@ -11,6 +13,11 @@
 
 namespace dvla {
 
+/// Whose way frames become what the vision towers see: model/layers/images.hpp, or lanczos_crop.hpp.
+enum class OpenVlaPictures : std::uint8_t { rlinf, authors };
+template <>
+inline constexpr auto enum_names<OpenVlaPictures> = std::to_array<std::string_view>({"rlinf", "authors"});
+
 struct OpenVlaOftKnobs {
   RandomWeights random = RandomWeights::none;
   std::string checkpoint{};  ///< a folder; model/published_config.hpp says which
@@ -18,6 +25,7 @@ struct OpenVlaOftKnobs {
   float temperature = 1;
   std::string cameras{};
   std::string tokenizer{};
+  OpenVlaPictures pictures = OpenVlaPictures::rlinf;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -31,8 +39,10 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
     {"cameras", "the environment's cameras that the model sees, in this order, as top,wrist; empty: all"},
     {"tokenizer",
      "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: the checkpoint's own, with "
-     "random "
-     "weights bytes; bytes: a prompt's bytes"},
+     "random weights bytes; bytes: a prompt's bytes"},
+    {"pictures",
+     "whose way frames are made smaller: RLinf's (bicubic), or the authors' (JPEG, Lanczos, the middle nine "
+     "tenths)"},
     {"dtype", "weights and activations; logits and log-probabilities are float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

@@ -1,12 +1,12 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
-// matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the
-// tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
-// in it as numbers from 0 to 255, and -1 for what is below -1. Needs torch. Weights are random or a published checkpoint's,
-// openpi's or lerobot's. A value head where one is asked for (WithValue), which reads the prefix. No cache of the prefix between
-// rollout and training, no CUDA.
+// matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the tower's side, as
+// lerobot does it or openpi; the prompt is the reference's, with the state in it as numbers from 0 to 255, and -1 for what is below -1.
+// Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's. A value head where one is asked for (WithValue),
+// which reads the prefix. No cache of the prefix between rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <locale>
@@ -29,6 +29,8 @@ namespace detail {
 
 struct Pi05Family {
   static constexpr std::string_view name = "Pi05";
+  static constexpr auto slots =
+      std::to_array<std::string_view>({"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"});
   using Network = Pi0Network;
   static constexpr std::int64_t padding = 0;
   static constexpr bool begins = true, ends_blank = false, pads_before = false, tells_state = true;
@@ -56,8 +58,10 @@ struct Pi05Family {
     return names;
   }
   static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
-    return layers::resized_with_pad(frames, side);
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures pictures) {
+    return layers::resized_with_pad(
+        frames, side, layers::Padding::around,
+        pictures == Pictures::openpi ? layers::Resizing::openpi : layers::Resizing::lerobot);
   }
   /// numpy.digitize(state, numpy.linspace(-1, 1, 257)[:-1]) - 1: what is below -1 is -1, what is above 1 is 255. Throws Error
   /// where the state is not finite.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@ namespace detail {
 
 struct SmolVlaFamily {
   static constexpr std::string_view name = "SmolVLA";
+  static constexpr auto slots = std::to_array<std::string_view>({"camera1", "camera2", "camera3"});
   using Network = SmolVlaNetwork;
   static constexpr std::int64_t padding = 0;
   static constexpr bool begins = false, ends_blank = false, pads_before = false, tells_state = false;
@@ -31,6 +33,8 @@ struct SmolVlaFamily {
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
+    if (knobs.pictures != Pictures::lerobot)
+      throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it lerobot");
     SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                                   : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
@@ -48,7 +52,7 @@ struct SmolVlaFamily {
     return names;
   }
   static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures) {
     return layers::resized_with_pad(frames, side, layers::Padding::before);
   }
   static std::string prompt(const std::string& task, std::span<const float>) {
