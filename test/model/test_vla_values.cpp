@@ -155,6 +155,15 @@ TEST_CASE_TEMPLATE("so it does with adapters, inside and outside", Policy, WithV
     CHECK_EQ(each.trainable, of_head(each.name) || each.name.find(".lora_") != std::string::npos);
 }
 
+TEST_CASE_TEMPLATE("so it does with learned noise, whose steps share the prefix that the value is of", Bare,
+                   Pi05, SmolVLA) {
+  using Policy = WithValue<Bare>;
+  Model<Policy>::use_threads(1);
+  auto knobs = tiny<Policy>();
+  knobs.noise = FlowNoise::flow_noise;
+  CHECK_EQ(faults<Policy>(knobs), "");
+}
+
 TEST_CASE_TEMPLATE("so it does beside a frozen vision-language model, into which no slope of values goes",
                    Bare, Pi05, SmolVLA) {
   using Policy = WithValue<Bare>;

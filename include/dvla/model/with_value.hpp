@@ -2,7 +2,8 @@
 // A decision's record gets what `act` thought its observation worth, and the head trains at a rate of its own,
 // beside a frozen model too: WithValue and LoRA may stand in either order. The policy is the same as without,
 // to the bit; it shares its body with the head, so a loss of values moves both. In TinyVLA the head is a query
-// of its own through the transformer's blocks and a small MLP. No head on a detached body, no distribution over
+// of its own through the transformer's blocks and a small MLP, in the published models an MLP over what the language
+// model puts out. No head on a detached body, no distribution over
 // values, no normalisation of them.
 #pragma once
 
