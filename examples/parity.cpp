@@ -229,7 +229,8 @@ void play_adapters(const Shape& shape, const Recorded& recorded, const std::file
   if (!std::filesystem::exists(folder)) return;
   const Recorded with_adapters(recorded.folder, "adapter");
   const auto config = nlohmann::json::parse(std::ifstream(folder / dvla::adapter_config_name));
-  const dvla::Adapters adapters{config.at("r"), config.at("lora_alpha"), dvla::detail::AdapterConfig(folder).targets()};
+  const dvla::Adapters adapters{config.at("r"), config.at("lora_alpha"),
+                                dvla::detail::AdapterConfig(folder).targets()};
   const auto compare = [&](const std::string& form, const Outputs& ours) {
     std::printf("float32, %s:\n", form.c_str());
     for (const auto& [name, value] : ours)
@@ -578,7 +579,8 @@ void openvla(const Recorded& recorded, const std::filesystem::path& exported, Re
 int main(int argc, char** argv) {
   if (argc != 2 && argc != 3) {
     std::fprintf(stderr,
-                 "usage: parity RECORD [EXPORTED], RECORD a folder that a script of test/golden/model/parity has made, "
+                 "usage: parity RECORD [EXPORTED], RECORD a folder that a script of test/golden/model/parity "
+                 "has made, "
                  "EXPORTED one to write adapters to\n");
     return 2;
   }

@@ -142,7 +142,9 @@ TEST_CASE("Adapters alone travel between the ranks of a job") {
     const dvla::RunSettings<P> settings(config);
     std::int64_t trains = 0;  // bytes
     for (const dvla::Parameter& each :
-         dvla::machinery_t<Model, P>(config.model, settings.model_inputs(dvla::machinery_t<dvla::Toy, P>::spec(config.environment)), 1)
+         dvla::machinery_t<Model, P>(
+             config.model, settings.model_inputs(dvla::machinery_t<dvla::Toy, P>::spec(config.environment)),
+             1)
              .parameters())
       if (each.trainable) trains += static_cast<std::int64_t>(each.bytes());
     auto result = dvla_test::train_job(2, config);
@@ -153,7 +155,8 @@ TEST_CASE("Adapters alone travel between the ranks of a job") {
     CHECK(sent / trains <= 4);
     return trains;
   };
-  const std::int64_t adapters = weights_of(std::type_identity<Adapted>{}), whole = weights_of(std::type_identity<Plain>{});
+  const std::int64_t adapters = weights_of(std::type_identity<Adapted>{}),
+                     whole = weights_of(std::type_identity<Plain>{});
   CHECK(adapters * 3 < whole);
 }
 

@@ -241,7 +241,8 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
     const io::TensorView view = file.tensor(name);
     (void)detail::is_zero(view, where + "tensor " + name);
     if (!detail::has_values(*found->second, view))
-      refuse("tensor " + io::detail::printable(name) + " is a weight of the base, and other than this model's");
+      refuse("tensor " + io::detail::printable(name) +
+             " is a weight of the base, and other than this model's");
   }
   detail::SomeParameters taken;
   for (const Parameter& each : model.parameters()) {
@@ -250,8 +251,10 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
     taken.all.push_back(each);
     taken.all.back().name.insert(adapter_prefix.size(), lead);
     if (!file.contains(taken.all.back().name))
-      refuse("it has no adapter for " + layer->first + ", beside which the model has one; model.lora_targets "
-             "must match the " + std::to_string(layers.size()) + " layers that it has adapters for, " +
+      refuse("it has no adapter for " + layer->first +
+             ", beside which the model has one; model.lora_targets "
+             "must match the " +
+             std::to_string(layers.size()) + " layers that it has adapters for, " +
              detail::one_line(config.targets(), 400));
   }
   for (const std::string& layer : layers) {
@@ -261,8 +264,9 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
     for (const char which : {'A', 'B'}) {
       const std::string name = detail::adapter_name(layer, which);
       if (!detail::is_zero(file.tensor(name), where + "tensor " + name) && which == 'B')
-        refuse("it has an adapter for " + layer +
-               " that changes what comes out, and the model has none there; model.lora_targets must match it");
+        refuse(
+            "it has an adapter for " + layer +
+            " that changes what comes out, and the model has none there; model.lora_targets must match it");
     }
   }
   load_weights(taken, file);

@@ -19,9 +19,9 @@
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/io/checkpoint.hpp"
+#include "dvla/model/adapter_files.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/model/descriptors.hpp"
-#include "dvla/model/adapter_files.hpp"
 #include "dvla/model/weight_files.hpp"
 
 namespace dvla {
