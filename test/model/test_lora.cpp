@@ -63,7 +63,8 @@ TEST_CASE("A model begins with the adapters of a folder, and so do its copies; a
   const TemporaryFolder folder;
   Adapted source(small(), some_inputs(), 1);
   move(source);
-  export_adapters(source, source.adapters(), folder.path());
+  // What travels and is checkpointed is what such a folder has.
+  CHECK(export_adapters(source, source.adapters(), folder.path()) == trainable_bytes(source.units()));
   auto knobs = small();
   knobs.adapters = folder.path().string();
   const Adapted model(knobs, some_inputs(), 2), plain(small(), some_inputs(), 2), copy(model, share_frozen);
