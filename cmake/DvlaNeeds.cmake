@@ -1,5 +1,5 @@
 # dvla_needs(<out> <file>): which optional libraries a file includes, directly or through this repository's headers: a subset
-# of torch, c10d, mujoco, io, python, cuda. Read from the #include lines, so no list of headers has to be kept by hand.
+# of torch, c10d, mujoco, io, text, python, cuda. Read from the #include lines, so no list of headers has to be kept by hand.
 function(dvla_needs out file)
   string(MAKE_C_IDENTIFIER "dvla_needs_${file}" memo)
   get_property(known GLOBAL PROPERTY ${memo} SET)
@@ -34,8 +34,10 @@ function(dvla_needs out file)
         list(APPEND needs torch c10d)
       elseif(name MATCHES "^(mujoco|EGL|GL)/")
         list(APPEND needs mujoco)
-      elseif(name MATCHES "^gif_lib\\.h$|^(nlohmann|CLI|toml\\+\\+)/")
+      elseif(name MATCHES "^(gif_lib|jpeglib)\\.h$|^(nlohmann|CLI|toml\\+\\+)/")
         list(APPEND needs io)
+      elseif(name MATCHES "^(sentencepiece_processor|utf8proc)\\.h$")
+        list(APPEND needs text)
       elseif(name STREQUAL "Python.h")
         list(APPEND needs python)
       elseif(name MATCHES "^cuda(_runtime|_runtime_api|)\\.h$|^nccl\\.h$")

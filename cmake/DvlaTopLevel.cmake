@@ -54,7 +54,7 @@ function(dvla_program target file marker)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${file}")
 
   dvla_needs(needs "${file}")
-  foreach(word IN ITEMS torch c10d mujoco io python cuda)
+  foreach(word IN ITEMS torch c10d mujoco io text python cuda)
     if(word IN_LIST words)
       list(APPEND needs ${word})
     endif()

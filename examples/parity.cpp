@@ -10,6 +10,11 @@
 //
 //   .venv-parity/bin/python test/golden/model/parity/pi05.py --seed 11 --layers 4 --adapter=2 /tmp/record
 //   build/release/examples/parity /tmp/record [/tmp/exported]
+//
+// With `--serve f32|bf16 THREADS` behind the record it is what such a script's --beside=build/release/examples/parity
+// times the reference against: reads `training` or `inference` a line, perhaps followed by `whole` (what nobody reads is
+// computed too, as the reference does), does that once, and says how many seconds it took.
+#include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mse_loss.h>
@@ -17,13 +22,17 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,6 +114,45 @@ class SomeOf {
  private:
   std::vector<dvla::Parameter> parameters_;
 };
+
+/// What is done with a record besides, or instead.
+struct Asked {
+  std::filesystem::path exported;     ///< where adapters are written to; empty: nowhere
+  std::optional<dvla::Dtype> served;  ///< passes are timed, in this precision, and nothing is compared
+};
+
+/// What is timed: with a backward pass, and without a graph.
+struct Passes {
+  std::function<void()> training, inference;
+  std::function<void(bool)> whole;  ///< whether what nobody reads is computed
+};
+void serve(const Passes& passes) {
+  for (std::string line; std::getline(std::cin, line);) {
+    passes.whole(line.ends_with(" whole"));
+    const auto begin = std::chrono::steady_clock::now();
+    (line.starts_with("training") ? passes.training : passes.inference)();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    std::printf("%.6f\n", seconds.count());
+    std::fflush(stdout);
+  }
+}
+template <class Network>
+auto whole_of(Network& network) {
+  return [&network](bool all) {
+    if (all)
+      network.watch([](const std::string&, const at::Tensor&) {});
+    else
+      network.watch({});
+  };
+}
+/// One pass with a gradient.
+template <class Loss>
+void train(dvla::Parameters& weights, Loss loss) {
+  for (const dvla::WeightUnit& unit : weights.units()) std::ranges::fill(unit.gradients, 0.0f);
+  weights.backward_begins();
+  torch::autograd::backward({loss()}, {});
+  weights.backward_done();
+}
 
 /// Loads what a checkpoint has in files of its own, if the model has it at all; the result is the rest.
 SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& folder) {
@@ -282,8 +330,8 @@ void play_adapters(const Shape& shape, const Recorded& recorded, const std::file
 /// pi0's and SmolVLA's: a prefix, a velocity over it, and both in one pass. The prefix is `tokens_a_view` for each camera,
 /// then the rest.
 template <class Network, class Shape>
-void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded,
-          const std::filesystem::path& exported, Report& report) {
+void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& recorded, const Asked& asked,
+          Report& report) {
   typename Network::Inputs inputs;
   for (std::int64_t view = 0; view < shape.views; ++view)
     inputs.images.push_back(recorded("input.image." + std::to_string(view)));
@@ -306,6 +354,14 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
     return at::stack(all);
   };
 
+  if (asked.served) {
+    Made<Network, Shape> made(shape, *asked.served, recorded);
+    const at::Tensor target = noise - recorded("input.action");
+    const auto training = [&] {
+      train(made.weights, [&] { return at::mse_loss(velocity(made.network), target); });
+    };
+    return serve({training, [&] { (void)chain(made.network); }, whole_of(made.network)});
+  }
   Made<Network, Shape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
   const at::Tensor ours = velocity(wide.network), loss = at::mse_loss(ours, noise - recorded("input.action"));
@@ -352,7 +408,7 @@ void flow(const Shape& shape, std::int64_t tokens_a_view, const Recorded& record
   report_rounded("velocity", velocity(half.network).detach(), recorded, report);
   report_rounded("chain", chain(half.network), recorded, report);
 
-  play_adapters<Network>(shape, recorded, exported, report, [&](Network& network) {
+  play_adapters<Network>(shape, recorded, asked.exported, report, [&](Network& network) {
     const at::Tensor adapted = velocity(network);
     return Outputs{{"chain", chain(network)},
                    {"velocity", adapted},
@@ -380,7 +436,7 @@ dvla::parts::DecoderShape decoder_shape(const nlohmann::json& from, dvla::parts:
 }
 
 // ---- pi0.5 and pi0 ----------------------------------------------------------------------------------------------
-void pi0(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
+void pi0(const Recorded& recorded, const Asked& asked, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::Pi0Shape shape;
   shape.state_token = config["type"] == "pi0";
@@ -395,11 +451,11 @@ void pi0(const Recorded& recorded, const std::filesystem::path& exported, Report
   shape.language = decoder_shape(config["language"], shape.language);
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.expert.condition = shape.state_token ? 0 : shape.expert.width;
-  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, exported, report);
+  flow<dvla::detail::Pi0Network>(shape, shape.vision.tokens(), recorded, asked, report);
 }
 
 // ---- SmolVLA ----------------------------------------------------------------------------------------------------
-void smolvla(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
+void smolvla(const Recorded& recorded, const Asked& asked, Report& report) {
   const nlohmann::json& config = recorded.config;
   dvla::detail::SmolVlaShape shape;
   shape.views = config["views"];
@@ -417,7 +473,7 @@ void smolvla(const Recorded& recorded, const std::filesystem::path& exported, Re
   shape.expert = decoder_shape(config["expert"], shape.expert);
   shape.language.norm_eps = config["language"]["rms_norm_eps"];
   shape.expert.norm_eps = config["expert"]["rms_norm_eps"];
-  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, exported, report);
+  flow<dvla::detail::SmolVlaNetwork>(shape, shape.image_tokens(), recorded, asked, report);
 }
 
 // ---- OpenVLA and OpenVLA-OFT ------------------------------------------------------------------------------------
@@ -487,7 +543,7 @@ void report_decoded(const dvla::detail::OpenVlaNetwork& network,
   report.line("greedy_logits", relative(at::stack(logits, 1), recorded("output.greedy_logits")), 1e-5);
 }
 
-void openvla(const Recorded& recorded, const std::filesystem::path& exported, Report& report) {
+void openvla(const Recorded& recorded, const Asked& asked, Report& report) {
   using dvla::detail::OpenVlaNetwork, dvla::detail::OpenVlaShape;
   const OpenVlaShape shape = openvla_shape(recorded.config);
   const OpenVlaNetwork::Inputs inputs{.pixels = recorded("input.pixels"),
@@ -496,6 +552,19 @@ void openvla(const Recorded& recorded, const std::filesystem::path& exported, Re
                                       .state = {}};
   const at::Tensor tokens = recorded("input.action_token");
 
+  if (asked.served) {
+    Made<OpenVlaNetwork, OpenVlaShape> made(shape, *asked.served, recorded);
+    const auto training = [&] {
+      train(made.weights, [&] {
+        return -token_odds(shape, made.network.forward(inputs, tokens).logits, tokens, 1).first.mean();
+      });
+    };
+    const auto inference = [&] {
+      const c10::InferenceMode no_graph;
+      (void)made.network.forward(inputs, tokens);
+    };
+    return serve({training, inference, whole_of(made.network)});
+  }
   Made<OpenVlaNetwork, OpenVlaShape> wide(shape, dvla::Dtype::f32, recorded);
   wide.weights.backward_begins();
   const OpenVlaNetwork::Outputs ours = wide.network.forward(inputs, tokens);
@@ -511,7 +580,7 @@ void openvla(const Recorded& recorded, const std::filesystem::path& exported, Re
     const at::Tensor first = value.unflatten(0, {-1, shape.views}).select(1, 0);
     activations.compare(name.substr(0, dot) + ".0" + name.substr(dot), first);
   });
-  play_adapters<OpenVlaNetwork>(shape, recorded, exported, report, [&](const OpenVlaNetwork& network) {
+  play_adapters<OpenVlaNetwork>(shape, recorded, asked.exported, report, [&](const OpenVlaNetwork& network) {
     const at::Tensor logits = network.forward(inputs, tokens).logits;
     const at::Tensor log_prob = token_odds(shape, logits, tokens, 1).first;
     return Outputs{{"logits", logits}, {"log_prob", log_prob}, {"loss", -log_prob.mean()}};
@@ -577,25 +646,32 @@ void openvla(const Recorded& recorded, const std::filesystem::path& exported, Re
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2 && argc != 3) {
-    std::fprintf(stderr,
-                 "usage: parity RECORD [EXPORTED], RECORD a folder that a script of test/golden/model/parity "
-                 "has made, "
-                 "EXPORTED one to write adapters to\n");
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  const bool serves = words.size() == 4 && words[1] == "--serve" && (words[2] == "f32" || words[2] == "bf16");
+  if (words.empty() || (words.size() > 2 && !serves)) {
+    std::fprintf(
+        stderr,
+        "usage: parity RECORD [EXPORTED | --serve f32|bf16 THREADS], RECORD a folder that a script of "
+        "test/golden/model/parity has made, EXPORTED one to write adapters to\n");
     return 2;
   }
   try {
-    const Recorded recorded(argv[1]);
-    const std::filesystem::path exported = argc == 3 ? argv[2] : "";
+    Asked asked;
+    if (words.size() == 2) asked.exported = words[1];
+    if (serves) {
+      asked.served = words[2] == "f32" ? dvla::Dtype::f32 : dvla::Dtype::bf16;
+      at::set_num_threads(std::stoi(words[3]));
+    }
+    const Recorded recorded(words[0]);
     const std::string type = recorded.config.at("type");
     Report report;
-    std::printf("%s, %s\n", argv[1], type.c_str());
+    if (!serves) std::printf("%s, %s\n", words[0].c_str(), type.c_str());
     if (type == "pi05" || type == "pi0")
-      pi0(recorded, exported, report);
+      pi0(recorded, asked, report);
     else if (type == "smolvla")
-      smolvla(recorded, exported, report);
+      smolvla(recorded, asked, report);
     else if (type == "openvla" || type == "openvla_oft")
-      openvla(recorded, exported, report);
+      openvla(recorded, asked, report);
     else
       throw dvla::Error("config.json: type is '", type,
                         "'; it must be pi05, pi0, smolvla, openvla_oft or openvla");

@@ -5,6 +5,7 @@
 // published extents (3.4 billion parameters) and random weights, in --dtype bf16 with --train expert or under LoRA.
 //
 //   build/release/examples/pi05 --random tiny --iterations 3 --overwrite true
+//   build/release/examples/pi05 --checkpoint DIR --dtype bf16 --train expert      a published model's folder: docs/vla_models.md
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>

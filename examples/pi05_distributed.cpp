@@ -4,6 +4,7 @@
 //
 //   build/release/examples/pi05_distributed --random tiny --overwrite true
 //   mpirun --oversubscribe -n 2 build/release/examples/pi05_distributed --random tiny --workers 1 --overwrite true
+//   mpirun -n 8 build/release/examples/pi05_distributed --preset maniskill_grpo_pi05 --random full
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
 #include <dvla/data_plane/routed.hpp>

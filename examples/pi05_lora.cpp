@@ -4,6 +4,8 @@
 //
 //   build/release/examples/pi05_lora --random full --dtype bf16 --environments 2 --group 2 --chunk 16 --model.horizon 16
 //     --micro-batch 1 --iterations 1 --evaluation-episodes 0 --overwrite true
+//
+// --checkpoint DIR in the place of --random: a published model's folder is the base (docs/vla_models.md).
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>

@@ -1,11 +1,25 @@
-// One fuzz case: parse any bytes as a safetensors file; whatever is accepted must keep its promises.
+// One fuzz case: parse any bytes as a safetensors file, or as an index of such files; whatever is accepted must keep its
+// promises.
 #pragma once
 
 #include <cstdlib>
 
 #include "dvla/io/safetensors_header.hpp"
+#include "dvla/io/safetensors_index.hpp"
 
 namespace dvla_test {
+
+inline void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+/// Writes the length that the header has if the last '}' ends it: else most mutants would be refused for that alone.
+inline void repair_length(std::span<char> file) {
+  const std::size_t end = std::string_view(file.data(), file.size()).rfind('}');
+  if (end == std::string_view::npos || end < sizeof(std::uint64_t)) return;
+  const std::uint64_t length = end + 1 - sizeof length;
+  std::memcpy(file.data(), &length, sizeof length);
+}
 
 /// True when the bytes were accepted. Aborts when an accepted header breaks a promise; only FormatError may
 /// be thrown.
@@ -14,12 +28,9 @@ inline bool check_safetensors(std::span<const std::byte> file) {
   try {
     header = dvla::io::parse_safetensors(file, "fuzz");
   } catch (const dvla::FormatError& error) {
-    if (std::string_view(error.what()).size() > 1000) std::abort();
+    require(std::string_view(error.what()).size() <= 1000);
     return false;
   }
-  const auto require = [](bool holds) {
-    if (!holds) std::abort();
-  };
   require(header.data_offset <= file.size());
   const std::span<const std::byte> data = file.subspan(header.data_offset);
   std::uint64_t end = 0;
@@ -40,6 +51,20 @@ inline bool check_safetensors(std::span<const std::byte> file) {
   volatile unsigned keep = sum;
   (void)keep;
   return true;
+}
+
+/// The same of an index.
+inline bool check_safetensors_index(std::string_view text) {
+  try {
+    const auto files = dvla::io::parse_safetensors_index(text, "fuzz");
+    require(!files.empty());
+    for (const auto& [tensor, file] : files)  // each lies in the index's folder
+      require(!file.empty() && file != "." && file != ".." && file.find('/') == file.npos);
+    return true;
+  } catch (const dvla::FormatError& error) {
+    require(std::string_view(error.what()).size() <= 1000);
+    return false;
+  }
 }
 
 }  // namespace dvla_test

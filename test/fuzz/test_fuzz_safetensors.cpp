@@ -1,10 +1,12 @@
 // dvla-test: asan
-// The same check as fuzz_safetensors.cpp, on a fixed sequence of mutations of sound files.
+// The same check as fuzz_safetensors.cpp, on a fixed sequence of mutations of sound files; and mutants that Python's safetensors
+// has judged (make_mutants.py).
 #include <doctest/doctest.h>
 
-#include <filesystem>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <random>
 
 #include "check_safetensors.hpp"
@@ -18,6 +20,32 @@ std::string with_header(const std::string& header, const std::string& data) {
   return out + header + data;
 }
 
+std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// What was read, as make_mutants.py hashes it.
+std::uint32_t digest(dvla::io::SafetensorsHeader header, std::string_view file) {
+  std::uint32_t hash = 2166136261U;
+  const auto add = [&](std::string_view bytes) {
+    for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 16777619U;
+  };
+  std::ranges::sort(header.tensors, {}, &dvla::io::TensorInfo::name);
+  for (const auto& tensor : header.tensors) {
+    std::string extents;
+    for (const std::int64_t extent : tensor.shape)
+      extents += (extents.empty() ? "" : ",") + std::to_string(extent);
+    for (const std::string_view part :
+         {std::string_view(tensor.name), dvla::io::dtype_name(tensor.dtype), std::string_view(extents)}) {
+      add(part);
+      add(std::string_view("\0", 1));
+    }
+    add(file.substr(header.data_offset + tensor.begin, tensor.end - tensor.begin));
+  }
+  return hash | 1;
+}
+
 /// Only the raw engine is used: distributions differ between standard libraries.
 class Mutator {
  public:
@@ -26,7 +54,7 @@ class Mutator {
   std::string next() {
     std::string file = seeds_[below(seeds_.size())];
     for (std::size_t rounds = 1 + below(4); rounds > 0; --rounds) mutate(file);
-    if (below(2) == 0) repair_length(file);  // else most cases would end at the header's length
+    if (below(2) == 0) dvla_test::repair_length(file);  // else most cases would end at the header's length
     return file;
   }
 
@@ -67,12 +95,6 @@ class Mutator {
       }
     }
   }
-  static void repair_length(std::string& file) {
-    const std::size_t end = file.rfind('}');
-    if (file.size() < 9 || end == std::string::npos || end < 8) return;
-    const std::uint64_t length = end + 1 - 8;
-    std::memcpy(file.data(), &length, sizeof length);
-  }
 
   std::vector<std::string> seeds_;
   std::mt19937_64 engine_{20261121};
@@ -81,9 +103,7 @@ class Mutator {
 }  // namespace
 
 TEST_CASE("twenty thousand mutated files are refused cleanly or read within their bounds") {
-  const auto golden = DVLA_TEST_DIR "/golden/io/golden.safetensors";
-  std::ifstream in(golden, std::ios::binary);
-  const std::string whole{std::istreambuf_iterator<char>(in), {}};
+  const std::string whole = read_file(DVLA_TEST_DIR "/golden/io/golden.safetensors");
   REQUIRE(dvla_test::check_safetensors(std::as_bytes(std::span(whole))));
   Mutator mutator(
       {whole, with_header("{}", ""),
@@ -102,4 +122,60 @@ TEST_CASE("twenty thousand mutated files are refused cleanly or read within thei
   MESSAGE(accepted << " of " << cases << " were accepted");
   CHECK(accepted > cases / 100);  // the mutations reach past the first checks
   CHECK(accepted < cases / 2);
+}
+
+TEST_CASE(
+    "mutants are refused or read as Python's safetensors does, or refused for what this reader is stricter "
+    "in") {
+  // What stands in the refusals of what the reference takes: safetensors_header.hpp lists the same.
+  constexpr auto stricter = std::to_array<std::string_view>({
+      "stands twice",                          // the last one counts there
+      "which is not known",                    // a field more is passed over there,
+      "nests too deep",                        // and what stands in it
+      "does not begin with '{'",               // blanks before it
+      "'__metadata__': it is null",            // as if there were none
+      "it is an array; it must be an object",  // a tensor's three fields in their order
+      "'dtype' is an object",                  // {"F32": null}
+      "'dtype' is \"F8_E4M3\"",                // types that no C++ here computes with
+      "'dtype' is \"F8_E5M2\"", "'dtype' is \"F8_E8M0\"", "'dtype' is \"F6_E2M3\"", "'dtype' is \"F6_E3M2\"",
+      "'dtype' is \"F4\"", "'dtype' is \"C64\"",
+      "it must be a whole number in [-9223372036854775808, 9223372036854775807]",  // extents of 2^63 and more
+  });
+  const char* const given = std::getenv("DVLA_MUTANTS");
+  const std::string all = read_file(given ? given : DVLA_TEST_DIR "/golden/io/mutants.bin");
+  std::map<std::string_view, int> refused_alone;
+  int mutants = 0, read_by_both = 0;
+  for (std::size_t at = 0; at < all.size(); ++mutants) {
+    std::array<std::uint32_t, 2> begins{};  // what the reference read, and the file's length
+    REQUIRE(all.size() - at >= sizeof begins);
+    std::memcpy(begins.data(), all.data() + at, sizeof begins);
+    at += sizeof begins;
+    const auto [expected, length] = begins;
+    REQUIRE(all.size() - at >= length);
+    const std::string_view file(all.data() + at, length);
+    at += length;
+    CAPTURE(mutants);
+    CAPTURE(dvla::detail::one_line(file, 1000));
+    std::string why;
+    std::uint32_t read = 0;
+    try {
+      read = digest(dvla::io::parse_safetensors(std::as_bytes(std::span(file)), "mutant"), file);
+    } catch (const dvla::FormatError& error) {
+      why = error.what();
+    }
+    CAPTURE(why);
+    if (read == expected) {
+      read_by_both += read != 0 ? 1 : 0;
+      continue;
+    }
+    CHECK(read == 0);
+    const auto said =
+        std::ranges::find_if(stricter, [&](std::string_view each) { return why.find(each) != why.npos; });
+    CHECK(said != stricter.end());
+    if (said != stricter.end()) ++refused_alone[*said];
+  }
+  CHECK(mutants >= 500);
+  CHECK(read_by_both > mutants / 20);
+  for (const auto& [said, count] : refused_alone)
+    MESSAGE(count << " of " << mutants << " are refused here alone: " << said);
 }

@@ -47,6 +47,7 @@ TEST_CASE("no tensors, scalars and empty tensors are sound") {
   CHECK(parse(image("{}", 0)).tensors.empty());
   CHECK(parse(image(tensor("\"I64\"", "[]", "[0,8]"), 8)).tensors.size() == 1);
   CHECK(parse(image(tensor("\"I64\"", "[0,5]", "[0,0]"), 0)).tensors.size() == 1);
+  CHECK(parse(image(tensor("\"I64\"", "[4611686018427387904,0]", "[0,0]"), 0)).tensors.size() == 1);
 }
 
 TEST_CASE("every dtype is known by its name and has its size") {
@@ -117,6 +118,8 @@ TEST_CASE("bad types, shapes and offsets are refused by name") {
   CHECK(contains(refusal(tensor("\"F32\"", "[1.5]", "[0,4]"), 4),
                  "its field 'shape[0]' is 1.5; it must be a whole number"));
   CHECK(contains(refusal(tensor("\"F32\"", "[NaN]", "[0,4]"), 4), "not valid JSON"));
+  CHECK(contains(refusal(tensor("\"F32\"", "[-0]", "[0,0]"), 0), "it has the number -0"));
+  CHECK(contains(refusal(tensor("\"F32\"", "[1]", "[-0,4]"), 4), "it has the number -0"));
   CHECK(contains(refusal(tensor("\"F32\"", "[1e999]", "[0,4]"), 4), "not valid JSON"));
   CHECK(contains(refusal(tensor("\"F32\"", "[18446744073709551616]", "[0,4]"), 4),
                  "its field 'shape[0]' is 1.8"));

@@ -92,6 +92,7 @@ TEST_CASE("a bad index is one sentence") {
   CHECK(hub.refusal("") == "it is not valid JSON at byte 1");
   CHECK(hub.refusal(good.substr(0, good.size() - 3)).starts_with("it is not valid JSON at byte "));
   CHECK(hub.refusal(good + "{}").starts_with("it is not valid JSON at byte "));
+  CHECK(hub.refusal(good + std::string("\0{", 2)) == "it contains a zero byte");
   CHECK(hub.refusal("[]") == "it has no weight_map from tensors to files");
   CHECK(hub.refusal("{}") == "it has no weight_map from tensors to files");
   CHECK(hub.refusal(R"({"weight_map": ["a"]})") == "it has no weight_map from tensors to files");

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dvla/model/flow_head.hpp"
+#include "dvla/model/flow_vla_knobs.hpp"
 
 using namespace dvla;
 using dvla::detail::FlowHeadMachinery;
@@ -23,10 +24,16 @@ FlowHeadKnobs small() {
   return knobs;
 }
 
+json golden() { return json::parse(std::ifstream(DVLA_TEST_DIR "/golden/model/golden.json")); }
+bool near(double value, double wanted, double off = 1e-9) {
+  return std::abs(value - wanted) <= off * std::max(1.0, std::abs(wanted));
+}
+
 /// Decisions under the velocity v = x - 0.3 + t.
 struct Samples {
-  explicit Samples(std::int64_t n, Decoding decoding = Decoding::sample, std::uint64_t seed = 1)
-      : head(small(), {3}, 5),
+  explicit Samples(std::int64_t n, Decoding decoding = Decoding::sample, std::uint64_t seed = 1,
+                   const FlowHeadKnobs& knobs = small())
+      : head(knobs, {3}, 5),
         decision(head.decision_layout({n}), *std::pmr::new_delete_resource()),
         values(static_cast<std::size_t>(n * 6)),
         action({n, 2, 3}, values.data()) {
@@ -48,12 +55,10 @@ struct Samples {
 }  // namespace
 
 TEST_CASE("mean, std, log-probability and gradient of every step are NumPy's to 1e-9") {
-  const json golden = json::parse(std::ifstream(DVLA_TEST_DIR "/golden/model/golden.json"));
-  for (const json& one : golden["flow"]) {
+  const json all = golden()["flow"];
+  CHECK_EQ(all.size(), 54);
+  for (const json& one : all) {
     const auto number = [&](const char* key) { return one[key].get<double>(); };
-    const auto near = [](double value, double wanted) {
-      return std::abs(value - wanted) <= 1e-9 * std::max(1.0, std::abs(wanted));
-    };
     const int steps = one["steps"], index = one["index"];
     CAPTURE(steps);
     CAPTURE(index);
@@ -65,6 +70,176 @@ TEST_CASE("mean, std, log-probability and gradient of every step are NumPy's to 
     CHECK(near(step.d_log_prob_d_v(number("after"), number("x"), number("v")), number("d_log_prob")));
     CHECK(near(dvla::detail::ode_step(index, steps).mean(number("x"), number("v")), number("ode_mean")));
   }
+}
+
+TEST_CASE("so they are under flow_cps, whose last step has no noise") {
+  const json all = golden()["flow_cps"];
+  CHECK_EQ(all.size(), 57);
+  for (const json& one : all) {
+    const auto number = [&](const char* key) { return one[key].get<double>(); };
+    const int steps = one["steps"], index = one["index"];
+    CAPTURE(steps);
+    CAPTURE(index);
+    const auto step = dvla::detail::cps_step(index, steps, number("noise"));
+    CHECK(near(step.t, number("t")));
+    CHECK(near(step.std, number("std")));
+    CHECK(near(step.mean(number("x"), number("v")), number("mean")));
+    CHECK_EQ(step.std == 0, index + 1 == steps);
+    if (index + 1 == steps) continue;
+    CHECK(near(step.log_prob(number("after"), number("x"), number("v")), number("log_prob")));
+    CHECK(near(step.d_log_prob_d_v(number("after"), number("x"), number("v")), number("d_log_prob")));
+  }
+}
+
+namespace {
+
+/// pi0.5's and SmolVLA's head, with a network of one number.
+struct Learned {
+  explicit Learned(int steps)
+      : head(knobs(steps), {1}, 5, dvla::detail::FlowSpace{1, 1, true}),
+        decision(head.decision_layout({1}), *std::pmr::new_delete_resource()) {}
+  static FlowVlaKnobs knobs(int steps) {
+    FlowVlaKnobs knobs;
+    knobs.chunk = knobs.horizon = 1;
+    knobs.denoise_steps = steps;
+    knobs.noise = FlowNoise::flow_noise;
+    return knobs;
+  }
+  FlowHeadMachinery head;
+  OwnedRecord<FlowDecision> decision;
+};
+
+}  // namespace
+
+TEST_CASE("learned noise: widths, log-probabilities of whole chains, entropies and gradients are NumPy's") {
+  const json all = golden()["flow_noise"];
+  CHECK_EQ(all.size(), 4);
+  for (const json& one : all) {
+    const int steps = one["steps"];
+    const auto K = static_cast<std::size_t>(steps);
+    CAPTURE(steps);
+    Learned learned(steps);
+    CHECK_EQ(learned.head.outputs(), 2);
+    CHECK_EQ(learned.head.noise_inputs(), 1);
+    for (int i = 0; i <= steps; ++i) learned.decision->chain.at(0).at(i)[0] = one["chain"][i].get<float>();
+    learned.decision->denoise_index[0] = steps;
+    const std::vector<std::int64_t> rows{0};
+    learned.head.load(*learned.decision, rows);
+    REQUIRE_EQ(learned.head.times().size(), K);
+    std::vector<float> output, gradient(2 * K), log_prob(1), entropy(1);
+    for (std::size_t i = 0; i < K; ++i) {
+      CHECK_EQ(learned.head.inputs()[i], one["chain"][i].get<float>());
+      CHECK(near(learned.head.times()[i], 1 - static_cast<double>(i) / steps, 1e-7));
+      output.push_back(one["v"][i].get<float>());
+      output.push_back(one["z"][i].get<float>());
+      const dvla::detail::LearnedNoise noise(one["z"][i].get<double>());
+      CHECK(near(noise.std, one["std"][i].get<double>()));
+      CHECK_GT(noise.std, 0.08);
+      CHECK_LT(noise.std, 0.16);
+    }
+    learned.head.log_prob(output, log_prob, entropy);
+    CHECK(near(log_prob[0], one["log_prob"].get<double>(), 1e-6));
+    CHECK(near(entropy[0], one["entropy"].get<double>(), 1e-6));
+    const std::vector<float> on{1}, off{0};
+    for (const char* key : {"d_log_prob", "d_entropy"}) {
+      const bool of_entropy = std::string(key) == "d_entropy";
+      learned.head.gradient(output, of_entropy ? off : on, of_entropy ? on : off, gradient);
+      for (std::size_t i = 0; i < K; ++i) {
+        CHECK(near(gradient[2 * i], one[key][i].get<double>(), 1e-5));
+        CHECK(near(gradient[2 * i + 1], one[key][K + i].get<double>(), 1e-5));
+      }
+    }
+  }
+}
+
+TEST_CASE("learned noise is in every step, as wide as the network says, and recomputed exactly") {
+  Learned learned(4);
+  const std::vector<std::int64_t> rows{0};
+  std::vector<float> storage(1), seen;
+  const Field<float> action({1, 1, 1}, storage.data());
+  std::vector<double> squares(4), widths;
+  for (const float z : {-0.7f, 0.0f, 1.1f, 3.0f}) widths.push_back(dvla::detail::LearnedNoise(z).std);
+  const auto network = [&](std::span<const float> x, std::span<const float> t) {
+    seen.clear();
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      seen.push_back(0.5f * x[i] + t[i]);
+      seen.push_back(t[i] > 0.9f ? -0.7f : t[i] > 0.6f ? 0.0f : t[i] > 0.4f ? 1.1f : 3.0f);
+    }
+    return std::span<const float>(seen);
+  };
+  constexpr int draws = 4000;
+  for (std::uint64_t seed = 0; seed < draws; ++seed) {
+    learned.head.act(network, rows, Decoding::sample, seed, *learned.decision, action);
+    for (int i = 0; i < 4; ++i) {
+      const float x = learned.decision->chain.at(0).at(i)[0], t = 1 - static_cast<float>(i) / 4;
+      const double off = learned.decision->chain.at(0).at(i + 1)[0] - (x - 0.25f * (0.5f * x + t));
+      squares[static_cast<std::size_t>(i)] += off * off / draws;
+    }
+    if (seed > 20) continue;
+    CHECK_EQ(learned.decision->denoise_index[0], 4);
+    learned.head.load(*learned.decision, rows);
+    std::vector<float> log_prob(1), entropy(1);
+    learned.head.log_prob(network(learned.head.inputs(), learned.head.times()), log_prob, entropy);
+    CHECK_EQ(log_prob[0], learned.decision->log_prob[0]);
+  }
+  for (std::size_t i = 0; i < 4; ++i)
+    CHECK(std::sqrt(squares[i]) == doctest::Approx(widths[i]).epsilon(0.05));
+}
+
+TEST_CASE("under ode every step follows the ODE when sampling too, and there is nothing to train on") {
+  FlowHeadKnobs knobs = small();
+  knobs.noise = FlowNoise::ode;
+  Samples samples(2, Decoding::sample, 3, knobs);
+  CHECK(samples.decision->chain.at(0).at(0)[0] != samples.decision->chain.at(1).at(0)[0]);
+  for (int i = 0; i < 4; ++i) {
+    const auto before = samples.decision->chain.at(1).at(i).span();
+    const auto after = samples.decision->chain.at(1).at(i + 1).span();
+    const std::vector<float> t{1 - static_cast<float>(i) / 4};
+    const auto v = samples.velocity(before, t);
+    for (std::size_t e = 0; e < 6; ++e) CHECK(near(after[e], before[e] - 0.25 * v[e], 1e-6));
+  }
+  CHECK_EQ(samples.decision->denoise_index[1], -1);
+  CHECK_EQ(samples.decision->log_prob.at(1).span()[3], 0.0f);
+  CHECK_THROWS_WITH_AS(samples.head.load(*samples.decision, std::vector<std::int64_t>{1}),
+                       "FlowHead: model.noise is ode, which has no log-probabilities to train on; choose "
+                       "flow_sde, flow_cps or flow_noise",
+                       Error);
+}
+
+TEST_CASE("flow_cps draws its step from those that have noise, and recomputes it exactly") {
+  FlowHeadKnobs knobs = small();
+  knobs.noise = FlowNoise::flow_cps;
+  std::set<std::int32_t> seen;
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    Samples samples(2, Decoding::sample, seed, knobs);
+    seen.insert(samples.decision->denoise_index[0]);
+    const std::vector<std::int64_t> rows{1, 0};
+    samples.head.load(*samples.decision, rows);
+    const auto v = samples.velocity(samples.head.inputs(), samples.head.times());
+    std::vector<float> log_prob(12), entropy(12, 1.0f);
+    samples.head.log_prob(v, log_prob, entropy);
+    for (std::size_t i = 0; i < 12; ++i) {
+      CHECK_EQ(log_prob[i], samples.decision->log_prob.at(rows[i / 6]).span()[i % 6]);
+      CHECK_EQ(entropy[i], 0.0f);
+    }
+  }
+  CHECK_EQ(seen, std::set<std::int32_t>{0, 1, 2});
+}
+
+TEST_CASE("noise that cannot be had is refused in a sentence") {
+  const auto refuses = [](const char* why, auto change) {
+    FlowHeadKnobs knobs = small();
+    change(knobs);
+    CHECK_THROWS_WITH_AS(FlowHeadMachinery(knobs, {3}, 5), why, ConfigError);
+  };
+  refuses("model.denoise_steps is 1; flow_cps has no noise in the last step, so it must be 2 or more",
+          [](auto& knobs) { knobs.noise = FlowNoise::flow_cps, knobs.denoise_steps = 1; });
+  refuses("model.noise_level is 1.5; under flow_cps it must be at most 1, where a step is noise alone",
+          [](auto& knobs) { knobs.noise = FlowNoise::flow_cps, knobs.noise_level = 1.5f; });
+  refuses(
+      "model.noise is flow_noise, and this model has no head that learns it; choose flow_sde, flow_cps or "
+      "ode",
+      [](auto& knobs) { knobs.noise = FlowNoise::flow_noise; });
 }
 
 TEST_CASE("one step of the chain is stochastic, the same for the whole call, and every step gets its turn") {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <memory_resource>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "dvla/model/lora.hpp"
 #include "dvla/model/openvla_oft.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/model/prompts.hpp"
 #include "test/model/vla.hpp"
 
 using namespace dvla;
@@ -45,6 +47,7 @@ TEST_CASE("OpenVLA-OFT keeps what a model promises, at any temperature, with pro
       OpenVlaOftKnobs knobs = tiny();
       knobs.dtype = dtype;
       if (padded) knobs.temperature = 1.6f;
+      if (!padded) knobs.pictures = OpenVlaPictures::authors;
       const auto make = [&](std::uint64_t seed) { return OpenVlaOftModel(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
@@ -89,23 +92,43 @@ TEST_CASE("published extents have the published number of parameters, before a t
 
 TEST_CASE("a prompt is the reference's; BOS stands before its padding") {
   ObservationSpec spec = some_inputs().observation;
-  const dvla::detail::OpenVlaPrompts prompts(spec, 576);
-  CHECK_EQ(prompts.text("Put the Cube on the plate"),
-           "In: What action should the robot take to put the cube on the plate?\nOut: ");
-  const std::int64_t longest = std::ssize(prompts.text(spec.instructions[0])),
-                     other = std::ssize(prompts.text(spec.instructions[1]));
+  using Prompts = dvla::detail::Prompts<dvla::detail::OpenVlaWording>;
+  const Prompts prompts(spec, {"", 640, 576});
+  CHECK_EQ(prompts.text(1, {}), "In: What action should the robot take to push it?\nOut: ");
+  const std::int64_t longest = std::ssize(prompts.text(0, {})), other = std::ssize(prompts.text(1, {}));
   CHECK_EQ(prompts.length(), 1 + longest);
   CHECK(prompts.padded());
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(prompts.length()), -1);
-  CHECK_EQ(prompts.tokens(0, tokens.data()), 1);
+  const auto valid = std::make_unique<bool[]>(tokens.size());
+  prompts.write(0, {}, tokens.data(), valid.get());
   CHECK_EQ(tokens[1], 3 + 'I');
-  CHECK_EQ(prompts.tokens(1, tokens.data()), prompts.length() - other);
+  CHECK_EQ(std::count(valid.get(), valid.get() + prompts.length(), true), prompts.length());
+  prompts.write(1, {}, tokens.data(), valid.get());
+  CHECK_EQ(std::count(valid.get(), valid.get() + prompts.length(), true), 1 + other);
+  CHECK(valid[0]);
+  CHECK(!valid[1]);
   CHECK_EQ(tokens[0], 1);
   CHECK_EQ(std::ranges::count(tokens, 576), longest - other);
   CHECK_EQ(tokens[static_cast<std::size_t>(prompts.length() - other)], 3 + 'I');
   CHECK_EQ(tokens.back(), 3 + ' ');
   spec.instructions = {"lift", "push"};
-  CHECK(!dvla::detail::OpenVlaPrompts(spec, 576).padded());
+  CHECK(!Prompts(spec, {"", 640, 576}).padded());
+  dvla_test::check_prompts<dvla::detail::OpenVlaWording>("openvla_oft", "llama.model", 0);
+}
+
+TEST_CASE("under a tokeniser it keeps what a model promises, and its prompts end in a blank") {
+  OpenVlaOftModel::use_threads(1);
+  OpenVlaOftKnobs knobs = tiny();
+  knobs.tokenizer = dvla_test::tokenizers + "llama.model";
+  const ModelInputs inputs = some_inputs();
+  const auto make = [&](std::uint64_t seed) { return OpenVlaOftModel(knobs, inputs, seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  const dvla::detail::Prompts<dvla::detail::OpenVlaWording> prompts(inputs.observation,
+                                                                    {knobs.tokenizer, 640, 576});
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(prompts.length()));
+  const auto valid = std::make_unique<bool[]>(tokens.size());
+  prompts.write(1, {}, tokens.data(), valid.get());
+  CHECK_EQ(tokens.back(), open_tokenizer(knobs.tokenizer)->facts().blank);
 }
 
 TEST_CASE("tokens are the reference's actions: 255 bins for 256 ids, the last of which is the lowest") {
@@ -150,6 +173,26 @@ TEST_CASE("pictures are stretched, rounded to bytes and normalised for either to
     CHECK_EQ(both[i].item<double>(), doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(1e-5));
 }
 
+TEST_CASE("the model sees frames as RLinf shows them, or the authors") {
+  const ModelInputs inputs = some_inputs();
+  OwnedRecord<Observation> observation(observation_layout(inputs.observation, {1}),
+                                       *std::pmr::new_delete_resource());
+  dvla::testing::fill_observation(*observation, inputs.observation, 3);
+  const std::vector<std::int64_t> rows{0};
+  const auto log_probs = [&](OpenVlaPictures pictures) {
+    OpenVlaOftKnobs knobs = tiny();
+    knobs.pictures = pictures;
+    OpenVlaOftModel model(knobs, inputs, 1);
+    OwnedRecord<TokenDecision> decision(model.decision_layout({1}), *std::pmr::new_delete_resource());
+    std::vector<float> values(6);
+    model.act(*observation, rows, Decoding::mode, 1, *decision, Field<float>({1, 3, 2}, values.data()));
+    const std::span<const float> all = decision->log_prob.span();
+    return std::vector<float>(all.begin(), all.end());
+  };
+  CHECK(log_probs(OpenVlaPictures::rlinf) == log_probs(OpenVlaPictures::rlinf));
+  CHECK(log_probs(OpenVlaPictures::rlinf) != log_probs(OpenVlaPictures::authors));
+}
+
 TEST_CASE("what does not fit is refused in a sentence") {
   const auto refuses = [](const std::string& why, auto change) {
     OpenVlaOftKnobs knobs = tiny();
@@ -164,8 +207,9 @@ TEST_CASE("what does not fit is refused in a sentence") {
   refuses("gives no instruction", [](auto&, auto& inputs) { inputs.observation.instructions.clear(); });
   refuses("names 'left', and the environment's cameras are top, wrist",
           [](auto& knobs, auto&) { knobs.cameras = "left"; });
+  refuses("names no token that begins a text",
+          [](auto& knobs, auto&) { knobs.tokenizer = dvla_test::tokenizers + "tokenizer.json"; });
   refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
-  refuses("no value head", [](auto&, auto& inputs) { inputs.value_head.values = 1; });
 }
 
 TEST_CASE("an instruction that the environment's table does not have is refused when it comes") {

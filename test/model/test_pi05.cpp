@@ -5,6 +5,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "dvla/model/lora.hpp"
 #include "dvla/model/pi05.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/model/prompts.hpp"
 #include "test/model/vla.hpp"
 
 using namespace dvla;
@@ -42,9 +45,61 @@ TEST_CASE("pi0.5 keeps what a model promises") {
       FlowVlaKnobs knobs = tiny();
       knobs.train = train;
       knobs.dtype = dtype;
+      if (train == Trained::expert) knobs.pictures = Pictures::openpi;
       const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
+}
+
+TEST_CASE(
+    "so it does under every kind of noise that has log-probabilities, alone and beside a frozen model") {
+  Pi05Model::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  for (const FlowNoise noise : {FlowNoise::flow_cps, FlowNoise::flow_noise})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(enum_name(noise));
+      CAPTURE(enum_name(dtype));
+      FlowVlaKnobs knobs = tiny();
+      knobs.noise = noise;
+      knobs.dtype = dtype;
+      if (dtype == Dtype::bf16) knobs.train = Trained::expert;
+      const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
+      CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+    }
+}
+
+TEST_CASE("learned noise has a head, which trains beside adapters too; the other weights are as without it") {
+  LoraKnobs<FlowVlaKnobs> knobs{tiny()};
+  knobs.lora_rank = 2;
+  const LoraModel<Pi05Model> without(knobs, some_inputs(), 1);
+  knobs.noise = FlowNoise::flow_noise;
+  const auto make = [&](std::uint64_t seed) { return LoraModel<Pi05Model>(knobs, some_inputs(), seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, some_inputs())), "");
+  const LoraModel<Pi05Model> model = make(1);
+  CHECK_EQ(trainable(without.parameters(), "noise_head."), 0);
+  CHECK_EQ(trainable(model.parameters(), "noise_head."), 6);
+  CHECK_EQ(model.parameters().size(), without.parameters().size() + 6);
+  for (const Parameter& each : without.parameters())
+    CHECK(std::ranges::any_of(model.parameters(), [&](const Parameter& other) {
+      return other.name == each.name && std::memcmp(other.data, each.data, each.bytes()) == 0;
+    }));
+  const auto training = [&](int steps) {
+    LoraKnobs<FlowVlaKnobs> longer = knobs;
+    longer.denoise_steps = steps;
+    return LoraModel<Pi05Model>::plan(longer, some_inputs(), 2, 2).training_bytes;
+  };
+  CHECK_GT(training(4), training(2));
+}
+
+TEST_CASE("under ode it clones and plays, and a forward for training is refused") {
+  FlowVlaKnobs knobs = tiny();
+  knobs.noise = FlowNoise::ode;
+  Pi05Model model(knobs, some_inputs(), 1);
+  model.hold_gradients(true);
+  dvla::testing::detail::ModelBatch<Pi05Model> batch(model, some_inputs(), 2);
+  batch.act(model, Decoding::sample, 5);
+  CHECK(model.imitate(*batch.observation, batch.action, batch.order, 1) > 0);
+  CHECK_THROWS_WITH_AS(batch.log_prob(model, batch.order), doctest::Contains("model.noise is ode"), Error);
 }
 
 TEST_CASE("so it does under LoRA, of which only the adapters train") {
@@ -81,22 +136,34 @@ TEST_CASE("published extents have the published number of parameters, before a t
 TEST_CASE("a prompt is the reference's, and its numbers are those of its bins") {
   ObservationSpec spec = some_inputs().observation;
   spec.instructions = {" push_the\ncube "};
-  const dvla::detail::FlowVlaPrompts<dvla::detail::Pi05Family> prompts(spec, 160);
+  const dvla::detail::Prompts<dvla::detail::Pi05Family> prompts(spec, {"", 512, 0, 160});
   const std::vector<float> state{-1, 0, 1}, beyond{-3, -0.9921875f, 0.999f};
-  // numpy.digitize(x, numpy.linspace(-1, 1, 257)[:-1]) - 1, but that what is below -1 is 0 and not -1
   CHECK_EQ(prompts.text(0, state), "Task: push the cube, State: 0 128 255;\nAction: ");
-  CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: 0 1 255;\nAction: ");
+  CHECK_EQ(prompts.text(0, beyond), "Task: push the cube, State: -1 1 255;\nAction: ");
   const std::vector<float> far{-1e30f, 1e30f, 0}, none{0, std::numeric_limits<float>::quiet_NaN(), 0};
-  CHECK_EQ(prompts.text(0, far), "Task: push the cube, State: 0 255 128;\nAction: ");
+  CHECK_EQ(prompts.text(0, far), "Task: push the cube, State: -1 255 128;\nAction: ");
   CHECK_THROWS_WITH_AS(prompts.text(0, none),
                        "Pi05: number 1 of the state is not finite; the observation holds NaN or infinity",
                        Error);
   std::vector<std::int64_t> tokens(160, -1);
-  const std::int64_t count = prompts.tokens(0, state, tokens.data());
-  CHECK_EQ(count, 1 + std::ssize(prompts.text(0, state)));
-  CHECK_EQ(tokens[0], 2);
+  std::array<bool, 160> valid{};
+  prompts.write(0, state, tokens.data(), valid.data());
+  const std::size_t count = 1 + prompts.text(0, state).size();
+  CHECK_EQ(tokens[0], 1);
   CHECK_EQ(tokens[1], 3 + 'T');
-  CHECK_EQ(tokens[static_cast<std::size_t>(count)], 0);
+  CHECK_EQ(tokens[count], 0);
+  CHECK_EQ(std::ranges::count(valid, true), count);
+  CHECK(!valid[count]);
+  dvla_test::check_prompts<dvla::detail::Pi05Family>("pi05", "paligemma.model", 200);
+}
+
+TEST_CASE("under a tokeniser it keeps what a model promises") {
+  Pi05Model::use_threads(1);
+  FlowVlaKnobs knobs = tiny();
+  knobs.tokenizer = dvla_test::tokenizers + "paligemma.model";
+  const ModelInputs inputs = some_inputs();
+  const auto make = [&](std::uint64_t seed) { return Pi05Model(knobs, inputs, seed); };
+  CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
 }
 
 TEST_CASE("what does not fit is refused in a sentence") {
@@ -107,16 +174,25 @@ TEST_CASE("what does not fit is refused in a sentence") {
     CHECK_THROWS_WITH_AS(Pi05Model(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
   };
   refuses("give random tiny", [](auto& knobs, auto&) { knobs.random = RandomWeights::none; });
+  refuses("flow_cps has no noise in the last step",
+          [](auto& knobs, auto&) { knobs.noise = FlowNoise::flow_cps, knobs.denoise_steps = 1; });
   refuses("it must be at most model.horizon", [](auto& knobs, auto&) { knobs.horizon = 2; });
   refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
   refuses("gives no instruction", [](auto&, auto& inputs) { inputs.observation.instructions.clear(); });
+  const auto of = [](const char* name) { return dvla_test::tokenizers + name; };
+  refuses("names no token that begins a text",
+          [&](auto& knobs, auto&) { knobs.tokenizer = of("tokenizer.json"); });
+  refuses("is no tokeniser", [&](auto& knobs, auto&) { knobs.tokenizer = of("make_golden.py"); });
   refuses("make up to 4", [](auto&, auto& inputs) { inputs.observation.proprioception = 100; });
   refuses("names 'left', and the environment's cameras are top, wrist",
           [](auto& knobs, auto&) { knobs.cameras = "left"; });
   refuses("takes 3 cameras, and 4 are given", [](auto&, auto& inputs) {
     inputs.observation.cameras.assign(4, {"top", 32, 32});
   });
-  refuses("names 'top' twice", [](auto& knobs, auto&) { knobs.cameras = "top,wrist,top"; });
+  refuses(
+      "names the slot 'camera1', and the environment's cameras are top, wrist; the slots of Pi05 are "
+      "base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb",
+      [](auto& knobs, auto&) { knobs.cameras = "camera1=top"; });
   refuses("they must fit into these", [](auto&, auto& inputs) { inputs.action.dimensions = 33; });
   refuses("dimension of categories", [](auto&, auto& inputs) { inputs.action.categories = {3, 0}; });
 }

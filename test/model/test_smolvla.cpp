@@ -4,16 +4,20 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
 #include "dvla/model/lora.hpp"
 #include "dvla/model/smolvla.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/io/temporary_folder.hpp"
+#include "test/model/prompts.hpp"
 #include "test/model/vla.hpp"
 
 using namespace dvla;
-using dvla_test::all, dvla_test::some_inputs, dvla_test::trainable;
+using dvla_test::all, dvla_test::read_text, dvla_test::some_inputs, dvla_test::TemporaryFolder,
+    dvla_test::trainable, dvla_test::write_text;
 
 namespace {
 
@@ -43,6 +47,20 @@ TEST_CASE("SmolVLA keeps what a model promises") {
       const auto make = [&](std::uint64_t seed) { return SmolVlaModel(knobs, inputs, seed); };
       CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
     }
+}
+
+TEST_CASE("so it does under learned noise, of whose steps an update makes all again") {
+  SmolVlaModel::use_threads(1);
+  const ModelInputs inputs = some_inputs();
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    CAPTURE(enum_name(dtype));
+    FlowVlaKnobs knobs = tiny();
+    knobs.noise = FlowNoise::flow_noise;
+    knobs.denoise_steps = 3;
+    knobs.dtype = dtype;
+    const auto make = [&](std::uint64_t seed) { return SmolVlaModel(knobs, inputs, seed); };
+    CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+  }
 }
 
 TEST_CASE("so it does under LoRA, of which only the adapters train") {
@@ -77,12 +95,17 @@ TEST_CASE("published extents have the published number of parameters, but for th
 }
 
 TEST_CASE("a prompt is the task and the end of a line") {
-  const dvla::detail::FlowVlaPrompts<dvla::detail::SmolVlaFamily> prompts(some_inputs().observation, 64);
+  const dvla::detail::Prompts<dvla::detail::SmolVlaFamily> prompts(some_inputs().observation,
+                                                                   {"", 512, 0, 64});
   CHECK_EQ(prompts.text(1, {}), "push_it\n");
   std::vector<std::int64_t> tokens(64, -1);
-  CHECK_EQ(prompts.tokens(1, {}, tokens.data()), 8);
+  std::array<bool, 64> valid{};
+  prompts.write(1, {}, tokens.data(), valid.data());
   CHECK_EQ(tokens[0], 3 + 'p');
   CHECK_EQ(tokens[8], 0);
+  CHECK_EQ(std::ranges::count(valid, true), 8);
+  CHECK(valid[7]);
+  dvla_test::check_prompts<dvla::detail::SmolVlaFamily>("smolvla", "tokenizer.json", 48);
 }
 
 TEST_CASE("what does not fit is refused in a sentence") {
@@ -93,6 +116,17 @@ TEST_CASE("what does not fit is refused in a sentence") {
     CHECK_THROWS_WITH_AS(SmolVlaModel(knobs, inputs, 1), doctest::Contains(why.c_str()), ConfigError);
   };
   refuses("gives no camera", [](auto&, auto& inputs) { inputs.observation.cameras.clear(); });
+  // A tokeniser of one token more than the model has words.
+  const TemporaryFolder folder;
+  auto file = nlohmann::json::parse(read_text(dvla_test::tokenizers + "tokenizer.json"));
+  for (std::size_t id = file["model"]["vocab"].size() + file["added_tokens"].size() - 2; id <= 512; ++id)
+    file["model"]["vocab"]["token" + std::to_string(id)] = id;
+  write_text(folder / "tokenizer.json", file.dump());
+  refuses("has 513 tokens, and the model's table of words 512",
+          [&](auto& knobs, auto&) { knobs.tokenizer = folder.path().string(); });
+  refuses("SmolVLA has lerobot's way alone", [](auto& knobs, auto&) { knobs.pictures = Pictures::openpi; });
+  refuses("the slots of SmolVLA are camera1, camera2, camera3",
+          [](auto& knobs, auto&) { knobs.cameras = "base_0_rgb=top"; });
   refuses("make up to 101 tokens",
           [](auto&, auto& inputs) { inputs.observation.instructions = {std::string(100, 'a')}; });
   refuses("state has 40 numbers, and the model takes 32",

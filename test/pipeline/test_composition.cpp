@@ -145,7 +145,7 @@ TEST_CASE("describe of a configuration names the adapter between model and envir
   RunKnobs run;
   CHECK(P::describe(run) == P::describe() + "adapter        bounds (default)\n");
   run.action_statistics = "norm_stats.json";
-  CHECK(P::describe(run) == P::describe() + "adapter        quantiles in norm_stats.json\n");
+  CHECK(P::describe(run) == P::describe() + "adapter        statistics in norm_stats.json\n");
 }
 
 TEST_CASE("a configuration has a section per slot, with the policy's own defaults") {

@@ -86,6 +86,32 @@ TEST_CASE("each rollout has its groups, one after the other; who only trains has
   CHECK(first == std::vector<std::int64_t>{0, 0, 0, 8, 20});
 }
 
+TEST_CASE("a model's checkpoint brings its statistics, unless others or none are named") {
+  using P = Pipeline<Sampler<Toy, Pi05>, Trainer<GRPO>>;
+  Config<P> config;
+  config.model.random = RandomWeights::tiny;
+  config.model.chunk = 4;
+  EnvironmentSpec spec;
+  spec.action = {.dimensions = 7, .bounds = std::vector<ActionBounds>(7, {-1, 1})};
+  CHECK(RunSettings<P>(config).config().run.action_statistics.empty());
+  CHECK_FALSE(RunSettings<P>(config).adapter(spec).changes_actions());
+  config.model.random = RandomWeights::none;
+  config.model.checkpoint = DVLA_TEST_DIR "/golden/environment";  // for its dataset_statistics.json
+  const RunSettings<P> settings(config);
+  CHECK(settings.config().run.action_statistics == config.model.checkpoint);
+  CHECK(P::describe(settings.config().run).ends_with("statistics in " + config.model.checkpoint + "\n"));
+  CHECK(complaint([&] { settings.adapter(spec); }).find("it has another, libero_spatial_no_noops") !=
+        std::string::npos);
+  config.run.action_key = "libero_spatial_no_noops";
+  CHECK(RunSettings<P>(config).adapter(spec).name() ==
+        "statistics of libero_spatial_no_noops in " + config.model.checkpoint);
+  config.run.action_key = "";
+  config.run.action_statistics = "bounds";
+  const Adapter bounds = RunSettings<P>(config).adapter(spec);
+  CHECK(bounds.name() == "bounds");
+  CHECK(bounds.changes_actions());  // what lies beyond them is held by them
+}
+
 TEST_CASE("a policy need not have every knob") {
   using P = Pipeline<OneRoom, testing::LinearModel, NoGroups, Synchronous>;
   const RunSettings<P> settings{Config<P>{}};

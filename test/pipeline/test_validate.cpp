@@ -57,6 +57,21 @@ TEST_CASE("deadlines of workers end before the run's") {
       "call: else what is late ends the run");
 }
 
+TEST_CASE("noise that a flow head cannot have, or that nothing can be trained on, is refused") {
+  using Flow = P::replace<TinyVLA<FlowHead>>;
+  CHECK(
+      complaint<Flow>([](auto& c) { c.model.noise = FlowNoise::ode; }) ==
+      "model.noise is ode, which has no log-probabilities to train on, and run.iterations is 150; make it 0 "
+      "to clone and evaluate, or choose another noise");
+  CHECK(complaint<Flow>([](auto& c) { c.model.noise = FlowNoise::ode, c.run.iterations = 0; }) == "none");
+  CHECK(complaint<Flow>([](auto& c) { c.model.noise = FlowNoise::flow_noise; }) ==
+        "model.noise is flow_noise, and this model has no head that learns it; choose flow_sde, flow_cps or "
+        "ode");
+  CHECK(complaint<Flow>([](auto& c) {
+          c.model.noise = FlowNoise::flow_cps, c.model.denoise_steps = 1;
+        }).find("model.denoise_steps is 1; flow_cps has no noise in the last step") == 0);
+}
+
 TEST_CASE("a choice that does not exist and text with control characters are refused") {
   CHECK(complaint([](auto& c) {
           c.algorithm.log_prob_level = static_cast<LogProbLevel>(9);

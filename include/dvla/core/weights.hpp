@@ -51,6 +51,7 @@ struct Parameter {
   Device device = Device::cpu;
   std::size_t unit = 0;
   bool trainable = true;
+  bool apart = false;  ///< beside the model that its family publishes: an adapter, a head of another's
   OptimiserGroup group{};
   std::string alias_of{};     ///< not empty: it is that parameter under another name, and is kept once
   std::byte* data = nullptr;  ///< its elements, row-major

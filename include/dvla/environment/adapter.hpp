@@ -40,8 +40,13 @@ class Adapter {
  public:
   /// `name` says what it does, in a few words. `proprioception`: empty, or one each for the P numbers; x is the
   /// environment's there.
-  Adapter(std::string name, std::vector<AdaptedAction> action, std::vector<AdaptedNumber> proprioception = {})
-      : name_(std::move(name)), action_(std::move(action)), proprioception_(std::move(proprioception)) {
+  /// `warnings`: what a user should hear of it, a sentence each.
+  Adapter(std::string name, std::vector<AdaptedAction> action, std::vector<AdaptedNumber> proprioception = {},
+          std::vector<std::string> warnings = {})
+      : name_(std::move(name)),
+        action_(std::move(action)),
+        proprioception_(std::move(proprioception)),
+        warnings_(std::move(warnings)) {
     for (std::size_t a = 0; a < action_.size(); ++a) {
       const auto& [from, number, binary, category] = action_[a];
       changes_ =
@@ -62,8 +67,14 @@ class Adapter {
             .category = takes.categories_of(a) > 0};
   }
 
+  /// The model's actions may lie beyond [-1, 1]; the environment's bounds hold for them all the same.
+  void expect_any_action() { bounded_ = false, changes_ = true; }
+
   const std::string& name() const { return name_; }
-  /// Whether an action in [-1, 1] is not the same for both.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  /// Whether the model's actions are in [-1, 1].
+  bool bounded() const { return bounded_; }
+  /// Whether an action of the model is not the same for both.
   bool changes_actions() const { return changes_; }
   bool changes_proprioception() const { return !proprioception_.empty(); }
 
@@ -101,7 +112,8 @@ class Adapter {
   std::string name_;
   std::vector<AdaptedAction> action_;
   std::vector<AdaptedNumber> proprioception_;
-  bool changes_ = false;
+  std::vector<std::string> warnings_;
+  bool bounded_ = true, changes_ = false;
 };
 
 }  // namespace dvla

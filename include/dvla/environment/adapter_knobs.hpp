@@ -11,11 +11,15 @@
 
 namespace dvla {
 
-/// Which of a data set's statistics are -1 and 1 of the model, or 0 and a standard deviation from it.
-enum class ActionForm : std::uint8_t { quantiles, min_max, mean_std };
+/// Which of a data set's statistics are -1 and 1 of the model, or 0 and a standard deviation from it. `stored`: those that the file
+/// says, as lerobot's do; quantiles where it does not say.
+enum class ActionForm : std::uint8_t { stored, quantiles, min_max, mean_std };
 template <>
-inline constexpr auto enum_names<ActionForm> = std::to_array<std::string_view>({"quantiles", "min_max",
-                                                                                "mean_std"});
+inline constexpr auto enum_names<ActionForm> = std::to_array<std::string_view>({"stored", "quantiles",
+                                                                                "min_max", "mean_std"});
+
+/// In the place of a file: no statistics, although the model's checkpoint may have some.
+inline constexpr std::string_view no_statistics = "bounds";
 
 /// The model's last dimension: taken as it is, or from [0, 1] onto [-1, 1], or onto -1 and 1 alone.
 enum class Gripper : std::uint8_t { as_is, unit, binary };
@@ -23,9 +27,10 @@ template <>
 inline constexpr auto enum_names<Gripper> = std::to_array<std::string_view>({"as_is", "unit", "binary"});
 
 struct AdapterKnobs {
-  std::string action_statistics;  ///< file; empty: the environment's bounds
-  std::string action_key;         ///< data set in it; empty: the only one
-  ActionForm action_form = ActionForm::quantiles;
+  std::string
+      action_statistics;   ///< file or folder; empty: the model's checkpoint's, or the environment's bounds
+  std::string action_key;  ///< data set in it; empty: the only one
+  ActionForm action_form = ActionForm::stored;
   std::string
       action_order;  ///< the model's dimension for each of the environment's, as 0,1,-2; empty: as they come
   Gripper action_gripper = Gripper::as_is;
@@ -35,8 +40,9 @@ struct AdapterKnobs {
 template <>
 inline constexpr auto knob_docs<AdapterKnobs> = std::to_array<KnobDoc>({
     {"action_statistics",
-     "dataset_statistics.json or norm_stats.json of the data that the model was trained on, which turns its "
-     "actions into the environment's units; empty = [-1, 1] onto the environment's bounds"},
+     "statistics of the data that the model was trained on, which turn its actions into the environment's "
+     "units: dataset_statistics.json, norm_stats.json, policy_preprocessor.json, or a checkpoint's folder; "
+     "bounds = [-1, 1] onto the environment's bounds; empty = the model's checkpoint, or else bounds"},
     {"action_key", "data set in action_statistics; empty = the only one"},
     {"action_form", "which statistics the model was normalised by"},
     {"action_order",
@@ -49,8 +55,9 @@ inline constexpr auto knob_docs<AdapterKnobs> = std::to_array<KnobDoc>({
 
 /// "bounds", or what the statistics are.
 inline std::string adapter_name(const AdapterKnobs& knobs) {
-  if (knobs.action_statistics.empty()) return "bounds";
-  std::string name = enum_name(knobs.action_form);
+  if (knobs.action_statistics.empty() || knobs.action_statistics == no_statistics)
+    return std::string(no_statistics);
+  std::string name = knobs.action_form == ActionForm::stored ? "statistics" : enum_name(knobs.action_form);
   if (!knobs.action_key.empty()) name += " of " + knobs.action_key;
   name += " in " + knobs.action_statistics;
   if (!knobs.action_order.empty()) name += ", order " + knobs.action_order;

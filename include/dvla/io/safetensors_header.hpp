@@ -1,7 +1,9 @@
 // The header of a safetensors file: element types, and a strict parser of its bytes into a checked table.
 // Reference: the format text and the `validate` rules of huggingface/safetensors (offsets in order, no hole,
-// no overlap, nothing after the last tensor). Stricter than it: duplicate and unknown keys are refused too.
-// Does not open files (safetensors.hpp does) and knows no sub-byte or 8-bit float types.
+// no overlap, nothing after the last tensor). Stricter than it, and never looser (test/fuzz/test_fuzz_safetensors.cpp,
+// against safetensors 0.8.0): duplicate and unknown keys are refused too, blanks before the header, metadata of null, a
+// tensor's fields as an array, a type as an object, extents beyond 2^63 - 1. Does not open files (safetensors.hpp
+// does) and knows no complex, sub-byte or 8-bit float types.
 #pragma once
 
 #include <algorithm>
@@ -70,22 +72,25 @@ namespace detail {
 /// A name from a file, safe to put into a message.
 inline std::string printable(std::string_view text) { return "'" + dvla::detail::one_line(text) + "'"; }
 
-/// Bytes of a tensor, or nothing when a dimension is negative or the size does not fit in 64 bits.
+/// Bytes of a tensor, or nothing when a dimension is negative or the size does not fit in 64 bits. Elements are counted first,
+/// as the reference does: where they are none, the type does not matter.
 inline std::optional<std::uint64_t> tensor_bytes(Dtype dtype, std::span<const std::int64_t> shape) {
-  std::uint64_t product = dtype_bytes(dtype);
+  std::uint64_t product = 1;
   for (const std::int64_t extent : shape)
     if (extent < 0 || __builtin_mul_overflow(product, static_cast<std::uint64_t>(extent), &product))
       return std::nullopt;
+  if (__builtin_mul_overflow(product, std::uint64_t{dtype_bytes(dtype)}, &product)) return std::nullopt;
   return product;
 }
 
-/// The JSON of a header or an index, whose objects must not have a key twice. `refuse` throws what is said to
-/// it.
+/// JSON whose objects must not have a key twice; nothing is built of what goes deeper than `deepest` levels, those
+/// of a header or an index. `refuse` throws what is said to it.
 template <class Refuse>
-nlohmann::json parse_strictly(std::string_view text, Refuse refuse) {
+nlohmann::json parse_strictly(std::string_view text, Refuse refuse, int deepest = 3) {
   using Json = nlohmann::json;
-  constexpr int deepest = 3;  // levels; nothing is built of what goes deeper
-  std::array<std::set<std::string>, deepest + 1> keys;
+  // nlohmann takes a zero byte for the end of the text and would not look at what follows.
+  if (text.find('\0') != text.npos) refuse("it contains a zero byte");
+  std::vector<std::set<std::string>> keys(static_cast<std::size_t>(deepest) + 1);
   const auto look = [&](int depth, Json::parse_event_t event, Json& parsed) {
     const bool opens =
         event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
@@ -94,6 +99,9 @@ nlohmann::json parse_strictly(std::string_view text, Refuse refuse) {
     if (event == Json::parse_event_t::key &&
         !keys[static_cast<std::size_t>(depth)].insert(parsed.get<std::string>()).second)
       refuse("the key " + printable(parsed.get<std::string>()) + " stands twice");
+    if (event == Json::parse_event_t::value && parsed.is_number_integer() && !parsed.is_number_unsigned() &&
+        parsed == 0)
+      refuse("it has the number -0");  // which nlohmann takes for 0, and the reference for no whole number
     return true;
   };
   try {
@@ -138,8 +146,6 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> file, cons
            std::to_string(file.size() - sizeof length) + " follow (truncated?)");
   const char* text = reinterpret_cast<const char*>(file.data()) + sizeof length;
   if (length == 0 || *text != '{') refuse("its header does not begin with '{'");
-  // nlohmann takes a zero byte for the end of the text and would not look at what follows.
-  if (std::memchr(text, 0, length) != nullptr) refuse("its header contains a zero byte");
 
   SafetensorsHeader header;
   header.data_offset = sizeof length + length;

@@ -17,10 +17,13 @@
 
 template <std::same_as<dvla::OpenVlaOftKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::random, &K::chunk, &K::temperature, &K::cameras, &K::dtype> {};
+    : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::temperature, &K::cameras, &K::tokenizer,
+                    &K::pictures, &K::dtype, &K::gradient_checkpointing> {};
 template <std::same_as<dvla::FlowVlaKnobs> K>
-struct boost::hana::accessors_impl<K> : dvla::members<&K::random, &K::chunk, &K::horizon, &K::denoise_steps,
-                                                      &K::noise_level, &K::train, &K::cameras, &K::dtype> {};
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise,
+                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::pictures, &K::dtype,
+                    &K::gradient_checkpointing> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};
@@ -28,7 +31,7 @@ template <std::same_as<dvla::TokenHeadKnobs> K>
 struct boost::hana::accessors_impl<K> : dvla::more_members<dvla::TinyVlaKnobs, &K::bins, &K::temperature> {};
 template <std::same_as<dvla::FlowHeadKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::more_members<dvla::TinyVlaKnobs, &K::denoise_steps, &K::noise_level> {};
+    : dvla::more_members<dvla::TinyVlaKnobs, &K::denoise_steps, &K::noise, &K::noise_level> {};
 
 namespace dvla {
 
@@ -52,7 +55,10 @@ inline constexpr auto knob_docs<FlowHeadKnobs> =
     joined_docs(knob_docs<TinyVlaKnobs>,
                 std::to_array<KnobDoc>({
                     {"denoise_steps", "Euler steps from noise to action", 1, 64},
-                    {"noise_level", "noise of the denoising chain when sampling (flow_sde)", 0.001, 2},
+                    {"noise",
+                     "of the denoising chain when sampling (not flow_noise); ode: none, which nothing can be "
+                     "trained on"},
+                    {"noise_level", "how much of it, under flow_sde and flow_cps", 0.001, 2},
                 }));
 
 /// Rules between members; found by validate(config).
@@ -62,6 +68,10 @@ inline void check(const TinyVlaKnobs& knobs) {
                       "; it must be a multiple of model.attention_heads, which is " +
                       std::to_string(knobs.attention_heads));
   if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; TinyVLA computes in f32 or bf16");
+}
+inline void check(const FlowHeadKnobs& knobs) {
+  check(static_cast<const TinyVlaKnobs&>(knobs));
+  check_noise(knobs.noise, knobs.denoise_steps, knobs.noise_level, /*noise_head=*/false);
 }
 
 /// Image patches, proprioception and instruction through a small transformer to an action chunk. Head:
@@ -90,6 +100,7 @@ struct Pi05 {
   using knobs = FlowVlaKnobs;
   static constexpr std::string_view name = "Pi05";
   static constexpr bool takes_adapters = true;
+  static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
@@ -104,6 +115,7 @@ struct OpenVLAOFT {
   using knobs = OpenVlaOftKnobs;
   static constexpr std::string_view name = "OpenVLAOFT";
   static constexpr bool takes_adapters = true;
+  static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {
@@ -119,6 +131,7 @@ struct SmolVLA {
   using knobs = FlowVlaKnobs;
   static constexpr std::string_view name = "SmolVLA";
   static constexpr bool takes_adapters = true;
+  static constexpr bool takes_value_head = true;
   static constexpr bool has_value_head = false;
   template <bool Never>
   struct missing {

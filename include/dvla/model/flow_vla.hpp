@@ -1,9 +1,9 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
-// NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
+// NetworkModel asks of a network. Needs torch.
 //
-// A Family has `name`, `Network`, `shape(knobs)`, `image(frames, side)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
-// the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
-// vision tower computes in float32 whatever its weights are.
+// A Family is a Wording (prompts.hpp) and has `slots` for cameras, `Network`, `shape(knobs)`, `names()` of published weights,
+// `image(frames, side, pictures)`, `image_tokens(shape)` a camera; `padding`: the token; `state_apart`: whether the state goes in as
+// numbers, too; `wide_tower`: whether the vision tower computes in float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,107 +23,81 @@
 #include "dvla/model/flow_vla_knobs.hpp"
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
+#include "dvla/model/prompts.hpp"
+#include "dvla/model/published_config.hpp"
+#include "dvla/model/published_weights.hpp"
 #include "dvla/model/vla_inputs.hpp"
 
 namespace dvla::detail {
 
-/// The task's sentence, and what the family writes beside it, as tokens.
-template <class Family>
-class FlowVlaPrompts {
- public:
-  /// Throws ConfigError where a prompt could be longer than `length` tokens.
-  FlowVlaPrompts(const ObservationSpec& spec, std::int64_t length)
-      : state_(spec.proprioception), length_(length) {
-    need_instructions(Family::name, spec);
-    for (const std::string& instruction : spec.instructions) {
-      tasks_.push_back(instruction);
-      const std::vector<float> widest(static_cast<std::size_t>(state_), 1);
-      const std::int64_t longest = begins + std::ssize(text(std::ssize(tasks_) - 1, widest));
-      if (longest > length)
-        throw ConfigError(Family::name, ": the instruction '", instruction, "' and ", state_,
-                          " numbers of state make up to ", longest, " tokens, and the model takes ", length);
-    }
-  }
-
-  /// The reference's prompt; state: [P].
-  std::string text(std::int64_t task, std::span<const float> state) const {
-    return Family::prompt(tasks_.at(static_cast<std::size_t>(task)), state);
-  }
-  /// Into a row of [n, length], padded on the right; returns how many there are.
-  std::int64_t tokens(std::int64_t task, std::span<const float> state, std::int64_t* to) const {
-    std::fill_n(to, length_, Family::padding);
-    if constexpr (begins > 0) to[0] = Family::begin;
-    const std::string prompt = text(task, state);
-    byte_tokens(prompt, to + begins);
-    return begins + std::ssize(prompt);
-  }
-  std::int64_t tasks() const { return std::ssize(tasks_); }
-
- private:
-  static constexpr std::int64_t begins = Family::begin >= 0 ? 1 : 0;
-
-  std::int64_t state_, length_;
-  std::vector<std::string> tasks_;
-};
-
-/// The network with an observation before it, as NetworkModel wants it. There are no values.
+/// The network with an observation before it, as NetworkModel wants it.
 template <class Family>
 class FlowVlaBody {
  public:
   using Network = typename Family::Network;
   using Prefix = typename Network::Prefix;
 
-  FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape)
+  FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape,
+              const FlowVlaBody* original = nullptr)
       : spec_(inputs.observation),
-        parameters_(knobs.dtype, inputs.adapters),
-        network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert),
-        prompts_(spec_, network_.shape().text),
-        queries_(shape) {
-    if (inputs.value_head.values > 0) throw ConfigError(Family::name, " has no value head in this version");
+        weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
+        parameters_(knobs.dtype, weights_.under(inputs.adapters)),
+        network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert, inputs.value_head),
+        prompts_(spec_,
+                 {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding, network_.shape().text}),
+        queries_(shape),
+        values_(inputs.value_head.values),
+        evaluations_(evaluations(knobs)),
+        pictures_(knobs.pictures) {
+    parameters_.recompute(knobs.gradient_checkpointing);
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
         throw ConfigError(Family::name, ": the environment's state has ", spec_.proprioception,
                           " numbers, and the model takes ", network_.shape().states);
-    slots_ =
-        chosen_cameras(Family::name, spec_, knobs.cameras, static_cast<std::size_t>(network_.shape().views));
+    const auto views = std::min(Family::slots.size(), static_cast<std::size_t>(network_.shape().views));
+    cameras_ = chosen_cameras(Family::name, spec_, knobs.cameras, std::span(Family::slots).first(views));
+    weights_.check(Family::name, parameters_.parameters());
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
               const ComputeDevice& /*the host*/, const FlowVlaBody* original)
-      : FlowVlaBody(knobs, inputs, shape) {
-    original == nullptr ? parameters_.allocate(seed) : parameters_.share(original->parameters_);
+      : FlowVlaBody(knobs, inputs, shape, original) {
+    original == nullptr ? weights_.fill(parameters_, seed) : parameters_.share(original->parameters_);
   }
   FlowVlaBody(const FlowVlaBody&) = delete;
   FlowVlaBody& operator=(const FlowVlaBody&) = delete;
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
+  std::vector<std::string> notes() const { return weights_.notes(); }
+  std::string config_text() const { return own_config(Family::name, network_.shape()); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     return network_.prefix(inputs(observation, rows));
   }
-  /// [n, H * D].
+  /// [n, H * outputs].
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
                      std::span<const float> times) const {
     return network_
-        .velocity(prefix, tensor(noise, {n, queries_.queries, queries_.outputs}), tensor(times, {n}))
+        .velocity(prefix, tensor(noise, {n, queries_.queries, queries_.noise_inputs}), tensor(times, {n}))
         .flatten(1);
   }
   struct Results {
     at::Tensor actions, values;
   };
+  /// Of as many actions as there are times: one of each row, or equally many.
   Results forward(const Observation& observation, std::span<const std::int64_t> rows,
-                  std::span<const float> noise, std::span<const float> times, Outputs) {
-    const std::int64_t n = std::ssize(rows);
-    return {network_
-                .forward(inputs(observation, rows), tensor(noise, {n, queries_.queries, queries_.outputs}),
-                         tensor(times, {n}))
-                .flatten(1),
-            {}};
+                  std::span<const float> noise, std::span<const float> times, Outputs outputs) {
+    const auto made = inputs(observation, rows);
+    if (outputs == Outputs::values) return {{}, network_.values(made)};
+    const std::int64_t m = std::ssize(times);
+    at::Tensor values;
+    const at::Tensor actions =
+        network_.forward(made, tensor(noise, {m, queries_.queries, queries_.noise_inputs}),
+                         tensor(times, {m}), outputs == Outputs::both ? &values : nullptr);
+    return {actions.flatten(1), values};
   }
-  at::Tensor values(const Prefix&, std::int64_t) const {
-    throw Error(std::string(Family::name), " has no value head in this version");
-  }
-  void backward_begins(bool) { parameters_.backward_begins(); }
+  at::Tensor values(const Prefix& prefix, std::int64_t) const { return network_.values(prefix); }
+  void backward_begins(bool of_values) { network_.backward_begins(of_values); }
 
   /// Activations at the peak of an inference: a camera's frames while they are resized, the keys and values of all layers, and what the widest layer of the
   /// prefix or of the vision tower has at once.
@@ -132,11 +107,11 @@ class FlowVlaBody {
                        kept = s.language.layers * prefix * 2 * s.language.kv_heads * s.language.head_width;
     const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
     const std::int64_t vision =
-        std::ssize(slots_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
+        std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
+                static_cast<std::size_t>(vision + judging()) * 4 + resizing_bytes(spec_, cameras_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
@@ -147,22 +122,39 @@ class FlowVlaBody {
              2 * tokens * seen * of.heads;
     };
     const std::int64_t prefix = prefix_tokens(), suffix = s.horizon;
+    // Evaluations of one decision share the prefix, but each has its keys and values before its own.
+    const std::int64_t repeats =
+        (evaluations_ - 1) * (prefix + suffix) * 2 * s.expert.kv_heads * s.expert.head_width;
     const bool whole = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
       return each.trainable && each.unit <= static_cast<std::size_t>(s.vision.layers);
     });
-    const std::int64_t kept =
-        s.language.layers * (layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix));
-    const std::int64_t vision = whole ? s.vision.layers * std::ssize(slots_) * s.vision.tokens() *
-                                            (12 * s.vision.width + 3 * s.vision.mlp)
-                                      : 0;
+    const std::int64_t kept = parameters_.kept_by_layers(
+        s.language.layers,
+        layer(s.language, prefix, prefix) + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
+        prefix * s.language.width + evaluations_ * suffix * s.expert.width);
+    const std::int64_t seen = std::ssize(cameras_) * s.vision.tokens(), d = s.vision.width;
+    const std::int64_t vision =
+        whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
+    // For the gradient of what the tower's weights multiply.
     const std::size_t wide =
-        whole ? wide_bytes(s.vision.layers * tower_layer()) : 0;  // for the gradient of what they multiply
+        whole ? wide_bytes(parameters_.kept_by_layers(s.vision.layers, tower_layer(), 0)) : 0;
     return sampling_bytes(rows) + wide +
            static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept) * bytes_of(dtype()) + static_cast<std::size_t>(vision) * 4);
   }
 
  private:
+  /// How many of a decision's denoising steps an update makes again.
+  static std::int64_t evaluations(const FlowVlaKnobs& knobs) {
+    return knobs.noise == FlowNoise::flow_noise ? knobs.denoise_steps : 1;
+  }
+  /// Numbers of float32 that values take a row: the prefix's mean, and what the head is made of.
+  std::int64_t judging() const {
+    const auto& s = network_.shape();
+    if (values_ == 0) return 0;
+    return 2 * prefix_tokens() * s.language.width +
+           2 * std::accumulate(s.value.begin(), s.value.end(), s.language.width + values_);
+  }
   /// Weights of a layer of the vision tower.
   std::int64_t tower_layer() const {
     const auto& of = network_.shape().vision;
@@ -180,18 +172,18 @@ class FlowVlaBody {
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::int64_t prefix_tokens() const {
-    return std::ssize(slots_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
+    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
   }
 
   typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = network_.shape().text;
     typename Network::Inputs made;
-    for (const std::size_t camera : slots_)
-      made.images.push_back(
-          Family::image(tensor_of(observation.frames.at(camera), rows), network_.shape().vision.image));
-    made.image_mask = at::ones({n, std::ssize(slots_)}, at::kBool);
+    for (const std::size_t camera : cameras_)
+      made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
+                                          network_.shape().vision.image, pictures_));
+    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
-    made.token_mask = at::zeros({n, L}, at::kBool);
+    made.token_mask = at::empty({n, L}, at::kBool);
     if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
     for (std::int64_t i = 0; i < n; ++i) {
       const std::int64_t row = rows[static_cast<std::size_t>(i)];
@@ -199,9 +191,8 @@ class FlowVlaBody {
       const std::span<const float> state =
           spec_.proprioception > 0 ? std::span<const float>(observation.proprioception.at(row).span())
                                    : std::span<const float>();
-      const std::int64_t count =
-          prompts_.tokens(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L);
-      std::fill_n(made.token_mask.template mutable_data_ptr<bool>() + i * L, count, true);
+      prompts_.write(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L,
+                     made.token_mask.template mutable_data_ptr<bool>() + i * L);
       if constexpr (Family::state_apart)
         std::ranges::copy(state, made.state.template mutable_data_ptr<float>() + i * network_.shape().states);
     }
@@ -209,17 +200,30 @@ class FlowVlaBody {
   }
 
   ObservationSpec spec_;
+  PublishedWeights weights_;  ///< none in a copy
   Parameters parameters_;
   Network network_;
-  FlowVlaPrompts<Family> prompts_;
+  Prompts<Family> prompts_;
   QueryShape queries_;
-  std::vector<std::size_t> slots_;  ///< the environment's camera in each; the others are absent
+  std::int64_t values_;       ///< V
+  std::int64_t evaluations_;  ///< of a decision, in an update
+  /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
+  std::vector<std::size_t> cameras_;
+  Pictures pictures_;
 };
 
+/// A network that has learned from data makes actions in units of their statistics, some of which lie beyond [-1, 1].
 template <class Family>
 struct FlowVlaHead : FlowHeadMachinery {
   FlowVlaHead(const FlowVlaKnobs& knobs, const ActionSpec& action, std::uint64_t seed)
-      : FlowHeadMachinery(knobs, action, seed, {knobs.horizon, Family::shape(knobs).actions}) {}
+      : FlowVlaHead(knobs, action, seed, Family::shape(knobs)) {}
+
+ private:
+  template <class Shape>
+  FlowVlaHead(const FlowVlaKnobs& knobs, const ActionSpec& action, std::uint64_t seed, const Shape& shape)
+      : FlowHeadMachinery(knobs, action, seed,
+                          {shape.horizon, shape.actions, /*clipped=*/knobs.checkpoint.empty(),
+                           /*noise_head=*/true}) {}
 };
 
 /// What NetworkModel is made of.

@@ -33,7 +33,7 @@ class LoraModel : public Base {
   /// `base_checkpoint` that does not fit, and what load_adapters throws for `adapters`.
   template <class BaseKnobs>
   LoraModel(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs, std::uint64_t seed)
-      : LoraModel(knobs, inputs, seed, base_of(knobs.base_checkpoint)) {}
+      : LoraModel(knobs, inputs, seed, base_of(knobs)) {}
 
   LoraModel(const LoraModel& original, ShareFrozen)
       : Base(original, share_frozen), adapters_(original.adapters_) {}
@@ -50,12 +50,8 @@ class LoraModel : public Base {
   template <class BaseKnobs>
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
-    const File base = base_of(knobs.base_checkpoint);
-    const ModelInputs adapted = with_adapters(knobs, inputs, base);
-    ModelPlan plan = Base::plan(knobs, adapted, sampling_rows, training_rows);
-    for (Parameter& each : plan.parameters)
-      each.mapped = !each.trainable && adapted.adapters.base && adapted.adapters.base(each) != nullptr;
-    return plan;
+    const File base = base_of(knobs);
+    return Base::plan(knobs, with_adapters(knobs, inputs, base), sampling_rows, training_rows);
   }
 
  private:
@@ -72,9 +68,16 @@ class LoraModel : public Base {
   static Adapters adapters_of(const Knobs& knobs) {
     return {knobs.lora_rank, knobs.lora_alpha, knobs.lora_targets};
   }
-  static File base_of(const std::string& checkpoint) {
-    return checkpoint.empty() ? nullptr
-                              : std::make_unique<const io::SafetensorsFile>(io::open_weights(checkpoint));
+  /// Null: the base makes its own weights, or reads a published checkpoint itself.
+  template <class Knobs>
+  static File base_of(const Knobs& knobs) {
+    if (knobs.base_checkpoint.empty()) return nullptr;
+    if constexpr (requires { knobs.checkpoint; })
+      if (!knobs.checkpoint.empty())
+        throw ConfigError("model.checkpoint is '", knobs.checkpoint, "' and model.base_checkpoint is '",
+                          knobs.base_checkpoint,
+                          "'; both give the frozen base its weights, so leave one out");
+    return std::make_unique<const io::SafetensorsFile>(io::open_weights(knobs.base_checkpoint));
   }
   static const char* prefix_in(const io::SafetensorsFile& file) {
     return file.metadata().contains(std::string(io::CheckpointFolder::format_key)) ? checkpoint_prefix : "";
@@ -91,10 +94,10 @@ class LoraModel : public Base {
 };
 
 /// Writes the weights that a model would have without adapters and with the same outputs, under the public names: a
-/// file that the base itself, and its public loaders, read; several where it is large. `base`: a public file of the model that was trained, whose
-/// form is then kept: a leading `model.`, aliases and other metadata, and what it has beside the model's tensors (what nobody reads; copies
-/// of a tensor under another name get the new one). Throws ConfigError where it is of another model. Returns the path
-/// as write_safetensors does.
+/// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is its own base.
+/// `base`: a public file of the model that was trained, whose form is then kept: a leading `model.`, aliases and other metadata, and
+/// what it has beside the model's tensors (what nobody reads; copies of a tensor under another name get the new one). Throws
+/// ConfigError where it is of another model. Returns the path as write_safetensors does.
 template <class Model>
 std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path,
                                     const io::SafetensorsFile* base = nullptr) {
@@ -132,6 +135,14 @@ std::filesystem::path export_merged(const Model& model, const std::filesystem::p
     tensors.push_back(std::move(kept));
   }
   return io::write_safetensors(path, tensors, base->metadata());
+}
+
+/// The same of a model that its family publishes, in a folder that the knob `checkpoint` takes: config.json stands beside.
+template <class Model>
+void export_folder(const Model& model, const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  (void)export_merged(model, folder / "model.safetensors");
+  io::write_file(folder / "config.json", model.config_text());
 }
 
 template <class Model, class Pipeline>

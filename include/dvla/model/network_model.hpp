@@ -10,8 +10,10 @@
 //   QueryShape, seed, ComputeDevice, original) with tensors of its own or, beside an original, its frozen ones;
 // - `prefix(observation, rows)`: what all evaluations of a decision share;
 // - `queries(prefix, n, noise, times)`: [n, queries * outputs] in float32; noise is [n * queries * noise_inputs], or empty;
-// - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`;
-// - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`.
+// - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`. A head
+//   may give it several times a row, equally many of each, one behind the other;
+// - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`;
+// - where it reads published checkpoints, `notes()` for ModelPlan and `config_text()`.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -73,9 +75,14 @@ class NetworkModel {
                         std::int64_t training_rows) {
     const HeadMachinery head(knobs, inputs.action, 0);
     const Network network(knobs, inputs, shape_of(head));
-    return {network.parameters().parameters(), record_bytes(head.decision_layout({1})),
-            network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
+    ModelPlan plan{network.parameters().planned(), record_bytes(head.decision_layout({1})),
+                   network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
+    if constexpr (requires { network.notes(); }) plan.notes = network.notes();
+    return plan;
   }
+  /// Of a model that its family publishes: config.json for a folder that the knob `checkpoint` takes.
+  std::string config_text() const requires requires(const Network& network) { network.config_text(); }
+  { return network_.config_text(); }
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 

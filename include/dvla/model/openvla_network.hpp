@@ -11,8 +11,11 @@
 // Reference: openvla-oft's modeling_prismatic.py and its fork of Transformers, and RLinf's for reinforcement learning; what of
 // them is reproduced although one would not expect it stands in docs/slots/model.md.
 //
+// Reinforcement learning may put a value head beside it, as RLinf has it (openvla_oft_action_model.py): it reads what the last prompt
+// token puts out, which the first action's is made of.
+//
 // Units: DINOv2's embedding and blocks, SigLIP's; the projectors and the word embedding; Llama's layers; its norm, the
-// projection to words and the regression head, where there is one.
+// projection to words and the regression head, where there is one; the value head, where there is one.
 //
 // What nobody reads is not computed: the towers' last blocks, logits but for the action tokens at the places of actions, and
 // at other places the last layer but for its keys and values. Parameters that no pass reads are frozen and have no adapters: those of the
@@ -29,16 +32,22 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "dvla/core/knobs.hpp"
+#include "dvla/core/members.hpp"
 #include "dvla/model/parameters.hpp"
+#include "dvla/model/parts/apart_mlp.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
 #include "dvla/model/parts/mlp.hpp"
 #include "dvla/model/parts/regression_head.hpp"
@@ -76,6 +85,7 @@ struct OpenVlaShape {
   /// Llama-2-7B, with the eps of Transformers' LlamaConfig, 1e-6, where a checkpoint's text_config has none.
   parts::DecoderShape language{
       .width = 4096, .layers = 32, .mlp = 11008, .heads = 32, .kv_heads = 32, .head_width = 128};
+  std::vector<std::int64_t> value{512, 128};  ///< widths within a value head, where one is asked for
 
   std::int64_t actions() const { return chunk * dimensions; }
   std::int64_t first_action_token() const { return vocabulary - unused - bins; }
@@ -92,9 +102,9 @@ class OpenVlaNetwork {
     at::Tensor state;       ///< [n, state], normalised
   };
   /// Of every action token that is put out, in order: its logits [n, E, bins], float32, and what they are made of,
-  /// [n, E, d]; of the first, that is what a value head reads. With a regression head its actions [n, C, A], float32, and no logits.
+  /// [n, E, d]. With a regression head its actions [n, C, A], float32, and no logits. Values [n, V], float32, if they are asked for.
   struct Outputs {
-    at::Tensor logits, hidden, actions;
+    at::Tensor logits, hidden, actions, values{};
   };
   /// What an action token that is decoded sees: keys and values of all before it, [n, h, S + E - 1, k] by layer, of which
   /// `length` are there.
@@ -108,18 +118,38 @@ class OpenVlaNetwork {
   using Watch = std::function<void(const std::string&, const at::Tensor&)>;
 
   /// Declares everything and makes no tensor; `all` must outlive this.
-  OpenVlaNetwork(const OpenVlaShape& shape, Parameters& all) : shape_(shape), all_(all) { declare(); }
+  OpenVlaNetwork(const OpenVlaShape& shape, Parameters& all, const ValueHead& value = {})
+      : shape_(shape), all_(all), judges_(value.values > 0) {
+    declare(value);
+  }
 
   const OpenVlaShape& shape() const { return shape_; }
   void watch(Watch watch) { watch_ = std::move(watch); }
 
-  /// OpenVLA-OFT's pass. OpenVLA: the same with the action tokens [n, E], int64, given, as ids of words.
-  Outputs forward(const Inputs& inputs, const at::Tensor& actions = {}) const {
+  /// OpenVLA-OFT's pass. OpenVLA: the same with the action tokens [n, E], int64, given, as ids of words. `judge`: values are asked
+  /// for, which only a network with a value head has.
+  Outputs forward(const Inputs& inputs, const at::Tensor& actions = {}, bool judge = false) const {
     const std::int64_t E = shape_.actions();
     // The last action's own input would come behind all that is read: an onlooker alone sees it.
     const at::Tensor given = shape_.parallel || watch_ ? actions : actions.narrow(1, 0, E - 1);
     const auto [x, valid] = embed(inputs, given);
-    return decode(x, valid, read_at(inputs, E), nullptr);
+    Outputs outputs = decode(x, valid, read_at(inputs, E), nullptr);
+    if (judge)
+      outputs.values = values(outputs);
+    else if (judges_)
+      all_.pass_by(value_unit());
+    return outputs;
+  }
+  /// Of such a pass's outputs, which did not ask for them. In a pass of its own it is the last unit's.
+  at::Tensor values(const Outputs& outputs) const {
+    all_.before(value_unit());
+    const at::Tensor values = value_head_(outputs.hidden.select(1, 0));
+    all_.after(value_unit(), {values});
+    return values;
+  }
+  /// A backward pass of a forward begins, of one that gave values or of one that gave none.
+  void backward_begins(bool of_values) const {
+    all_.backward_begins(judges_ && !of_values ? value_unit() : Parameters::none);
   }
 
   /// OpenVLA: reads the prompt; what the first action token is drawn from, with E = 1, and what the others see.
@@ -182,11 +212,12 @@ class OpenVlaNetwork {
   std::size_t text_unit() const { return siglip_unit() + siglip_.units(); }
   std::size_t layer_unit(std::size_t i) const { return text_unit() + 1 + i; }
   std::size_t end_unit() const { return layer_unit(layers_.size()); }
+  std::size_t value_unit() const { return end_unit() + 1; }
   void see(const std::string& name, const at::Tensor& value) const {
     if (watch_) watch_(name, value);
   }
 
-  void declare() {
+  void declare(const ValueHead& value) {
     const std::int64_t d = shape_.language.width, seen = shape_.dinov2.width + shape_.siglip.width;
     if (shape_.dinov2.tokens() != shape_.siglip.tokens())
       throw ConfigError("OpenVLA: its vision towers must have equally many patches");
@@ -208,6 +239,11 @@ class OpenVlaNetwork {
     all_.declare_linear("language_model.lm_head", shape_.vocabulary, d, to_words_, parts::matrix(d));
     all_.freeze(frozen);
     if (shape_.regression) head_.declare(all_, "action_head.model", d, shape_.dimensions);
+    if (!judges_) return;
+    all_.begin_unit();
+    value_head_.declare(all_, "value_head", d, shape_.value, value.values,
+                        {.activation = [](const at::Tensor& x) { return at::gelu(x); }, .last_bias = false},
+                        value.group);
   }
 
   /// Features of images [n, 3, image, image], through the units from `unit` on. [n, P, width]
@@ -218,10 +254,9 @@ class OpenVlaNetwork {
     see(name + ".embedding", x);
     all_.after(unit, {x});
     for (std::size_t i = 0; i < tower.computed_layers(); ++i) {
-      all_.before(++unit);
-      x = tower.layer(i, x);
+      x = all_.layer(++unit, [&tower, i](const auto& in) { return std::vector{tower.layer(i, in[0])}; },
+                     {x})[0];
       see(name + ".layer." + std::to_string(i), x);
-      all_.after(unit, {x});
     }
     return tower.features(x);
   }
@@ -313,21 +348,25 @@ class OpenVlaNetwork {
     const Seen seen =
         seen_at(valid.defined() ? everywhere.expand({x.size(0), x.size(1)}) : everywhere, valid, x);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const parts::DecoderLayer& layer = layers_[i];
-      all_.before(layer_unit(i));
       // Of the last layer only what is read.
       const bool part = i + 1 == layers_.size() && !watch_;
-      const at::Tensor whole = x;
-      if (part) x = at_places(whole, read);
-      const Seen own_seen = part ? seen_at(read, valid, whole) : seen;
-      const auto [query, key, value, gate] = project(layer, x, whole, own_seen.rotary, seen.rotary);
-      if (context != nullptr) {
-        context->layers[i].first.narrow(2, 0, key.size(2)).copy_(key);
-        context->layers[i].second.narrow(2, 0, value.size(2)).copy_(value);
-      }
-      x = layer.finish(x, layers::attention(query, key, value, own_seen.mask), gate, {}, shape_.language);
+      const Seen own_seen = part ? seen_at(read, valid, x) : seen;
+      x = all_.layer(
+          layer_unit(i),
+          [this, i, part, read, own_seen, seen, context](const auto& in) {
+            const parts::DecoderLayer& layer = layers_[i];
+            const at::Tensor own = part ? at_places(in[0], read) : in[0];
+            const auto [query, key, value, gate, seen_as] =
+                project(layer, own, in[0], own_seen.rotary, seen.rotary);
+            if (context != nullptr) {
+              context->layers[i].first.narrow(2, 0, key.size(2)).copy_(key);
+              context->layers[i].second.narrow(2, 0, value.size(2)).copy_(value);
+            }
+            return std::vector{layer.finish(own, layers::attention(query, key, value, own_seen.mask), gate,
+                                            {}, shape_.language)};
+          },
+          {x})[0];
       see("layer." + std::to_string(i), x);
-      all_.after(layer_unit(i), {x});
     }
     all_.before(end_unit());
     if (watch_) {
@@ -366,6 +405,7 @@ class OpenVlaNetwork {
 
   OpenVlaShape shape_;
   Parameters& all_;
+  bool judges_;  ///< there is a value head
   parts::TimmVit dinov2_, siglip_;
   parts::Mlp projector_, state_projector_;
   at::Tensor words_;
@@ -373,7 +413,17 @@ class OpenVlaNetwork {
   parts::DecoderNorm norm_;
   Linear to_words_;
   parts::RegressionHead head_;
+  parts::ApartMlp value_head_;
   Watch watch_;
 };
 
 }  // namespace dvla::detail
+
+template <>
+inline constexpr auto dvla::enum_names<dvla::detail::TokenPlaces> =
+    std::to_array<std::string_view>({"among_valid", "in_sequence"});
+template <std::same_as<dvla::detail::OpenVlaShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::parallel, &K::stop, &K::places, &K::views, &K::dimensions, &K::chunk, &K::state,
+                    &K::regression, &K::vocabulary, &K::unused, &K::bins, &K::stop_token, &K::dinov2,
+                    &K::siglip, &K::language> {};

@@ -23,7 +23,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -37,6 +36,7 @@
 #include "dvla/model/compute_device.hpp"
 #include "dvla/model/concept.hpp"
 #include "dvla/model/linear.hpp"
+#include "dvla/model/recompute.hpp"
 
 namespace dvla {
 
@@ -75,12 +75,12 @@ class Parameters {
   /// `member` becomes the tensor when memory is there, and must live as long as this. Frozen beside adapters.
   void declare(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
                InitialValues initial = {}, OptimiserGroup group = {}) {
-    add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0 && !frozen_);
+    add(std::move(name), std::move(shape), member, initial, group, adapters_.rank == 0 && !frozen_, false);
   }
   /// The same of what trains beside a frozen model too, as adapters do, and is left out of merged().
   void declare_apart(std::string name, std::vector<std::int64_t> shape, at::Tensor& member,
                      InitialValues initial = {}, OptimiserGroup group = {}) {
-    add(std::move(name), std::move(shape), member, initial, group, true);
+    add(std::move(name), std::move(shape), member, initial, group, true, true);
   }
   /// The layer `name`: its weight [out, in], `name`.weight, its bias if `bias`, and its adapter if the layer
   /// is a target.
@@ -96,9 +96,9 @@ class Parameters {
   }
 
   // ---- Memory
-  /// Makes all tensors and draws their initial values, a tensor at a time. Throws ConfigError where adapters
-  /// are wanted and no layer is a target.
-  void allocate(std::uint64_t seed) {
+  /// Makes all tensors and draws their initial values, a tensor at a time, but those that `given` says get theirs
+  /// from elsewhere. Throws ConfigError where adapters are wanted and no layer is a target.
+  void allocate(std::uint64_t seed, const std::function<bool(const Parameter&)>& given = {}) {
     make(nullptr);
     const c10::InferenceMode ordinary(false);
     const c10::NoGradGuard no_graph;
@@ -108,7 +108,7 @@ class Parameters {
       const std::uint64_t stream_seed = stream == 0 ? seed : mix_seed(seed, -stream);
       const std::int64_t place = declared[stream]++;
       at::Tensor& to = homes_[i];
-      if (parameters_[i].mapped) continue;
+      if (parameters_[i].mapped || (given && given(parameters_[i]))) continue;
       if (scale == 0) {
         to.fill_(centre);
         continue;
@@ -132,6 +132,13 @@ class Parameters {
   }
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  /// The same before there is memory, with what is going to be mapped.
+  std::vector<Parameter> planned() const {
+    std::vector<Parameter> all = parameters_;
+    for (Parameter& each : all)
+      each.mapped = !each.trainable && adapters_.base && adapters_.base(each) != nullptr;
+    return all;
+  }
   const std::vector<WeightUnit>& units() const { return units_; }
 
   void hold_gradients(bool holds) {
@@ -194,12 +201,28 @@ class Parameters {
   }
   /// The network has used it in a forward pass. `results`: all that later units compute with, none of them a
   /// parameter or a view of one; undefined ones are passed over.
-  void after(std::size_t unit, std::initializer_list<at::Tensor> results) {
+  void after(std::size_t unit, const std::vector<at::Tensor>& results) {
     if (hooks_ == nullptr || device_.apart()) return;
     hooks_->after_unit(unit, Direction::forward);
     for (const at::Tensor& each : results)
       if (each.defined() && each.requires_grad())
         each.register_hook([this, unit](const at::Tensor&) { turn_back_to(unit); });
+  }
+  /// What a layer, which is all of the unit, makes of `inputs`. `part` may be called again in the backward pass: what it refers
+  /// to must stay.
+  std::vector<at::Tensor> layer(std::size_t unit, const detail::NetworkPart& part,
+                                const std::vector<at::Tensor>& inputs) {
+    before(unit);
+    const auto results =
+        recomputes_ ? detail::recomputed(part, inputs, trainable_in_[unit] > 0) : part(inputs);
+    after(unit, results);
+    return results;
+  }
+  /// Whether a backward pass computes what a layer() keeps for it again.
+  void recompute(bool recomputes) { recomputes_ = recomputes; }
+  /// For plans: what so many of layer()'s layers keep for a backward pass, of which each makes `one` from `inputs`.
+  std::int64_t kept_by_layers(std::int64_t layers, std::int64_t one, std::int64_t inputs) const {
+    return recomputes_ ? layers * inputs + one : layers * one;
   }
   static constexpr std::size_t none = static_cast<std::size_t>(-1);
   /// The network does without its last unit in this forward pass and in the backward pass, if one follows,
@@ -252,7 +275,7 @@ class Parameters {
     const c10::InferenceMode no_graph;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       at::Tensor value = *members_[i];
-      if (parameters_[i].trainable && adapters_.rank > 0) continue;
+      if (parameters_[i].apart) continue;
       for (const auto& [adapter, layer] : merges_)
         if (members_[i] == &layer->weight)
           value = value.to(at::kFloat)
@@ -323,19 +346,20 @@ class Parameters {
     const double inputs = std::accumulate(weight.begin() + 1, weight.end(), 1.0, std::multiplies<>());
     const double scale = 1 / std::sqrt(3.0 * inputs);
     weight[0] = adapters_.rank;
-    add(key + ".lora_A.weight", std::move(weight), member.adapter_a, {0, scale}, {}, true);
-    add(key + ".lora_B.weight", std::move(b), member.adapter_b, {}, {}, true);
+    add(key + ".lora_A.weight", std::move(weight), member.adapter_a, {0, scale}, {}, true, true);
+    add(key + ".lora_B.weight", std::move(b), member.adapter_b, {}, {}, true, true);
     member.scale = adapters_.alpha / adapters_.rank;
     merges_.push_back({parameters_.size() - 1, &member});
   }
   void add(std::string name, std::vector<std::int64_t> shape, at::Tensor& member, InitialValues initial,
-           OptimiserGroup group, bool trainable) {
+           OptimiserGroup group, bool trainable, bool apart) {
     parameters_.push_back({.name = std::move(name),
                            .shape = std::move(shape),
                            .dtype = dtype_,
                            .device = device_.is_cuda() ? Device::cuda : Device::cpu,
                            .unit = blocks_.size() - 1,
                            .trainable = trainable,
+                           .apart = apart,
                            .group = group});
     initial_.push_back(initial);
     members_.push_back(&member);
@@ -456,7 +480,7 @@ class Parameters {
   std::vector<std::string> layers_;  ///< names of the linear layers, for the message
   UnitHooks* hooks_ = nullptr;
   std::size_t backward_at_ = none;  ///< the unit that a backward pass is at
-  bool holds_ = false, frozen_ = false;
+  bool holds_ = false, frozen_ = false, recomputes_ = false;
   detail::StreamMark uploaded_, downloaded_;
 };
 

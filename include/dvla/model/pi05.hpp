@@ -1,11 +1,12 @@
 // pi0.5's machinery (Physical Intelligence, arXiv 2504.16054): PaliGemma and an action expert (model/pi0_network.hpp) under flow
-// matching with flow_sde's noise (model/flow_head.hpp, as pi_RL and RLinf train it). Cameras are resized and padded to the
-// tower's side, in the order base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb; the prompt is the reference's, with the state
-// in it as numbers from 0 to 255. Needs torch. Random weights only: no checkpoint is read in this version, and so a
-// prompt's tokens are its bytes. No value head, no cache of the prefix between rollout and training, no CUDA.
+// matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the tower's side, as
+// lerobot does it or openpi; the prompt is the reference's, with the state in it as numbers from 0 to 255, and -1 for what is below -1.
+// Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's. A value head where one is asked for (WithValue),
+// which reads the prefix. No cache of the prefix between rollout and training, no CUDA.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <locale>
@@ -13,12 +14,14 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/descriptors.hpp"
 #include "dvla/model/flow_vla.hpp"
 #include "dvla/model/layers/images.hpp"
 #include "dvla/model/pi0_network.hpp"
+#include "dvla/model/tokenizers/unicode.hpp"
 
 namespace dvla {
 
@@ -26,30 +29,42 @@ namespace detail {
 
 struct Pi05Family {
   static constexpr std::string_view name = "Pi05";
+  static constexpr auto slots =
+      std::to_array<std::string_view>({"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"});
   using Network = Pi0Network;
-  static constexpr std::int64_t begin = 2, padding = 0;
+  static constexpr std::int64_t padding = 0;
+  static constexpr bool begins = true, ends_blank = false, pads_before = false, tells_state = true;
   static constexpr bool state_apart = false, wide_tower = true;
 
   static Pi0Shape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
-    Pi0Shape shape;
-    shape.horizon = knobs.horizon;
-    if (knobs.random == RandomWeights::tiny) {
-      shape.vocabulary = 512;
-      shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64,
-      shape.vision.image = 56;
-      shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;
-      shape.expert.width = shape.expert.condition = 32, shape.expert.layers = 2, shape.expert.mlp = 64;
-      for (parts::DecoderShape* each : {&shape.language, &shape.expert})
-        each->heads = 4, each->head_width = 16;
-    }
+    Pi0Shape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
+                                              : published_shape(PublishedConfig(knobs.checkpoint));
+    if (knobs.horizon > 0) shape.horizon = knobs.horizon;
+    if (knobs.noise == FlowNoise::flow_noise)
+      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
+                                                        : std::vector<std::int64_t>{128, 64};
     return shape;
   }
-  static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
-    return layers::resized_with_pad(frames, side);
+  /// openpi saves the embedding as lm_head alone. Older files have pi0's names (openpi's and lerobot's loaders map them). Nobody
+  /// reads either lm_head.
+  static const PublishedNames& names() {
+    static const std::string language = "paligemma_with_expert.paligemma.";
+    static const PublishedNames names{
+        .older = {{"action_time_mlp_in.", "time_mlp_in."}, {"action_time_mlp_out.", "time_mlp_out."}},
+        .tied = {{language + "model.language_model.embed_tokens.weight", language + "lm_head.weight"}},
+        .dead = R"(paligemma_with_expert\.(paligemma|gemma_expert)\.lm_head\.weight|state_proj\..*)"
+                R"(|value_head\..*|(un)?normalize_\w+\..*)"};
+    return names;
   }
-  /// What of the state is outside [-1, 1] counts as the end that is near. Throws Error where it is not finite.
+  static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures pictures) {
+    return layers::resized_with_pad(
+        frames, side, layers::Padding::around,
+        pictures == Pictures::openpi ? layers::Resizing::openpi : layers::Resizing::lerobot);
+  }
+  /// numpy.digitize(state, numpy.linspace(-1, 1, 257)[:-1]) - 1: what is below -1 is -1, what is above 1 is 255. Throws Error
+  /// where the state is not finite.
   static std::string prompt(const std::string& task, std::span<const float> state) {
     std::ostringstream out;
     out.imbue(std::locale::classic());
@@ -57,22 +72,58 @@ struct Pi05Family {
     for (std::size_t i = 0; i < state.size(); ++i) {
       if (!std::isfinite(state[i]))
         throw Error("Pi05: number ", i, " of the state is not finite; the observation holds NaN or infinity");
-      const double bin = std::floor((static_cast<double>(state[i]) + 1) * 128);
-      out << (i > 0 ? " " : "") << static_cast<int>(std::clamp(bin, 0.0, 255.0));
+      const double bin = std::floor(static_cast<double>(state[i]) * 128) + 128;  // exact before it is rounded
+      out << (i > 0 ? " " : "") << static_cast<int>(std::clamp(bin, -1.0, 255.0));
     }
     out << ";\nAction: ";
     return out.str();
   }
 
  private:
+  static Pi0Shape random_shape(RandomWeights random) {
+    Pi0Shape shape;
+    shape.horizon = 8;
+    if (random == RandomWeights::tiny) {
+      shape.vocabulary = 512;
+      shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64,
+      shape.vision.image = 56;
+      shape.language.width = 64, shape.language.layers = 2, shape.language.mlp = 128;
+      shape.expert.width = shape.expert.condition = 32, shape.expert.layers = 2, shape.expert.mlp = 64;
+      for (parts::DecoderShape* each : {&shape.language, &shape.expert})
+        each->heads = 4, each->head_width = 16;
+      shape.value = {32, 16, 8};
+    }
+    return shape;
+  }
+  /// lerobot's config.json, whose class has the published extents where it is silent, or that of openpi's converter.
+  static Pi0Shape published_shape(const PublishedConfig& config) {
+    Pi0Shape shape;
+    if (config.own(name, shape)) return shape;
+    const bool openpi = !config.has("type") && config.has("action_horizon");
+    if (openpi) {
+      shape.horizon = config.count("action_horizon");
+      shape.actions = config.count("action_dim");
+    } else {
+      config.is("type", "pi05", "this model");
+      shape.horizon = config.count("chunk_size", shape.horizon);
+      shape.actions = config.count("max_action_dim", shape.actions);
+      shape.text = config.count("tokenizer_max_length", shape.text);
+      shape.shortest_period = config.number("min_period", shape.shortest_period);
+      shape.longest_period = config.number("max_period", shape.longest_period);
+      shape.vision.image = config.side("image_resolution", shape.vision.image, shape.vision.patch);
+      if (config.images() > 0) shape.views = config.images();
+      config.supports("use_relative_actions", {false});
+    }
+    config.supports("paligemma_variant", {"gemma_2b"});
+    config.supports("action_expert_variant", {"gemma_300m"});
+    return shape;
+  }
   /// As the reference cleans it: no blanks at the ends, none of its line breaks, underscores are blanks.
-  static std::string cleaned(std::string text) {
-    const auto blank = [](char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; };
-    while (!text.empty() && blank(text.back())) text.pop_back();
-    text.erase(text.begin(), std::ranges::find_if_not(text, blank));
-    for (char& c : text)
+  static std::string cleaned(std::string_view text) {
+    std::string clean(stripped(text));
+    for (char& c : clean)
       if (c == '_' || c == '\n') c = ' ';
-    return text;
+    return clean;
   }
 };
 

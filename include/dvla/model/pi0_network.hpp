@@ -6,12 +6,19 @@
 // into the actions' tokens. Reference: openpi's pi0_pytorch.py and lerobot's modeling_pi05.py; what of them is reproduced
 // although one would not expect it stands in docs/slots/model.md.
 //
+// Reinforcement learning may put two heads beside it, both as RLinf has them (openpi_action_model.py): a value head that reads
+// the prefix (value_after_vlm: Gemma's last output, the mean over the cameras that are there and all of the text, its padding
+// included), and a noise head that reads what the velocity is made of and says how wide a step's noise is.
+//
 // Units: SigLIP's embedding and layers; its norm, the projector and the word embedding; what turns actions, time and state into
-// tokens; a layer of Gemma and the expert's of the same number; the norms at the end and the projection to actions.
+// tokens; a layer of Gemma and the expert's of the same number; the expert's norm, the projection to actions and the noise head.
+// With a value head one more: what it alone reads, which is Gemma's last layer but for its keys and values, and the norm at
+// the end, and the head itself.
 //
 // What nobody reads is not computed: the prefix of the last layer but for its keys and values, and a camera that no row has.
 //
-// Legend: n rows, V views, S prefix tokens, H horizon, D action dimensions, T suffix tokens (H, and one more in pi0).
+// Legend: n rows, V views, S prefix tokens, H horizon, D action dimensions, T suffix tokens (H, and one more in pi0), m rows of the
+// suffix: n, or several of each decision, one behind the other.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -20,8 +27,10 @@
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/relu.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/tanh.h>
 
 #include <cmath>
 #include <cstdint>
@@ -30,8 +39,11 @@
 #include <utility>
 #include <vector>
 
+#include "dvla/core/members.hpp"
+#include "dvla/model/layers/masked_mean.hpp"
 #include "dvla/model/layers/time_features.hpp"
 #include "dvla/model/parameters.hpp"
+#include "dvla/model/parts/apart_mlp.hpp"
 #include "dvla/model/parts/decoder_layer.hpp"
 #include "dvla/model/parts/siglip.hpp"
 
@@ -61,6 +73,8 @@ struct Pi0Shape {
                              .activation = layers::Activation::gelu_tanh,
                              .norm_offset = 1,
                              .condition = 1024};
+  std::vector<std::int64_t> value{1024, 512, 256};  ///< widths within a value head, where one is asked for
+  std::vector<std::int64_t> noise{};                ///< within a noise head; empty: there is none
 };
 
 class Pi0Network {
@@ -72,18 +86,24 @@ class Pi0Network {
     at::Tensor tokens, token_mask;   ///< [n, text], int64 and bool
     at::Tensor state;                ///< [n, D], float32; pi0 alone
   };
-  /// What the suffix sees of it.
+  /// What the rest of Gemma's last layer is computed of: its stream, the same normalised, keys and values.
+  struct Ending {
+    at::Tensor x, in, key, value;
+  };
+  /// What the suffix sees of it, and with a value head what that does.
   struct Prefix {
     std::vector<std::pair<at::Tensor, at::Tensor>> layers;  ///< keys and values, [n, g, S, k]
     at::Tensor valid;                                       ///< [n, S], bool
     at::Tensor state;                                       ///< as in Inputs
+    Ending ending{};
   };
   /// Is told of activations by name, as the recorded ones are called (test/golden/model); for comparisons.
   using Watch = std::function<void(const std::string&, const at::Tensor&)>;
 
   /// Declares everything and makes no tensor; `all` must outlive this. `expert_alone`: the vision-language model is frozen.
-  Pi0Network(const Pi0Shape& shape, Parameters& all, bool expert_alone = false) : shape_(shape), all_(all) {
-    declare(expert_alone);
+  Pi0Network(const Pi0Shape& shape, Parameters& all, bool expert_alone = false, const ValueHead& value = {})
+      : shape_(shape), all_(all), judges_(value.values > 0) {
+    declare(expert_alone, value);
   }
 
   const Pi0Shape& shape() const { return shape_; }
@@ -94,12 +114,13 @@ class Pi0Network {
     const Seen seen = seen_by_prefix(prefix.valid, x.scalar_type());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       all_.before(layer_unit(i));
-      prefix.layers.push_back(prefix_layer(i, x, seen));
+      prefix.layers.push_back(prefix_layer(i, x, seen, judges_ ? &prefix.ending : nullptr));
     }
     return prefix;
   }
 
-  /// The velocity [n, H, D], float32, at the actions x [n, H, D] and times [n], float32.
+  /// The velocity [m, H, D], float32, at the actions x [m, H, D] and times [m], float32; with a noise head [m, H, 2 D]: behind a
+  /// step's velocities what it says of their noise, of any size.
   at::Tensor velocity(const Prefix& prefix, const at::Tensor& x, const at::Tensor& times) const {
     auto [s, condition] = embed_suffix(x, times, prefix.state);
     const Seen seen = seen_by_suffix(prefix.valid, s);
@@ -111,44 +132,83 @@ class Pi0Network {
     return end(s, condition);
   }
 
-  /// Both, layer by layer, for a backward pass: each unit is used once.
-  at::Tensor forward(const Inputs& inputs, const at::Tensor& actions, const at::Tensor& times) const {
+  /// Values [n, V], float32. Only with a value head.
+  at::Tensor values(const Prefix& prefix) const {
+    return judged(prefix.ending, prefix.valid, seen_by_prefix(prefix.valid, precision()));
+  }
+  /// The same as a pass of its own, each unit that it needs used once.
+  at::Tensor values(const Inputs& inputs) const {
+    auto [x, prefix] = embed_prefix(inputs);
+    const Seen seen = seen_by_prefix(prefix.valid, x.scalar_type());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      all_.before(layer_unit(i));
+      (void)prefix_layer(i, x, seen, &prefix.ending);
+      all_.after(layer_unit(i), {});
+    }
+    return judged(prefix.ending, prefix.valid, seen);
+  }
+
+  /// Both, layer by layer, for a backward pass: each unit is used once. `values`: where they go, if they are asked for.
+  at::Tensor forward(const Inputs& inputs, const at::Tensor& actions, const at::Tensor& times,
+                     at::Tensor* values = nullptr) const {
     auto [x, prefix] = embed_prefix(inputs);
     auto [s, condition] = embed_suffix(actions, times, inputs.state);
     all_.after(suffix_unit(), {s, condition});
     const Seen by_prefix = seen_by_prefix(prefix.valid, x.scalar_type()),
                by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      all_.before(layer_unit(i));
-      const auto kv = prefix_layer(i, x, by_prefix);
-      s = suffix_layer(i, s, condition, kv, by_suffix);
-      all_.after(layer_unit(i), {i + 1 < layers_.size() ? x : at::Tensor(), s});
+      const bool last = i + 1 == layers_.size(), ends = last && values != nullptr;
+      const auto made = all_.layer(layer_unit(i),
+                                   [this, i, last, ends, by_prefix, by_suffix](const auto& in) {
+                                     at::Tensor stream = in[0];
+                                     Ending ending;
+                                     const auto kv =
+                                         prefix_layer(i, stream, by_prefix, ends ? &ending : nullptr);
+                                     std::vector all{suffix_layer(i, in[1], in[2], kv, by_suffix)};
+                                     if (ends) all.insert(all.end(), {ending.in, ending.key, ending.value});
+                                     if (!last) all.push_back(stream);
+                                     return all;
+                                   },
+                                   {x, s, condition});
+      s = made[0];
+      if (ends) prefix.ending = {x, made[1], made[2], made[3]};
+      if (!last) x = made[1];
     }
     all_.before(end_unit());
     const at::Tensor v = end(s, condition);
     all_.after(end_unit(), {v});
+    if (values != nullptr)
+      *values = judged(prefix.ending, prefix.valid, by_prefix);
+    else if (judges_)
+      all_.pass_by(value_unit());
     return v;
+  }
+  /// A backward pass of such a forward begins, of one that gave values or of one that gave none.
+  void backward_begins(bool of_values) const {
+    all_.backward_begins(judges_ && !of_values ? value_unit() : Parameters::none);
   }
 
  private:
   struct Layer {
     parts::DecoderLayer language, expert;
   };
-  /// What tokens of one part see: where they stand, and what they must not look at.
+  /// What tokens of one part see: where they stand, and what they must not look at. `asks`: which of them ask for anything,
+  /// [n, 1, T, 1], or undefined: all.
   struct Seen {
     layers::Rotary rotary;
-    at::Tensor mask;
+    at::Tensor mask, asks{};
   };
 
   std::size_t text_unit() const { return vision_.units(); }
   std::size_t suffix_unit() const { return vision_.units() + 1; }
   std::size_t layer_unit(std::size_t i) const { return vision_.units() + 2 + i; }
   std::size_t end_unit() const { return layer_unit(layers_.size()); }
+  std::size_t value_unit() const { return end_unit() + 1; }
   void see(const std::string& name, const at::Tensor& value) const {
     if (watch_) watch_(name, value);
   }
 
-  void declare(bool expert_alone) {
+  void declare(bool expert_alone, const ValueHead& value) {
     const std::string inner = "paligemma_with_expert.",
                       tower = inner + "paligemma.model.vision_tower.vision_model",
                       language = inner + "paligemma.model.language_model",
@@ -177,17 +237,28 @@ class Pi0Network {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       all_.begin_unit();
       all_.freeze(expert_alone);
-      layers_[i].language.declare(all_, language + ".layers." + std::to_string(i), shape_.language,
-                                  i + 1 == layers_.size());
+      const std::string at = ".layers." + std::to_string(i);
+      if (i + 1 < layers_.size())
+        layers_[i].language.declare(all_, language + at, shape_.language);
+      else
+        layers_[i].language.declare_keys(all_, language + at, shape_.language);
       all_.freeze(false);
-      layers_[i].expert.declare(all_, expert + ".layers." + std::to_string(i), shape_.expert);
+      layers_[i].expert.declare(all_, expert + at, shape_.expert);
     }
     all_.begin_unit();
-    all_.freeze(true);  // nobody reads what Gemma ends with
-    language_norm_.declare(all_, language + ".norm", shape_.language);
-    all_.freeze(false);
     expert_norm_.declare(all_, expert + ".norm", shape_.expert);
     all_.declare_linear("action_out_proj", D, e, action_out_, parts::matrix(e), true);
+    if (!shape_.noise.empty())
+      noise_head_.declare(all_, "noise_head", e, shape_.noise, D, {.activation = &at::tanh, .stream = 2});
+    if (judges_) all_.begin_unit();
+    all_.freeze(expert_alone || !judges_);  // nobody else reads what Gemma ends with
+    layers_.back().language.declare_rest(all_, language + ".layers." + std::to_string(layers_.size() - 1),
+                                         shape_.language);
+    language_norm_.declare(all_, language + ".norm", shape_.language);
+    all_.freeze(false);
+    if (judges_)
+      value_head_.declare(all_, "value_head", d, shape_.value, value.values, {.activation = &at::relu},
+                          value.group);
   }
 
   /// The prefix's tokens [n, S, d] in the precision that Gemma computes in, and its mask; no keys yet.
@@ -233,7 +304,9 @@ class Pi0Network {
     if (shape_.state_token) {
       const at::Tensor spread = time.unsqueeze(1).expand({-1, noisy.size(1), -1});
       const at::Tensor tokens = mixed(at::cat({noisy, spread}, 2));
-      const at::Tensor all = at::cat({state_in_(state).unsqueeze(1), tokens}, 1).to(precision());
+      const at::Tensor all =
+          at::cat({layers::repeated(state_in_(state).unsqueeze(1), noisy.size(0)), tokens}, 1)
+              .to(precision());
       see("suffix.embedding", all);
       return {all, at::Tensor()};
     }
@@ -243,16 +316,26 @@ class Pi0Network {
     return {all, condition};
   }
 
-  /// Every valid token of the prefix, at its place among them.
+  /// Every valid token of the prefix, at its place among them. The others get the mean of all, which a value head reads: the
+  /// reference has it by masking all alike, where torch's fused attention has no gradient; here, they ask for nothing.
   Seen seen_by_prefix(const at::Tensor& valid, at::ScalarType type) const {
     const at::Tensor places = at::cumsum(valid, 1) - 1;
-    const at::Tensor allowed = valid.unsqueeze(1) & valid.unsqueeze(2);
+    at::Tensor allowed = valid.unsqueeze(1) & valid.unsqueeze(2), asks;
+    if (judges_) {
+      allowed = allowed | valid.logical_not().unsqueeze(2);
+      asks = valid.unsqueeze(1).unsqueeze(3).to(type);
+    }
     return {layers::rotary(places, shape_.language.head_width, shape_.language.theta, type),
-            layers::additive_mask(allowed, type)};
+            layers::additive_mask(allowed, type), asks};
+  }
+  static at::Tensor attended(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                             const Seen& seen) {
+    return layers::attention(seen.asks.defined() ? query * seen.asks : query, key, value, seen.mask);
   }
   /// Those, and the suffix: the actions all of it, pi0's state only itself. Places go on from the prefix's.
-  Seen seen_by_suffix(const at::Tensor& valid, const at::Tensor& s) const {
-    const std::int64_t n = valid.size(0), T = s.size(1);
+  Seen seen_by_suffix(const at::Tensor& valid_prefix, const at::Tensor& s) const {
+    const std::int64_t n = s.size(0), T = s.size(1);
+    const at::Tensor valid = layers::repeated(valid_prefix, n);
     const at::Tensor places =
         valid.sum(1, /*keepdim=*/true) + at::arange(T, valid.options().dtype(at::kLong));
     at::Tensor own = at::ones({n, T, T}, valid.options());
@@ -262,25 +345,45 @@ class Pi0Network {
             layers::additive_mask(allowed, s.scalar_type())};
   }
 
-  /// Gemma's layer i: its keys and values, and `x` is the residual stream behind it, but for the last layer's, which nobody reads.
-  std::pair<at::Tensor, at::Tensor> prefix_layer(std::size_t i, at::Tensor& x, const Seen& seen) const {
+  /// Gemma's layer i: its keys and values, and `x` is the residual stream behind it, but for the last layer's, which at most a
+  /// value head reads: in its place there is `ending`, if it is asked for.
+  std::pair<at::Tensor, at::Tensor> prefix_layer(std::size_t i, at::Tensor& x, const Seen& seen,
+                                                 Ending* ending) const {
     const parts::DecoderLayer& layer = layers_[i].language;
-    const bool read = i + 1 < layers_.size() || watch_;
+    const bool last = i + 1 == layers_.size(), read = !last || watch_;
     const auto own = layer.project(x, seen.rotary, {}, shape_.language, !read);
+    if (last && ending != nullptr) *ending = {x, own.in, own.key, own.value};
     if (read) {
-      const at::Tensor mixed = layers::attention(own.query, own.key, own.value, seen.mask);
+      const at::Tensor mixed = attended(own.query, own.key, own.value, seen);
       x = layer.finish(x, mixed, {}, {}, shape_.language);
       see("prefix.layer." + std::to_string(i), x);
     }
     return {own.key, own.value};
+  }
+  /// The rest of Gemma's last layer, and the values [n, V] of it.
+  at::Tensor judged(const Ending& ending, const at::Tensor& valid, const Seen& seen) const {
+    all_.before(value_unit());
+    const parts::DecoderLayer& layer = layers_.back().language;
+    const at::Tensor query = layer.ask_later(ending.in, seen.rotary, shape_.language);
+    const at::Tensor mixed = attended(query, ending.key, ending.value, seen);
+    const at::Tensor x = layer.finish(ending.x, mixed, {}, {}, shape_.language);
+    at::Tensor counted = valid.clone();
+    counted.narrow(1, counted.size(1) - shape_.text, shape_.text).fill_(true);
+    const at::Tensor read = layers::masked_mean(language_norm_(x, {}, shape_.language).first, counted);
+    see("value.input", read);
+    const at::Tensor values = value_head_(read);
+    all_.after(value_unit(), {values});
+    return values;
   }
   /// The expert's layer i behind the prefix's keys and values.
   at::Tensor suffix_layer(std::size_t i, const at::Tensor& s, const at::Tensor& condition,
                           const std::pair<at::Tensor, at::Tensor>& prefix, const Seen& seen) const {
     const parts::DecoderLayer& layer = layers_[i].expert;
     const auto own = layer.project(s, seen.rotary, condition, shape_.expert);
-    const at::Tensor mixed = layers::attention(own.query, at::cat({prefix.first, own.key}, 2),
-                                               at::cat({prefix.second, own.value}, 2), seen.mask);
+    const std::int64_t m = s.size(0);
+    const at::Tensor mixed =
+        layers::attention(own.query, at::cat({layers::repeated(prefix.first, m), own.key}, 2),
+                          at::cat({layers::repeated(prefix.second, m), own.value}, 2), seen.mask);
     const at::Tensor y = layer.finish(s, mixed, own.gate, condition, shape_.expert);
     see("suffix.layer." + std::to_string(i), y);
     return y;
@@ -288,18 +391,26 @@ class Pi0Network {
   at::Tensor end(const at::Tensor& s, const at::Tensor& condition) const {
     const at::Tensor y = expert_norm_(s, condition, shape_.expert).first;  // its gate is for nothing
     see("suffix.norm", y);
-    return action_out_(y.narrow(1, y.size(1) - shape_.horizon, shape_.horizon).to(at::kFloat));
+    const at::Tensor read = y.narrow(1, y.size(1) - shape_.horizon, shape_.horizon).to(at::kFloat);
+    return shape_.noise.empty() ? action_out_(read) : at::cat({action_out_(read), noise_head_(read)}, 2);
   }
   at::ScalarType precision() const { return words_.scalar_type(); }
 
   Pi0Shape shape_;
   Parameters& all_;
+  bool judges_;  ///< there is a value head
   parts::SigLip vision_;
   Linear projector_, action_in_, action_out_, state_in_, time_in_, time_out_;
   at::Tensor words_;
   std::vector<Layer> layers_;
   parts::DecoderNorm language_norm_, expert_norm_;
+  parts::ApartMlp value_head_, noise_head_;
   Watch watch_;
 };
 
 }  // namespace dvla::detail
+
+template <std::same_as<dvla::detail::Pi0Shape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::state_token, &K::views, &K::text, &K::horizon, &K::actions, &K::vocabulary,
+                    &K::shortest_period, &K::longest_period, &K::vision, &K::language, &K::expert> {};

@@ -1,14 +1,17 @@
 // SmolVLA's machinery (Shukor et al., arXiv 2506.01844): the first half of SmolVLM2 and an action expert (model/smolvla_network.hpp)
-// under flow matching with flow_sde's noise (model/flow_head.hpp): its noise runs as pi0's does, so pi_RL's formulas hold. Cameras
+// under flow matching (model/flow_head.hpp): its noise runs as pi0's does, so pi_RL's formulas hold. Cameras
 // are resized and padded above and to the left; the prompt is the task and a line's end; the state is a token. Needs
-// torch. Random weights only: no checkpoint is read in this version, and so a prompt's tokens are its bytes. No value
-// head, no CUDA.
+// torch. Weights are random or a published checkpoint's, lerobot's. A value head where one is asked for (WithValue), which
+// reads the prefix. No CUDA.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "dvla/core/machinery.hpp"
 #include "dvla/model/descriptors.hpp"
@@ -22,15 +25,45 @@ namespace detail {
 
 struct SmolVlaFamily {
   static constexpr std::string_view name = "SmolVLA";
+  static constexpr auto slots = std::to_array<std::string_view>({"camera1", "camera2", "camera3"});
   using Network = SmolVlaNetwork;
-  static constexpr std::int64_t begin = -1, padding = 0;
+  static constexpr std::int64_t padding = 0;
+  static constexpr bool begins = false, ends_blank = false, pads_before = false, tells_state = false;
   static constexpr bool state_apart = true, wide_tower = false;
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
+    if (knobs.pictures != Pictures::lerobot)
+      throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it lerobot");
+    SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
+                                                  : published_shape(PublishedConfig(knobs.checkpoint));
+    if (knobs.horizon > 0) shape.horizon = knobs.horizon;
+    if (knobs.noise == FlowNoise::flow_noise)
+      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
+                                                        : std::vector<std::int64_t>{128, 64};
+    return shape;
+  }
+  /// Nobody reads lm_head. Older files have the data's statistics among the weights.
+  static const PublishedNames& names() {
+    static const std::string language = "vlm_with_expert.vlm.";
+    static const PublishedNames names{
+        .tied = {{language + "model.text_model.embed_tokens.weight", language + "lm_head.weight"}},
+        .dead = R"(vlm_with_expert\.vlm\.lm_head\.weight|value_head\..*|(un)?normalize_\w+\..*)"};
+    return names;
+  }
+  static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }
+  static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures) {
+    return layers::resized_with_pad(frames, side, layers::Padding::before);
+  }
+  static std::string prompt(const std::string& task, std::span<const float>) {
+    return task.ends_with('\n') ? task : task + "\n";
+  }
+
+ private:
+  static SmolVlaShape random_shape(RandomWeights random) {
     SmolVlaShape shape;
-    shape.horizon = knobs.horizon;
-    if (knobs.random == RandomWeights::tiny) {
+    shape.horizon = 8;
+    if (random == RandomWeights::tiny) {
       shape.vocabulary = 512;
       shape.text = 64;
       shape.vision.width = 32, shape.vision.layers = 2, shape.vision.heads = 2, shape.vision.mlp = 64;
@@ -39,14 +72,41 @@ struct SmolVlaFamily {
       shape.expert.width = 48, shape.expert.layers = 4, shape.expert.mlp = 96;
       for (parts::DecoderShape* each : {&shape.language, &shape.expert})
         each->heads = 4, each->kv_heads = 2, each->head_width = 16;
+      shape.value = {32, 16, 8};
     }
     return shape;
   }
-  static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }
-  static at::Tensor image(const at::Tensor& frames, std::int64_t side) {
-    return layers::resized_with_pad(frames, side, layers::Padding::before);
+  /// lerobot's config.json, whose class has the published extents where it is silent.
+  static SmolVlaShape published_shape(const PublishedConfig& config) {
+    SmolVlaShape shape;
+    if (config.own(name, shape)) return shape;
+    config.is("type", "smolvla", "this model");
+    config.supports("vlm_model_name",
+                    {"HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "HuggingFaceTB/SmolVLM2-500M-Instruct"});
+    config.supports("attention_mode", {"cross_attn"});
+    config.supports("add_image_special_tokens", {false});
+    config.supports("adapt_to_pi_aloha", {false});
+    config.supports("prefix_length", {-1, 0});
+    shape.horizon = config.count("chunk_size", shape.horizon);
+    shape.actions = config.count("max_action_dim", shape.actions);
+    shape.states = config.count("max_state_dim", shape.states);
+    shape.text = config.count("tokenizer_max_length", shape.text);
+    shape.shortest_period = config.number("min_period", shape.shortest_period);
+    shape.longest_period = config.number("max_period", shape.longest_period);
+    shape.vision.image =
+        config.side("resize_imgs_with_padding", shape.vision.image, shape.vision.patch * shape.shuffle);
+    if (config.images() > 0) shape.views = config.images();
+    shape.joint_every =
+        std::max<std::int64_t>(config.count("self_attn_every_n_layers", shape.joint_every, -1), 0);
+    shape.language.layers = config.count("num_vlm_layers", shape.language.layers, 1, 32);
+    config.supports("num_expert_layers", {-1, 0, shape.language.layers});
+    shape.expert.layers = shape.language.layers;
+    // smolvlm_with_expert.py:110, 67: two thirds of four times the width, up to a multiple of 256.
+    shape.expert.width = static_cast<std::int64_t>(static_cast<double>(shape.language.width) *
+                                                   config.number("expert_width_multiplier", 0.75));
+    shape.expert.mlp = (4 * (2 * shape.expert.width / 3) + 255) / 256 * 256;
+    return shape;
   }
-  static std::string prompt(const std::string& task, std::span<const float>) { return task + "\n"; }
 };
 
 }  // namespace detail

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "dvla/core/dtype.hpp"
+#include "dvla/model/flow_noise.hpp"
 
 namespace dvla {
 
@@ -22,8 +23,9 @@ struct TokenHeadKnobs : TinyVlaKnobs {
   float temperature = 1;  ///< of sampling and training alike; 0.05 to 10
 };
 struct FlowHeadKnobs : TinyVlaKnobs {
-  int denoise_steps = 4;     ///< K, Euler steps from noise to action; 1 to 64
-  float noise_level = 0.5f;  ///< a of flow_sde; above 0, to 2
+  int denoise_steps = 4;                  ///< K, Euler steps from noise to action; 1 to 64
+  FlowNoise noise = FlowNoise::flow_sde;  ///< not flow_noise, for which the network has no head
+  float noise_level = 0.5f;               ///< a of flow_sde and flow_cps; above 0, to 2
 };
 
 /// Discrete action tokens, decoded in parallel as OpenVLA-OFT does. Machinery: model/token_head.hpp.
@@ -32,7 +34,7 @@ struct TokenHead {
   static constexpr std::string_view name = "TokenHead";
 };
 
-/// Flow matching with flow_sde noise, as pi0.5 under RL. Machinery: model/flow_head.hpp.
+/// Flow matching with the noise of pi0.5 under RL. Machinery: model/flow_head.hpp.
 struct FlowHead {
   using knobs = FlowHeadKnobs;
   static constexpr std::string_view name = "FlowHead";

@@ -1,11 +1,14 @@
-// What vision-language-action models have in common before their networks: which of the environment's cameras they see, and,
-// as long as no tokeniser is read, a prompt's bytes as its tokens.
+// What vision-language-action models have in common before their networks: which of the environment's cameras they see, and
+// which of its tasks. What they are told is prompts.hpp's.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <map>
+#include <numeric>
+#include <set>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -18,41 +21,61 @@
 
 namespace dvla::detail {
 
-/// The environment's cameras that `named` lists, as "top,wrist", or all in their order where it is empty. Throws ConfigError,
-/// which `model` begins, where there is none, an unknown one is named, or there are more than `most`.
+/// The environment's cameras that `named` lists, in the order of the model's `slots`: as "top,wrist", one for each slot; as
+/// "base_0_rgb=top", with the slot of each; or all in their order where it is empty. A model without slots takes any number. Throws
+/// ConfigError, which `model` begins, where there is no camera, an unknown one is named or slot, or one twice, or there are too many.
 inline std::vector<std::size_t> chosen_cameras(std::string_view model, const ObservationSpec& spec,
                                                const std::string& named,
-                                               std::size_t most = std::numeric_limits<std::size_t>::max()) {
-  std::string known;
-  for (const CameraSpec& camera : spec.cameras) known += (known.empty() ? "" : ", ") + camera.name;
+                                               std::span<const std::string_view> slots = {}) {
+  const auto listed = [](const auto& all, auto name) {
+    std::string text;
+    for (const auto& each : all) text += (text.empty() ? "" : ", ") + std::string(name(each));
+    return text;
+  };
+  const std::string known = listed(spec.cameras, [](const CameraSpec& camera) { return camera.name; });
   if (spec.cameras.empty())
     throw ConfigError(model, ": the environment gives no camera, and the model needs one");
-  std::vector<std::size_t> chosen;
+  const auto refuse = [&](const std::string& what) {
+    throw ConfigError("model.cameras ", what, ", and the environment's cameras are ", known,
+                      slots.empty() ? "" : "; the slots of ", slots.empty() ? "" : model,
+                      slots.empty() ? "" : " are ", listed(slots, [](auto slot) { return slot; }));
+  };
   if (named.empty()) {
-    for (std::size_t i = 0; i < spec.cameras.size(); ++i) chosen.push_back(i);
-  } else {
-    std::istringstream list(named);
-    for (std::string name; std::getline(list, name, ',');) {
-      const auto found = std::ranges::find(spec.cameras, name, &CameraSpec::name);
-      if (found == spec.cameras.end())
-        throw ConfigError("model.cameras names '", name, "', and the environment's cameras are ", known);
-      chosen.push_back(static_cast<std::size_t>(found - spec.cameras.begin()));
-      if (std::ranges::count(chosen, chosen.back()) > 1)
-        throw ConfigError("model.cameras names '", name, "' twice");
-    }
+    if (!slots.empty() && spec.cameras.size() > slots.size())
+      throw ConfigError(model, " takes ", slots.size(), " cameras, and ", spec.cameras.size(), " are given (",
+                        known, "); choose with model.cameras");
+    std::vector<std::size_t> all(spec.cameras.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    return all;
   }
-  if (chosen.size() > most)
-    throw ConfigError(model, " takes ", most, " cameras, and ", chosen.size(), " are given (", known,
-                      "); choose with model.cameras");
+  std::map<std::size_t, std::size_t> in_slot;
+  std::set<std::size_t> seen;
+  std::istringstream list(named);
+  const bool by_slot = named.find('=') != named.npos;
+  for (std::string name; std::getline(list, name, ',');) {
+    std::size_t slot = in_slot.size();
+    if (by_slot) {
+      const std::size_t equals = std::min(name.find('='), name.size());
+      if (equals == name.size()) refuse("gives '" + name + "' no slot, and others one");
+      const auto found = std::ranges::find(slots, std::string_view(name).substr(0, equals));
+      if (found == slots.end()) refuse("names the slot '" + name.substr(0, equals) + "'");
+      slot = static_cast<std::size_t>(found - slots.begin());
+      name.erase(0, equals + 1);
+      if (in_slot.contains(slot)) refuse("fills the slot '" + std::string(*found) + "' twice");
+    } else if (!slots.empty() && slot == slots.size()) {
+      refuse("names more than " + std::to_string(slots.size()));
+    }
+    const auto found = std::ranges::find(spec.cameras, name, &CameraSpec::name);
+    if (found == spec.cameras.end()) refuse("names '" + name + "'");
+    const auto camera = static_cast<std::size_t>(found - spec.cameras.begin());
+    if (!seen.insert(camera).second) refuse("names '" + name + "' twice");
+    in_slot.emplace(slot, camera);
+  }
+  std::vector<std::size_t> chosen;
+  for (const auto& [slot, camera] : in_slot) chosen.push_back(camera);
   return chosen;
 }
 
-/// Throws ConfigError, which `model` begins, where the environment has no instructions.
-inline void need_instructions(std::string_view model, const ObservationSpec& spec) {
-  if (spec.instructions.empty())
-    throw ConfigError(
-        model, ": the environment gives no instruction; a vision-language-action model needs at least one");
-}
 /// A row's instruction, one of `tasks`; else an Error, which `model` begins.
 inline std::int32_t task_of(std::string_view model, const Observation& observation, std::int64_t row,
                             std::int64_t tasks) {
@@ -78,11 +101,6 @@ inline std::size_t widened_bytes(Dtype dtype, std::int64_t numbers) {
   return dtype == Dtype::f32 || bf16_instructions() != "none"
              ? 0
              : static_cast<std::size_t>(numbers) * sizeof(float);
-}
-
-/// Writes a token a byte: those that SentencePiece has for what it has no other for, behind three of its own.
-inline void byte_tokens(std::string_view text, std::int64_t* to) {
-  for (const char byte : text) *to++ = 3 + static_cast<unsigned char>(byte);
 }
 
 }  // namespace dvla::detail

@@ -61,6 +61,59 @@ void for_each_value(const io::TensorView& view, Visit visit) {
     }
   }
 }
+
+/// load_weights of the parameters that `name_of(parameter)` names a tensor of the file for.
+template <class Model, class NameOf>
+void load_weights_as(Model& model, const io::SafetensorsFile& file, NameOf name_of) {
+  for (const bool copies : {false, true}) {  // everything is checked before anything changes
+    for (const Parameter& each : model.parameters()) {
+      const std::string name = name_of(each), where = "'" + file.path().string() + "': tensor " + name;
+      if (name.empty()) continue;
+      const io::TensorView view = file.tensor(name);
+      if (!std::ranges::equal(view.shape, each.shape))
+        throw ConfigError(
+            where + " has another shape than this model: use the settings the checkpoint was made with");
+      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
+        throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
+                          "; weights are read from F32, BF16 and F16");
+      if (each.mapped &&
+          (view.dtype != file_dtype(each.dtype) ||
+           (view.bytes.data() != each.data && std::memcmp(view.bytes.data(), each.data, each.bytes()) != 0)))
+        throw ConfigError(where +
+                          " is not what this model has mapped from its base: give that file as the base");
+      if (!copies && !each.mapped) {
+        for_each_value(view, [&](std::size_t i, float value) {
+          if (!std::isfinite(value))
+            throw FormatError(where + " has " + number_text(value) + " at element " + std::to_string(i) +
+                              ": it must be finite");
+        });
+      }
+      if (!copies || each.mapped) continue;
+      auto* to = const_cast<std::byte*>(host_data(each));
+      if (view.dtype == file_dtype(each.dtype)) {
+        std::copy(view.bytes.begin(), view.bytes.end(), to);
+      } else {
+        for_each_value(view, [&](std::size_t i, float value) {
+          from_floats(std::span(&value, 1), each.dtype,
+                      {to + i * bytes_of(each.dtype), bytes_of(each.dtype)});
+        });
+      }
+    }
+  }
+}
+
+/// frozen_views by such names.
+template <class NameOf>
+FrozenViews frozen_views(const io::SafetensorsFile& file, NameOf name_of) {
+  return [&file, name_of](const Parameter& each) -> const std::byte* {
+    const std::string name = name_of(each);
+    if (!file.contains(name)) return nullptr;
+    const io::TensorView view = file.tensor(name);
+    const bool fits = view.dtype == file_dtype(each.dtype) && std::ranges::equal(view.shape, each.shape) &&
+                      reinterpret_cast<std::uintptr_t>(view.bytes.data()) % bytes_of(each.dtype) == 0;
+    return fits ? view.bytes.data() : nullptr;
+  };
+}
 }  // namespace detail
 
 /// Views of the model's parameters, `prefix` before their names: valid while the model lives, and what the
@@ -84,57 +137,17 @@ std::vector<io::TensorToWrite> weights_to_write(const Model& model, WeightSet se
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set = WeightSet::all,
                   const std::string& prefix = {}) {
-  for (const bool copies : {false, true}) {  // everything is checked before anything changes
-    for (const Parameter& each : model.parameters()) {
-      if (!detail::belongs(each, set)) continue;
-      const std::string name = detail::stored_name(file, prefix + each.name),
-                        where = "'" + file.path().string() + "': tensor " + name;
-      const io::TensorView view = file.tensor(name);
-      if (!std::ranges::equal(view.shape, each.shape))
-        throw ConfigError(
-            where + " has another shape than this model: use the settings the checkpoint was made with");
-      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
-        throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
-                          "; weights are read from F32, BF16 and F16");
-      if (each.mapped &&
-          (view.dtype != detail::file_dtype(each.dtype) ||
-           (view.bytes.data() != each.data && std::memcmp(view.bytes.data(), each.data, each.bytes()) != 0)))
-        throw ConfigError(where +
-                          " is not what this model has mapped from its base: give that file as the base");
-      if (!copies && !each.mapped) {
-        detail::for_each_value(view, [&](std::size_t i, float value) {
-          if (!std::isfinite(value))
-            throw FormatError(where + " has " + detail::number_text(value) + " at element " +
-                              std::to_string(i) + ": it must be finite");
-        });
-      }
-      if (!copies || each.mapped) continue;
-      auto* to = const_cast<std::byte*>(detail::host_data(each));
-      if (view.dtype == detail::file_dtype(each.dtype)) {
-        std::copy(view.bytes.begin(), view.bytes.end(), to);
-      } else {
-        detail::for_each_value(view, [&](std::size_t i, float value) {
-          from_floats(std::span(&value, 1), each.dtype,
-                      {to + i * bytes_of(each.dtype), bytes_of(each.dtype)});
-        });
-      }
-    }
-  }
+  detail::load_weights_as(model, file, [&](const Parameter& each) {
+    return detail::belongs(each, set) ? detail::stored_name(file, prefix + each.name) : std::string();
+  });
 }
 
 /// For a model that can compute with frozen weights where they lie in the mapped file, which must outlive it:
 /// those of the precision that it computes in. Nothing is read, so numbers that are not finite are not found
 /// here; ranks of a machine share the pages. load_weights reads the others, and checks names and shapes of all.
 inline FrozenViews frozen_views(const io::SafetensorsFile& file, const std::string& prefix) {
-  return [&file, prefix](const Parameter& each) -> const std::byte* {
-    const std::string name = detail::stored_name(file, prefix + each.name);
-    if (!file.contains(name)) return nullptr;
-    const io::TensorView view = file.tensor(name);
-    const bool fits = view.dtype == detail::file_dtype(each.dtype) &&
-                      std::ranges::equal(view.shape, each.shape) &&
-                      reinterpret_cast<std::uintptr_t>(view.bytes.data()) % bytes_of(each.dtype) == 0;
-    return fits ? view.bytes.data() : nullptr;
-  };
+  return detail::frozen_views(
+      file, [&file, prefix](const Parameter& each) { return detail::stored_name(file, prefix + each.name); });
 }
 
 /// Whether the model has what load_weights would give it, in the file's own precision, bit for bit.

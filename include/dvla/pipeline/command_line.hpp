@@ -1,7 +1,9 @@
 // The ways into and out of a configuration: command line, TOML file, JSON. All of them iterate over the same
-// list of reflected knobs. Order of precedence: defaults, then --config, then flags (the last one given
-// counts). Every mistake is a ConfigError of one line that names the source (flag, or file and line), the
-// field, the value and what is allowed; an unknown name says what it may have meant.
+// list of reflected knobs. Order of precedence: defaults, then --preset, then --config, then flags (the last one
+// given counts). A preset is a TOML file that came with the library: it says which nine policies it is for
+// ([pipeline]), as any file may, and what of its original no knob expresses (not_expressed). Every mistake is a
+// ConfigError of one line that names the source (flag, or file and line), the field, the value and what is allowed;
+// an unknown name says what it may have meant.
 //
 // A flag is the knob's name, `--group 8` or `--group=8`, as long as only one section has a knob of that name;
 // `--algorithm.group 8` always works. Dashes and underscores are the same. A bool may come without a value. A
@@ -115,18 +117,48 @@ inline void check_section(const std::vector<KnobRef>& knobs, std::string_view na
                     did_you_mean(nearest(name, sections)));
 }
 
-inline std::string read_config_file(const std::string& path) {
+/// The slots, and the policies that a pipeline has in them.
+using PolicyNames = std::vector<std::pair<std::string_view, std::string_view>>;
+
+template <class Pipeline, class... Slots>
+PolicyNames policy_names(list<Slots...>) {
+  return {{Slots::name, policy_name<typename Pipeline::template policy<Slots>>()}...};
+}
+template <class Pipeline>
+PolicyNames policy_names() {
+  return policy_names<Pipeline>(all_slots{});
+}
+
+/// Throws ConfigError where a file names another policy than the one that is `here`.
+inline void check_policy(std::string_view slot, std::string_view here, const Given& there,
+                         const std::string& source) {
+  const auto* const name = std::get_if<std::string>(&there.value);
+  if (name == nullptr || *name != here)
+    throw ConfigError(source, "written by another pipeline: its ", slot, " is ",
+                      name == nullptr ? there.shown : "\"" + one_line(*name) + "\"", ", here it is \"", here,
+                      "\"");
+}
+
+/// `flag` opens the sentence of the ConfigError where it cannot be read.
+inline std::string read_config_file(const std::string& path, const std::string& flag) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error))
-    throw ConfigError("--config: '", one_line(path), "' is a folder; name a TOML file");
+    throw ConfigError(flag, ": '", one_line(path), "' is a folder; name a TOML file");
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file.is_open() || file.bad())
-    throw ConfigError("--config: cannot read '", one_line(path), "'; check that it exists and is readable");
+    throw ConfigError(flag, ": cannot read '", one_line(path), "'; check that it exists and is readable");
   return text;
 }
 
-inline void read_toml(const std::vector<KnobRef>& knobs, std::string_view text, const std::string& name) {
+/// What a TOML file says besides values.
+struct FileNotes {
+  std::vector<std::string> not_expressed{};  ///< sentences: what of the original no knob has
+  std::size_t policies = 0;                  ///< how many slots' it names
+};
+
+inline FileNotes read_toml(const std::vector<KnobRef>& knobs, const PolicyNames& policies,
+                           std::string_view text, const std::string& name) {
   const auto at = [&name](const toml::source_region& source) {
     return one_line(name) + ":" + std::to_string(source.begin.line) + ": ";
   };
@@ -136,12 +168,37 @@ inline void read_toml(const std::vector<KnobRef>& knobs, std::string_view text, 
   } catch (const toml::parse_error& error) {
     throw ConfigError(at(error.source()) + one_line(error.description(), 240));
   }
+  FileNotes notes;
+  if (const toml::node* const pipeline = root.get("pipeline")) {  // first: another's knobs are others
+    if (!pipeline->is_table())
+      throw ConfigError(at(pipeline->source()), "'pipeline' must be a section of policy names, [pipeline]");
+    const toml::table& named = *pipeline->as_table();
+    for (const auto& [slot, here] : policies)
+      if (const toml::node* const there = named.get(slot))
+        check_policy(slot, here, given(*there), at(there->source())), ++notes.policies;
+    std::vector<std::string> slots;
+    for (const auto& each : policies) slots.emplace_back(each.first);
+    for (const auto& [slot, policy] : named)
+      if (std::ranges::find(slots, slot.str()) == slots.end())
+        throw ConfigError(at(slot.source()), "[pipeline] has no slot '", one_line(slot.str()), "'",
+                          did_you_mean(nearest(slot.str(), slots)));
+  }
   for (const auto& [section, body] : root) {
+    if (section == "pipeline") continue;
+    if (section == "not_expressed") {
+      const toml::array* const sentences = body.as_array();
+      if (sentences == nullptr || !sentences->is_homogeneous<std::string>())
+        throw ConfigError(at(body.source()), "not_expressed must be an array of sentences");
+      for (const toml::node& sentence : *sentences)
+        notes.not_expressed.push_back(one_line(*sentence.value<std::string>(), 240));
+      continue;
+    }
     check_section(knobs, section.str(), body.is_table(), at(section.source()));
     for (const auto& [key, node] : *body.as_table())
       assign_knob(file_knob(knobs, section.str(), key.str(), at(key.source())), given(node),
                   at(node.source()));
   }
+  return notes;
 }
 
 inline void read_json(const std::vector<KnobRef>& knobs, const nlohmann::ordered_json& root,
@@ -179,6 +236,10 @@ std::vector<const CLI::Option*> add_options(CLI::App& app, const std::vector<Kno
       ->description("a TOML file with [section]s of knobs, or a run's config.json; flags override it")
       ->type_name("(a TOML file, or a run's config.json)")
       ->option_text("FILE");
+  app.add_option("--preset")
+      ->description("published settings by their name, of examples/presets, or such a file")
+      ->type_name("(the name of a preset)")
+      ->option_text("NAME");
   std::vector<const CLI::Option*> options;
   for (const KnobRef& knob : knobs) {
     const bool is_bool = knob.is<bool*>();
@@ -300,10 +361,8 @@ std::string to_toml(const Config<Pipeline>& config) {
 template <class Pipeline>
 nlohmann::ordered_json to_json(const Config<Pipeline>& config) {
   nlohmann::ordered_json root = nlohmann::ordered_json::object();
-  [&]<class... Policies>(detail::list<Policies...>) {
-    ((root["pipeline"][std::string(Policies::slot::name)] = std::string(detail::policy_name<Policies>())),
-     ...);
-  }(typename Pipeline::policies{});
+  for (const auto& [slot, policy] : detail::policy_names<Pipeline>())
+    root["pipeline"][std::string(slot)] = std::string(policy);
   for_each_section(config, [&](std::string_view section, const auto& knobs) {
     if (auto values = json_of<nlohmann::ordered_json>(knobs); !values.empty())
       root[std::string(section)] = std::move(values);
@@ -322,20 +381,15 @@ inline nlohmann::ordered_json parse_config(std::string_view text, const std::str
   }
 }
 
-/// Throws ConfigError where the JSON of a configuration names another policy than `Pipeline` in one of the
-/// slots.
+/// The same for the JSON of a configuration, which may leave `Slots` unsaid.
 template <class Pipeline, class... Slots>
-void check_policies(const nlohmann::ordered_json& root, const std::string& source, list<Slots...>) {
+void check_policies(const nlohmann::ordered_json& root, const std::string& source, list<Slots...> slots) {
   if (!root.is_object() || !root.contains("pipeline")) return;
   const auto& pipeline = root["pipeline"];
   if (!pipeline.is_object()) throw ConfigError(source, "'pipeline' must be an object of policy names");
-  const auto compare = [&](std::string_view slot, std::string_view here) {
-    const auto there = pipeline.find(std::string(slot));
-    if (there != pipeline.end() && *there != std::string(here))
-      throw ConfigError(source, "written by another pipeline: its ", slot, " is ", shown(*there),
-                        ", here it is \"", here, "\"");
-  };
-  (compare(Slots::name, policy_name<typename Pipeline::template policy<Slots>>()), ...);
+  for (const auto& [slot, here] : policy_names<Pipeline>(slots))
+    if (const auto there = pipeline.find(std::string(slot)); there != pipeline.end())
+      check_policy(slot, here, given(*there), source);
 }
 
 /// Values over those in `config`. Another pipeline's file is refused.
@@ -348,13 +402,48 @@ void read_json_text(Config<Pipeline>& config, std::string_view text, const std::
 }
 
 template <class Pipeline>
-void read_file(Config<Pipeline>& config, const std::string& path) {
-  const std::string text = read_config_file(path);
-  if (path.ends_with(".json")) {
-    read_json_text(config, text, path);
-  } else {
-    read_toml(list_knobs(config), text, path);
-  }
+FileNotes read_file(Config<Pipeline>& config, const std::string& path, const std::string& flag) {
+  const std::string text = read_config_file(path, flag);
+  if (!path.ends_with(".json")) return read_toml(list_knobs(config), policy_names<Pipeline>(), text, path);
+  read_json_text(config, text, path);
+  return {};
+}
+
+/// Where presets are beside these headers: in the sources, or where they were installed.
+inline std::filesystem::path preset_folder() {
+  const std::filesystem::path root =
+      std::filesystem::path(__FILE__).parent_path().parent_path().parent_path().parent_path();
+  std::error_code error;
+  const std::filesystem::path installed = root / "share" / "dvla" / "presets";
+  return std::filesystem::is_directory(installed, error) ? installed : root / "examples" / "presets";
+}
+
+/// The file that --preset means: a path, or a name in that folder.
+inline std::string preset_file(const std::string& name) {
+  if (name.find('/') != name.npos || name.ends_with(".toml")) return name;
+  const std::filesystem::path folder = preset_folder();
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator each(folder, error), end; !error && each != end;
+       each.increment(error))
+    if (each->path().extension() == ".toml") names.push_back(each->path().stem().string());
+  std::ranges::sort(names);
+  if (std::ranges::find(names, name) != names.end()) return (folder / (name + ".toml")).string();
+  std::string all;
+  for (const std::string& each : names) all += (all.empty() ? "" : ", ") + each;
+  throw ConfigError("--preset: there is no '", one_line(name), "' in ", folder.string(),
+                    all.empty() ? ", nor another" : ", but " + all, "; a TOML file's path may be given too");
+}
+
+/// As read_file of a preset. Throws ConfigError where the file leaves a policy unsaid.
+template <class Pipeline>
+FileNotes read_preset(Config<Pipeline>& config, const std::string& name) {
+  const std::string path = preset_file(name);
+  FileNotes notes = read_file(config, path, "--preset");
+  if (const std::size_t all = policy_names<Pipeline>().size(); notes.policies != all)
+    throw ConfigError(one_line(path), ": a preset names its ", all,
+                      " policies under [pipeline], and this one ", notes.policies);
+  return notes;
 }
 
 }  // namespace detail
@@ -363,7 +452,7 @@ void read_file(Config<Pipeline>& config, const std::string& path) {
 template <class Pipeline>
 Config<Pipeline> from_toml(std::string_view text, Config<Pipeline> defaults = {},
                            const std::string& name = "config.toml") {
-  detail::read_toml(list_knobs(defaults), text, name);
+  detail::read_toml(list_knobs(defaults), detail::policy_names<Pipeline>(), text, name);
   validate(defaults);
   return defaults;
 }
@@ -377,8 +466,9 @@ Config<Pipeline> from_json(std::string_view text, Config<Pipeline> defaults = {}
   return defaults;
 }
 
-/// Defaults, --config, flags, in this order; validated. Empty if --help or --print-config was answered on
-/// `out`: the program then ends with 0. Throws ConfigError.
+/// Defaults, --preset, --config, flags, in this order; validated. Empty if --help or --print-config was answered
+/// on `out`: the program then ends with 0. What a file says that it does not express is said on `out`. Throws
+/// ConfigError.
 template <class Pipeline>
 std::optional<Config<Pipeline>> parse_command_line(int argc, const char* const* argv,
                                                    Config<Pipeline> defaults = {},
@@ -392,14 +482,25 @@ std::optional<Config<Pipeline>> parse_command_line(int argc, const char* const* 
     out << app.help();
     return std::nullopt;
   }
-  for (const std::string& file : app.get_option("--config")->results()) detail::read_file(config, file);
+  std::vector<std::string> not_expressed;
+  const auto note = [&](const detail::FileNotes& notes, const std::string& name) {
+    for (const std::string& each : notes.not_expressed)
+      not_expressed.push_back("not expressed by " + detail::one_line(name) + ": " + each + "\n");
+  };
+  for (const std::string& name : app.get_option("--preset")->results())
+    note(detail::read_preset(config, name), name);
+  for (const std::string& file : app.get_option("--config")->results())
+    note(detail::read_file(config, file, "--config"), file);
   for (std::size_t i = 0; i < knobs.size(); ++i) {
     if (options[i]->count() > 0)
       detail::assign_knob(knobs[i], detail::given(knobs[i], options[i]->results().back()),
                           options[i]->get_name() + ": ");
   }
   validate(config);
-  if (app.count("--print-config") > 0) {
+  const bool prints = app.count("--print-config") > 0;
+  if (prints || !config.run.quiet)
+    for (const std::string& each : not_expressed) out << (prints ? "# " : "") << each;
+  if (prints) {
     out << to_toml(kept(config));
     return std::nullopt;
   }

@@ -502,7 +502,9 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     std::_Exit(1);
   });
   run->on_notice(warn);
-  say(P::describe(config.run));
+  say(P::describe(run->config().run));
+  if (const std::vector<std::string> warnings = run->adapter().warnings(); leads)
+    for (const std::string& warning : warnings) warn(warning);
   if (!run->job().alone()) say(describe(run->job()));
   if (resumed) {
     say("resumed from '" + resumed->path().string() + "': " + std::to_string(run->next_batch()) +
@@ -582,7 +584,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                               const nlohmann::json& report = nullptr) {
     watchers.attempt("index.html", [&] {
       const std::scoped_lock lock(page_mutex);
-      if (page.is_null()) page = page_data(config);
+      if (page.is_null()) page = page_data(config, run->config().run);
       std::vector<EvaluationPoint> points;
       if (result.success_before) points.push_back({earlier_batches, *result.success_before});
       if (result.success_rate) points.push_back({run->next_batch(), *result.success_rate});

@@ -37,6 +37,9 @@ class MemoryPlan {
     if (bytes > 0) items_.push_back({std::move(kind), place, bytes});
   }
 
+  /// A line before the items, for people.
+  void note(std::string line) { notes_.push_back(std::move(line)); }
+
   /// Addresses of the model pool that are taken and have no memory most of the time.
   void add_addresses(std::size_t bytes) { addresses_ += bytes; }
 
@@ -62,9 +65,10 @@ class MemoryPlan {
                       " can be had here; its largest parts are ", what);
   }
 
-  /// A line an item, and one for the sum.
+  /// A line a note and an item, and one for the sum.
   std::string text() const {
     std::string out = "memory that is about to be taken:";
+    for (const std::string& note : notes_) out += "\n  " + note;
     for (const MemoryItem& item : items_)
       out +=
           printed("\n  %-34s %10s  %s", item.kind.c_str(), mebibytes(item.bytes).c_str(), name(item.place));
@@ -88,6 +92,7 @@ class MemoryPlan {
   }
 
   std::vector<MemoryItem> items_;
+  std::vector<std::string> notes_;
   std::size_t addresses_ = 0;
 };
 
@@ -102,6 +107,19 @@ struct WeightsPlan {
   std::size_t units_at_once = 0;
   bool shard_frozen = false;
 };
+
+/// How many numbers there are, in how many tensors.
+inline std::string parameters_text(std::span<const Parameter> parameters) {
+  std::int64_t all = 0, trainable = 0, tensors = 0;
+  for (const Parameter& each : parameters) {
+    if (!each.alias_of.empty()) continue;
+    all += each.count();
+    trainable += each.trainable ? each.count() : 0;
+    ++tensors;
+  }
+  return printed("parameters: %lld in %lld tensors, of which %lld train", static_cast<long long>(all),
+                 static_cast<long long>(tensors), static_cast<long long>(trainable));
+}
 
 inline void plan_weights(MemoryPlan& plan, const WeightsPlan& weights) {
   std::size_t frozen = 0, mapped = 0, trainable = 0, elements = 0, in_16_bits = 0;

@@ -168,13 +168,13 @@ inline void fill_page(nlohmann::json& page, const std::string& state, const Hist
 }
 }  // namespace detail
 
-/// What does not change, of a run.
+/// What does not change, of a run. `adapter`: the configuration's, with what the model's checkpoint brings.
 template <class Pipeline>
-nlohmann::json page_data(const Config<Pipeline>& config) {
+nlohmann::json page_data(const Config<Pipeline>& config, const AdapterKnobs& adapter) {
   return {{"kind", "run"},
           {"name", config.run.name},
           {"iterations", config.run.iterations},
-          {"policies", detail::policies_of(Pipeline::describe(config.run))},
+          {"policies", detail::policies_of(Pipeline::describe(adapter))},
           {"knobs", detail::changed_from_defaults(config)},
           {"command", detail::own_command()},
           {"versions",

@@ -327,8 +327,10 @@ class RolloutWorker {
           SplitMix64 random(
               stream_seed(options_.seed, Stream::noise, std::int64_t{0}, first + row, t * C() + c));
           for (std::int64_t a = 0; a < action.count(); ++a)
-            if (spec.categories_of(a) == 0)
-              action[a] = std::clamp(action[a] + static_cast<float>(noise * random.normal()), -1.0F, 1.0F);
+            if (spec.categories_of(a) == 0) {
+              action[a] += static_cast<float>(noise * random.normal());
+              if (adapter_.bounded()) action[a] = std::clamp(action[a], -1.0F, 1.0F);
+            }
           copy(action, all.action.at(t).at(row).at(c));
         }
         step(sound, *single, rows_at(all.observation, t + 1, 0, N));

@@ -287,6 +287,8 @@ class Run {
   Worker& worker() { return parts().worker(); }
   Memory& memory() { return memory_; }
   const MemoryPlan& memory_plan() const { return plan_; }
+  /// Between the model's units and the environment's.
+  Adapter adapter() const { return settings_.adapter(spec_); }
   Data& data() { return parts().data(); }
   Trace& trace() { return trace_; }
   /// Number of the next batch = version of the trainer's weights. Set by a resumed run.
@@ -434,6 +436,8 @@ class Run {
       model = Model::plan(config().model, inputs,
                           settings_.sampling_rows(std::max<std::int64_t>(environments, 1)),
                           settings_.training_rows(trained * shape.decisions));
+    for (const std::string& note : model.notes) plan.note(note);
+    if (!model.parameters.empty()) plan.note(parameters_text(model.parameters));
     WeightsPlan weights{.parameters = model.parameters,
                         .copies = Parts::copies_of_the_model(*job_),
                         .trains = job_->trains(),

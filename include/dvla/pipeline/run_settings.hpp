@@ -163,7 +163,10 @@ class RunSettings {
     return {decisions_in(spec.horizon, config_.model.chunk), episodes, config_.model.chunk};
   }
   Adapter adapter(const EnvironmentSpec& spec) const {
-    return make_adapter(config_.run, spec.observation, spec.action);
+    Adapter adapter = make_adapter(config_.run, spec.observation, spec.action);
+    if constexpr (requires { config_.model.checkpoint; })
+      if (!config_.model.checkpoint.empty()) adapter.expect_any_action();
+    return adapter;
   }
   /// `threads`: cores of the sampling lane.
   RolloutOptions rollout_options(const Job& job, int threads) const {
@@ -189,9 +192,12 @@ class RunSettings {
   }
 
  private:
-  /// With threads for a lane that has none: as many as it may have to itself.
+  /// With threads for a lane that has none: as many as it may have to itself; and with the statistics of the model's
+  /// checkpoint, unless others are named.
   static Config<P> checked(Config<P> config, int ranks_here) {
     validate(config);
+    if constexpr (requires { config.model.checkpoint; })
+      if (config.run.action_statistics.empty()) config.run.action_statistics = config.model.checkpoint;
     const int cores = std::max(usable_cores() / ranks_here, 1);
     const int lanes = requires { P::schedule::in_turn; }
     ? 1 : 2;

@@ -9,6 +9,7 @@
 #include "dvla/core/device.hpp"
 #include "dvla/io/run_name.hpp"
 #include "dvla/memory/cuda_form.hpp"
+#include "dvla/model/flow_noise.hpp"
 #include "dvla/pipeline/knob_list.hpp"
 #include "dvla/placement/make_group.hpp"
 
@@ -38,6 +39,11 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.horizon % config.model.chunk; })
     detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
                            config.model.chunk);
+  if constexpr (requires { config.model.noise == FlowNoise::ode; })
+    if (config.model.noise == FlowNoise::ode && config.run.iterations > 0)
+      throw ConfigError(
+          "model.noise is ode, which has no log-probabilities to train on, and run.iterations is ",
+          config.run.iterations, "; make it 0 to clone and evaluate, or choose another noise");
   if constexpr (requires { steps_together(config.environment); })
     if (steps_together(config.environment) && config.schedule.sampling_stages > 1)
       throw ConfigError("schedule.sampling_stages is ", config.schedule.sampling_stages,

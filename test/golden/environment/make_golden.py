@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Golden numbers for dvla's adapters: NumPy, written after the code that the checkpoints' authors run, not after the C++.
 
-Run: python3 make_golden.py   (rewrites dataset_statistics.json, norm_stats.json and golden.json beside this file; seeded)
+Run: python3 make_golden.py   (rewrites dataset_statistics.json, norm_stats.json, lerobot/ and golden.json beside this file; seeded)
 OpenVLA-OFT: prismatic/extern/hf/modeling_prismatic.py:_unnormalize_actions, experiments/robot/openvla_utils.py:normalize_proprio,
 experiments/robot/robot_utils.py:normalize_gripper_action and invert_gripper_action. openpi: transforms.py:Normalize, Unnormalize.
+lerobot 0.6.1: processor/normalize_processor.py:_apply_transform, its files as processor/pipeline.py:save_pretrained lays them out.
 """
 import json
 import pathlib
+import struct
 
 import numpy as np
 
@@ -60,6 +62,30 @@ def openpi_state(x, s, form):
     return (x - s["mean"]) / (s["std"] + 1e-6)
 
 
+def lerobot_action(x, s, form):
+    if form == "mean_std":
+        return x * s["std"] + s["mean"]
+    low, high = (s["q01"], s["q99"]) if form == "quantiles" else (s["min"], s["max"])
+    return (x + 1) * (high - low) / 2 + low
+
+
+def lerobot_state(x, s, form):
+    if form == "mean_std":
+        return (x - s["mean"]) / (s["std"] + 1e-8)
+    low, high = (s["q01"], s["q99"]) if form == "quantiles" else (s["min"], s["max"])
+    return 2 * (x - low) / (high - low) - 1
+
+
+def write_safetensors(path, tensors):
+    header, data = {}, b""
+    for name, values in tensors.items():
+        header[name] = {"dtype": "F32", "shape": [len(values)], "data_offsets": [len(data), len(data) + 4 * len(values)]}
+        data += values.astype("<f4").tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
 A, P = 7, 8
 oft_action, oft_state = statistics(A), statistics(P)
 mask = [True] * 6 + [False]
@@ -94,6 +120,24 @@ for form in ("quantiles", "min_max", "mean_std"):
         cases.append({"file": "norm_stats.json", "key": "", "form": form, "gripper": "as_is", "order": "1,-0,2,-5,4,3,-6",
                       "action": openpi_action(model, pi_action, form)[:, order] * signs,
                       "state": openpi_state(state, pi_state, form)})
+single = lambda stats: {k: v.astype(np.float32).astype(np.float64) for k, v in stats.items()}  # as the file has them
+le_action, le_state = single(statistics(A)), single(statistics(P))
+folder = here / "lerobot"
+folder.mkdir(exist_ok=True)
+state_file = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+features = {"observation.state": {"type": "STATE", "shape": [P]}, "action": {"type": "ACTION", "shape": [A]}}
+(folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": [
+    {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+    {"registry_name": "normalizer_processor", "state_file": state_file, "config": {
+        "eps": 1e-08, "features": features, "norm_map": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "QUANTILES"}}}]},
+    indent=1) + "\n")
+write_safetensors(folder / state_file, {f"{name}.{k}": v for name, stats in (("action", le_action), ("observation.state", le_state))
+                                        for k, v in stats.items()})
+for form in ("stored", "min_max", "mean_std"):
+    of_action, of_state = ("quantiles", "mean_std") if form == "stored" else (form, form)
+    cases.append({"file": "lerobot", "key": "", "form": form, "gripper": "as_is", "order": "",
+                  "action": lerobot_action(model, le_action, of_action), "state": lerobot_state(state, le_state, of_state)})
+
 for case in cases:
     case["bounded"] = np.clip(case["action"], -0.75, 0.5)  # what an environment of these bounds is given
     for name in ("action", "bounded", "state"):

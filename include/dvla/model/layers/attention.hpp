@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace dvla::layers {
 
@@ -44,6 +45,14 @@ inline at::Tensor attention(const at::Tensor& query, at::Tensor key, at::Tensor 
   const at::Tensor mixed = at::scaled_dot_product_attention(
       query, key, value, mask.defined() ? std::optional(mask) : std::nullopt, 0.0, false);
   return mixed.transpose(1, 2).flatten(2);
+}
+
+/// x: [n, ..], each of its rows m / n times, one behind the other: [m, ..]. What a decision's evaluations share.
+inline at::Tensor repeated(const at::Tensor& x, std::int64_t m) {
+  if (!x.defined() || x.size(0) == m) return x;
+  std::vector<std::int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.insert(sizes.begin() + 1, m / x.size(0));
+  return x.unsqueeze(1).expand(sizes).flatten(0, 1);
 }
 
 }  // namespace dvla::layers

@@ -5,8 +5,11 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/silu.h>
 
+#include <array>
 #include <cstdint>
+#include <string_view>
 
+#include "dvla/core/knobs.hpp"
 #include "dvla/model/linear.hpp"
 
 namespace dvla::layers {
@@ -25,3 +28,7 @@ inline at::Tensor gated_mlp(const at::Tensor& x, const Linear& gate, const Linea
 }
 
 }  // namespace dvla::layers
+
+template <>
+inline constexpr auto dvla::enum_names<dvla::layers::Activation> =
+    std::to_array<std::string_view>({"gelu", "gelu_tanh", "silu"});

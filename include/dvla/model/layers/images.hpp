@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_upsample_bicubic2d_aa.h>
+#include <ATen/ops/_upsample_bilinear2d_aa.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/tensor.h>
@@ -16,25 +17,31 @@ namespace dvla::layers {
 /// Where a frame stands in the square that it is padded to.
 enum class Padding : std::uint8_t { around, before };
 
-/// frames: [n, H, W, 3], uint8. [n, 3, side, side], float32 in [-1, 1]: their longer side is made `side` long (bilinear, without
-/// antialiasing), and what is missing of the other is black: on both sides, as lerobot has it for pi0.5
-/// (policies/common/vla_utils.py, resize_with_pad_torch), or above and to the left, as for SmolVLA (resize_with_pad).
-/// Frames of that size are not resampled.
+/// What of a frame a smaller picture shows: lerobot's does not antialias, and keeps numbers between bytes
+/// (policies/common/vla_utils.py, resize_with_pad_torch; resize_with_pad for SmolVLA); openpi's does and rounds to bytes, as PIL does
+/// (openpi_client/image_tools.py).
+enum class Resizing : std::uint8_t { lerobot, openpi };
+
+/// frames: [n, H, W, 3], uint8. [n, 3, side, side], float32 in [-1, 1]: their longer side is made `side` long (bilinear), and
+/// what is missing of the other is black: on both sides, as for pi0.5, or above and to the left, as for SmolVLA. Frames of
+/// that size are not resampled.
 inline at::Tensor resized_with_pad(const at::Tensor& frames, std::int64_t side,
-                                   Padding padding = Padding::around) {
-  at::Tensor x = frames.permute({0, 3, 1, 2}).to(at::kFloat) / 255;
+                                   Padding padding = Padding::around, Resizing way = Resizing::lerobot) {
+  at::Tensor x = frames.permute({0, 3, 1, 2}).to(at::kFloat);
   const std::int64_t height = x.size(2), width = x.size(3);
   if (height != side || width != side) {
     const double ratio = std::max(static_cast<double>(width) / static_cast<double>(side),
                                   static_cast<double>(height) / static_cast<double>(side));
     const auto down = static_cast<std::int64_t>(static_cast<double>(height) / ratio),
                across = static_cast<std::int64_t>(static_cast<double>(width) / ratio);
-    x = at::upsample_bilinear2d(x, {down, across}, /*align_corners=*/false).clamp(0, 1);
+    x = way == Resizing::openpi
+            ? at::_upsample_bilinear2d_aa(x.contiguous(), {down, across}, /*align_corners=*/false).round()
+            : at::upsample_bilinear2d(x, {down, across}, /*align_corners=*/false);
     const std::int64_t share = padding == Padding::around ? 2 : 1;
     const std::int64_t above = (side - down) / share, left = (side - across) / share;
-    x = at::constant_pad_nd(x, {left, side - across - left, above, side - down - above}, 0);
+    x = at::constant_pad_nd(x.clamp(0, 255), {left, side - across - left, above, side - down - above}, 0);
   }
-  return x * 2 - 1;
+  return x / 255 * 2 - 1;
 }
 
 /// frames: [n, H, W, 3], uint8. [n, 3, side, side], float32 in [0, 1]: stretched to a square (bicubic, antialiased) and rounded to

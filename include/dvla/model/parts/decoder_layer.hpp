@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/attention.hpp"
 #include "dvla/model/layers/gated_mlp.hpp"
 #include "dvla/model/layers/norm.hpp"
@@ -50,31 +51,29 @@ struct DecoderLayer {
   DecoderNorm attention_norm, mlp_norm;
   Linear query, key, value, out, gate, up, down;
 
-  /// `keys_alone`: nobody reads more of this layer than its keys and values. `offered`: how wide that is which it makes them
-  /// of, where it isn't its own stream.
-  void declare(Parameters& all, const std::string& name, const DecoderShape& shape, bool keys_alone = false,
+  /// `offered`: how wide that is which keys and values are made of, where it isn't the layer's own stream.
+  void declare(Parameters& all, const std::string& name, const DecoderShape& shape,
                std::int64_t offered = 0) {
-    const std::int64_t d = shape.width, q = shape.heads * shape.head_width,
-                       kv = shape.kv_heads * shape.head_width, from = offered > 0 ? offered : d;
-    const bool frozen = all.frozen();
     attention_norm.declare(all, name + ".input_layernorm", shape);
-    all.freeze(frozen || keys_alone);
-    all.declare_linear(name + ".self_attn.q_proj", q, d, query, matrix(d));
-    all.freeze(frozen);
-    all.declare_linear(name + ".self_attn.k_proj", kv, from, key, matrix(from));
-    all.declare_linear(name + ".self_attn.v_proj", kv, from, value, matrix(from));
-    all.freeze(frozen || keys_alone);
-    all.declare_linear(name + ".self_attn.o_proj", d, q, out, matrix(q));
-    mlp_norm.declare(all, name + ".post_attention_layernorm", shape);
-    all.declare_linear(name + ".mlp.gate_proj", shape.mlp, d, gate, matrix(d));
-    all.declare_linear(name + ".mlp.up_proj", shape.mlp, d, up, matrix(d));
-    all.declare_linear(name + ".mlp.down_proj", d, shape.mlp, down, matrix(shape.mlp));
-    all.freeze(frozen);
+    declare_query(all, name, shape);
+    declare_key_value(all, name, shape, offered > 0 ? offered : shape.width);
+    declare_end(all, name, shape);
+  }
+  /// Of a layer that is read in two parts: what makes its keys and values ..
+  void declare_keys(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    attention_norm.declare(all, name + ".input_layernorm", shape);
+    declare_key_value(all, name, shape, shape.width);
+  }
+  /// .. and the rest.
+  void declare_rest(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    declare_query(all, name, shape);
+    declare_end(all, name, shape);
   }
 
-  /// What a token asks for and offers: query [n, h, T, k], key and value [n, g, T, k], rotated; and the gate of what it gets.
+  /// What a token asks for and offers: query [n, h, T, k], key and value [n, g, T, k], rotated; the gate of what it gets; and what
+  /// all were made of, [n, T, d].
   struct Projected {
-    at::Tensor query, key, value, gate;
+    at::Tensor query, key, value, gate, in{};
   };
   /// `keys_alone`: the query is left out.
   Projected project(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
@@ -82,7 +81,11 @@ struct DecoderLayer {
     const auto [in, gated] = attention_norm(x, condition, shape);
     const auto heads = [&](const Linear& by) { return layers::heads_of(by(in), shape.head_width); };
     return {keys_alone ? at::Tensor() : layers::rotated(heads(query), rotary),
-            layers::rotated(heads(key), rotary), heads(value), gated};
+            layers::rotated(heads(key), rotary), heads(value), gated, in};
+  }
+  /// The query that project() left out, of what it made the others of.
+  at::Tensor ask_later(const at::Tensor& in, const layers::Rotary& rotary, const DecoderShape& shape) const {
+    return layers::rotated(layers::heads_of(query(in), shape.head_width), rotary);
   }
   /// The query and the gate alone, of a layer whose keys and values are made of another's.
   Projected ask(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
@@ -108,6 +111,31 @@ struct DecoderLayer {
     const auto [in, mlp_gated] = mlp_norm(y, condition, shape);
     return add(y, layers::gated_mlp(in, gate, up, down, shape.activation), mlp_gated);
   }
+
+ private:
+  static std::int64_t queries(const DecoderShape& shape) { return shape.heads * shape.head_width; }
+  void declare_query(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    all.declare_linear(name + ".self_attn.q_proj", queries(shape), shape.width, query, matrix(shape.width));
+  }
+  void declare_key_value(Parameters& all, const std::string& name, const DecoderShape& shape,
+                         std::int64_t from) {
+    const std::int64_t kv = shape.kv_heads * shape.head_width;
+    all.declare_linear(name + ".self_attn.k_proj", kv, from, key, matrix(from));
+    all.declare_linear(name + ".self_attn.v_proj", kv, from, value, matrix(from));
+  }
+  void declare_end(Parameters& all, const std::string& name, const DecoderShape& shape) {
+    const std::int64_t d = shape.width, q = queries(shape);
+    all.declare_linear(name + ".self_attn.o_proj", d, q, out, matrix(q));
+    mlp_norm.declare(all, name + ".post_attention_layernorm", shape);
+    all.declare_linear(name + ".mlp.gate_proj", shape.mlp, d, gate, matrix(d));
+    all.declare_linear(name + ".mlp.up_proj", shape.mlp, d, up, matrix(d));
+    all.declare_linear(name + ".mlp.down_proj", d, shape.mlp, down, matrix(shape.mlp));
+  }
 };
 
 }  // namespace dvla::parts
+
+template <std::same_as<dvla::parts::DecoderShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::layers, &K::mlp, &K::heads, &K::kv_heads, &K::head_width, &K::activation,
+                    &K::norm_eps, &K::norm_offset, &K::theta, &K::condition> {};

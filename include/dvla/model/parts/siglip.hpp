@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/attention.hpp"
 #include "dvla/model/layers/gated_mlp.hpp"
 #include "dvla/model/layers/norm.hpp"
@@ -100,10 +101,12 @@ class SigLip {
     }
     all.after(0, {x});
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      all.before(i + 1);
-      if (x.defined()) x = layer(i, x);
-      if (x.defined()) see("vision.layer." + std::to_string(i), x);
-      all.after(i + 1, {x});
+      if (!x.defined()) {
+        all.pass_by(i + 1);
+        continue;
+      }
+      x = all.layer(i + 1, [this, i](const auto& in) { return std::vector{layer(i, in[0])}; }, {x})[0];
+      see("vision.layer." + std::to_string(i), x);
     }
     return x;
   }
@@ -127,3 +130,7 @@ class SigLip {
 };
 
 }  // namespace dvla::parts
+
+template <std::same_as<dvla::parts::VisionShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::layers, &K::heads, &K::mlp, &K::image, &K::patch, &K::norm_eps> {};

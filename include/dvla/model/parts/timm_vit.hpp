@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/core/members.hpp"
 #include "dvla/model/layers/attention.hpp"
 #include "dvla/model/layers/gated_mlp.hpp"
 #include "dvla/model/layers/norm.hpp"
@@ -156,3 +157,8 @@ class TimmVit {
 };
 
 }  // namespace dvla::parts
+
+template <std::same_as<dvla::parts::VitShape> K>
+struct boost::hana::accessors_impl<K>
+    : dvla::members<&K::width, &K::layers, &K::heads, &K::mlp, &K::image, &K::patch, &K::class_token,
+                    &K::registers, &K::layer_scale, &K::pooling_head, &K::norm_eps> {};

@@ -9,8 +9,12 @@ Floats are float32, token ids int64, masks bool. README.md lists the tensors.
 import argparse
 import hashlib
 import json
+import os
 import pathlib
+import statistics
+import subprocess
 import sys
+import time
 
 import numpy as np
 import torch
@@ -25,6 +29,9 @@ def parser(description, **sizes):
     made.add_argument("folder", metavar="OUT_FOLDER", type=pathlib.Path)
     made.add_argument("--seed", type=int, default=7)
     made.add_argument("--store", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights' file")
+    made.add_argument("--beside", metavar="PARITY", help="also time the reference against this build/release/examples/parity, in turn")
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--threads", type=int, default=1)
     for name, value in sizes.items():
         made.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     return made
@@ -153,10 +160,72 @@ def write(folder, config, weights, aliases, record, gradient_names, packages, st
         assert torch.isfinite(value).all(), name
     # What makes no difference to the record stays out of it.
     words = [pathlib.Path(sys.argv[0]).name, *(folder.name if argument == str(folder) else argument for argument in sys.argv[1:]
-             if not argument.startswith(("--openpi=", "--checkout=", "--adapter=", "--exported=")))]
+             if not argument.startswith(("--openpi=", "--checkout=", "--adapter=", "--exported=", "--beside=", "--rounds=", "--threads=")))]
     save(folder / "record.safetensors", record,
          {"gradients": json.dumps(gradient_names), "versions": json.dumps(versions), "command": " ".join(words)})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     count = sum(value.numel() for value in weights.values())
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"  {folder.name}: {count:,} numbers in {len(weights)} weights, {len(record)} tensors recorded, {size / 1e6:.2f} MB")
+
+
+def gemm_rate(dtype, shapes, threads):
+    """Products of the model's own shapes [(rows, inner, columns)], each long enough to time: operations a second, of all together."""
+    torch.set_num_threads(threads)
+    done = spent = 0
+    for rows, inner, columns in shapes:
+        x, w = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        times = max(1, int(2e9 / (2 * rows * inner * columns)))
+        for _ in range(times):
+            torch.nn.functional.linear(x, w)
+        begin = time.perf_counter()
+        for _ in range(times):
+            torch.nn.functional.linear(x, w)
+        spent += time.perf_counter() - begin
+        done += 2 * rows * inner * columns * times
+    return done / spent
+
+
+def beside(a, passes, shapes):
+    """The reference's passes, {dtype: {pass: function}}, and dvla's of the same record, in turn; prints medians, spreads, ratios within the
+    rounds, and the share of what products of these shapes reach alone. `whole`: dvla computes what nobody reads as well, as the reference does."""
+    if not a.beside:
+        return
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.use_deterministic_algorithms(False)
+    print(f"  beside {a.beside}: torch {torch.__version__}, {a.threads} threads, {a.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+
+    def timed(function):
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin
+
+    for dtype, functions in passes.items():
+        torch.set_num_threads(a.threads)
+        limit = gemm_rate(getattr(torch, dtype), shapes, a.threads)
+        work = {}
+        for name, function in functions.items():
+            with FlopCounterMode(display=False) as counter:
+                function()
+            work[name] = counter.get_total_flops()
+        with subprocess.Popen([a.beside, a.folder, "--serve", {"float32": "f32", "bfloat16": "bf16"}[dtype], str(a.threads)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True) as ours:
+            def asked(what):
+                ours.stdin.write(what + "\n")
+                ours.stdin.flush()
+                return float(ours.stdout.readline())
+
+            for name, function in functions.items():
+                times = {"reference": [], "whole": [], "dvla": []}
+                turns = [("reference", lambda: timed(function)), ("whole", lambda: asked(name + " whole")), ("dvla", lambda: asked(name))]
+                for at in range(a.rounds + 1):
+                    for way, run in turns[at % 3:] + turns[:at % 3]:
+                        spent = run()
+                        if at > 0:  # the first warms up
+                            times[way].append(spent)
+                for way, of in times.items():
+                    ratio = [theirs / mine for theirs, mine in zip(times["reference"], of)]
+                    print(f"    {dtype} {name:9} {way:9} {1e3 * statistics.median(of):9.2f} ms [{1e3 * min(of):.2f}, {1e3 * max(of):.2f}]  "
+                          f"reference / this {statistics.median(ratio):.3f}  {work[name] / statistics.median(of) / limit:5.1%} of {limit / 1e9:.0f} GFLOP/s")
+            ours.stdin.close()

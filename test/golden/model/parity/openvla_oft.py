@@ -159,6 +159,23 @@ common.save(a.folder / "action_head.safetensors", {"model." + name: value.float(
 common.save(a.folder / "proprio_projector.safetensors", {name.replace("0.", "fc1.").replace("2.", "fc2."): value.float() for name, value in
                                                          proprio.state_dict().items()}, {"format": "pt"})
 common.write(a.folder, config, weights, {}, record, gradient_names, ("transformers", "timm"), a.store)
+
+
+def training(of):
+    of.zero_grad()
+    outputs(run(of, i, official=False), i["action_token"])["output.loss"].backward()
+
+
+def inference(of):
+    with torch.no_grad():
+        run(of, i, official=False)
+
+
+half.requires_grad_(True)
+seen = a.batch * (a.views * (a.image // 14) ** 2 + a.text + slots)
+common.beside(a, {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
+                  for dtype, of in (("float32", model), ("bfloat16", half))},
+              [(seen, a.width, a.mlp), (seen, a.mlp, a.width), (a.batch * a.views * (a.image // 14) ** 2, a.dino_width, 4 * a.dino_width)])
 adapters.play(a, model, family.TARGETS, lambda: outputs(run(model, i, official=False), i["action_token"]), draw, family.public)
 if a.checkout:
     sys.exit(family.checkout(a))

@@ -16,6 +16,7 @@ def parser(description):
     made = common.parser(
         description, layers=2, width=64, mlp=128, head_dim=16, expert_width=32, expert_mlp=64, vision_layers=2, vision_width=48, vision_mlp=96,
         vision_heads=4, image=28, patch=14, vocabulary=128, views=2, text=6, batch=3, horizon=4, action=7, steps=3)
+    made.add_argument("--present", action="store_true", help="no camera and no word is missing in any sample")
     made.add_argument("--layout", choices=("openpi", "lerobot"), default="openpi",
                       help="openpi: embedding only as an alias in the metadata; lerobot: a leading `model.`, embedding and lm_head both")
     adapters.options(made)
@@ -53,13 +54,13 @@ def inputs(a, draw, state):
     image = draw.uniform("image", -1, 1, a.views, a.batch, 3, a.image, a.image)
     image_mask = torch.ones(a.batch, a.views, dtype=torch.bool)
     token_mask = torch.ones(a.batch, a.text, dtype=torch.bool)
-    if a.batch > 1:
+    if a.batch > 1 and not a.present:
         image_mask[1, -1] = False
         token_mask[1, a.text - a.text // 3:] = False
-    if a.batch > 2:
+    if a.batch > 2 and not a.present:
         image_mask[2, 0] = False
         token_mask[2, 1:] = False
-    if a.views > 2:
+    if a.views > 2 and not a.present:
         image_mask[:, 1] = False
     for view in range(a.views):
         image[view, ~image_mask[:, view]] = -1.0
@@ -170,6 +171,19 @@ def run(M, make, a, state):
     else:
         weights = {"model." + name: value for name, value in weights.items()}
 
+    def training(of):
+        of.zero_grad()
+        of.forward(*prefix_inputs, *states, i["action"], i["noise"], i["time"]).mean().backward()
+
+    def inference(of):
+        with torch.no_grad():
+            of.sample_actions(*prefix_inputs, *states, noise=i["noise"], num_steps=a.steps)
+
+    seen = a.batch * (a.views * (a.image // a.patch) ** 2 + a.text)
+    shapes = [(seen, a.width, a.mlp), (seen, a.mlp, a.width), (a.batch * a.horizon, a.expert_width, a.expert_mlp)]
+    passes = {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
+              for dtype, of in (("float32", model), ("bfloat16", half))}
+
     def adapted():
         hook = common.Kept()
         hook.module("velocity", model.action_out_proj)
@@ -183,7 +197,7 @@ def run(M, make, a, state):
     targets += ["state_proj", "action_time_mlp_in", "action_time_mlp_out"] if state else ["dense", "time_mlp_in", "time_mlp_out"]
     weights = {name: value.clone() for name, value in weights.items()}
     adapters.play(a, adapters.Inside(model) if a.layout == "lerobot" else model, targets, adapted, draw)
-    return record, weights, aliases, gradient_names
+    return record, weights, aliases, gradient_names, lambda: common.beside(a, passes, shapes)
 
 
 def chain(model, prefix_inputs, states, noise, steps):

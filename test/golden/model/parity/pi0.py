@@ -25,7 +25,8 @@ def make(dtype):
                                   image_resolution=(a.image, a.image), num_inference_steps=a.steps))
 
 
-record, weights, aliases, gradient_names = paligemma_expert.run(M, make, a, state=True)
+record, weights, aliases, gradient_names, beside = paligemma_expert.run(M, make, a, state=True)
 common.write(a.folder, paligemma_expert.extents("pi0", a), weights, aliases, record, gradient_names, ("lerobot", "transformers"), a.store)
+beside()
 if a.openpi:
     sys.exit(paligemma_expert.openpi(a))

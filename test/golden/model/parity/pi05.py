@@ -36,7 +36,8 @@ def make(dtype):
                                     image_resolution=(a.image, a.image), num_inference_steps=a.steps, tokenizer_max_length=a.text))
 
 
-record, weights, aliases, gradient_names = paligemma_expert.run(M, make, a, state=False)
+record, weights, aliases, gradient_names, beside = paligemma_expert.run(M, make, a, state=False)
 common.write(a.folder, paligemma_expert.extents("pi05", a), weights, aliases, record, gradient_names, ("lerobot", "transformers"), a.store)
+beside()
 if a.openpi:
     sys.exit(paligemma_expert.openpi(a))

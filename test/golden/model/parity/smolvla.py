@@ -32,6 +32,7 @@ import common
 made = common.parser(__doc__.splitlines()[0], layers=4, width=64, mlp=96, heads=4, kv_heads=2, head_dim=8, expert_mlp=80, vision_layers=2, vision_width=48,
                   vision_mlp=96, vision_heads=4, image=32, patch=8, shuffle=2, vocabulary=128, views=2, text=6, batch=3, horizon=5, action=7, state=8,
                   steps=3)
+made.add_argument("--present", action="store_true", help="no camera and no word is missing in any sample")
 adapters.options(made)
 a = made.parse_args()
 
@@ -87,10 +88,10 @@ whole = inner.vlm.model
 image = draw.uniform("image", -1, 1, a.views, a.batch, 3, a.image, a.image)
 image_mask = torch.ones(a.batch, a.views, dtype=torch.bool)
 token_mask = torch.ones(a.batch, a.text, dtype=torch.bool)
-if a.batch > 1:
+if a.batch > 1 and not a.present:
     image_mask[1, -1] = False
     token_mask[1, a.text - a.text // 3:] = False
-if a.batch > 2:
+if a.batch > 2 and not a.present:
     image_mask[2, 0] = False
     token_mask[2, 1:] = False
 for view in range(a.views):
@@ -162,6 +163,23 @@ config = {
     "horizon": a.horizon, "action": a.action, "state": a.state, "steps": a.steps, "min_period": 4e-3, "max_period": 4.0}
 common.write(a.folder, config, {"model." + name: value for name, value in model.state_dict().items()}, {}, record, gradient_names,
              ("lerobot", "transformers"), a.store)
+
+
+def training(of):
+    of.zero_grad()
+    of.forward(*prefix_inputs, i["action"], i["noise"], i["time"]).mean().backward()
+
+
+def inference(of):
+    with torch.no_grad():
+        of.sample_actions(*prefix_inputs, noise=i["noise"])
+
+
+half.requires_grad_(True)
+seen = a.batch * a.views * (a.image // a.patch) ** 2
+common.beside(a, {dtype: {"training": lambda of=of: training(of), "inference": lambda of=of: inference(of)}
+                  for dtype, of in (("float32", model), ("bfloat16", half))},
+              [(seen, a.vision_width, a.vision_mlp), (seen // a.shuffle ** 2 + a.batch * a.text, a.width, a.mlp), (a.batch * a.horizon, inner.expert_hidden_size, a.expert_mlp)])
 
 
 def adapted():
