@@ -45,9 +45,9 @@ void copy_beside_weights(const fs::path& from, const fs::path& to) {
   for (const fs::directory_entry& each : fs::directory_iterator(from)) {
     const std::string name = each.path().filename().string();
     if (name == "config.json" || name == "generation_config.json" || name == "special_tokens_map.json" ||
-        name == "preprocessor_config.json" || name == "processor_config.json" || name == "dataset_statistics.json" ||
-        name == "assets" || name.starts_with("tokenizer") || name.starts_with("policy_preprocessor") ||
-        name.starts_with("policy_postprocessor"))
+        name == "preprocessor_config.json" || name == "processor_config.json" ||
+        name == "dataset_statistics.json" || name == "assets" || name.starts_with("tokenizer") ||
+        name.starts_with("policy_preprocessor") || name.starts_with("policy_postprocessor"))
       fs::copy(each.path(), to / name, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
   }
 }
@@ -61,8 +61,7 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, Ar
   knobs.memory.device = dvla::Device::cpu;  // wherever it was trained
   const dvla::RunSettings<P> settings(knobs);
   using Environment = dvla::machinery_t<typename P::environment, P>;
-  dvla::machinery_t<Model, P> model(knobs.model,
-                                    settings.model_inputs(Environment::spec(knobs.environment)),
+  dvla::machinery_t<Model, P> model(knobs.model, settings.model_inputs(Environment::spec(knobs.environment)),
                                     settings.weight_seed());
   dvla::load_checkpoint_weights(model, file);
 
@@ -96,19 +95,23 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, Ar
 int main(int argc, char** argv) {
   CLI::App app("Writes a checkpoint's weights as folders that Python reads.");
   Arguments arguments;
-  app.add_option("--checkpoint", arguments.checkpoint, "a step-N.safetensors file, or a run's folder")->required();
-  app.add_option("--merged", arguments.merged,
-                 "the folder for whole weights, adapters added in; several files, with an index, where they are large");
+  app.add_option("--checkpoint", arguments.checkpoint, "a step-N.safetensors file, or a run's folder")
+      ->required();
+  app.add_option(
+      "--merged", arguments.merged,
+      "the folder for whole weights, adapters added in; several files, with an index, where they are large");
   app.add_option("--adapters", arguments.adapters, "the folder for the adapters, as PEFT has them");
-  app.add_option("--base", arguments.base,
-                 "folder of the public checkpoint that was trained, whose form is kept; without it, the run's "
-                 "base_checkpoint");
+  app.add_option(
+      "--base", arguments.base,
+      "folder of the public checkpoint that was trained, whose form is kept; without it, the run's "
+      "base_checkpoint");
   CLI11_PARSE(app, argc, argv);
   try {
     if (arguments.merged.empty() && arguments.adapters.empty())
       throw dvla::ConfigError("there is nothing to write; give --merged or --adapters");
     const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
-    const std::string name = nlohmann::json::parse(dvla::detail::config_text(file)).at("pipeline").at("model");
+    const std::string name =
+        nlohmann::json::parse(dvla::detail::config_text(file)).at("pipeline").at("model");
     const auto any = [&]<class... Models>(std::type_identity<Models>...) {
       if (!(exported<Models>(file, name, arguments) || ...))
         throw dvla::ConfigError("the run trained ", name, "; this program knows ",

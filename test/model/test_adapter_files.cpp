@@ -79,8 +79,8 @@ Tensor floats(std::vector<std::int64_t> shape, const std::vector<float>& values)
 using Tensors = std::map<std::string, Tensor>;
 
 /// What reading a folder says where `change` has been at what export_adapters wrote of Model(1): empty, where it is read.
-std::string refusal(const std::function<void(Tensors&, nlohmann::json&)>& change, const Adapters& adapters = two,
-                    Dtype dtype = Dtype::f32) {
+std::string refusal(const std::function<void(Tensors&, nlohmann::json&)>& change,
+                    const Adapters& adapters = two, Dtype dtype = Dtype::f32) {
   const TemporaryFolder folder;
   export_adapters(Model(1), two, folder.path());
   Tensors tensors;
@@ -88,7 +88,8 @@ std::string refusal(const std::function<void(Tensors&, nlohmann::json&)>& change
     const io::SafetensorsFile file(folder / adapter_weights_name);
     for (const std::string& name : file.names()) {
       const io::TensorView view = file.tensor(name);
-      tensors[name] = {view.dtype, {view.shape.begin(), view.shape.end()}, {view.bytes.begin(), view.bytes.end()}};
+      tensors[name] = {
+          view.dtype, {view.shape.begin(), view.shape.end()}, {view.bytes.begin(), view.bytes.end()}};
     }
   }
   nlohmann::json config = config_in(folder.path());
@@ -110,7 +111,8 @@ std::string config_refusal(const std::string& field, const nlohmann::json& value
   return refusal([&](Tensors&, nlohmann::json& config) { config[field] = value; });
 }
 
-const std::string q = "base_model.model.a.q_proj.lora_A.weight", b = "base_model.model.a.q_proj.lora_B.weight";
+const std::string q = "base_model.model.a.q_proj.lora_A.weight",
+                  b = "base_model.model.a.q_proj.lora_B.weight";
 
 }  // namespace
 
@@ -180,11 +182,13 @@ TEST_CASE("A config of what adapters here do not have, or of others, is refused 
   CHECK(contains(config_refusal("peft_type", "IA3"), "peft_type is \"IA3\", and it must be \"LORA\""));
   CHECK(contains(config_refusal("bias", "lora_only"), "bias is \"lora_only\""));
   for (const char* flag : {"use_dora", "use_rslora", "lora_bias", "fan_in_fan_out", "use_qalora"})
-    CHECK(contains(config_refusal(flag, true), std::string(flag) + " is true, and adapters here do not have that"));
+    CHECK(contains(config_refusal(flag, true),
+                   std::string(flag) + " is true, and adapters here do not have that"));
   for (const char* table : {"rank_pattern", "alpha_pattern"})
     CHECK(contains(config_refusal(table, {{"a.q_proj", 4}}), std::string(table) + " is an object"));
   CHECK(contains(config_refusal("modules_to_save", {"lm_head"}), "modules_to_save is an array"));
-  CHECK(contains(config_refusal("init_lora_weights", "pissa_niter_4"), "init_lora_weights is \"pissa_niter_4\""));
+  CHECK(contains(config_refusal("init_lora_weights", "pissa_niter_4"),
+                 "init_lora_weights is \"pissa_niter_4\""));
   CHECK(contains(refusal([](auto&, nlohmann::json& config) { config = 3; }), "is no JSON object"));
 }
 
@@ -206,25 +210,31 @@ TEST_CASE("Tensors that are not the model's adapters are refused") {
   CHECK(contains(renamed(q, "a.q_proj.lora_A.weight"),
                  "tensor 'a.q_proj.lora_A.weight' has no base_model.model. before its name"));
   CHECK(contains(renamed(q, "base_model.model.a.q_proj.lora_A.default.weight"), "and '" + q + "' is not"));
-  CHECK(contains(tensors([](Tensors& all) { all.erase(b); }), "tensor '" + q + "' is there, and '" + b + "' is not"));
-  CHECK(contains(tensors([](Tensors& all) { all.erase(q); }), "tensor '" + b + "' is there, and '" + q + "' is not"));
+  CHECK(contains(tensors([](Tensors& all) { all.erase(b); }),
+                 "tensor '" + q + "' is there, and '" + b + "' is not"));
+  CHECK(contains(tensors([](Tensors& all) { all.erase(q); }),
+                 "tensor '" + b + "' is there, and '" + q + "' is not"));
   CHECK(contains(tensors([](Tensors& all) { all.clear(); }), "it has no adapter"));
   CHECK(contains(tensors([](Tensors& all) { all.erase(q), all.erase(b); }),
-                 "it has no adapter for a.q_proj, beside which the model has one; model.lora_targets must match the 1 layers"));
+                 "it has no adapter for a.q_proj, beside which the model has one; model.lora_targets must "
+                 "match the 1 layers"));
   CHECK(contains(tensors([](Tensors& all) {
-          all["base_model.model.c.lora_A.weight"] = all[q];
-          all["base_model.model.c.lora_B.weight"] = all[b];
-        }),
-        "it has an adapter for c, and this model has no such layer"));
-  CHECK(contains(tensors([](Tensors& all) { all["base_model.model.a.lora_embedding_A"] = all[q]; }),
-                 "tensor 'base_model.model.a.lora_embedding_A' is neither lora_A nor lora_B of a linear layer"));
-  CHECK(contains(tensors([](Tensors& all) { std::swap(all[b].shape[0], all[b].shape[1]); }), "has another shape"));
-  CHECK(contains(tensors([](Tensors& all) { all[b].dtype = io::Dtype::I32; }), "is I32; weights are read from"));
+                   all["base_model.model.c.lora_A.weight"] = all[q];
+                   all["base_model.model.c.lora_B.weight"] = all[b];
+                 }),
+                 "it has an adapter for c, and this model has no such layer"));
+  CHECK(contains(
+      tensors([](Tensors& all) { all["base_model.model.a.lora_embedding_A"] = all[q]; }),
+      "tensor 'base_model.model.a.lora_embedding_A' is neither lora_A nor lora_B of a linear layer"));
+  CHECK(contains(tensors([](Tensors& all) { std::swap(all[b].shape[0], all[b].shape[1]); }),
+                 "has another shape"));
+  CHECK(contains(tensors([](Tensors& all) { all[b].dtype = io::Dtype::I32; }),
+                 "is I32; weights are read from"));
   CHECK(contains(tensors([](Tensors& all) {
-          const float broken = std::numeric_limits<float>::quiet_NaN();
-          std::memcpy(all["base_model.model.b.q_proj.lora_B.weight"].bytes.data() + 8, &broken, 4);
-        }),
-        "has nan at element 2: it must be finite"));
+                   const float broken = std::numeric_limits<float>::quiet_NaN();
+                   std::memcpy(all["base_model.model.b.q_proj.lora_B.weight"].bytes.data() + 8, &broken, 4);
+                 }),
+                 "has nan at element 2: it must be finite"));
 }
 
 TEST_CASE("Beside a layer that has none here, an adapter must change nothing: B is 0") {
@@ -253,7 +263,8 @@ TEST_CASE("Copies of the base's weights, which PEFT adds where lm_head is a targ
         },
         two, dtype);
   };
-  const std::string layer = "base_model.model.a.q_proj.base_layer.weight", words = "base_model.model.words.weight";
+  const std::string layer = "base_model.model.a.q_proj.base_layer.weight",
+                    words = "base_model.model.words.weight";
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     CHECK(with_copy(layer, 0, 0, dtype).empty());
     CHECK(with_copy(words, 7, 0, dtype).empty());

@@ -63,7 +63,8 @@ TEST_CASE("A model begins with the adapters of a folder, and so do its copies; a
   const TemporaryFolder folder;
   Adapted source(small(), some_inputs(), 1);
   move(source);
-  export_adapters(source, source.adapters(), folder.path());
+  // What travels and is checkpointed is what such a folder has.
+  CHECK(export_adapters(source, source.adapters(), folder.path()) == trainable_bytes(source.units()));
   auto knobs = small();
   knobs.adapters = folder.path().string();
   const Adapted model(knobs, some_inputs(), 2), plain(small(), some_inputs(), 2), copy(model, share_frozen);
@@ -88,7 +89,8 @@ TEST_CASE("A folder of another rank, scale or other layers than the knobs say is
   };
   CHECK(refusal([](auto&) {}).empty());
   CHECK(contains(refusal([](auto& knobs) { knobs.lora_rank = 4; }), "r is 2, and model.lora_rank is 4"));
-  CHECK(contains(refusal([](auto& knobs) { knobs.lora_alpha = 16; }), "lora_alpha is 3, and model.lora_alpha is 16"));
+  CHECK(contains(refusal([](auto& knobs) { knobs.lora_alpha = 16; }),
+                 "lora_alpha is 3, and model.lora_alpha is 16"));
   CHECK(contains(refusal([](auto& knobs) { knobs.blocks = 3; }), "it has no adapter for blocks.2."));
   CHECK(contains(refusal([](auto& knobs) { knobs.blocks = 1; }), "and this model has no such layer"));
   CHECK(contains(refusal([](auto& knobs) { knobs.width = 64; }), "has another shape than this model"));
@@ -105,7 +107,9 @@ TEST_CASE("A pattern that matches nothing names some layers, and says how many t
         "blocks.0.mlp.out, blocks.1.attention.query, blocks.1.attention.key_value and 4 more");
 }
 
-TEST_CASE("Merged weights have the form of the file that was trained: names, aliases, metadata, what the model lacks") {
+TEST_CASE(
+    "Merged weights have the form of the file that was trained: names, aliases, metadata, what the model "
+    "lacks") {
   const TemporaryFolder folder;
   const Tiny base(small(), some_inputs(), 3);
   const std::vector<float> dead{1, 2, 3};
@@ -165,9 +169,9 @@ TEST_CASE("Merged weights in the form of another model's file are refused") {
                         weights_to_write(Tiny(other, some_inputs(), 3), WeightSet::all));
   const io::SafetensorsFile file(folder / "base.safetensors");
   const Adapted model(small(), some_inputs(), 4);
-  CHECK(contains(dvla_test::message_of<ConfigError>(
-                     [&] { export_merged(model, folder / "model.safetensors", &file); }),
-                 ": it is no checkpoint of the model that was trained"));
+  CHECK(contains(
+      dvla_test::message_of<ConfigError>([&] { export_merged(model, folder / "model.safetensors", &file); }),
+      ": it is no checkpoint of the model that was trained"));
 }
 
 TEST_CASE("A model without adapters is exported as it is") {

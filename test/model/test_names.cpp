@@ -80,14 +80,17 @@ TEST_CASE("OpenVLA-OFT has the published checkpoint's names and shapes") {
   same<dvla::OpenVlaOftModel, dvla::OpenVlaOftKnobs>("openvla_oft");
 }
 
-TEST_CASE("OpenVLA-OFT has adapters of rank 32 beside RLinf's modules where PEFT has them, but for what no pass reads") {
+TEST_CASE(
+    "OpenVLA-OFT has adapters of rank 32 beside RLinf's modules where PEFT has them, but for what no pass "
+    "reads") {
   dvla::LoraKnobs<dvla::OpenVlaOftKnobs> knobs;
   knobs.random = dvla::RandomWeights::full;
   knobs.lora_rank = 32;
   const dvla::ModelInputs inputs = inputs_for(knobs.chunk);
-  for (const std::string targets :
-       {R"(.*\.(proj|qkv|fc1|fc2|q|kv|fc3|out_proj|q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|lm_head))",
-        ""}) {
+  for (
+      const std::string targets :
+      {R"(.*\.(proj|qkv|fc1|fc2|q|kv|fc3|out_proj|q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|lm_head))",
+       ""}) {
     CAPTURE(targets);
     knobs.lora_targets = targets;
     Names here;
@@ -115,6 +118,7 @@ TEST_CASE("OpenVLA-OFT has adapters of rank 32 beside RLinf's modules where PEFT
     CHECK(here == there);
     CHECK_EQ(there.size(), 2 * (439 - 13));
     CHECK_EQ(dead, 13);
-    CHECK_EQ(count, 109'126'400);  // PEFT counts 110,828,288: 1,701,888 of them in the 13 layers that no pass reads
+    CHECK_EQ(count,
+             109'126'400);  // PEFT counts 110,828,288: 1,701,888 of them in the 13 layers that no pass reads
   }
 }

@@ -12,7 +12,6 @@
 #include "dvla/model/tiny_vla.hpp"
 #include "dvla/pipeline/checkpoint.hpp"
 #include "test/io/temporary_folder.hpp"
-#include "test/pipeline/toy_job.hpp"
 #include "test/pipeline/toy_pipeline.hpp"
 
 namespace {
@@ -131,30 +130,6 @@ TEST_CASE("A whole checkpoint of adapters brings its base along") {
   CHECK((frozen(run.model()) == base));
   run.train(1);
   CHECK((trainable(run.model()) == next));
-}
-
-TEST_CASE("Adapters alone travel between the ranks of a job") {
-  const auto weights_of = []<class Model>(std::type_identity<Model>) {
-    using P = dvla::Pipeline<dvla::Sampler<dvla::Toy, Model>, dvla::Trainer<dvla::GRPO, dvla::FSDP>,
-                             dvla::Placement<dvla::Separated<>>, dvla::Schedule<dvla::Swimlane<1>>>;
-    auto config = config_of<P>(dvla::Dtype::bf16);
-    config.run.iterations = 3;
-    const dvla::RunSettings<P> settings(config);
-    std::int64_t trains = 0;  // bytes
-    for (const dvla::Parameter& each :
-         dvla::machinery_t<Model, P>(config.model, settings.model_inputs(dvla::machinery_t<dvla::Toy, P>::spec(config.environment)), 1)
-             .parameters())
-      if (each.trainable) trains += static_cast<std::int64_t>(each.bytes());
-    auto result = dvla_test::train_job(2, config);
-    for (const std::string& error : result.errors) CHECK_MESSAGE(error.empty(), error);
-    const std::int64_t sent = dvla::total(result.report().ranks).weight_bytes_sent;
-    CHECK(sent % trains == 0);
-    CHECK(sent / trains >= 2);
-    CHECK(sent / trains <= 4);
-    return trains;
-  };
-  const std::int64_t adapters = weights_of(std::type_identity<Adapted>{}), whole = weights_of(std::type_identity<Plain>{});
-  CHECK(adapters * 3 < whole);
 }
 
 TEST_CASE("A worker's copies refer to the frozen tensors of the trainer's model and own what trains") {

@@ -148,8 +148,9 @@ std::string figures_text(const Run& run, const ExperimentResult& result) {
               report.env_steps_per_s(), report.chunk_steps_per_s(),
               static_cast<long long>(report.max_staleness), report.train_wall_s) +
       "\nmost memory that was resident: " + mebibytes(peak_resident_bytes()) + "; planned " +
-      mebibytes(run.memory_plan().total()) + " beside the process itself\nweights: " +
-      mebibytes(trainable, 2) + " train and travel, " + mebibytes(frozen, 2) + " are frozen\nstaleness:";
+      mebibytes(run.memory_plan().total()) +
+      " beside the process itself\nweights: " + mebibytes(trainable, 2) + " train and travel, " +
+      mebibytes(frozen, 2) + " are frozen\nstaleness:";
   for (std::size_t lag = 0; lag < report.staleness.size(); ++lag)
     out += printed("%s %lld batches at %zu", lag > 0 ? "," : "",
                    static_cast<long long>(report.staleness[lag]), lag);
