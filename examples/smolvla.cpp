@@ -5,6 +5,7 @@
 // published extents (0.45 billion parameters) and random weights, in --dtype bf16 with --train expert or under LoRA.
 //
 //   build/release/examples/smolvla --random tiny --iterations 3 --overwrite true
+//   build/release/examples/smolvla --checkpoint DIR --chunk 10      a published model's folder: docs/vla_models.md
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>

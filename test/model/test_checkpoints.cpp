@@ -482,7 +482,8 @@ DOCTEST_TEST_CASE(
   DOCTEST_CHECK(same(SmolVlaFamily::shape(knobs), smolvla));
 
   OpenVlaOftKnobs oft = published<OpenVlaOftKnobs>(folder);
-  config(R"({"model_type": "openvla", "arch_specifier": "no-align+fused-gelu-mlp", "image_sizes": [224, 224],
+  config(
+      R"({"model_type": "openvla", "arch_specifier": "no-align+fused-gelu-mlp", "image_sizes": [224, 224], "image_resize_strategy": "resize-naive",
              "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
              "n_action_bins": 256, "pad_to_multiple_of": 64, "norm_stats": {"a": {}},
              "text_config": {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064}})");
@@ -541,6 +542,8 @@ DOCTEST_TEST_CASE(
           "its field 'image_sizes' is [384,384]; it must be [224,224]", openvla);
   refuses(R"({"model_type": "openvla", "text_config": {"model_type": "mistral"}})",
           "its field 'text_config.model_type' is \"mistral\"; it must be \"llama\"", openvla);
+  refuses(R"({"model_type": "openvla", "image_resize_strategy": "letterbox"})",
+          "its field 'image_resize_strategy' is \"letterbox\"; it must be \"resize-naive\"", openvla);
   refuses(R"({"model_type": "openvla", "text_config": 3})",
           "its field 'text_config' is 3; it must be an object", openvla);
   refuses(R"({"dvla": {"model": "SmolVLA"}})", "says model SmolVLA; this model reads Pi05", pi05);

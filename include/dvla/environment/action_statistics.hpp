@@ -144,7 +144,7 @@ class ActionStatistics {
         continue;
       const nlohmann::json config = step.value("config", nlohmann::json::object());
       if (!config.is_object() || !step.contains("state_file") || !step["state_file"].is_string())
-        refuse("its normaliser names no state_file with the statistics");
+        refuse("its normaliser names no state_file with statistics; name a file of them, or bounds");
       form_of_ = config.value("norm_map", nlohmann::json::object());
       const auto name = step["state_file"].get<std::string>();
       if (std::filesystem::path(name).filename() != name)

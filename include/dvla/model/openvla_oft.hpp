@@ -52,6 +52,7 @@ inline OpenVlaShape published_openvla_shape(const PublishedConfig& config) {
       "timm_model_ids",
       {nlohmann::json::array({"vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"})});
   config.supports("image_sizes", {nlohmann::json::array({224, 224})});
+  config.supports("image_resize_strategy", {"resize-naive"});
   config.supports("n_action_bins", {256});
   // What Transformers' LlamaConfig has where text_config is silent, which are the defaults of OpenVlaShape.
   const PublishedConfig text = config.within("text_config");
