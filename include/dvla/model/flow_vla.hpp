@@ -1,9 +1,10 @@
 // The body of models that turn noise into actions (pi0.5, SmolVLA): from an observation to the inputs of their networks, and what
 // NetworkModel asks of a network. Needs torch. As long as no tokeniser is read, a prompt's tokens are its bytes.
 //
-// A Family has `name`, `slots` for cameras, `Network`, `shape(knobs)`, `image(frames, side, pictures)`, `image_tokens(shape)` a camera, `prompt(task, state)`,
-// the tokens `begin` (below 0: none) and `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the
-// vision tower computes in float32 whatever its weights are.
+// A Family has `name`, `slots` for cameras, as many as the network's views, `Network`, `shape(knobs)`,
+// `image(frames, side, pictures)`, `image_tokens(shape)` a camera, `prompt(task, state)`, the tokens `begin` (below 0: none) and
+// `padding`; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether the vision tower computes in
+// float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
