@@ -85,7 +85,7 @@ class FlowVlaBody {
       if (spec_.proprioception > network_.shape().states)
         throw ConfigError(Family::name, ": the environment's state has ", spec_.proprioception,
                           " numbers, and the model takes ", network_.shape().states);
-    cameras_ = chosen_cameras(Family::name, spec_, knobs.cameras, Family::slots);
+    slots_ = chosen_cameras(Family::name, spec_, knobs.cameras, Family::slots);
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
               const ComputeDevice& /*the host*/, const FlowVlaBody* original)
@@ -133,11 +133,11 @@ class FlowVlaBody {
                        kept = s.language.layers * prefix * 2 * s.language.kv_heads * s.language.head_width;
     const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
     const std::int64_t vision =
-        std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
+        std::ssize(slots_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
-                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, cameras_)) +
+                static_cast<std::size_t>(vision) * 4 + resizing_bytes(spec_, slots_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
@@ -153,7 +153,7 @@ class FlowVlaBody {
     });
     const std::int64_t kept =
         s.language.layers * (layer(s.language, prefix, prefix) + layer(s.expert, suffix, prefix + suffix));
-    const std::int64_t vision = whole ? s.vision.layers * std::ssize(cameras_) * s.vision.tokens() *
+    const std::int64_t vision = whole ? s.vision.layers * std::ssize(slots_) * s.vision.tokens() *
                                             (12 * s.vision.width + 3 * s.vision.mlp)
                                       : 0;
     const std::size_t wide =
@@ -181,16 +181,16 @@ class FlowVlaBody {
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::int64_t prefix_tokens() const {
-    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
+    return std::ssize(slots_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
   }
 
   typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = network_.shape().text;
     typename Network::Inputs made;
-    for (const std::size_t camera : cameras_)
+    for (const std::size_t camera : slots_)
       made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
                                           network_.shape().vision.image, pictures_));
-    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
+    made.image_mask = at::ones({n, std::ssize(slots_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
     made.token_mask = at::zeros({n, L}, at::kBool);
     if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
@@ -214,8 +214,7 @@ class FlowVlaBody {
   Network network_;
   FlowVlaPrompts<Family> prompts_;
   QueryShape queries_;
-  /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
-  std::vector<std::size_t> cameras_;
+  std::vector<std::size_t> slots_;  ///< the environment's camera in each; slots without one are left out
   Pictures pictures_;
 };
 
