@@ -23,7 +23,8 @@ namespace dvla::detail {
 
 /// The environment's cameras that `named` lists, in the order of the model's `slots`: as "top,wrist", one for each slot; as
 /// "base_0_rgb=top", with the slot of each; or all in their order where it is empty. A model without slots takes any number. Throws
-/// ConfigError, which `model` begins, where there is no camera, an unknown one is named or slot, or one twice, or there are too many.
+/// ConfigError where there is no camera, where an unknown one or an unknown slot is named or either twice, and where there are too
+/// many for the slots.
 inline std::vector<std::size_t> chosen_cameras(std::string_view model, const ObservationSpec& spec,
                                                const std::string& named,
                                                std::span<const std::string_view> slots = {}) {
