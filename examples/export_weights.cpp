@@ -1,12 +1,11 @@
 // dvla-example: torch mujoco io
 // Export weights: a trained run's, as folders that Python reads.
 //
-// The configuration in the checkpoint's metadata makes the model again, or reads its base from its `base_checkpoint`.
+// The configuration in the checkpoint's metadata makes the model again, on the public checkpoint that it was trained from.
 // --merged FOLDER gets model.safetensors under the public names: all weights, and those of layers with adapters are
 // W + alpha / rank * B A, computed in float32, so that every loader of the model's public checkpoints gives what the adapters gave
-// beside it. --adapters FOLDER gets what PEFT reads. Beside the merged weights stand the base's config, tokeniser and statistics, if
-// --base is a folder that has them. export_merged (model/lora.hpp) and export_adapters (model/adapter_files.hpp) are a call each
-// in a program of your own.
+// beside it; and the public checkpoint's config, tokeniser and statistics. --adapters FOLDER gets what PEFT reads. export_merged
+// (model/lora.hpp) and export_adapters (model/adapter_files.hpp) are a call each in a program of your own.
 //
 //   build/release/examples/export_weights --checkpoint runs/lora --merged merged --adapters adapters
 #include <CLI/CLI.hpp>
@@ -25,6 +24,7 @@
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -37,7 +37,7 @@ template <class Model>
 using Of = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, Model>, dvla::Trainer<dvla::GRPO>>;
 
 struct Arguments {
-  fs::path checkpoint, merged, adapters, base;
+  fs::path checkpoint, merged, adapters;
 };
 
 /// What of a checkpoint's folder says how its weights are used.
@@ -54,7 +54,7 @@ void copy_beside_weights(const fs::path& from, const fs::path& to) {
 
 /// Returns whether the checkpoint is of this model.
 template <class Model>
-bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, Arguments arguments) {
+bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, const Arguments& arguments) {
   using P = Of<Model>;
   if (name != Model::name) return false;
   auto knobs = dvla::load_config<P>(file);  // for the model of the run, without a run
@@ -65,25 +65,43 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, Ar
                                     settings.weight_seed());
   dvla::load_checkpoint_weights(model, file);
 
-  if constexpr (requires { knobs.model.base_checkpoint; })
-    if (arguments.base.empty()) arguments.base = knobs.model.base_checkpoint;
-  std::optional<dvla::io::SafetensorsFile> base;
-  if (!arguments.base.empty()) {
-    base.emplace(dvla::io::open_weights(arguments.base));
-    if (base->metadata().contains(std::string(dvla::io::CheckpointFolder::format_key)))
-      base.reset();  // a run's, which has no public form to keep
+  // The public files that were trained, if there are any.
+  std::optional<dvla::io::SafetensorsFile> opened;
+  const dvla::io::SafetensorsFile* base = nullptr;
+  std::function<std::string(const dvla::Parameter&)> name_of;
+  if constexpr (requires { model.published(); }) {
+    base = model.published().file();
+    name_of = [&](const dvla::Parameter& each) { return model.published().stored_name_of(each); };
   }
+  if constexpr (requires { knobs.model.base_checkpoint; })
+    if (!knobs.model.base_checkpoint.empty()) {
+      opened.emplace(dvla::io::open_weights(knobs.model.base_checkpoint));
+      const bool run = opened->metadata().contains(std::string(dvla::io::CheckpointFolder::format_key));
+      if (!run) base = &*opened, name_of = {};  // a run's has no public form
+    }
+
   if (!arguments.merged.empty()) {
     const fs::path written =
-        dvla::export_merged(model, arguments.merged / "model.safetensors", base ? &*base : nullptr);
-    if (base) copy_beside_weights(base->path().parent_path(), arguments.merged);
+        dvla::export_merged(model, arguments.merged / "model.safetensors", base, name_of);
+    if (base != nullptr)
+      copy_beside_weights(base->path().parent_path(), arguments.merged);
+    else if constexpr (requires { model.config_text(); })
+      dvla::io::write_file(arguments.merged / "config.json", model.config_text());
     std::cout << "wrote " << written.string() << '\n';
   }
   if (arguments.adapters.empty()) return true;
   if constexpr (requires { model.adapters(); }) {
+    const dvla::Parameter& first = model.parameters().front();
+    std::string folder, lead;
+    if (base != nullptr) {
+      folder = base->path().parent_path().string();
+      if (!name_of)
+        lead = dvla::leading(*base, first.name);
+      else if (name_of(first) == dvla::lerobot_prefix + first.name)
+        lead = dvla::lerobot_prefix;
+    }
     const std::size_t bytes =
-        dvla::export_adapters(model, model.adapters(), arguments.adapters, arguments.base.string(),
-                              base ? dvla::leading(*base, model.parameters().front().name) : "");
+        dvla::export_adapters(model, model.adapters(), arguments.adapters, folder, lead);
     std::cout << "wrote " << (arguments.adapters / dvla::adapter_weights_name).string() << ": "
               << dvla::mebibytes(bytes, 2) << '\n';
   } else {

@@ -378,6 +378,46 @@ DOCTEST_TEST_CASE(
   DOCTEST_CHECK(made.read() == "");
 }
 
+DOCTEST_TEST_CASE(
+    "What is merged has the form of the checkpoint: lerobot's names, a tied tensor under the other name, "
+    "dead ones") {
+  Pi05Folder made;
+  std::vector<std::string> names;
+  const std::vector<float> dead(6, 2);
+  made.write([&](Tensors& tensors) {
+    named(tensors, embedding).name = lm_head;
+    for (auto& each : tensors) each.name.insert(0, "model.");
+    tensors.push_back(
+        io::tensor_to_write<float>("model.paligemma_with_expert.gemma_expert.lm_head.weight", {2, 3}, dead));
+    for (const auto& each : tensors) names.push_back(each.name);
+  });
+  LoraKnobs<FlowVlaKnobs> knobs{published<FlowVlaKnobs>(made.folder)};
+  knobs.lora_rank = 2;
+  LoraModel<Pi05Model> model(knobs, made.inputs, 2);
+  for (const WeightUnit& unit : model.units()) std::ranges::fill(unit.floats(), 0.01F);
+  const TemporaryFolder merged;
+  const io::SafetensorsFile file(
+      export_merged(model, merged / "model.safetensors", model.published().file(),
+                    [&](const Parameter& each) { return model.published().stored_name_of(each); }));
+  DOCTEST_CHECK(file.metadata() == made.metadata);
+  DOCTEST_CHECK(file.names().size() == names.size());
+  std::size_t changed = 0;
+  for (const std::string& name : names) {
+    DOCTEST_CAPTURE(name);
+    DOCTEST_REQUIRE(file.contains(name));
+    changed += !std::ranges::equal(file.tensor(name).bytes, model.published().file()->tensor(name).bytes);
+  }
+  DOCTEST_CHECK(changed == static_cast<std::size_t>(dvla_test::trainable(model.parameters(), ".lora_A")));
+  export_folder(made.source, merged / "config");
+  std::filesystem::copy(merged / "config" / "config.json", merged / "config.json");
+  Pi05Model whole(published<FlowVlaKnobs>(merged), made.inputs, 3);
+  model.merged([&](const Parameter& parameter, const at::Tensor& value) {
+    for (const Parameter& each : whole.parameters())
+      if (each.name == parameter.name)
+        DOCTEST_CHECK(std::memcmp(each.data, value.const_data_ptr(), each.bytes()) == 0);
+  });
+}
+
 DOCTEST_TEST_CASE("Under LoRA a checkpoint is the frozen base, computed with where the file has it") {
   const TemporaryFolder folder;
   const ModelInputs inputs = some_inputs();

@@ -69,6 +69,7 @@ class FlowVlaBody {
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
   std::vector<std::string> notes() const { return weights_.notes(); }
+  const PublishedWeights& published() const { return weights_; }
   std::string config_text() const { return own_config(Family::name, network_.shape()); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {

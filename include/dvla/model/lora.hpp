@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -96,41 +97,44 @@ class LoraModel : public Base {
 /// Writes the weights that a model would have without adapters and with the same outputs, under the public names: a
 /// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is its own base.
 /// `base`: a public file of the model that was trained, whose form is then kept: a leading `model.`, aliases and other metadata, and
-/// what it has beside the model's tensors (what nobody reads; copies of a tensor under another name get the new one). Throws
-/// ConfigError where it is of another model. Returns the path as write_safetensors does.
+/// what it has beside the model's tensors (what nobody reads; copies of a tensor under another name get the new one). `name_of`: the
+/// name that it has a parameter by, or nothing for one that it lacks. Throws ConfigError where there is no name_of and it lacks one.
+/// Returns the path as write_safetensors does.
 template <class Model>
 std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path,
-                                    const io::SafetensorsFile* base = nullptr) {
+                                    const io::SafetensorsFile* base = nullptr,
+                                    std::function<std::string(const Parameter&)> name_of = {}) {
+  if (base != nullptr && !name_of)
+    name_of = [base, lead = leading(*base, model.parameters().front().name)](const Parameter& each) {
+      const std::string name = detail::stored_name(*base, lead + each.name);
+      if (!base->contains(name))
+        throw ConfigError("'" + base->path().string() + "' has no " + name +
+                          ": it is no checkpoint of the model that was trained");
+      return name;
+    };
   std::vector<io::TensorToWrite> tensors;
   std::deque<std::vector<std::byte>> made;
+  std::map<std::string, std::size_t> replaced;  // of the base's
   model.merged([&](const Parameter& parameter, const auto& tensor) {
     const auto here = tensor.cpu();  // itself, unless it was computed with elsewhere
     const auto* const bytes = static_cast<const std::byte*>(here.const_data_ptr());
     std::span<const std::byte> values(bytes, parameter.bytes());
     if (bytes != parameter.data) values = made.emplace_back(values.begin(), values.end());
-    tensors.push_back({parameter.name, detail::file_dtype(parameter.dtype), parameter.shape, values});
+    const std::string name = base != nullptr ? name_of(parameter) : "";
+    if (!name.empty()) replaced[name] = tensors.size();
+    tensors.push_back(
+        {name.empty() ? parameter.name : name, detail::file_dtype(parameter.dtype), parameter.shape, values});
   });
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
   if (base == nullptr) return io::write_safetensors(path, tensors, {{"format", "pt"}});
-
-  const std::string lead = leading(*base, tensors.front().name);
-  std::set<std::string> names;
-  for (io::TensorToWrite& each : tensors) {
-    each.name = detail::stored_name(*base, lead + each.name);
-    if (!base->contains(each.name))
-      throw ConfigError("'" + base->path().string() + "' has no " + each.name +
-                        ": it is no checkpoint of the model that was trained");
-    names.insert(each.name);
-  }
-  const std::size_t own = tensors.size();
   for (const std::string& name : base->names()) {
-    if (names.contains(name)) continue;
+    if (replaced.contains(name)) continue;
     const io::TensorView view = base->tensor(name);
     io::TensorToWrite kept{name, view.dtype, {view.shape.begin(), view.shape.end()}, view.bytes};
-    for (const io::TensorToWrite& each : std::span(tensors).first(own))
-      if (each.shape == kept.shape && std::ranges::equal(base->tensor(each.name).bytes, view.bytes)) {
-        kept.dtype = each.dtype;
-        kept.bytes = each.bytes;
+    for (const auto& [other, at] : replaced)
+      if (tensors[at].shape == kept.shape && std::ranges::equal(base->tensor(other).bytes, view.bytes)) {
+        kept.dtype = tensors[at].dtype;
+        kept.bytes = tensors[at].bytes;
       }
     tensors.push_back(std::move(kept));
   }

@@ -13,7 +13,7 @@
 // - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`. A head
 //   may give it several times a row, equally many of each, one behind the other;
 // - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`;
-// - where it reads published checkpoints, `notes()` for ModelPlan and `config_text()`.
+// - where it reads published checkpoints, `notes()` for ModelPlan, `config_text()` and `published()`.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -83,6 +83,9 @@ class NetworkModel {
   /// Of a model that its family publishes: config.json for a folder that the knob `checkpoint` takes.
   std::string config_text() const requires requires(const Network& network) { network.config_text(); }
   { return network_.config_text(); }
+  /// The checkpoint that it was made of, unless it is a copy.
+  const auto& published() const requires requires(const Network& network) { network.published(); }
+  { return network_.published(); }
 
   Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
 

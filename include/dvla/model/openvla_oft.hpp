@@ -143,6 +143,7 @@ class OpenVlaOftBody {
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
   std::vector<std::string> notes() const { return weights_.notes(); }
+  const PublishedWeights& published() const { return weights_; }
   std::string config_text() const { return own_config("OpenVLAOFT", network_.shape()); }
 
   OpenVlaNetwork::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {

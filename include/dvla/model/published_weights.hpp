@@ -102,6 +102,14 @@ class PublishedWeights {
     return all;
   }
 
+  /// Null: there is none.
+  const io::SafetensorsFile* file() const { return file_ ? &*file_ : nullptr; }
+  /// Empty: the file has none.
+  std::string stored_name_of(const Parameter& each) const {
+    const auto found = stored_.find(bare(each.name));
+    return found == stored_.end() ? "" : found->second;
+  }
+
   /// Frozen tensors are computed with where they lie, as far as they have the model's precision.
   Adapters under(Adapters adapters) const {
     if (file_)
@@ -146,12 +154,6 @@ class PublishedWeights {
     for (const std::int64_t extent : shape) text += (text.empty() ? "" : " x ") + std::to_string(extent);
     return "[" + text + "]";
   }
-  /// Empty: the file has none.
-  std::string stored_name_of(const Parameter& each) const {
-    const auto found = stored_.find(bare(each.name));
-    return found == stored_.end() ? "" : found->second;
-  }
-
   std::string folder_;
   std::regex dead_;
   std::optional<io::SafetensorsFile> file_;
