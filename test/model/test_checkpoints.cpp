@@ -12,7 +12,9 @@
 #include <map>
 #include <memory_resource>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dvla/model/lora.hpp"
@@ -538,6 +540,62 @@ DOCTEST_TEST_CASE(
   openvla.language.heads = openvla.language.kv_heads = 4, openvla.language.head_width = 32;
   openvla.language.norm_eps = 1e-5, openvla.language.theta = 5000;
   DOCTEST_CHECK(same(dvla::detail::openvla_oft_shape(oft, 2, 6), openvla));
+}
+
+DOCTEST_TEST_CASE_TEMPLATE(
+    "A file with the published names and shapes at full size is the model's, and is mapped under LoRA", Model,
+    Pi05Model, SmolVlaModel, OpenVlaOftModel) {
+  using Knobs = typename Model::Knobs;
+  const bool pi05 = std::is_same_v<Model, Pi05Model>, smolvla = std::is_same_v<Model, SmolVlaModel>;
+  const std::string name = pi05      ? "pi05"
+                           : smolvla ? "smolvla"
+                                     : "openvla_oft",
+                    golden = DVLA_TEST_DIR "/golden/model/";
+  std::ifstream names(golden + "names/" + name + ".tsv");
+  DOCTEST_REQUIRE(names.good());
+  nlohmann::json header = nlohmann::json::object();
+  std::uint64_t bytes = 0;
+  std::int64_t used = 0;
+  for (std::string line; std::getline(names, line);) {
+    std::istringstream words(line);
+    std::string tensor, shape, dtype, kind;
+    words >> tensor >> shape >> dtype >> kind;
+    if (tensor == "#") continue;
+    std::vector<std::int64_t> sizes;
+    std::int64_t count = 1;
+    std::istringstream list(shape);
+    for (std::string size; std::getline(list, size, 'x');) {
+      sizes.push_back(std::stoll(size));
+      count *= sizes.back();
+    }
+    used += kind == "used" ? count : 0;
+    const std::uint64_t end = bytes + 2 * static_cast<std::uint64_t>(count);
+    header[tensor] = {{"dtype", "BF16"}, {"shape", sizes}, {"data_offsets", {bytes, end}}};
+    bytes = end;
+  }
+  const TemporaryFolder folder;  // the file is a hole behind its header
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');
+  std::string start(8, '\0');
+  const std::uint64_t length = text.size();
+  std::memcpy(start.data(), &length, 8);
+  dvla_test::write_text(folder / "model.safetensors", start + text);
+  std::filesystem::resize_file(folder / "model.safetensors", 8 + length + bytes);
+  dvla_test::write_text(folder / "config.json",
+                        pi05 || smolvla ? dvla_test::read_text(golden + "configs/" + name + ".json")
+                                        : R"({"model_type": "openvla"})");
+  ModelInputs inputs = some_inputs();
+  inputs.observation.cameras.resize(1);  // as the configurations have
+  LoraKnobs<Knobs> knobs{published<Knobs>(folder)};
+  knobs.dtype = Dtype::bf16;
+  const ModelPlan plan = LoraModel<Model>::plan(knobs, inputs, 1, 1);
+  std::int64_t count = 0;
+  for (const Parameter& each : plan.parameters) {
+    DOCTEST_CHECK(each.mapped == !each.trainable);
+    if (!each.apart) count += each.count();
+  }
+  DOCTEST_CHECK(count == used);
+  DOCTEST_CHECK(contains(dvla_test::all(plan.notes), "nobody reads") == (pi05 || smolvla));
 }
 
 DOCTEST_TEST_CASE(
