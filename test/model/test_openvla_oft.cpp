@@ -112,7 +112,8 @@ TEST_CASE("a prompt is the reference's; BOS stands before its padding") {
   CHECK_EQ(tokens[static_cast<std::size_t>(prompts.length() - other)], 3 + 'I');
   CHECK_EQ(tokens.back(), 3 + ' ');
   spec.instructions = {"lift", "push"};
-  CHECK(!Prompts(spec, {"", 640, 576}).padded());
+  const Prompts alike(spec, {"", 640, 576});
+  CHECK(!alike.padded());
   dvla_test::check_prompts<dvla::detail::OpenVlaWording>("openvla_oft", "llama.model", 0);
 }
 
