@@ -85,7 +85,11 @@ TEST_CASE("so they are under flow_cps, whose last step has no noise") {
     CHECK(near(step.std, number("std")));
     CHECK(near(step.mean(number("x"), number("v")), number("mean")));
     CHECK_EQ(step.std == 0, index + 1 == steps);
-    if (index + 1 == steps) continue;
+    if (index + 1 == steps) {
+      CHECK_EQ(step.log_prob(0, number("x"), number("v")), 0);
+      CHECK_EQ(step.d_log_prob_d_v(0, number("x"), number("v")), 0);
+      continue;
+    }
     CHECK(near(step.log_prob(number("after"), number("x"), number("v")), number("log_prob")));
     CHECK(near(step.d_log_prob_d_v(number("after"), number("x"), number("v")), number("d_log_prob")));
   }
@@ -200,10 +204,15 @@ TEST_CASE("under ode every step follows the ODE when sampling too, and there is 
   }
   CHECK_EQ(samples.decision->denoise_index[1], -1);
   CHECK_EQ(samples.decision->log_prob.at(1).span()[3], 0.0f);
-  CHECK_THROWS_WITH_AS(samples.head.load(*samples.decision, std::vector<std::int64_t>{1}),
-                       "FlowHead: model.noise is ode, which has no log-probabilities to train on; choose "
-                       "flow_sde, flow_cps or flow_noise",
-                       Error);
+  samples.head.load(*samples.decision, std::vector<std::int64_t>{1, 0});
+  const auto v = samples.velocity(samples.head.inputs(), samples.head.times());
+  std::vector<float> log_prob(12, 1.0f), entropy(12, 1.0f), gradient(12, 1.0f);
+  samples.head.log_prob(v, log_prob, entropy);
+  samples.head.gradient(v, std::vector<float>(12, 1.0f), std::vector<float>(12, 1.0f), gradient);
+  const std::vector<float> none(12);
+  CHECK_EQ(log_prob, none);
+  CHECK_EQ(entropy, none);
+  CHECK_EQ(gradient, none);
 }
 
 TEST_CASE("flow_cps draws its step from those that have noise, and recomputes it exactly") {

@@ -4,7 +4,8 @@
 // stochastic, the others follow the ODE; the chain and the index are stored, and an update reruns only that step.
 // flow_noise: every step is stochastic, as widely as the network says; an update reruns all of them, and the log-probability is
 // the mean of K + 1 terms, that of the starting noise and those of the steps.
-// ode: no step is. There are no log-probabilities then: for cloning and evaluation, and a forward is refused.
+// ode: no step is. Log-probabilities are 0 then, and so are their gradients, as RLinf has them where a std is 0: for cloning and
+// evaluation; a run that would train is refused (pipeline/validate.hpp).
 // With Decoding::mode all steps follow the ODE from 0, the mode of the starting noise: what is done then follows from the
 // observation alone. Torch-free, on spans. No noise annealing.
 //
@@ -60,17 +61,17 @@ inline double normal_log_prob(double x, double mean, double std) {
   return -0.5 * z * z - std::log(std) - 0.5 * log_2_pi;
 }
 
-/// One step of the chain: x' ~ N(of_x * x + of_v * v, std^2). Times in [0, 1].
+/// One step of the chain: x' ~ N(of_x * x + of_v * v, std^2), or that mean, whose log-probability is 0. Times in [0, 1].
 struct FlowStep {
   double t = 1, next_t = 0;
   double of_x = 1, of_v = 0, std = 0;
 
   double mean(double x, double v) const { return of_x * x + of_v * v; }
   double log_prob(double next_x, double x, double v) const {
-    return normal_log_prob(next_x, mean(x, v), std);
+    return std > 0 ? normal_log_prob(next_x, mean(x, v), std) : 0;
   }
   double d_log_prob_d_v(double next_x, double x, double v) const {
-    return (next_x - mean(x, v)) / (std * std) * of_v;
+    return std > 0 ? (next_x - mean(x, v)) / (std * std) * of_v : 0;
   }
 };
 
@@ -223,17 +224,13 @@ class FlowHeadMachinery {
     }
   }
 
-  /// Takes the stochastic steps of each stored decision: x before and after, and which.
+  /// Takes the stochastic steps of each stored decision: x before and after, and which. Under ode the first step.
   void load(const Decision& decision, std::span<const std::int64_t> rows) {
-    if (noise_ == FlowNoise::ode)
-      throw Error(
-          "FlowHead: model.noise is ode, which has no log-probabilities to train on; choose flow_sde, "
-          "flow_cps "
-          "or flow_noise");
     clear();
     for (const std::int64_t row : rows) {
       const std::int32_t index = decision.denoise_index[row];
-      const int first = learned() ? steps_ : 0, behind = learned() ? steps_ + 1 : last_noisy() + 1;
+      const int first = learned() ? steps_ : noise_ == FlowNoise::ode ? -1 : 0;
+      const int behind = first == 0 ? last_noisy() + 1 : first + 1;
       if (index < first || index >= behind) {
         throw Error("FlowHead: row " + std::to_string(row) + " has denoise index " + std::to_string(index) +
                     ", which is not in [" + std::to_string(first) + ", " + std::to_string(behind) +
@@ -242,7 +239,8 @@ class FlowHeadMachinery {
       const Field<float> chain = decision.chain.at(row);
       if (learned())
         for (const float value : chain.at(0).span()) start_.push_back(value);
-      for (int i = learned() ? 0 : index; i <= (learned() ? steps_ - 1 : index); ++i) {
+      const int from = learned() ? 0 : std::max(index, 0), to = learned() ? steps_ - 1 : from;
+      for (int i = from; i <= to; ++i) {
         for (const float value : chain.at(i).span()) x_.push_back(value);
         for (const float value : chain.at(i + 1).span()) next_.push_back(value);
         step_.push_back(&noisy_[static_cast<std::size_t>(i)]);

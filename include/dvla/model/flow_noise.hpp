@@ -13,7 +13,7 @@
 namespace dvla {
 
 /// flow_sde and flow_cps: one step of the chain is noisy, the others follow the ODE. flow_noise: all are, as widely as a head that is
-/// learned says. ode: none is, and there are no log-probabilities.
+/// learned says. ode: none is, and log-probabilities are 0.
 enum class FlowNoise : std::uint8_t { flow_sde, flow_cps, flow_noise, ode };
 template <>
 inline constexpr auto enum_names<FlowNoise> = std::to_array<std::string_view>({"flow_sde", "flow_cps",

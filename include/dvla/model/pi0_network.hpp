@@ -317,7 +317,7 @@ class Pi0Network {
   }
 
   /// Every valid token of the prefix, at its place among them. The others get the mean of all, which a value head reads: the
-  /// reference has it by masking all alike, where torch's fused attention has no gradient; here, they ask for nothing.
+  /// reference has it by masking all alike, which torch's fused attention gives no right gradient; here they ask for nothing.
   Seen seen_by_prefix(const at::Tensor& valid, at::ScalarType type) const {
     const at::Tensor places = at::cumsum(valid, 1) - 1;
     at::Tensor allowed = valid.unsqueeze(1) & valid.unsqueeze(2), asks;
