@@ -45,9 +45,10 @@ void copy_beside_weights(const fs::path& from, const fs::path& to) {
   for (const fs::directory_entry& each : fs::directory_iterator(from)) {
     const std::string name = each.path().filename().string();
     if (name == "config.json" || name == "generation_config.json" || name == "special_tokens_map.json" ||
-        name == "preprocessor_config.json" || name == "processor_config.json" ||
-        name == "dataset_statistics.json" || name == "assets" || name.starts_with("tokenizer") ||
-        name.starts_with("policy_preprocessor") || name.starts_with("policy_postprocessor"))
+        name == "added_tokens.json" || name == "preprocessor_config.json" ||
+        name == "processor_config.json" || name == "dataset_statistics.json" || name == "assets" ||
+        name.starts_with("tokenizer") || name.starts_with("policy_preprocessor") ||
+        name.starts_with("policy_postprocessor"))
       fs::copy(each.path(), to / name, fs::copy_options::recursive | fs::copy_options::overwrite_existing);
   }
 }
@@ -84,7 +85,7 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, co
     const fs::path written =
         dvla::export_merged(model, arguments.merged / "model.safetensors", base, name_of);
     if (base != nullptr)
-      copy_beside_weights(base->path().parent_path(), arguments.merged);
+      copy_beside_weights(fs::absolute(base->path()).parent_path(), arguments.merged);
     else if constexpr (requires { model.config_text(); })
       dvla::io::write_file(arguments.merged / "config.json", model.config_text());
     std::cout << "wrote " << written.string() << '\n';
@@ -119,10 +120,6 @@ int main(int argc, char** argv) {
       "--merged", arguments.merged,
       "the folder for whole weights, adapters added in; several files, with an index, where they are large");
   app.add_option("--adapters", arguments.adapters, "the folder for the adapters, as PEFT has them");
-  app.add_option(
-      "--base", arguments.base,
-      "folder of the public checkpoint that was trained, whose form is kept; without it, the run's "
-      "base_checkpoint");
   CLI11_PARSE(app, argc, argv);
   try {
     if (arguments.merged.empty() && arguments.adapters.empty())
