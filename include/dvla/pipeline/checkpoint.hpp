@@ -243,7 +243,7 @@ struct ChangedKnob {
 };
 
 /// By slot: all of environment and model say what data and weights mean, but for how many environments there
-/// are, and where the frozen weights come from if the checkpoint has them; of the run, what turns actions, states
+/// are, where adapters began, and where the frozen weights come from if the checkpoint has them; of the run, what turns actions, states
 /// and rewards into what the model learns from. Of the others those are left out that say what one start of
 /// the program is for.
 template <class Pipeline>
