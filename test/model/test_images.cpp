@@ -1,6 +1,7 @@
 // dvla-test: torch io
 // Frames as the references show them to their models, against what their own functions make of them
 // (test/golden/model/images/make_images.py).
+#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
@@ -71,6 +72,7 @@ struct Way {
 TEST_CASE(
     "frames of any size are within 1/255 of what each reference makes of them, the authors' OpenVLA-OFT "
     "2/255") {
+  at::set_num_threads(1);
   const c10::InferenceMode no_graph;
   using namespace dvla::layers;
   const auto padded = [](Padding padding, Resizing resizing) {

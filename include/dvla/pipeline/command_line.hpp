@@ -28,6 +28,9 @@
 
 #include "dvla/core/json.hpp"
 #include "dvla/pipeline/describe.hpp"
+#if __has_include("dvla/pipeline/presets.hpp")
+#include "dvla/pipeline/presets.hpp"  // CMake makes it of examples/presets
+#endif
 #include "dvla/pipeline/validate.hpp"
 
 namespace dvla {
@@ -409,39 +412,36 @@ FileNotes read_file(Config<Pipeline>& config, const std::string& path, const std
   return {};
 }
 
-/// Where presets are beside these headers: in the sources, or where they were installed.
-inline std::filesystem::path preset_folder() {
-  const std::filesystem::path root =
-      std::filesystem::path(__FILE__).parent_path().parent_path().parent_path().parent_path();
-  std::error_code error;
-  const std::filesystem::path installed = root / "share" / "dvla" / "presets";
-  return std::filesystem::is_directory(installed, error) ? installed : root / "examples" / "presets";
+/// The presets that came with the library: name and text.
+inline std::span<const std::pair<std::string_view, std::string_view>> presets() {
+#if __has_include("dvla/pipeline/presets.hpp")
+  return preset_texts;
+#else
+  return {};
+#endif
 }
 
-/// The file that --preset means: a path, or a name in that folder.
-inline std::string preset_file(const std::string& name) {
-  if (name.find('/') != name.npos || name.ends_with(".toml")) return name;
-  const std::filesystem::path folder = preset_folder();
-  std::vector<std::string> names;
-  std::error_code error;
-  for (std::filesystem::directory_iterator each(folder, error), end; !error && each != end;
-       each.increment(error))
-    if (each->path().extension() == ".toml") names.push_back(each->path().stem().string());
-  std::ranges::sort(names);
-  if (std::ranges::find(names, name) != names.end()) return (folder / (name + ".toml")).string();
-  std::string all;
-  for (const std::string& each : names) all += (all.empty() ? "" : ", ") + each;
-  throw ConfigError("--preset: there is no '", one_line(name), "' in ", folder.string(),
-                    all.empty() ? ", nor another" : ", but " + all, "; a TOML file's path may be given too");
-}
-
-/// As read_file of a preset. Throws ConfigError where the file leaves a policy unsaid.
+/// Of one of those, or of a file whose path has a slash or ends in .toml: values over those in `config`. Throws
+/// ConfigError where there is none, and where it leaves a policy unsaid.
 template <class Pipeline>
 FileNotes read_preset(Config<Pipeline>& config, const std::string& name) {
-  const std::string path = preset_file(name);
-  FileNotes notes = read_file(config, path, "--preset");
-  if (const std::size_t all = policy_names<Pipeline>().size(); notes.policies != all)
-    throw ConfigError(one_line(path), ": a preset names its ", all,
+  const PolicyNames policies = policy_names<Pipeline>();
+  FileNotes notes;
+  if (name.find('/') != name.npos || name.ends_with(".toml")) {
+    notes = read_file(config, name, "--preset");
+  } else {
+    std::string all;
+    for (const auto& each : presets()) all += (all.empty() ? "" : ", ") + std::string(each.first);
+    const auto found =
+        std::ranges::find(presets(), name, [](const auto& each) { return std::string(each.first); });
+    if (found == presets().end())
+      throw ConfigError("--preset: there is no '", one_line(name), "'; ",
+                        all.empty() ? "this program was built without presets" : "there are " + all,
+                        "; a TOML file's path may be given too");
+    notes = read_toml(list_knobs(config), policies, found->second, name + ".toml");
+  }
+  if (notes.policies != policies.size())
+    throw ConfigError(one_line(name), ": a preset names its ", policies.size(),
                       " policies under [pipeline], and this one ", notes.policies);
   return notes;
 }
