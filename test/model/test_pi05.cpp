@@ -169,6 +169,27 @@ TEST_CASE("under a tokeniser it keeps what a model promises") {
   CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
 }
 
+TEST_CASE("a prompt without the state is the task and a line's end") {
+  ObservationSpec spec = some_inputs().observation;
+  spec.instructions = {" push_the\ncube "};
+  const dvla::detail::Prompts<dvla::detail::Pi05Family> prompts(
+      spec, {.words = 512, .length = 40, .with_state = false});  // with the state it would not fit
+  const std::vector<float> state{-1, 0, 1};
+  CHECK_EQ(prompts.text(0, state), "push the cube\n");
+  CHECK_EQ(prompts.length(), 40);
+}
+
+TEST_CASE("a plan counts the language model's activations where something trains in it or before it alone") {
+  FlowVlaKnobs knobs;
+  knobs.random = RandomWeights::full;
+  ModelInputs inputs = some_inputs();
+  inputs.chunk = knobs.chunk;
+  const std::size_t whole = Pi05Model::plan(knobs, inputs, 1, 8).training_bytes;
+  knobs.train = Trained::expert;
+  const std::size_t expert = Pi05Model::plan(knobs, inputs, 1, 8).training_bytes;
+  CHECK_LT(expert * 4, whole);
+}
+
 TEST_CASE("what does not fit is refused in a sentence") {
   const auto refuses = [](const std::string& why, auto change) {
     FlowVlaKnobs knobs = tiny();

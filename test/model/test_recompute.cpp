@@ -12,6 +12,7 @@
 #include "dvla/model/openvla_oft.hpp"
 #include "dvla/model/pi05.hpp"
 #include "dvla/model/smolvla.hpp"
+#include "dvla/model/with_value.hpp"
 #include "dvla/testing/model.hpp"
 #include "test/model/vla.hpp"
 
@@ -93,6 +94,15 @@ TEST_CASE("of pi0.5, whole, beside a frozen vision-language model and under LoRA
   adapted.lora_rank = 2;
   check_same<LoraModel<Pi05Model>>(adapted);
 }
+TEST_CASE("of pi0.5 with a value head, whole and frozen, and with learned noise") {
+  ValueKnobs<FlowVlaKnobs> judging{tiny<FlowVlaKnobs>()};
+  check_same<ValueModel<Pi05Model>>(judging);
+  judging.train = Trained::expert;
+  judging.noise = FlowNoise::flow_noise;
+  check_same<ValueModel<Pi05Model>>(judging);
+  ValueKnobs<OpenVlaOftKnobs> tokens{tiny<OpenVlaOftKnobs>()};
+  check_same<ValueModel<OpenVlaOftModel>>(tokens);
+}
 TEST_CASE("of SmolVLA, whole and beside a frozen vision-language model") {
   auto knobs = tiny<FlowVlaKnobs>();
   check_same<SmolVlaModel>(knobs);
@@ -122,12 +132,15 @@ TEST_CASE("a part is called once forwards and once more backwards, and keeps wha
     weight.mutable_grad().reset();
   }
   calls = 0;
-  const auto y = dvla::detail::recomputed(part, {x}, true);  // nothing that goes in wants a gradient
+  const auto y = dvla::detail::recomputed(part, {x}, true, 2);  // nothing that goes in wants a gradient
   CHECK_EQ(calls, 1);
   torch::autograd::backward({y[0].sum()}, {});
   CHECK_EQ(calls, 2);
   CHECK(weight.grad().equal(alone));
-  CHECK_FALSE(dvla::detail::recomputed(part, {x}, false)[0].grad_fn() == nullptr);  // as without
+  CHECK_FALSE(dvla::detail::recomputed(part, {x}, false, 2)[0].grad_fn() == nullptr);  // as without
+  const auto first = dvla::detail::recomputed(part, {x}, true, 1);
+  CHECK(first[0].requires_grad());
+  CHECK_FALSE(first[1].requires_grad());
   const c10::InferenceMode no_graph;
-  CHECK_FALSE(dvla::detail::recomputed(part, {x}, true)[0].requires_grad());
+  CHECK_FALSE(dvla::detail::recomputed(part, {x}, true, 2)[0].requires_grad());
 }

@@ -41,7 +41,7 @@ class ActionStatistics {
 
   Adapter read() {
     const nlohmann::json all = found();
-    const bool alone = all.is_object() && (all.contains("actions") || all.contains("observation.state"));
+    const bool alone = writer_ == Writer::lerobot || (all.is_object() && all.contains("actions"));
     const nlohmann::json& chosen = alone ? all : by_key(all);
     const bool openpi = chosen.is_object() && chosen.contains("actions");
     if (openpi) writer_ = Writer::openpi;

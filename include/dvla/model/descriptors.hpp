@@ -22,8 +22,8 @@ struct boost::hana::accessors_impl<K>
 template <std::same_as<dvla::FlowVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise,
-                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::pictures, &K::dtype,
-                    &K::gradient_checkpointing> {};
+                    &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::discrete_state_input,
+                    &K::pictures, &K::dtype, &K::gradient_checkpointing> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};

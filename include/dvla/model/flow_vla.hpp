@@ -2,7 +2,7 @@
 // NetworkModel asks of a network. Needs torch.
 //
 // A Family is a Wording (prompts.hpp) and has `slots` for cameras, `Network`, `shape(knobs)`, `names()` of published weights,
-// `image(frames, side, pictures)`, `image_tokens(shape)` a camera; `padding`: the token; `state_apart`: whether the state goes in as
+// `image(frames, side, pictures)`, `image_tokens(shape)` a camera; `language`: what stands in the names of its language model; `padding`: the token; `state_apart`: whether the state goes in as
 // numbers, too; `wide_tower`: whether the vision tower computes in float32 whatever its weights are.
 #pragma once
 
@@ -43,8 +43,8 @@ class FlowVlaBody {
         weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
         network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert, inputs.value_head),
-        prompts_(spec_,
-                 {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding, network_.shape().text}),
+        prompts_(spec_, {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding,
+                         network_.shape().text, knobs.discrete_state_input}),
         queries_(shape),
         values_(inputs.value_head.values),
         evaluations_(evaluations(knobs)),
@@ -129,10 +129,20 @@ class FlowVlaBody {
     const bool whole = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
       return each.trainable && each.unit <= static_cast<std::size_t>(s.vision.layers);
     });
-    const std::int64_t kept = parameters_.kept_by_layers(
-        s.language.layers,
-        layer(s.language, prefix, prefix) + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
-        prefix * s.language.width + evaluations_ * suffix * s.expert.width);
+    // Of a frozen language model behind which nothing trains there are keys and values alone.
+    const bool prefix_trains = std::ranges::any_of(parameters_.parameters(), [&](const Parameter& each) {
+      return each.trainable && (each.unit <= static_cast<std::size_t>(s.vision.layers) + 1 ||
+                                each.name.find(Family::language) != std::string::npos);
+    });
+    const std::int64_t language = prefix_trains ? layer(s.language, prefix, prefix)
+                                                : 2 * prefix * s.language.kv_heads * s.language.head_width;
+    // A value head has the rest of the last language layer computed, beside what other layers keep.
+    const std::int64_t judged = values_ > 0 && prefix_trains ? layer(s.language, prefix, prefix) : 0;
+    const std::int64_t kept =
+        judged + parameters_.kept_by_layers(
+                     s.language.layers,
+                     language + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
+                     prefix * s.language.width + evaluations_ * suffix * s.expert.width);
     const std::int64_t seen = std::ssize(cameras_) * s.vision.tokens(), d = s.vision.width;
     const std::int64_t vision =
         whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;

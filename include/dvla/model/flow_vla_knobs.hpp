@@ -36,6 +36,7 @@ struct FlowVlaKnobs {
   Trained train = Trained::all;
   std::string cameras{};
   std::string tokenizer{};
+  bool discrete_state_input = true;
   Pictures pictures = Pictures::lerobot;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
@@ -58,6 +59,8 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"tokenizer",
      "SentencePiece's *.model or a tokenizer.json, or a folder with one; empty: the checkpoint's own, with "
      "random weights bytes; bytes: a prompt's bytes"},
+    {"discrete_state_input",
+     "whether pi0.5's prompt has the state in it, as numbers; openpi trains pi05_libero without"},
     {"pictures", "whose way frames are made smaller: openpi's antialiases; SmolVLA has lerobot's alone"},
     {"dtype", "weights and activations; norms compute in float32"},
     {"gradient_checkpointing",

@@ -97,7 +97,7 @@ class LoraModel : public Base {
 /// Writes the weights that a model would have without adapters and with the same outputs, under the public names: a
 /// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is its own base.
 /// `base`: a public file of the model that was trained, whose form is then kept: a leading `model.`, aliases and other metadata, and
-/// what it has beside the model's tensors (what nobody reads; copies of a tensor under another name get the new one). `name_of`: the
+/// what it has beside the model's tensors (what nobody reads; copies of a matrix under another name get the new one). `name_of`: the
 /// name that it has a parameter by, or nothing for one that it lacks. Throws ConfigError where there is no name_of and it lacks one.
 /// Returns the path as write_safetensors does.
 template <class Model>
@@ -131,8 +131,9 @@ std::filesystem::path export_merged(const Model& model, const std::filesystem::p
     if (replaced.contains(name)) continue;
     const io::TensorView view = base->tensor(name);
     io::TensorToWrite kept{name, view.dtype, {view.shape.begin(), view.shape.end()}, view.bytes};
-    for (const auto& [other, at] : replaced)
-      if (tensors[at].shape == kept.shape && std::ranges::equal(base->tensor(other).bytes, view.bytes)) {
+    for (const auto& [other, at] : replaced)  // short lists may be alike by chance
+      if (kept.shape.size() > 1 && tensors[at].shape == kept.shape &&
+          std::ranges::equal(base->tensor(other).bytes, view.bytes)) {
         kept.dtype = tensors[at].dtype;
         kept.bytes = tensors[at].bytes;
       }

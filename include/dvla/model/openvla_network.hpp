@@ -9,7 +9,7 @@
 // OpenVLA: the actions' inputs are those before them, and no token sees a later one: teacher-forced by forward(),
 // one after the other by begin() and next(), over the keys and values of what came before.
 // Reference: openvla-oft's modeling_prismatic.py and its fork of Transformers, and RLinf's for reinforcement learning; what of
-// them is reproduced although one would not expect it stands in docs/slots/model.md.
+// them is reproduced although one would not expect it stands in docs/vla_models.md.
 //
 // Reinforcement learning may put a value head beside it, as RLinf has it (openvla_oft_action_model.py): it reads what the last prompt
 // token puts out, which the first action's is made of.

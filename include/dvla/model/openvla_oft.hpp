@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <numeric>
 #include <span>
 #include <string>
@@ -54,13 +55,15 @@ inline OpenVlaShape published_openvla_shape(const PublishedConfig& config) {
   config.supports("image_sizes", {nlohmann::json::array({224, 224})});
   config.supports("image_resize_strategy", {"resize-naive"});
   config.supports("n_action_bins", {256});
-  // What Transformers' LlamaConfig has where text_config is silent, which are the defaults of OpenVlaShape.
+  // What Transformers' LlamaConfig has where text_config is silent, which are the defaults of OpenVlaShape but for vocab_size: OpenVLA's
+  // own, padded.
   const PublishedConfig text = config.within("text_config");
   text.supports("model_type", {"llama"});
   text.supports("hidden_act", {"silu"});
   text.supports("attention_bias", {false});
   text.supports("mlp_bias", {false});
   text.supports("rope_scaling", {nullptr});
+  text.supports("rope_parameters", {nullptr});  // as Transformers 5 writes both
   text.supports("tie_word_embeddings", {false});
   parts::DecoderShape& language = shape.language;
   language.width = text.count("hidden_size", language.width);
@@ -73,10 +76,14 @@ inline OpenVlaShape published_openvla_shape(const PublishedConfig& config) {
   language.theta = text.number("rope_theta", language.theta);
   shape.vocabulary = text.count("vocab_size", shape.vocabulary);
   shape.unused = config.count("pad_to_multiple_of", shape.unused, 0);
+  config.demand(language.heads % language.kv_heads == 0,
+                "text_config.num_attention_heads must be a multiple of num_key_value_heads");
+  config.demand(shape.vocabulary > shape.unused + shape.bins,
+                "text_config.vocab_size must be more than pad_to_multiple_of and 256 action tokens");
   return shape;
 }
 inline const PublishedNames& openvla_names() {
-  static const PublishedNames names{.dead = R"(value_head\..*)"};
+  static const PublishedNames names{.dead = R"((value|noise)_head\..*)"};
   return names;
 }
 
@@ -111,6 +118,15 @@ struct OpenVlaWording {
   }
 };
 
+/// Whether a folder has the head that OpenVLA-OFT's authors make actions by, whose action tokens nobody has trained then.
+inline bool has_action_head(const std::string& folder) {
+  if (folder.empty()) return false;
+  std::error_code code;
+  return std::ranges::any_of(std::filesystem::directory_iterator(folder, code), [](const auto& entry) {
+    return entry.path().filename().native().starts_with("action_head");
+  });
+}
+
 /// The network with an observation before it, as NetworkModel wants it.
 class OpenVlaOftBody {
  public:
@@ -128,7 +144,8 @@ class OpenVlaOftBody {
                  inputs.value_head),
         prompts_(inputs.observation, {tokenizer_of(knobs), network_.shape().vocabulary,
                                       network_.shape().vocabulary - network_.shape().unused}),
-        values_(inputs.value_head.values) {
+        values_(inputs.value_head.values),
+        has_action_head_(has_action_head(knobs.checkpoint)) {
     parameters_.recompute(knobs.gradient_checkpointing);
     weights_.check("OpenVLAOFT", parameters_.parameters());
   }
@@ -142,7 +159,15 @@ class OpenVlaOftBody {
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
-  std::vector<std::string> notes() const { return weights_.notes(); }
+  std::vector<std::string> notes() const {
+    std::vector<std::string> all = weights_.notes();
+    if (has_action_head_)
+      all.push_back(
+          "the folder has an action_head: its model was trained to act by that, and may never have learned "
+          "the "
+          "tokens that are sampled here");
+    return all;
+  }
   const PublishedWeights& published() const { return weights_; }
   std::string config_text() const { return own_config("OpenVLAOFT", network_.shape()); }
 
@@ -250,6 +275,7 @@ class OpenVlaOftBody {
   OpenVlaNetwork network_;
   Prompts<OpenVlaWording> prompts_;
   std::int64_t values_;  ///< V
+  bool has_action_head_;
 };
 
 /// 256 action tokens for 255 bins between 256 edges, from the highest bin on: the last token is the lowest. The first stands for

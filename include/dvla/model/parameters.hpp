@@ -26,6 +26,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <regex>
 #include <string>
 #include <utility>
@@ -50,6 +51,8 @@ struct InitialValues {
 /// Declare everything, then `allocate` or `share`, once. One thread at a time.
 class Parameters {
  public:
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+
   explicit Parameters(Dtype dtype = Dtype::f32, Adapters adapters = {},
                       const detail::ComputeDevice& device = {})
       : dtype_(dtype), adapters_(std::move(adapters)), device_(device) {
@@ -209,12 +212,13 @@ class Parameters {
         each.register_hook([this, unit](const at::Tensor&) { turn_back_to(unit); });
   }
   /// What a layer, which is all of the unit, makes of `inputs`. `part` may be called again in the backward pass: what it refers
-  /// to must stay.
+  /// to must stay. `wanted_results`: so many of the results, the first ones, depend on what wants a gradient.
   std::vector<at::Tensor> layer(std::size_t unit, const detail::NetworkPart& part,
-                                const std::vector<at::Tensor>& inputs) {
+                                const std::vector<at::Tensor>& inputs, std::size_t wanted_results = none) {
     before(unit);
-    const auto results =
-        recomputes_ ? detail::recomputed(part, inputs, trainable_in_[unit] > 0) : part(inputs);
+    const auto results = recomputes_
+                             ? detail::recomputed(part, inputs, trainable_in_[unit] > 0, wanted_results)
+                             : part(inputs);
     after(unit, results);
     return results;
   }
@@ -224,7 +228,6 @@ class Parameters {
   std::int64_t kept_by_layers(std::int64_t layers, std::int64_t one, std::int64_t inputs) const {
     return recomputes_ ? layers * inputs + one : layers * one;
   }
-  static constexpr std::size_t none = static_cast<std::size_t>(-1);
   /// The network does without its last unit in this forward pass and in the backward pass, if one follows,
   /// where it then says so again.
   void pass_by(std::size_t unit) {
@@ -325,9 +328,10 @@ class Parameters {
     backward_at_ = unit;
     if (hooks_ != nullptr && unit != none) hooks_->before_unit(unit, Direction::backward);
   }
-  std::regex target() const {
+  const std::regex& target() {
+    if (target_) return *target_;
     try {
-      return std::regex(adapters_.targets);
+      return target_.emplace(adapters_.targets);
     } catch (const std::regex_error& error) {
       throw ConfigError("model.lora_targets is '" + adapters_.targets +
                         "', which is no regular expression: " + error.what());
@@ -467,6 +471,7 @@ class Parameters {
 
   Dtype dtype_;
   Adapters adapters_;
+  std::optional<std::regex> target_;  ///< of adapters_
   detail::ComputeDevice device_;
   std::vector<Parameter> parameters_;
   std::vector<InitialValues> initial_;

@@ -33,6 +33,7 @@ struct Pi05Family {
       std::to_array<std::string_view>({"base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"});
   using Network = Pi0Network;
   static constexpr std::int64_t padding = 0;
+  static constexpr std::string_view language = ".language_model.";
   static constexpr bool begins = true, ends_blank = false, pads_before = false, tells_state = true;
   static constexpr bool state_apart = false, wide_tower = true;
 
@@ -54,7 +55,7 @@ struct Pi05Family {
         .older = {{"action_time_mlp_in.", "time_mlp_in."}, {"action_time_mlp_out.", "time_mlp_out."}},
         .tied = {{language + "model.language_model.embed_tokens.weight", language + "lm_head.weight"}},
         .dead = R"(paligemma_with_expert\.(paligemma|gemma_expert)\.lm_head\.weight|state_proj\..*)"
-                R"(|value_head\..*|(un)?normalize_\w+\..*)"};
+                R"(|(value|noise)_head\..*|(un)?normalize_\w+\..*)"};
     return names;
   }
   static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
@@ -78,6 +79,8 @@ struct Pi05Family {
     out << ";\nAction: ";
     return out.str();
   }
+  /// What openpi writes under discrete_state_input = False (its models/tokenizer.py).
+  static std::string stateless(const std::string& task) { return cleaned(task) + "\n"; }
 
  private:
   static Pi0Shape random_shape(RandomWeights random) {

@@ -4,7 +4,7 @@
 // tokens see both. So the prefix is run once, and a denoising step runs the expert over its keys and values.
 // pi0.5: the time goes into the expert's norms, the state stands in the prompt. pi0: the state is a token, the time is mixed
 // into the actions' tokens. Reference: openpi's pi0_pytorch.py and lerobot's modeling_pi05.py; what of them is reproduced
-// although one would not expect it stands in docs/slots/model.md.
+// although one would not expect it stands in docs/vla_models.md.
 //
 // Reinforcement learning may put two heads beside it, both as RLinf has them (openpi_action_model.py): a value head that reads
 // the prefix (value_after_vlm: Gemma's last output, the mean over the cameras that are there and all of the text, its padding
@@ -102,7 +102,7 @@ class Pi0Network {
 
   /// Declares everything and makes no tensor; `all` must outlive this. `expert_alone`: the vision-language model is frozen.
   Pi0Network(const Pi0Shape& shape, Parameters& all, bool expert_alone = false, const ValueHead& value = {})
-      : shape_(shape), all_(all), judges_(value.values > 0) {
+      : shape_(shape), all_(all), judges_(value.values > 0), expert_alone_(expert_alone) {
     declare(expert_alone, value);
   }
 
@@ -158,18 +158,20 @@ class Pi0Network {
                by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const bool last = i + 1 == layers_.size(), ends = last && values != nullptr;
-      const auto made = all_.layer(layer_unit(i),
-                                   [this, i, last, ends, by_prefix, by_suffix](const auto& in) {
-                                     at::Tensor stream = in[0];
-                                     Ending ending;
-                                     const auto kv =
-                                         prefix_layer(i, stream, by_prefix, ends ? &ending : nullptr);
-                                     std::vector all{suffix_layer(i, in[1], in[2], kv, by_suffix)};
-                                     if (ends) all.insert(all.end(), {ending.in, ending.key, ending.value});
-                                     if (!last) all.push_back(stream);
-                                     return all;
-                                   },
-                                   {x, s, condition});
+      const auto made = all_.layer(
+          layer_unit(i),
+          [this, i, last, ends, by_prefix, by_suffix](const auto& in) {
+            at::Tensor stream = in[0];
+            Ending ending;
+            const auto kv = prefix_layer(i, stream, by_prefix, ends ? &ending : nullptr);
+            std::vector all{suffix_layer(i, in[1], in[2], kv, by_suffix)};
+            if (ends) all.insert(all.end(), {ending.in, ending.key, ending.value});
+            if (!last) all.push_back(stream);
+            return all;
+          },
+          {x, s, condition},
+          // Beside a frozen language model the prefix is the same whatever trains.
+          expert_alone_ && !x.requires_grad() ? 1 : Parameters::none);
       s = made[0];
       if (ends) prefix.ending = {x, made[1], made[2], made[3]};
       if (!last) x = made[1];
@@ -398,7 +400,8 @@ class Pi0Network {
 
   Pi0Shape shape_;
   Parameters& all_;
-  bool judges_;  ///< there is a value head
+  bool judges_;        ///< there is a value head
+  bool expert_alone_;  ///< the vision-language model is frozen
   parts::SigLip vision_;
   Linear projector_, action_in_, action_out_, state_in_, time_in_, time_out_;
   at::Tensor words_;

@@ -3,7 +3,7 @@
 //
 // A Wording has `name`, for messages, and `prompt(task, state)`; `begins`: whether the tokeniser's begin stands before it; `ends_blank`:
 // whether a blank's token stands at its end, if need be one more; `pads_before`: whether padding stands before the text, behind the
-// begin, and else behind it; `tells_state`: whether the state is part of it.
+// begin, and else behind it; `tells_state`: whether the state is part of it, or may be: then it has `stateless(task)`, too.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +26,7 @@ struct PromptPlace {
   std::int64_t words = 0;    ///< rows of the model's table of words
   std::int64_t padding = 0;  ///< what stands where no text does
   std::int64_t length = 0;   ///< L, tokens; 0: as many as the longest prompt has
+  bool with_state = true;    ///< of a wording that has the state in it
 };
 
 /// Which tokeniser knobs mean: a path, or nothing for bytes.
@@ -41,7 +42,10 @@ class Prompts {
   /// Throws ConfigError where there is no instruction, a prompt could have more tokens than its place, or the tokeniser is not the
   /// model's; as open_tokenizer throws, too.
   Prompts(const ObservationSpec& spec, const PromptPlace& place)
-      : tasks_(spec.instructions), padding_(place.padding), length_(place.length) {
+      : tasks_(spec.instructions),
+        padding_(place.padding),
+        length_(place.length),
+        tells_state_(Wording::tells_state && place.with_state) {
     if (tasks_.empty())
       throw ConfigError(
           Wording::name,
@@ -71,12 +75,15 @@ class Prompts {
     }
     const auto [shortest, longest] = std::ranges::minmax(counts);
     if (length_ == 0) length_ = longest;
-    padded_ = Wording::tells_state || shortest < length_;
+    padded_ = tells_state_ || shortest < length_;
   }
 
   /// The reference's prompt; state: [P].
   std::string text(std::int64_t task, std::span<const float> state) const {
-    return Wording::prompt(tasks_.at(static_cast<std::size_t>(task)), state);
+    const std::string& own = tasks_.at(static_cast<std::size_t>(task));
+    if constexpr (Wording::tells_state)
+      if (!tells_state_) return Wording::stateless(own);
+    return Wording::prompt(own, state);
   }
   std::int64_t tasks() const { return std::ssize(tasks_); }
   std::int64_t length() const { return length_; }
@@ -120,7 +127,7 @@ class Prompts {
 
   std::vector<std::string> tasks_;
   std::int64_t padding_, length_;
-  bool padded_ = false;
+  bool tells_state_, padded_ = false;
   std::unique_ptr<const Tokenizer> tokenizer_;
 };
 

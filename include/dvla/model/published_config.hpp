@@ -49,6 +49,10 @@ class PublishedConfig {
         fields_[field].is_string() ? one_line(fields_[field].get<std::string>()) : shown(fields_[field]);
     if (found != said) throw ConfigError(where_, " says ", field, " ", found, "; ", reads, " reads ", said);
   }
+  /// Throws ConfigError where `holds` is not so, which is `must`.
+  void demand(bool holds, std::string_view must) const {
+    if (!holds) throw ConfigError(where_, ": ", must);
+  }
   /// Throws ConfigError where the field is there and is none of `values`.
   void supports(const std::string& field, std::initializer_list<nlohmann::json> values) const {
     if (!has(field)) return;
@@ -78,10 +82,12 @@ class PublishedConfig {
     if (!has(field)) throw ConfigError(where_, " has no field '", before_, field, "'");
     return count(field, 0);
   }
-  /// A number above 0.
+  /// A number in (0, 1e9].
   double number(const std::string& field, double otherwise) const {
     if (!has(field)) return otherwise;
-    if (!fields_[field].is_number() || !(fields_[field].get<double>() > 0)) refuse(field, "a number above 0");
+    if (!fields_[field].is_number() || !(fields_[field].get<double>() > 0) ||
+        fields_[field].get<double>() > 1e9)
+      refuse(field, "a number above 0, at most 1e9");
     return fields_[field].get<double>();
   }
   /// The one number of a list [n, n], pixels a side that are a multiple of `patch`; `otherwise` where it is absent.

@@ -64,7 +64,7 @@ class PublishedWeights {
     for (const Parameter& each : parameters) {
       const std::string stored = stored_name_of(each);
       if (stored.empty()) {
-        if (!each.apart) missing.add(quoted(each.name));
+        (each.apart ? anew_ : missing).add(quoted(each.name));
         continue;
       }
       read.insert(stored);
@@ -77,7 +77,8 @@ class PublishedWeights {
     }
     for (const std::string& stored : file_->names()) {
       if (read.contains(stored)) continue;
-      if (std::regex_match(bare(stored), dead_))
+      // The library's matcher goes as deep as a text is long.
+      if (stored.size() <= longest_name && std::regex_match(bare(stored), dead_))
         left_out_.add(quoted(stored));
       else
         surplus.add(quoted(stored));
@@ -99,6 +100,7 @@ class PublishedWeights {
     std::vector<std::string> all{"weights of '" + folder_ + "': " + std::to_string(file_->names().size()) +
                                  " tensors"};
     if (left_out_.count > 0) all[0] += ", of which nobody reads " + left_out_.text();
+    if (anew_.count > 0) all.push_back("not among them, so they begin anew: " + anew_.text());
     return all;
   }
 
@@ -142,6 +144,7 @@ class PublishedWeights {
     }
   };
   /// Transformers' own of older versions, which are no weights.
+  static constexpr std::size_t longest_name = 1000;
   static constexpr const char* buffers = R"(.*\.(position_ids|rotary_emb\.inv_freq))";
 
   static std::string bare(const std::string& name) {
@@ -158,7 +161,7 @@ class PublishedWeights {
   std::regex dead_;
   std::optional<io::SafetensorsFile> file_;
   std::map<std::string, std::string> stored_;  ///< by today's name: the file's
-  Names left_out_;
+  Names left_out_, anew_;
 };
 
 }  // namespace dvla::detail

@@ -18,12 +18,16 @@ struct Recompute : torch::autograd::Function<Recompute> {
   /// `graph`: a number that wants a gradient, so that there is a graph where the part's own weights alone want one.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 const NetworkPart& part, const at::Tensor& /*graph*/,
-                                                at::TensorList given) {
+                                                at::TensorList given, std::size_t wanted_results) {
     const std::vector<at::Tensor> inputs = given.vec();
     context->save_for_backward(inputs);
     context->saved_data["wanted"] = wanted(inputs);
     context->saved_data["part"] = c10::IValue::make_capsule(c10::make_intrusive<Kept>(part));
-    return part(inputs);
+    std::vector<at::Tensor> made = part(inputs);
+    if (wanted_results < made.size())
+      context->mark_non_differentiable(
+          {made.begin() + static_cast<std::ptrdiff_t>(wanted_results), made.end()});
+    return made;
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& gradients) {
@@ -46,6 +50,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
     torch::autograd::variable_list results(2);  // the part's and the number's
     for (const at::Tensor& each : inputs)
       results.push_back(each.defined() && each.requires_grad() ? each.grad() : at::Tensor());
+    results.emplace_back();  // that of how many results are wanted
     return results;
   }
 
@@ -61,12 +66,13 @@ struct Recompute : torch::autograd::Function<Recompute> {
   }
 };
 
-/// part(inputs). `trains`: weights of the part want a gradient.
+/// part(inputs). `trains`: weights of the part want a gradient; `wanted_results`: so many of the results, the first ones, depend on what
+/// wants one, so that what is computed of the others alone needs no backward pass.
 inline std::vector<at::Tensor> recomputed(const NetworkPart& part, const std::vector<at::Tensor>& inputs,
-                                          bool trains) {
+                                          bool trains, std::size_t wanted_results) {
   for (const at::Tensor& each : inputs) trains = trains || (each.defined() && each.requires_grad());
   if (!at::GradMode::is_enabled() || !trains) return part(inputs);
-  return Recompute::apply(part, at::zeros({1}).requires_grad_(true), at::TensorList(inputs));
+  return Recompute::apply(part, at::zeros({1}).requires_grad_(true), at::TensorList(inputs), wanted_results);
 }
 
 }  // namespace dvla::detail

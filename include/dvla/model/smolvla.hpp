@@ -28,6 +28,7 @@ struct SmolVlaFamily {
   static constexpr auto slots = std::to_array<std::string_view>({"camera1", "camera2", "camera3"});
   using Network = SmolVlaNetwork;
   static constexpr std::int64_t padding = 0;
+  static constexpr std::string_view language = ".text_model.";
   static constexpr bool begins = false, ends_blank = false, pads_before = false, tells_state = false;
   static constexpr bool state_apart = true, wide_tower = false;
 
@@ -35,6 +36,10 @@ struct SmolVlaFamily {
     check(knobs);
     if (knobs.pictures != Pictures::lerobot)
       throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it lerobot");
+    if (!knobs.discrete_state_input)
+      throw ConfigError(
+          "model.discrete_state_input is false, and SmolVLA's prompt never has the state in it; leave it "
+          "true");
     SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                                   : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
@@ -48,7 +53,7 @@ struct SmolVlaFamily {
     static const std::string language = "vlm_with_expert.vlm.";
     static const PublishedNames names{
         .tied = {{language + "model.text_model.embed_tokens.weight", language + "lm_head.weight"}},
-        .dead = R"(vlm_with_expert\.vlm\.lm_head\.weight|value_head\..*|(un)?normalize_\w+\..*)"};
+        .dead = R"(vlm_with_expert\.vlm\.lm_head\.weight|(value|noise)_head\..*|(un)?normalize_\w+\..*)"};
     return names;
   }
   static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }

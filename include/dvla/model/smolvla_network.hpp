@@ -108,7 +108,7 @@ class SmolVlaNetwork {
   /// the state's projection still trains (modeling_smolvla.py:544), so what the prefix holds does not stay.
   SmolVlaNetwork(const SmolVlaShape& shape, Parameters& all, bool expert_alone = false,
                  const ValueHead& value = {})
-      : shape_(shape), all_(all), judges_(value.values > 0) {
+      : shape_(shape), all_(all), judges_(value.values > 0), expert_alone_(expert_alone) {
     declare(expert_alone, value);
   }
 
@@ -164,18 +164,20 @@ class SmolVlaNetwork {
     const SeenBySuffix by_suffix = seen_by_suffix(prefix.valid, s);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const bool last = i + 1 == layers_.size(), ends = last && values != nullptr;
-      const auto made = all_.layer(layer_unit(i),
-                                   [this, i, last, ends, by_prefix, by_suffix](const auto& in) {
-                                     at::Tensor stream = in[0];
-                                     Ending ending;
-                                     const auto kv =
-                                         prefix_layer(i, stream, by_prefix, ends ? &ending : nullptr);
-                                     std::vector all{suffix_layer(i, in[1], kv, by_suffix)};
-                                     if (ends) all.insert(all.end(), {ending.in, ending.key, ending.value});
-                                     if (!last) all.push_back(stream);
-                                     return all;
-                                   },
-                                   {x, s});
+      const auto made = all_.layer(
+          layer_unit(i),
+          [this, i, last, ends, by_prefix, by_suffix](const auto& in) {
+            at::Tensor stream = in[0];
+            Ending ending;
+            const auto kv = prefix_layer(i, stream, by_prefix, ends ? &ending : nullptr);
+            std::vector all{suffix_layer(i, in[1], kv, by_suffix)};
+            if (ends) all.insert(all.end(), {ending.in, ending.key, ending.value});
+            if (!last) all.push_back(stream);
+            return all;
+          },
+          {x, s},
+          // Beside a frozen language model the prefix is the same whatever trains.
+          expert_alone_ && !x.requires_grad() ? 1 : Parameters::none);
       s = made[0];
       if (ends) prefix.ending = {x, made[1], made[2], made[3]};
       if (!last) x = made[1];
@@ -407,7 +409,8 @@ class SmolVlaNetwork {
 
   SmolVlaShape shape_;
   Parameters& all_;
-  bool judges_;  ///< there is a value head
+  bool judges_;        ///< there is a value head
+  bool expert_alone_;  ///< the vision-language model is frozen
   parts::SigLip vision_;
   Linear connector_, state_in_, action_in_, action_out_, time_in_, time_out_;
   at::Tensor words_;

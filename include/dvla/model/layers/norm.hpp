@@ -1,6 +1,6 @@
 // Norms, on tensors that are given: LayerNorm, and RMSNorm plain, as Gemma has it (1 + weight) and adaptive, as the action
 // expert of pi0.5 has it (scale, shift and gate from a condition). Variance and scale are float32 whatever the
-// input is, as in the references (docs/slots/model.md); the result has the input's precision.
+// input is, as in the references (docs/vla_models.md); the result has the input's precision.
 #pragma once
 
 #include <ATen/TensorOperators.h>
