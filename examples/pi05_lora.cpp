@@ -2,8 +2,8 @@
 // pi0.5 with low-rank adapters on a frozen base: examples/pi05 with LoRA around the model. At the published extents in bfloat16 a
 // group of two episodes of one decision trains within 9 GiB:
 //
-//   build/release/examples/pi05_lora --random full --dtype bf16 --environments 2 --group 2 --chunk 16 --model.horizon 16
-//     --micro-batch 1 --iterations 1 --evaluation-episodes 0 --overwrite true
+//   build/release/examples/pi05_lora --random full --dtype bf16 --gradient-checkpointing true --environments 2 --group 2
+//     --chunk 16 --model.horizon 16 --micro-batch 1 --global-batch 0 --iterations 1 --evaluation-episodes 0 --overwrite true
 //
 // --checkpoint DIR in the place of --random: a published model's folder is the base (docs/vla_models.md).
 #include <dvla/algorithm/grpo.hpp>
