@@ -235,22 +235,18 @@ DOCTEST_TEST_CASE(
   };
   const TemporaryFolder folder;
   // Loads it, and compares each parameter with what the record has by `name_of(parameter)`.
-  const auto same = [&]<class Model>(const std::string& record, const std::string& config, Model*,
-                                     auto name_of) {
+  const auto same = [&]<class Network>(const std::string& record, const auto& shape, Network*,
+                                       const dvla::detail::PublishedNames& names, auto name_of) {
     DOCTEST_CAPTURE(record);
     std::filesystem::copy_file(records + record + "/model.safetensors", folder / "model.safetensors",
                                std::filesystem::copy_options::overwrite_existing);
-    dvla_test::write_text(folder / "config.json", config);
-    ModelInputs inputs = some_inputs();
-    inputs.observation.instructions = {"a"};
-    inputs.observation.proprioception = 0;
-    inputs.chunk = 2;
-    auto knobs = published<typename Model::Knobs>(folder);
-    knobs.chunk = 2;
     const io::SafetensorsFile file(folder.path());
-    knobs.dtype = file.tensor(file.names().front()).dtype == io::Dtype::F32 ? Dtype::f32 : Dtype::bf16;
-    const Model model(knobs, inputs, 1);
-    for (const Parameter& each : model.parameters()) {
+    dvla::detail::PublishedWeights weights(folder.path().string(), names);
+    Parameters all(file.tensor(file.names().front()).dtype == io::Dtype::F32 ? Dtype::f32 : Dtype::bf16);
+    const Network network(shape, all);
+    weights.check(record, all.parameters());
+    weights.fill(all, 1);
+    for (const Parameter& each : all.parameters()) {
       const io::TensorView view = file.tensor(name_of(each.name));
       DOCTEST_CAPTURE(each.name);
       DOCTEST_REQUIRE(view.bytes.size() == each.bytes());
@@ -267,7 +263,7 @@ DOCTEST_TEST_CASE(
     shape.expert.condition = shape.expert.width;
     shape.views = 2, shape.text = 64, shape.horizon = of["horizon"], shape.actions = of["action"];
     shape.vocabulary = of["language"]["vocabulary"];
-    same(record, dvla::detail::own_config("Pi05", shape), static_cast<Pi05Model*>(nullptr),
+    same(record, shape, static_cast<dvla::detail::Pi0Network*>(nullptr), dvla::detail::Pi05Family::names(),
          [&](const std::string& name) {
            return prefix.empty() && name == embedding ? lm_head : prefix + name;
          });
@@ -280,8 +276,8 @@ DOCTEST_TEST_CASE(
     decoder(shape.expert, of["expert"]);
     shape.shuffle = of["shuffle"], shape.views = 2, shape.text = 64, shape.horizon = of["horizon"];
     shape.actions = of["action"], shape.states = of["state"], shape.vocabulary = of["language"]["vocabulary"];
-    same(record, dvla::detail::own_config("SmolVLA", shape), static_cast<SmolVlaModel*>(nullptr),
-         [](const std::string& name) { return name; });
+    same(record, shape, static_cast<dvla::detail::SmolVlaNetwork*>(nullptr),
+         dvla::detail::SmolVlaFamily::names(), [](const std::string& name) { return name; });
   }
   for (const std::string record : {"openvla_oft-seed7-width48", "openvla_oft-seed11-width60"}) {
     const nlohmann::json of = parsed(record);
@@ -290,7 +286,7 @@ DOCTEST_TEST_CASE(
     tower(shape.siglip, of["fused_featurizer"]);
     decoder(shape.language, of["language"]);
     shape.vocabulary = of["language"]["vocabulary"];
-    same(record, dvla::detail::own_config("OpenVLAOFT", shape), static_cast<OpenVlaOftModel*>(nullptr),
+    same(record, shape, static_cast<dvla::detail::OpenVlaNetwork*>(nullptr), dvla::detail::openvla_names(),
          [](const std::string& name) { return name; });
   }
 }

@@ -100,7 +100,8 @@ namespace {
 /// pi0.5's and SmolVLA's head, with a network of one number.
 struct Learned {
   explicit Learned(int steps)
-      : head(knobs(steps), {1}, 5, dvla::detail::FlowSpace{1, 1, true}),
+      : head(knobs(steps), {1}, 5,
+             dvla::detail::FlowSpace{.horizon = 1, .dimensions = 1, .noise_head = true}),
         decision(head.decision_layout({1}), *std::pmr::new_delete_resource()) {}
   static FlowVlaKnobs knobs(int steps) {
     FlowVlaKnobs knobs;
