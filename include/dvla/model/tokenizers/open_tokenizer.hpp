@@ -28,9 +28,10 @@ inline std::unique_ptr<const Tokenizer> open_tokenizer(const std::filesystem::pa
     for (const char* name : {"tokenizer.json", "tokenizer.model"})
       if (fs::exists(path / name, failed)) file = path / name;
     if (file == path)
-      throw ConfigError("the folder '", path.string(),
-                        "' has neither a tokenizer.model nor a tokenizer.json; model.tokenizer may name one elsewhere, "
-                        "or say bytes");
+      throw ConfigError(
+          "the folder '", path.string(),
+          "' has neither a tokenizer.model nor a tokenizer.json; model.tokenizer may name one elsewhere, "
+          "or say bytes");
   }
   const bool sentence_piece = file.extension() == ".model";
   if (!sentence_piece && file.extension() != ".json")
