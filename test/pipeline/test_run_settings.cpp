@@ -110,6 +110,9 @@ TEST_CASE("a model's checkpoint brings its statistics, unless others or none are
   const Adapter bounds = RunSettings<P>(config).adapter(spec);
   CHECK(bounds.name() == "bounds");
   CHECK(bounds.changes_actions());  // what lies beyond them is held by them
+  config.model.checkpoint = "/nowhere";
+  CHECK(complaint([&] { RunSettings<P> refused(config); }) ==
+        "model.checkpoint is '/nowhere', which is no folder; give the folder of a published model");
 }
 
 TEST_CASE("a policy need not have every knob") {

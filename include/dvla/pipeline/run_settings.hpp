@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <string>
+#include <system_error>
 
 #include "dvla/algorithm/concept.hpp"
 #include "dvla/core/error.hpp"
@@ -196,8 +198,14 @@ class RunSettings {
   /// checkpoint, unless others are named.
   static Config<P> checked(Config<P> config, int ranks_here) {
     validate(config);
-    if constexpr (requires { config.model.checkpoint; })
-      if (config.run.action_statistics.empty()) config.run.action_statistics = config.model.checkpoint;
+    if constexpr (requires { config.model.checkpoint; }) {
+      const std::string& folder = config.model.checkpoint;
+      std::error_code code;
+      if (!folder.empty() && !std::filesystem::is_directory(folder, code))
+        throw ConfigError("model.checkpoint is '" + folder +
+                          "', which is no folder; give the folder of a published model");
+      if (config.run.action_statistics.empty()) config.run.action_statistics = folder;
+    }
     const int cores = std::max(usable_cores() / ranks_here, 1);
     const int lanes = requires { P::schedule::in_turn; }
     ? 1 : 2;
