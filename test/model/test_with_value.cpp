@@ -23,6 +23,7 @@
 #include "dvla/testing/model.hpp"
 #include "test/complaint.hpp"
 #include "test/io/temporary_folder.hpp"
+#include "test/model/vla.hpp"
 #include "test/sharding/actors.hpp"
 
 using namespace dvla;
@@ -134,15 +135,6 @@ struct Calls {
 
 bool of_head(const std::string& name) { return name.starts_with("value."); }
 
-/// Bytes of all parameters of a model that are not its value head's, by name.
-template <class M>
-std::map<std::string, std::string> policy_weights(const M& model) {
-  std::map<std::string, std::string> all;
-  for (const Parameter& each : model.parameters())
-    if (!of_head(each.name))
-      all[each.name] = std::string(reinterpret_cast<const char*>(each.data), each.bytes());
-  return all;
-}
 /// Gradients, by name, of the head or of the rest.
 template <class M>
 std::map<std::string, std::vector<float>> gradients_by_name(const M& model, bool head) {
@@ -267,7 +259,7 @@ TEST_CASE_TEMPLATE("the policy has the same bits with a value head and without",
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
     Model<Policy> model(small<Policy>(inputs, RewardLevel::action, dtype), inputs, 3);
     Model<Bare> bare(small<Bare>(inputs, RewardLevel::action, dtype), inputs, 3);
-    CHECK((policy_weights(model) == policy_weights(bare)));
+    CHECK((dvla_test::weights_but(of_head, model) == dvla_test::weights_but(of_head, bare)));
     Calls one(model, inputs);
     Calls<Model<Bare>> other(bare, inputs);
     model.hold_gradients(true), bare.hold_gradients(true);
@@ -554,7 +546,7 @@ TEST_CASE("files: a policy is read from a file with a head, and frozen beside a 
           load_weights(model, io::SafetensorsFile(folder / "bare"));
         }).ends_with("has no tensor 'value.query' among its " + std::to_string(bare.parameters().size())));
   load_weights(bare, io::SafetensorsFile(folder / "headed"));
-  CHECK((policy_weights(bare) == policy_weights(model)));
+  CHECK((dvla_test::weights_but(of_head, bare) == dvla_test::weights_but(of_head, model)));
 
   const auto adapted = [&](auto wrapped, const char* base) {
     using Wrapped = typename decltype(wrapped)::type;

@@ -1,8 +1,9 @@
-// What the tests of published models as models of the pipeline begin with.
+// What tests of models of the pipeline share: the published ones' inputs, counts and weights by name.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,16 @@ inline std::int64_t trainable(const std::vector<dvla::Parameter>& parameters, co
   return std::ranges::count_if(parameters, [&](const dvla::Parameter& each) {
     return each.trainable && each.name.find(of) != std::string::npos;
   });
+}
+
+/// Bytes of a model's parameters, by name, but for those whose names are `left_out`.
+template <class Model>
+std::map<std::string, std::string> weights_but(bool (*left_out)(const std::string&), const Model& model) {
+  std::map<std::string, std::string> all;
+  for (const dvla::Parameter& each : model.parameters())
+    if (!left_out(each.name))
+      all[each.name] = std::string(reinterpret_cast<const char*>(each.data), each.bytes());
+  return all;
 }
 
 }  // namespace dvla_test

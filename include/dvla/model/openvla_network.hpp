@@ -351,21 +351,20 @@ class OpenVlaNetwork {
       // Of the last layer only what is read.
       const bool part = i + 1 == layers_.size() && !watch_;
       const Seen own_seen = part ? seen_at(read, valid, x) : seen;
-      x = all_.layer(
-          layer_unit(i),
-          [this, i, part, read, own_seen, seen, context](const auto& in) {
-            const parts::DecoderLayer& layer = layers_[i];
-            const at::Tensor own = part ? at_places(in[0], read) : in[0];
-            const auto [query, key, value, gate, seen_as] =
-                project(layer, own, in[0], own_seen.rotary, seen.rotary);
-            if (context != nullptr) {
-              context->layers[i].first.narrow(2, 0, key.size(2)).copy_(key);
-              context->layers[i].second.narrow(2, 0, value.size(2)).copy_(value);
-            }
-            return std::vector{layer.finish(own, layers::attention(query, key, value, own_seen.mask), gate,
-                                            {}, shape_.language)};
-          },
-          {x})[0];
+      x = all_.layer(layer_unit(i),
+                     [this, i, part, read, own_seen, seen, context](const auto& in) {
+                       const parts::DecoderLayer& layer = layers_[i];
+                       const at::Tensor own = part ? at_places(in[0], read) : in[0];
+                       const auto made = project(layer, own, in[0], own_seen.rotary, seen.rotary);
+                       if (context != nullptr) {
+                         context->layers[i].first.narrow(2, 0, made.key.size(2)).copy_(made.key);
+                         context->layers[i].second.narrow(2, 0, made.value.size(2)).copy_(made.value);
+                       }
+                       const at::Tensor mixed =
+                           layers::attention(made.query, made.key, made.value, own_seen.mask);
+                       return std::vector{layer.finish(own, mixed, made.gate, {}, shape_.language)};
+                     },
+                     {x})[0];
       see("layer." + std::to_string(i), x);
     }
     all_.before(end_unit());

@@ -143,8 +143,8 @@ class PublishedWeights {
       return all + (count > first.size() ? " and " + std::to_string(count - first.size()) + " more" : "");
     }
   };
-  /// Transformers' own of older versions, which are no weights.
   static constexpr std::size_t longest_name = 1000;
+  /// Transformers' own of older versions, which are no weights.
   static constexpr const char* buffers = R"(.*\.(position_ids|rotary_emb\.inv_freq))";
 
   static std::string bare(const std::string& name) {
