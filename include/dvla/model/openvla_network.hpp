@@ -38,7 +38,6 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -52,6 +51,7 @@
 #include "dvla/model/parts/mlp.hpp"
 #include "dvla/model/parts/regression_head.hpp"
 #include "dvla/model/parts/timm_vit.hpp"
+#include "dvla/model/watched.hpp"
 
 namespace dvla::detail {
 
@@ -91,7 +91,7 @@ struct OpenVlaShape {
   std::int64_t first_action_token() const { return vocabulary - unused - bins; }
 };
 
-class OpenVlaNetwork {
+class OpenVlaNetwork : public Watched {
  public:
   /// What a decision is made from.
   struct Inputs {
@@ -114,8 +114,6 @@ class OpenVlaNetwork {
     at::Tensor place;  ///< [n or 1, 1], of the next
     std::int64_t length = 0;
   };
-  /// Is told of activations by name, as the recorded ones are called (test/golden/model); for comparisons.
-  using Watch = std::function<void(const std::string&, const at::Tensor&)>;
 
   /// Declares everything and makes no tensor; `all` must outlive this.
   OpenVlaNetwork(const OpenVlaShape& shape, Parameters& all, const ValueHead& value = {})
@@ -124,14 +122,13 @@ class OpenVlaNetwork {
   }
 
   const OpenVlaShape& shape() const { return shape_; }
-  void watch(Watch watch) { watch_ = std::move(watch); }
 
   /// OpenVLA-OFT's pass. OpenVLA: the same with the action tokens [n, E], int64, given, as ids of words. `judge`: values are asked
   /// for, which only a network with a value head has.
   Outputs forward(const Inputs& inputs, const at::Tensor& actions = {}, bool judge = false) const {
     const std::int64_t E = shape_.actions();
     // The last action's own input would come behind all that is read: an onlooker alone sees it.
-    const at::Tensor given = shape_.parallel || watch_ ? actions : actions.narrow(1, 0, E - 1);
+    const at::Tensor given = shape_.parallel || watched() ? actions : actions.narrow(1, 0, E - 1);
     const auto [x, valid] = embed(inputs, given);
     Outputs outputs = decode(x, valid, read_at(inputs, E), nullptr);
     if (judge)
@@ -160,14 +157,10 @@ class OpenVlaNetwork {
     context.length = x.size(1);
     if (valid.defined()) context.valid = at::cat({valid, at::ones({x.size(0), more}, valid.options())}, 1);
     context.place = places(valid, x).select(1, -1).unsqueeze(1) + 1;
-    for (std::int64_t i = 0; i < shape_.language.layers; ++i) {
-      const auto room = [&] {
-        return at::empty(
-            {x.size(0), shape_.language.kv_heads, context.length + more, shape_.language.head_width},
-            x.options());
-      };
-      context.layers.emplace_back(room(), room());
-    }
+    const std::int64_t sizes[] = {x.size(0), shape_.language.kv_heads, context.length + more,
+                                  shape_.language.head_width};
+    for (std::int64_t i = 0; i < shape_.language.layers; ++i)
+      context.layers.emplace_back(at::empty(sizes, x.options()), at::empty(sizes, x.options()));
     Outputs outputs = decode(x, valid, read_at(inputs, 1), &context);
     return {std::move(outputs), std::move(context)};
   }
@@ -213,9 +206,6 @@ class OpenVlaNetwork {
   std::size_t layer_unit(std::size_t i) const { return text_unit() + 1 + i; }
   std::size_t end_unit() const { return layer_unit(layers_.size()); }
   std::size_t value_unit() const { return end_unit() + 1; }
-  void see(const std::string& name, const at::Tensor& value) const {
-    if (watch_) watch_(name, value);
-  }
 
   void declare(const ValueHead& value) {
     const std::int64_t d = shape_.language.width, seen = shape_.dinov2.width + shape_.siglip.width;
@@ -349,7 +339,7 @@ class OpenVlaNetwork {
         seen_at(valid.defined() ? everywhere.expand({x.size(0), x.size(1)}) : everywhere, valid, x);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       // Of the last layer only what is read.
-      const bool part = i + 1 == layers_.size() && !watch_;
+      const bool part = i + 1 == layers_.size() && !watched();
       const Seen own_seen = part ? seen_at(read, valid, x) : seen;
       x = all_.layer(layer_unit(i),
                      [this, i, part, read, own_seen, seen, context](const auto& in) {
@@ -368,7 +358,7 @@ class OpenVlaNetwork {
       see("layer." + std::to_string(i), x);
     }
     all_.before(end_unit());
-    if (watch_) {
+    if (watched()) {
       see("norm", norm_(x, {}, shape_.language).first);
       x = at_places(x, read);
     }
@@ -413,7 +403,6 @@ class OpenVlaNetwork {
   Linear to_words_;
   parts::RegressionHead head_;
   parts::ApartMlp value_head_;
-  Watch watch_;
 };
 
 }  // namespace dvla::detail

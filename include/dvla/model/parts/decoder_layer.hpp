@@ -79,9 +79,9 @@ struct DecoderLayer {
   Projected project(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
                     const DecoderShape& shape, bool keys_alone = false) const {
     const auto [in, gated] = attention_norm(x, condition, shape);
-    const auto heads = [&](const Linear& by) { return layers::heads_of(by(in), shape.head_width); };
-    return {keys_alone ? at::Tensor() : layers::rotated(heads(query), rotary),
-            layers::rotated(heads(key), rotary), heads(value), gated, in};
+    return {keys_alone ? at::Tensor() : ask_later(in, rotary, shape),
+            layers::rotated(layers::heads_of(key(in), shape.head_width), rotary),
+            layers::heads_of(value(in), shape.head_width), gated, in};
   }
   /// The query that project() left out, of what it made the others of.
   at::Tensor ask_later(const at::Tensor& in, const layers::Rotary& rotary, const DecoderShape& shape) const {
@@ -91,7 +91,7 @@ struct DecoderLayer {
   Projected ask(const at::Tensor& x, const layers::Rotary& rotary, const at::Tensor& condition,
                 const DecoderShape& shape) const {
     const auto [in, gated] = attention_norm(x, condition, shape);
-    return {layers::rotated(layers::heads_of(query(in), shape.head_width), rotary), {}, {}, gated};
+    return {ask_later(in, rotary, shape), {}, {}, gated};
   }
   /// Such a layer's keys and values: made of another's, [n, g, S, k], heads side by side, and not rotated again.
   std::pair<at::Tensor, at::Tensor> made_of(const at::Tensor& keys, const at::Tensor& values,
