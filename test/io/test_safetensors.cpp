@@ -62,6 +62,22 @@ TEST_CASE("what is written reads back, aligned, whatever the order and the types
   CHECK(files_in(folder.path()) == 1);
 }
 
+TEST_CASE("a tensor that lies in several places is one in the file, and its pieces count against its shape") {
+  TemporaryFolder folder;
+  const std::vector<float> data{1, 2, 3, 4, 5};
+  const auto bytes = std::as_bytes(std::span(data));
+  TensorToWrite tensor = tensor_to_write<float>("scattered", {4}, std::span(data).first(1));
+  tensor.rest = {bytes.subspan(16, 4), {}, bytes.subspan(4, 8)};
+  const std::vector<TensorToWrite> tensors{tensor, tensor_to_write<float>("behind", {5}, data)};
+  write_safetensors(folder / "a", tensors);
+  const SafetensorsFile file(folder / "a");
+  CHECK(values<float>(file, "scattered") == std::vector<float>{1, 5, 2, 3});
+  CHECK(values<float>(file, "behind") == data);
+  tensor.rest.pop_back();
+  CHECK(contains(message_of<dvla::Error>([&] { write_safetensors(folder / "a", std::span(&tensor, 1)); }),
+                 "needs 16 bytes by dtype and shape, but 8 are given"));
+}
+
 TEST_CASE("a view outlives a move of its file") {
   SafetensorsFile file(golden);
   const auto before = file.span<float>("weight");

@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <deque>
 #include <memory>
+#include <numeric>
 #include <type_traits>
+#include <vector>
 
 #include "dvla/io/atomic_file.hpp"
 #include "dvla/io/safetensors_header.hpp"
@@ -195,12 +197,19 @@ class SafetensorsFile {
   std::map<std::string, Place, std::less<>> index_;
 };
 
-/// What goes into a file; `bytes` is row-major and stays the caller's.
+/// What goes into a file, row-major: `bytes`, and the pieces of `rest` behind them where not all lies in one place. They stay the
+/// caller's.
 struct TensorToWrite {
   std::string name;
   Dtype dtype{};
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;
+  std::vector<std::span<const std::byte>> rest{};
+
+  std::uint64_t size() const {
+    return std::accumulate(rest.begin(), rest.end(), std::uint64_t{bytes.size()},
+                           [](std::uint64_t sum, const auto& piece) { return sum + piece.size(); });
+  }
 };
 
 /// Convenience for typed data.
@@ -234,9 +243,9 @@ inline std::filesystem::path write_safetensors(const std::filesystem::path& path
     if (!names.insert(tensor.name).second) refuse(subject + "is given twice");
     const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
     if (!bytes) refuse(subject + "has a negative dimension or a size beyond 64 bits");
-    if (*bytes != tensor.bytes.size())
+    if (*bytes != tensor.size())
       refuse(subject + "needs " + std::to_string(*bytes) + " bytes by dtype and shape, but " +
-             std::to_string(tensor.bytes.size()) + " are given");
+             std::to_string(tensor.size()) + " are given");
     if (in_shard > 0 && in_shard + *bytes > limit) {
       shards.emplace_back();
       in_shard = 0;
@@ -273,8 +282,8 @@ inline std::filesystem::path write_safetensors(const std::filesystem::path& path
     for (const TensorToWrite* tensor : shard) {
       header[tensor->name] = {{"dtype", dtype_name(tensor->dtype)},
                               {"shape", tensor->shape},
-                              {"data_offsets", {offset, offset + tensor->bytes.size()}}};
-      offset += tensor->bytes.size();
+                              {"data_offsets", {offset, offset + tensor->size()}}};
+      offset += tensor->size();
       file_of[tensor->name] = here.filename().string();
     }
     std::string text = text_of(header, -1);
@@ -284,7 +293,10 @@ inline std::filesystem::path write_safetensors(const std::filesystem::path& path
     AtomicFile& file = files.emplace_back(here);
     file.write(std::as_bytes(std::span(&length, 1)));
     file.write(text);
-    for (const TensorToWrite* tensor : shard) file.write(tensor->bytes);
+    for (const TensorToWrite* tensor : shard) {
+      file.write(tensor->bytes);
+      for (const std::span<const std::byte> piece : tensor->rest) file.write(piece);
+    }
   }
   const bool sharded = shards.size() > 1;
   if (sharded) {

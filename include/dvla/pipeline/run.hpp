@@ -465,10 +465,6 @@ class Run {
       plan.add("demonstrations", MemoryPlace::heap,
                episode * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
                                                   (job_->rolls_out() ? environments : 0)));
-    std::size_t optimiser = 0;
-    for (const MemoryItem& item : plan.items())
-      if (item.kind == "masters" || item.kind == "moments") optimiser += item.bytes;
-    plan.add("a checkpoint while it is written", MemoryPlace::heap, optimiser);
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
     if (on_plan) on_plan(plan, *job_);

@@ -27,41 +27,41 @@ inline constexpr const char* shard_ranges = "shard.ranges";  // [pieces, 2]: off
 inline constexpr std::array shard_values{"shard.exp_avg", "shard.exp_avg_sq", "shard.weights"};
 }  // namespace detail
 
-/// An actor's part of a checkpoint: a copy, so that training may go on before it is written.
+/// An actor's part of a checkpoint, as views of its masters and moments: written before the next step, it takes no memory.
 class ShardToWrite {
  public:
   /// `whole`: the model's trainable_count. With `masters`, these too. Part `part` of `parts`, which
-  /// are the actors' where each has its own. In the training lane, between two steps.
+  /// are the actors' where each has its own. `weights` must outlive this.
   template <class Weights>
   ShardToWrite(Weights& weights, std::int64_t whole, bool masters, int part, int parts)
-      : counters_{part, parts, weights.steps(), whole}, kinds_(masters ? 3 : 2) {
-    std::int64_t count = 0;
-    for (const ShardPiece& piece : weights.pieces()) count += piece.range.count;
-    for (std::size_t i = 0; i < kinds_; ++i) values_[i].reserve(static_cast<std::size_t>(count));
-    for (const ShardPiece& piece : weights.pieces()) {
+      : counters_{part, parts, weights.steps(), whole}, pieces_(weights.pieces()), kinds_(masters ? 3 : 2) {
+    for (const ShardPiece& piece : pieces_) {
       ranges_.insert(ranges_.end(), {piece.range.offset, piece.range.count});
-      for (std::size_t i = 0; i < kinds_; ++i)
-        values_[i].insert(values_[i].end(), piece.values()[i].begin(), piece.values()[i].end());
+      count_ += piece.range.count;
     }
   }
 
   /// Adds views of this; it must live until `checkpoint` is written.
   void add_to(io::Checkpoint& checkpoint) const {
-    const auto add = [&]<class Value>(const char* name, std::vector<std::int64_t> shape,
-                                      const std::vector<Value>& values) {
+    const auto add = [&](const char* name, std::vector<std::int64_t> shape,
+                         const std::vector<std::int64_t>& values) {
       checkpoint.tensors.push_back(
-          io::tensor_to_write<Value>(name, std::move(shape), std::span<const Value>(values)));
+          io::tensor_to_write<std::int64_t>(name, std::move(shape), std::span<const std::int64_t>(values)));
     };
     add(detail::shard_counters, {std::ssize(counters_)}, counters_);
     add(detail::shard_ranges, {std::ssize(ranges_) / 2, 2}, ranges_);
-    for (std::size_t i = 0; i < kinds_; ++i)
-      add(detail::shard_values[i], {std::ssize(values_[i])}, values_[i]);
+    for (std::size_t i = 0; i < kinds_; ++i) {
+      io::TensorToWrite& values =
+          checkpoint.tensors.emplace_back(io::tensor_to_write<float>(detail::shard_values[i], {count_}, {}));
+      for (const ShardPiece& piece : pieces_) values.rest.push_back(std::as_bytes(piece.values()[i]));
+    }
   }
 
  private:
   std::vector<std::int64_t> counters_, ranges_;
+  std::vector<ShardPiece> pieces_;
   std::size_t kinds_;
-  std::array<std::vector<float>, 3> values_;
+  std::int64_t count_ = 0;
 };
 
 /// Moments and step counter from the files of all actors that wrote them, in any order, and the masters where
