@@ -33,6 +33,7 @@ void check_prompts(const std::string& model, const std::string& file, std::int64
     constexpr std::int64_t padding = 999;
     const dvla::detail::Prompts<Wording> prompts(spec, {tokenizers + file, 1000, padding, length});
     CHECK_EQ(prompts.text(0, state), text);
+    CHECK(prompts.note().ends_with("'" + tokenizers + file + "'"));
     REQUIRE_EQ(prompts.length(), length == 0 ? std::ssize(own) : length);
     std::vector<std::int64_t> row(static_cast<std::size_t>(prompts.length()), -1), expected = own;
     const auto valid = std::make_unique<bool[]>(row.size());

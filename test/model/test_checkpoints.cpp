@@ -6,12 +6,14 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <memory_resource>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <string>
 #include <type_traits>
@@ -21,6 +23,7 @@
 #include "dvla/model/openvla_oft.hpp"
 #include "dvla/model/pi05.hpp"
 #include "dvla/model/smolvla.hpp"
+#include "dvla/model/with_value.hpp"
 #include "dvla/testing/model.hpp"
 #include "test/io/temporary_folder.hpp"
 #include "test/model/vla.hpp"
@@ -289,6 +292,153 @@ DOCTEST_TEST_CASE(
     same(record, shape, static_cast<dvla::detail::OpenVlaNetwork*>(nullptr), dvla::detail::openvla_names(),
          [](const std::string& name) { return name; });
   }
+}
+
+DOCTEST_TEST_CASE("Heads are as wide as in the run that a folder was exported from, and begin anew") {
+  const ModelInputs inputs = some_inputs();
+  const auto shapes = [](const auto& model) {
+    std::map<std::string, std::vector<std::int64_t>> all;
+    for (const Parameter& each : model.parameters()) all[each.name] = each.shape;
+    return all;
+  };
+  const auto check = [&]<class Model>(const std::string& noise, std::type_identity<Model>) {
+    using Knobs = ValueKnobs<typename Model::Knobs>;
+    const TemporaryFolder folder;
+    Knobs knobs{tiny<typename Model::Knobs>()};
+    if constexpr (requires { knobs.noise; }) knobs.noise = FlowNoise::flow_noise;
+    const ValueModel<Model> source(knobs, inputs, 1);
+    export_folder(source, folder.path());
+    DOCTEST_CHECK(!io::SafetensorsFile(folder.path()).contains("value_head.mlp.0.weight"));
+    Knobs again{published<typename Model::Knobs>(folder)};
+    if constexpr (requires { again.noise; }) again.noise = FlowNoise::flow_noise;
+    const ValueModel<Model> model(again, inputs, 2);
+    DOCTEST_CHECK((bytes_of(model) == bytes_of(source)));
+    DOCTEST_CHECK(shapes(model) == shapes(source));
+    DOCTEST_CHECK(shapes(model).at("value_head.mlp.2.weight") == std::vector<std::int64_t>{16, 32});
+    if (!noise.empty())
+      DOCTEST_CHECK(shapes(model).at("noise_head.mlp.2.weight") == std::vector<std::int64_t>{8, 16});
+    DOCTEST_CHECK(shapes(ValueModel<Model>(model, share_frozen)) == shapes(source));
+    const auto notes = dvla_test::all(ValueModel<Model>::plan(again, inputs, 1, 1).notes);
+    DOCTEST_CHECK(contains(notes, "so they begin anew: "));
+    const std::string config = dvla_test::read_text(folder / "config.json");
+    auto parsed = nlohmann::json::parse(config);
+    parsed["dvla"]["shape"]["value"][1] = 0;
+    dvla_test::write_text(folder / "config.json", parsed.dump());
+    DOCTEST_CHECK(contains(message_of<ConfigError>([&] { (void)ValueModel<Model>(again, inputs, 2); }),
+                           "is 0; it must be in [1, "));
+  };
+  check("noise", std::type_identity<Pi05Model>());
+  check("noise", std::type_identity<SmolVlaModel>());
+  check("", std::type_identity<OpenVlaOftModel>());
+}
+
+DOCTEST_TEST_CASE(
+    "RLinf's pi0.5 has its heads in the file, by its own names and widths, and they go on from there") {
+  using Model = ValueModel<Pi05Model>;
+  const ModelInputs inputs = some_inputs();
+  const TemporaryFolder folder;
+  ValueKnobs<FlowVlaKnobs> knobs{tiny<FlowVlaKnobs>()};
+  knobs.noise = FlowNoise::flow_noise;
+  Model source(knobs, inputs, 1);
+  const std::vector<float> lowest{2 * std::log(0.08F)}, highest{2 * std::log(0.16F)},
+      other{2 * std::log(0.05F)};
+  const auto write = [&](const std::vector<float>& low) {
+    Tensors tensors = weights_to_write(source, WeightSet::all);
+    for (auto& each : tensors)
+      for (const std::string number : {"0", "2", "4"})
+        if (const std::string ours = "noise_head.mlp." + number + "."; each.name.starts_with(ours))
+          each.name = "noise_head.mlp_logvar.moduleList." + std::to_string(std::stoi(number) / 2) +
+                      ".linear_1." + each.name.substr(ours.size());
+    tensors.push_back({"noise_head.logvar_min", io::Dtype::F32, {1}, std::as_bytes(std::span(low))});
+    tensors.push_back({"noise_head.logvar_max", io::Dtype::F32, {1}, std::as_bytes(std::span(highest))});
+    export_folder(source, folder.path());
+    io::write_safetensors(folder / "model.safetensors", tensors);
+    auto config = nlohmann::json::parse(dvla_test::read_text(folder / "config.json"));
+    config["dvla"]["shape"]["value"] = {5, 4, 3};  // the file's own count
+    config["dvla"]["shape"]["noise"] = {7, 6};
+    dvla_test::write_text(folder / "config.json", config.dump());
+  };
+  const auto everything = [](const auto& model) {
+    std::string all;
+    for (const Parameter& each : model.parameters())
+      all.append(each.name).append(reinterpret_cast<const char*>(each.data), each.bytes());
+    return all;
+  };
+  write(lowest);
+  ValueKnobs<FlowVlaKnobs> again{published<FlowVlaKnobs>(folder)};
+  again.noise = FlowNoise::flow_noise;
+  Model model(again, inputs, 2);
+  DOCTEST_CHECK((everything(model) == everything(source)));
+  DOCTEST_CHECK((decided(model, inputs) == decided(source, inputs)));
+  const auto notes = dvla_test::all(Model::plan(again, inputs, 1, 1).notes);
+  DOCTEST_CHECK(contains(notes, "nobody reads 'noise_head.logvar_min', 'noise_head.logvar_max'"));
+  DOCTEST_CHECK(!contains(notes, "begin anew"));
+
+  // Trained on and merged, the file's heads are the new ones.
+  for (const WeightUnit& unit : model.units()) std::ranges::fill(unit.floats(), 0.01F);
+  const TemporaryFolder merged;
+  const io::SafetensorsFile file(
+      export_merged(model, merged / "model.safetensors", model.published().file(),
+                    [&](const Parameter& each) { return model.published().stored_name_of(each); }));
+  const auto names = [](const io::SafetensorsFile& of) {
+    const auto all = of.names();
+    return std::set<std::string>(all.begin(), all.end());
+  };
+  DOCTEST_CHECK((names(file) == names(*model.published().file())));
+  for (const char* name : {"value_head.mlp.2.weight", "noise_head.mlp_logvar.moduleList.1.linear_1.bias"})
+    DOCTEST_CHECK(std::ranges::all_of(file.span<float>(name), [](float value) { return value == 0.01F; }));
+
+  // Without them the model is the published one alone.
+  const Pi05Model bare(published<FlowVlaKnobs>(folder), inputs, 2);
+  DOCTEST_CHECK((bytes_of(bare) == bytes_of(source)));
+  write(other);
+  DOCTEST_CHECK(
+      contains(message_of<ConfigError>([&] { (void)Model(again, inputs, 2); }),
+               "the checkpoint's noise_head.logvar_min says a standard deviation of 0.05, and this model's "
+               "noise has 0.08; choose another model.noise than flow_noise"));
+  again.noise = FlowNoise::flow_sde;
+  DOCTEST_CHECK(message_of<ConfigError>([&] { (void)Model(again, inputs, 2); }) == "");
+}
+
+DOCTEST_TEST_CASE(
+    "Pictures are made as in the run that a folder was exported from, unless the knob says otherwise") {
+  const ModelInputs inputs = some_inputs();
+  const TemporaryFolder folder;
+  FlowVlaKnobs knobs = tiny<FlowVlaKnobs>();
+  const std::string lerobot = [&] {
+    Pi05Model model(knobs, inputs, 1);
+    return decided(model, inputs);
+  }();
+  knobs.pictures = Pictures::openpi;
+  Pi05Model source(knobs, inputs, 1);
+  DOCTEST_REQUIRE((decided(source, inputs) != lerobot));
+  export_folder(source, folder.path());
+  FlowVlaKnobs again = published<FlowVlaKnobs>(folder);
+  Pi05Model model(again, inputs, 2);
+  DOCTEST_CHECK((decided(model, inputs) == decided(source, inputs)));
+  const auto notes = [&] { return dvla_test::all(Pi05Model::plan(again, inputs, 1, 1).notes); };
+  DOCTEST_CHECK(
+      contains(notes(), "pictures: the way of openpi, because its config.json says that of the run"));
+  DOCTEST_CHECK(contains(notes(), "prompts: a token a byte, which stands in for a tokeniser"));
+  again.pictures = Pictures::lerobot;
+  Pi05Model otherwise(again, inputs, 2);
+  DOCTEST_CHECK((decided(otherwise, inputs) == lerobot));
+  DOCTEST_CHECK(!contains(notes(), "pictures:"));
+  DOCTEST_CHECK(
+      !contains(dvla_test::all(Pi05Model::plan(tiny<FlowVlaKnobs>(), inputs, 1, 1).notes), "pictures:"));
+
+  again.pictures = Pictures::checkpoint;
+  const std::string config = dvla_test::read_text(folder / "config.json");
+  const auto refuses = [&](const std::string& instead, const std::string& why) {
+    auto changed = nlohmann::json::parse(config);
+    changed["dvla"].erase("pictures");
+    if (!instead.empty()) changed["dvla"]["pictures"] = instead;
+    dvla_test::write_text(folder / "config.json", changed.dump());
+    DOCTEST_CHECK(contains(message_of<ConfigError>([&] { (void)Pi05Model(again, inputs, 2); }), why));
+  };
+  refuses("authors", "dvla.pictures: it is \"authors\"; it must be one of checkpoint lerobot openpi");
+  refuses("checkpoint", "dvla.pictures is checkpoint, which is no way of making pictures");
+  refuses("", "dvla has no field 'pictures'");
 }
 
 DOCTEST_TEST_CASE("SmolVLA's names need no leading model., and its words may be lm_head's") {
@@ -592,6 +742,18 @@ DOCTEST_TEST_CASE_TEMPLATE(
   }
   DOCTEST_CHECK(count == used);
   DOCTEST_CHECK(contains(dvla_test::all(plan.notes), "nobody reads") == (pi05 || smolvla));
+  const auto pictures = [&](const std::string& why) {
+    DOCTEST_CHECK(contains(dvla_test::all(LoraModel<Model>::plan(knobs, inputs, 1, 1).notes),
+                           "pictures: the way of " + why));
+  };
+  pictures(pi05      ? "lerobot, because its config.json is lerobot's"
+           : smolvla ? "lerobot, because SmolVLA has no other"
+                     : "rlinf, because the folder has no action_head; nothing in it tells SimpleVLA-RL's");
+  dvla_test::write_text(folder / "action_head--1_checkpoint.pt", "");
+  if (pi05) dvla_test::write_text(folder / "config.json", R"({"action_dim": 32, "action_horizon": 50})");
+  if (!smolvla)
+    pictures(pi05 ? "openpi, because its config.json is that of openpi's converter"
+                  : "authors, because the folder has an action_head");
 }
 
 DOCTEST_TEST_CASE(

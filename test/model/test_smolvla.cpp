@@ -49,18 +49,20 @@ TEST_CASE("SmolVLA keeps what a model promises") {
     }
 }
 
-TEST_CASE("so it does under learned noise, of whose steps an update makes all again") {
+TEST_CASE("so it does under flow_cps, and under learned noise, of whose steps an update makes all again") {
   SmolVlaModel::use_threads(1);
   const ModelInputs inputs = some_inputs();
-  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-    CAPTURE(enum_name(dtype));
-    FlowVlaKnobs knobs = tiny();
-    knobs.noise = FlowNoise::flow_noise;
-    knobs.denoise_steps = 3;
-    knobs.dtype = dtype;
-    const auto make = [&](std::uint64_t seed) { return SmolVlaModel(knobs, inputs, seed); };
-    CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
-  }
+  for (const FlowNoise noise : {FlowNoise::flow_cps, FlowNoise::flow_noise})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(enum_name(noise));
+      CAPTURE(enum_name(dtype));
+      FlowVlaKnobs knobs = tiny();
+      knobs.noise = noise;
+      knobs.denoise_steps = 3;
+      knobs.dtype = dtype;
+      const auto make = [&](std::uint64_t seed) { return SmolVlaModel(knobs, inputs, seed); };
+      CHECK_EQ(all(dvla::testing::check_model(make, inputs)), "");
+    }
 }
 
 TEST_CASE("so it does under LoRA, of which only the adapters train") {

@@ -154,7 +154,7 @@ class AdapterConfig {
 
 /// Throws FormatError, which `where` begins, unless all of a tensor is floating point and finite; whether it is all 0.
 inline bool is_zero(const io::TensorView& view, const std::string& where) {
-  if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
+  if (!is_weight_dtype(view.dtype))
     throw FormatError(where + " is " + std::string(io::dtype_name(view.dtype)) +
                       "; weights are read from F32, BF16 and F16");
   bool zero = true;

@@ -2,8 +2,9 @@
 // NetworkModel asks of a network. Needs torch.
 //
 // A Family is a Wording (prompts.hpp) and has `slots` for cameras, `Network`, `shape(knobs)`, `names()` of published weights,
-// `image(frames, side, pictures)`, `image_tokens(shape)` a camera; `language`: what stands in the names of its language model; `padding`: the token; `state_apart`: whether the state goes in as
-// numbers, too; `wide_tower`: whether the vision tower computes in float32 whatever its weights are.
+// `image(frames, side, pictures)`, `pictures(config)`: whose a folder's are, `image_tokens(shape)` a camera; `language`: what stands in
+// the names of its language model; `padding`: the token; `state_apart`: whether the state goes in as numbers, too; `wide_tower`: whether
+// the vision tower computes in float32 whatever its weights are.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -11,11 +12,13 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dvla/model/fields.hpp"
@@ -30,6 +33,15 @@
 
 namespace dvla::detail {
 
+/// Widths within a noise head, if there is to be one: `stored`, those that the checkpoint's config.json says, or RLinf's.
+inline std::vector<std::int64_t> noise_widths(const FlowVlaKnobs& knobs,
+                                              const std::vector<std::int64_t>& stored) {
+  if (knobs.noise != FlowNoise::flow_noise) return {};
+  if (!stored.empty()) return stored;
+  return knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
+                                             : std::vector<std::int64_t>{128, 64};
+}
+
 /// The network with an observation before it, as NetworkModel wants it.
 template <class Family>
 class FlowVlaBody {
@@ -42,13 +54,14 @@ class FlowVlaBody {
       : spec_(inputs.observation),
         weights_(original == nullptr ? knobs.checkpoint : "", Family::names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
-        network_(Family::shape(knobs), parameters_, knobs.train == Trained::expert, inputs.value_head),
+        network_(original == nullptr ? shape_of(knobs) : original->network_.shape(), parameters_,
+                 knobs.train == Trained::expert, inputs.value_head),
         prompts_(spec_, {tokenizer_of(knobs), network_.shape().vocabulary, Family::padding,
                          network_.shape().text, knobs.discrete_state_input}),
         queries_(shape),
         values_(inputs.value_head.values),
         evaluations_(evaluations(knobs)),
-        pictures_(knobs.pictures) {
+        pictures_(taken_pictures(knobs.pictures, knobs.checkpoint, Pictures::lerobot, Family::pictures)) {
     parameters_.recompute(knobs.gradient_checkpointing);
     if constexpr (Family::state_apart)
       if (spec_.proprioception > network_.shape().states)
@@ -57,6 +70,7 @@ class FlowVlaBody {
     const auto views = std::min(Family::slots.size(), static_cast<std::size_t>(network_.shape().views));
     cameras_ = chosen_cameras(Family::name, spec_, knobs.cameras, std::span(Family::slots).first(views));
     weights_.check(Family::name, parameters_.parameters());
+    check_noise_bounds();
   }
   FlowVlaBody(const FlowVlaKnobs& knobs, const ModelInputs& inputs, QueryShape shape, std::uint64_t seed,
               const ComputeDevice& /*the host*/, const FlowVlaBody* original)
@@ -68,9 +82,14 @@ class FlowVlaBody {
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
-  std::vector<std::string> notes() const { return weights_.notes(); }
+  std::vector<std::string> notes() const {
+    std::vector<std::string> all = weights_.notes();
+    all.push_back(prompts_.note());
+    pictures_.add_to(all);
+    return all;
+  }
   const PublishedWeights& published() const { return weights_; }
-  std::string config_text() const { return own_config(Family::name, network_.shape()); }
+  std::string config_text() const { return own_config(Family::name, network_.shape(), pictures_.way); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     return network_.prefix(inputs(observation, rows));
@@ -155,6 +174,32 @@ class FlowVlaBody {
   }
 
  private:
+  /// With heads as wide as the checkpoint's own.
+  auto shape_of(const FlowVlaKnobs& knobs) const {
+    auto shape = Family::shape(knobs);
+    weights_.take_widths("value_head", shape.value);
+    if (!shape.noise.empty()) weights_.take_widths("noise_head", shape.noise);
+    return shape;
+  }
+  /// Throws ConfigError where RLinf's bounds of learned noise lie beside a head, and are not those that are computed with here.
+  void check_noise_bounds() const {
+    if (network_.shape().noise.empty()) return;
+    for (const auto& [name, z] :
+         {std::pair("noise_head.logvar_min", -40.0), std::pair("noise_head.logvar_max", 40.0)}) {
+      const auto view = weights_.find(name);
+      if (!view) continue;
+      double std = 0;
+      if (view->elements() == 1 && is_weight_dtype(view->dtype))
+        for_each_value(*view,
+                       [&](std::size_t, float value) { std = std::exp(static_cast<double>(value) / 2); });
+      const double own = LearnedNoise(z).std;
+      const auto said = [](double value) { return number_text(std::round(1e4 * value) / 1e4); };
+      if (!(std::abs(std - own) <= 0.02 * own))
+        throw ConfigError(Family::name, ": the checkpoint's ", name, " says a standard deviation of ",
+                          said(std), ", and this model's noise has ", said(own),
+                          "; choose another model.noise than flow_noise");
+    }
+  }
   /// How many of a decision's denoising steps an update makes again.
   static std::int64_t evaluations(const FlowVlaKnobs& knobs) {
     return knobs.noise == FlowNoise::flow_noise ? knobs.denoise_steps : 1;
@@ -191,7 +236,7 @@ class FlowVlaBody {
     typename Network::Inputs made;
     for (const std::size_t camera : cameras_)
       made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
-                                          network_.shape().vision.image, pictures_));
+                                          network_.shape().vision.image, pictures_.way));
     made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
     made.tokens = at::empty({n, L}, at::kLong);
     made.token_mask = at::empty({n, L}, at::kBool);
@@ -220,7 +265,7 @@ class FlowVlaBody {
   std::int64_t evaluations_;  ///< of a decision, in an update
   /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
   std::vector<std::size_t> cameras_;
-  Pictures pictures_;
+  TakenPictures<Pictures> pictures_;
 };
 
 /// A network that has learned from data makes actions in units of their statistics, some of which lie beyond [-1, 1].

@@ -20,10 +20,11 @@ enum class Trained : std::uint8_t { all, expert };
 template <>
 inline constexpr auto enum_names<Trained> = std::to_array<std::string_view>({"all", "expert"});
 
-/// Whose way frames become what the vision tower sees (model/layers/images.hpp).
-enum class Pictures : std::uint8_t { lerobot, openpi };
+/// Whose way frames become what the vision tower sees (model/layers/images.hpp); checkpoint: that of whose folder it is.
+enum class Pictures : std::uint8_t { checkpoint, lerobot, openpi };
 template <>
-inline constexpr auto enum_names<Pictures> = std::to_array<std::string_view>({"lerobot", "openpi"});
+inline constexpr auto enum_names<Pictures> = std::to_array<std::string_view>({"checkpoint", "lerobot",
+                                                                              "openpi"});
 
 struct FlowVlaKnobs {
   RandomWeights random = RandomWeights::none;
@@ -37,7 +38,7 @@ struct FlowVlaKnobs {
   std::string cameras{};
   std::string tokenizer{};
   bool discrete_state_input = true;
-  Pictures pictures = Pictures::lerobot;
+  Pictures pictures = Pictures::checkpoint;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -61,7 +62,9 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
      "random weights bytes; bytes: a prompt's bytes"},
     {"discrete_state_input",
      "whether pi0.5's prompt has the state in it, as numbers; openpi trains pi05_libero without"},
-    {"pictures", "whose way frames are made smaller: openpi's antialiases; SmolVLA has lerobot's alone"},
+    {"pictures",
+     "whose way frames are made smaller: openpi's antialiases; SmolVLA has lerobot's alone; checkpoint: "
+     "that of whose folder it is, with random weights lerobot's"},
     {"dtype", "weights and activations; norms compute in float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

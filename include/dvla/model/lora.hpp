@@ -97,20 +97,18 @@ class LoraModel : public Base {
 /// Writes the weights that a model would have without adapters and with the same outputs, under the public names: a
 /// file that the base itself, and its public loaders, read; several where it is large. A model without adapters is its own base.
 /// `base`: a public file of the model that was trained, whose form is then kept: a leading `model.`, aliases and other metadata, and
-/// what it has beside the model's tensors (what nobody reads; copies of a matrix under another name get the new one). `name_of`: the
+/// heads that it has, and what it has beside the model's tensors (what nobody reads; copies of a matrix under another name get the new one). `name_of`: the
 /// name that it has a parameter by, or nothing for one that it lacks. Throws ConfigError where there is no name_of and it lacks one.
 /// Returns the path as write_safetensors does.
 template <class Model>
 std::filesystem::path export_merged(const Model& model, const std::filesystem::path& path,
                                     const io::SafetensorsFile* base = nullptr,
                                     std::function<std::string(const Parameter&)> name_of = {}) {
-  if (base != nullptr && !name_of)
+  const bool must_have = base != nullptr && !name_of;
+  if (must_have)
     name_of = [base, lead = leading(*base, model.parameters().front().name)](const Parameter& each) {
       const std::string name = detail::stored_name(*base, lead + each.name);
-      if (!base->contains(name))
-        throw ConfigError("'" + base->path().string() + "' has no " + name +
-                          ": it is no checkpoint of the model that was trained");
-      return name;
+      return base->contains(name) ? name : "";
     };
   std::vector<io::TensorToWrite> tensors;
   std::deque<std::vector<std::byte>> made;
@@ -121,12 +119,22 @@ std::filesystem::path export_merged(const Model& model, const std::filesystem::p
     std::span<const std::byte> values(bytes, parameter.bytes());
     if (bytes != parameter.data) values = made.emplace_back(values.begin(), values.end());
     const std::string name = base != nullptr ? name_of(parameter) : "";
+    if (must_have && name.empty())
+      throw ConfigError("'" + base->path().string() + "' has no " + parameter.name +
+                        ": it is no checkpoint of the model that was trained");
     if (!name.empty()) replaced[name] = tensors.size();
     tensors.push_back(
         {name.empty() ? parameter.name : name, detail::file_dtype(parameter.dtype), parameter.shape, values});
   });
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
   if (base == nullptr) return io::write_safetensors(path, tensors, {{"format", "pt"}});
+  for (const Parameter& each : model.parameters()) {  // a head that the base has, too
+    const std::string name = each.apart ? name_of(each) : "";
+    if (name.empty()) continue;
+    replaced[name] = tensors.size();
+    tensors.push_back(
+        {name, detail::file_dtype(each.dtype), each.shape, {detail::host_data(each), each.bytes()}});
+  }
   for (const std::string& name : base->names()) {
     if (replaced.contains(name)) continue;
     const io::TensorView view = base->tensor(name);

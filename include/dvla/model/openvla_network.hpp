@@ -414,4 +414,4 @@ template <std::same_as<dvla::detail::OpenVlaShape> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::parallel, &K::stop, &K::places, &K::views, &K::dimensions, &K::chunk, &K::state,
                     &K::regression, &K::vocabulary, &K::unused, &K::bins, &K::stop_token, &K::dinov2,
-                    &K::siglip, &K::language> {};
+                    &K::siglip, &K::language, &K::value> {};

@@ -127,6 +127,18 @@ inline bool has_action_head(const std::string& folder) {
   });
 }
 
+/// Beside an action head lie the authors' own weights. SimpleVLA-RL's, which are theirs trained on, and RLinf's look alike.
+inline TakenPictures<OpenVlaPictures> openvla_pictures(const OpenVlaOftKnobs& knobs) {
+  return taken_pictures(
+      knobs.pictures, knobs.checkpoint, OpenVlaPictures::rlinf, [&](const PublishedConfig&) {
+        if (has_action_head(knobs.checkpoint))
+          return TakenPictures<OpenVlaPictures>{OpenVlaPictures::authors, "the folder has an action_head"};
+        return TakenPictures<OpenVlaPictures>{
+            OpenVlaPictures::rlinf,
+            "the folder has no action_head; nothing in it tells SimpleVLA-RL's, which wants authors"};
+      });
+}
+
 /// The network with an observation before it, as NetworkModel wants it.
 class OpenVlaOftBody {
  public:
@@ -136,14 +148,14 @@ class OpenVlaOftBody {
   OpenVlaOftBody(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs, QueryShape /*E of 256*/,
                  const OpenVlaOftBody* original = nullptr)
       : cameras_(chosen_cameras("OpenVLAOFT", inputs.observation, knobs.cameras)),
-        pictures_(knobs.pictures),
         resizing_(resizing_bytes(inputs.observation, cameras_)),
         weights_(original == nullptr ? knobs.checkpoint : "", openvla_names()),
         parameters_(knobs.dtype, weights_.under(inputs.adapters)),
-        network_(openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions), parameters_,
+        network_(original == nullptr ? shape_of(knobs, inputs) : original->network_.shape(), parameters_,
                  inputs.value_head),
         prompts_(inputs.observation, {tokenizer_of(knobs), network_.shape().vocabulary,
                                       network_.shape().vocabulary - network_.shape().unused}),
+        pictures_(openvla_pictures(knobs)),
         values_(inputs.value_head.values),
         has_action_head_(has_action_head(knobs.checkpoint)) {
     parameters_.recompute(knobs.gradient_checkpointing);
@@ -161,6 +173,8 @@ class OpenVlaOftBody {
   const Parameters& parameters() const { return parameters_; }
   std::vector<std::string> notes() const {
     std::vector<std::string> all = weights_.notes();
+    all.push_back(prompts_.note());
+    pictures_.add_to(all);
     if (has_action_head_)
       all.push_back(
           "the folder has an action_head: its model was trained to act by that, and may never have learned "
@@ -169,7 +183,7 @@ class OpenVlaOftBody {
     return all;
   }
   const PublishedWeights& published() const { return weights_; }
-  std::string config_text() const { return own_config("OpenVLAOFT", network_.shape()); }
+  std::string config_text() const { return own_config("OpenVLAOFT", network_.shape(), pictures_.way); }
 
   OpenVlaNetwork::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
     const std::int64_t n = std::ssize(rows), L = prompts_.length();
@@ -244,10 +258,16 @@ class OpenVlaOftBody {
   }
 
  private:
+  /// With a value head as wide as the checkpoint's own.
+  OpenVlaShape shape_of(const OpenVlaOftKnobs& knobs, const ModelInputs& inputs) const {
+    OpenVlaShape shape = openvla_oft_shape(knobs, std::ssize(cameras_), inputs.action.dimensions);
+    weights_.take_widths("value_head", shape.value);
+    return shape;
+  }
   at::Tensor picture(const at::Tensor& frames) const {
     const std::int64_t side = network_.shape().dinov2.image;
-    return pictures_ == OpenVlaPictures::authors ? layers::lanczos_crop(frames, side)
-                                                 : layers::resized_bicubic(frames, side);
+    return pictures_.way == OpenVlaPictures::authors ? layers::lanczos_crop(frames, side)
+                                                     : layers::resized_bicubic(frames, side);
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::size_t widened() const {
@@ -268,12 +288,12 @@ class OpenVlaOftBody {
   }
 
   std::vector<std::size_t> cameras_;  ///< the environment's, a view each
-  OpenVlaPictures pictures_;
-  std::size_t resizing_;      ///< of them, bytes a row
-  PublishedWeights weights_;  ///< none in a copy
+  std::size_t resizing_;              ///< of them, bytes a row
+  PublishedWeights weights_;          ///< none in a copy
   Parameters parameters_;
   OpenVlaNetwork network_;
   Prompts<OpenVlaWording> prompts_;
+  TakenPictures<OpenVlaPictures> pictures_;
   std::int64_t values_;  ///< V
   bool has_action_head_;
 };

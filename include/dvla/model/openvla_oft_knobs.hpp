@@ -13,10 +13,12 @@
 
 namespace dvla {
 
-/// Whose way frames become what the vision towers see: model/layers/images.hpp, or lanczos_crop.hpp.
-enum class OpenVlaPictures : std::uint8_t { rlinf, authors };
+/// Whose way frames become what the vision towers see: model/layers/images.hpp, or lanczos_crop.hpp; checkpoint: that of whose
+/// folder it is.
+enum class OpenVlaPictures : std::uint8_t { checkpoint, rlinf, authors };
 template <>
-inline constexpr auto enum_names<OpenVlaPictures> = std::to_array<std::string_view>({"rlinf", "authors"});
+inline constexpr auto enum_names<OpenVlaPictures> = std::to_array<std::string_view>({"checkpoint", "rlinf",
+                                                                                     "authors"});
 
 struct OpenVlaOftKnobs {
   RandomWeights random = RandomWeights::none;
@@ -25,7 +27,7 @@ struct OpenVlaOftKnobs {
   float temperature = 1;
   std::string cameras{};
   std::string tokenizer{};
-  OpenVlaPictures pictures = OpenVlaPictures::rlinf;
+  OpenVlaPictures pictures = OpenVlaPictures::checkpoint;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
 };
@@ -42,7 +44,7 @@ inline constexpr auto knob_docs<OpenVlaOftKnobs> = std::to_array<KnobDoc>({
      "random weights bytes; bytes: a prompt's bytes"},
     {"pictures",
      "whose way frames are made smaller: RLinf's (bicubic), or the authors' (JPEG, Lanczos, the middle nine "
-     "tenths)"},
+     "tenths); checkpoint: that of whose folder it is, with random weights RLinf's"},
     {"dtype", "weights and activations; logits and log-probabilities are float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},

@@ -42,21 +42,29 @@ struct Pi05Family {
     Pi0Shape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                               : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
-    if (knobs.noise == FlowNoise::flow_noise)
-      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
-                                                        : std::vector<std::int64_t>{128, 64};
+    shape.noise = noise_widths(knobs, shape.noise);
     return shape;
   }
-  /// openpi saves the embedding as lm_head alone. Older files have pi0's names (openpi's and lerobot's loaders map them). Nobody
-  /// reads either lm_head.
+  /// openpi saves the embedding as lm_head alone. Older files have pi0's names (openpi's and lerobot's loaders map them), RLinf's a
+  /// noise head by its own (its modules/explore_noise_net.py, with the noise's bounds beside it). Nobody reads either lm_head.
   static const PublishedNames& names() {
     static const std::string language = "paligemma_with_expert.paligemma.";
     static const PublishedNames names{
-        .older = {{"action_time_mlp_in.", "time_mlp_in."}, {"action_time_mlp_out.", "time_mlp_out."}},
+        .older = {{"action_time_mlp_in.", "time_mlp_in."},
+                  {"action_time_mlp_out.", "time_mlp_out."},
+                  {"noise_head.mlp_logvar.moduleList.0.linear_1.", "noise_head.mlp.0."},
+                  {"noise_head.mlp_logvar.moduleList.1.linear_1.", "noise_head.mlp.2."},
+                  {"noise_head.mlp_logvar.moduleList.2.linear_1.", "noise_head.mlp.4."}},
         .tied = {{language + "model.language_model.embed_tokens.weight", language + "lm_head.weight"}},
         .dead = R"(paligemma_with_expert\.(paligemma|gemma_expert)\.lm_head\.weight|state_proj\..*)"
                 R"(|(value|noise)_head\..*|(un)?normalize_\w+\..*)"};
     return names;
+  }
+  /// Folders of openpi's converter, RLinf's among them, were trained with openpi's. lerobot's may have been ported from openpi, which
+  /// they do not say.
+  static TakenPictures<Pictures> pictures(const PublishedConfig& config) {
+    if (of_openpi(config)) return {Pictures::openpi, "its config.json is that of openpi's converter"};
+    return {Pictures::lerobot, "its config.json is lerobot's"};
   }
   static std::int64_t image_tokens(const Pi0Shape& shape) { return shape.vision.tokens(); }
   static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures pictures) {
@@ -98,12 +106,14 @@ struct Pi05Family {
     }
     return shape;
   }
+  static bool of_openpi(const PublishedConfig& config) {
+    return !config.has("type") && config.has("action_horizon");
+  }
   /// lerobot's config.json, whose class has the published extents where it is silent, or that of openpi's converter.
   static Pi0Shape published_shape(const PublishedConfig& config) {
     Pi0Shape shape;
     if (config.own(name, shape)) return shape;
-    const bool openpi = !config.has("type") && config.has("action_horizon");
-    if (openpi) {
+    if (of_openpi(config)) {
       shape.horizon = config.count("action_horizon");
       shape.actions = config.count("action_dim");
     } else {

@@ -140,4 +140,5 @@ class Pi0Network final : public FlowNetwork<Pi0Shape> {
 template <std::same_as<dvla::detail::Pi0Shape> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::state_token, &K::views, &K::text, &K::horizon, &K::actions, &K::vocabulary,
-                    &K::shortest_period, &K::longest_period, &K::vision, &K::language, &K::expert> {};
+                    &K::shortest_period, &K::longest_period, &K::vision, &K::language, &K::expert, &K::value,
+                    &K::noise> {};

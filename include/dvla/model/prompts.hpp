@@ -45,7 +45,8 @@ class Prompts {
       : tasks_(spec.instructions),
         padding_(place.padding),
         length_(place.length),
-        tells_state_(Wording::tells_state && place.with_state) {
+        tells_state_(Wording::tells_state && place.with_state),
+        made_of_("a token a byte, which stands in for a tokeniser (--tokenizer names a file)") {
     if (tasks_.empty())
       throw ConfigError(
           Wording::name,
@@ -55,6 +56,7 @@ class Prompts {
     else
       tokenizer_ = open_tokenizer(place.tokenizer);
     const TokenizerFacts& facts = tokenizer_->facts();
+    if (!place.tokenizer.empty()) made_of_ = "tokens of " + facts.name;
     if (facts.vocabulary > place.words)
       throw ConfigError(Wording::name, ": ", facts.name, " has ", facts.vocabulary,
                         " tokens, and the model's table of words ", place.words);
@@ -88,6 +90,8 @@ class Prompts {
   std::int64_t tasks() const { return std::ssize(tasks_); }
   std::int64_t length() const { return length_; }
   bool padded() const { return padded_; }  ///< a row may be
+  /// For people: what makes their tokens.
+  std::string note() const { return "prompts: " + made_of_; }
   /// A row of [n, L], and which of its tokens are none of padding.
   void write(std::int64_t task, std::span<const float> state, std::int64_t* to, bool* valid) const {
     const std::vector<std::int64_t> own = text_tokens(text(task, state));
@@ -128,6 +132,7 @@ class Prompts {
   std::vector<std::string> tasks_;
   std::int64_t padding_, length_;
   bool tells_state_, padded_ = false;
+  std::string made_of_;
   std::unique_ptr<const Tokenizer> tokenizer_;
 };
 

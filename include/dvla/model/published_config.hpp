@@ -9,9 +9,11 @@
 #include <fstream>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/json.hpp"
@@ -123,6 +125,21 @@ class PublishedConfig {
     check_extents(own.fields_["shape"], "dvla.shape");
     return true;
   }
+  /// The way of making pictures that own_config wrote, if it did.
+  template <class Way>
+  std::optional<Way> own_pictures() const {
+    if (!has("dvla")) return {};
+    const PublishedConfig own = within("dvla");
+    demand(own.has("pictures"), "dvla has no field 'pictures'");
+    Way way = Way::checkpoint;
+    try {
+      read_json_value(own.fields_["pictures"], {}, way);
+    } catch (const FormatError& error) {
+      throw ConfigError(where_, ": dvla.pictures: ", error.what());
+    }
+    demand(way != Way::checkpoint, "dvla.pictures is checkpoint, which is no way of making pictures");
+    return way;
+  }
 
  private:
   PublishedConfig(nlohmann::json fields, std::string where, std::string before)
@@ -136,7 +153,7 @@ class PublishedConfig {
   /// Nothing is divided by 0 or grows beyond reason; whether extents fit one another, tensors and their names say.
   void check_extents(const nlohmann::json& of, const std::string& at) const {
     for (const auto& [name, value] : of.items()) {
-      if (value.is_object()) check_extents(value, at + "." + name);
+      if (value.is_object() || value.is_array()) check_extents(value, at + "." + name);
       if (!value.is_number_integer()) continue;
       const bool may_be_none = name == "condition" || name == "state" || name == "unused" ||
                                name == "registers" || name == "joint_every" || name == "stop_token";
@@ -151,11 +168,37 @@ class PublishedConfig {
   std::string where_, before_;
 };
 
-/// A config.json with all extents of a model, which PublishedConfig::own reads.
-template <class Shape>
-std::string own_config(std::string_view model, const Shape& shape) {
+/// Whose way of making pictures a model takes, and what of its checkpoint says so; nothing where there is none, or the knob says it.
+template <class Way>
+struct TakenPictures {
+  Way way;
+  std::string because{};
+
+  /// For people.
+  void add_to(std::vector<std::string>& notes) const {
+    if (!because.empty())
+      notes.push_back("pictures: the way of " + enum_name(way) + ", because " + because +
+                      " (--pictures names another)");
+  }
+};
+/// Way::checkpoint is asked of the folder: of what own_config wrote there, else of `family(config)`, a TakenPictures. With random
+/// weights it is `random`.
+template <class Way, class Family>
+TakenPictures<Way> taken_pictures(Way knob, const std::string& checkpoint, Way random, Family family) {
+  if (knob != Way::checkpoint) return {knob};
+  if (checkpoint.empty()) return {random};
+  const PublishedConfig config(checkpoint);
+  if (const auto own = config.own_pictures<Way>())
+    return {*own, "its config.json says that of the run that it was exported from"};
+  return family(config);
+}
+
+/// A config.json with all extents of a model and the way its pictures are made, which PublishedConfig reads.
+template <class Shape, class Way>
+std::string own_config(std::string_view model, const Shape& shape, Way pictures) {
   nlohmann::ordered_json all;
   all["dvla"]["model"] = model;
+  all["dvla"]["pictures"] = enum_name(pictures);
   all["dvla"]["shape"] = json_of<nlohmann::ordered_json>(shape);
   return all.dump(2) + "\n";
 }

@@ -71,7 +71,7 @@ class PublishedWeights {
       const io::TensorView view = file_->tensor(stored);
       if (!std::ranges::equal(view.shape, each.shape))
         other.add(quoted(stored) + " is " + shape_text(view.shape) + " and not " + shape_text(each.shape));
-      else if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
+      else if (!is_weight_dtype(view.dtype))
         other.add(quoted(stored) + " is " + std::string(io::dtype_name(view.dtype)) +
                   " and not F32, BF16 or F16");
     }
@@ -110,6 +110,24 @@ class PublishedWeights {
   std::string stored_name_of(const Parameter& each) const {
     const auto found = stored_.find(bare(each.name));
     return found == stored_.end() ? "" : found->second;
+  }
+
+  /// A tensor by today's name; nothing: the file has none.
+  std::optional<io::TensorView> find(const std::string& name) const {
+    const auto found = stored_.find(name);
+    if (found == stored_.end()) return {};
+    return file_->tensor(found->second);
+  }
+  /// Makes `widths` those of the layers within a head (parts/apart_mlp.hpp) that the file has.
+  void take_widths(const std::string& head, std::vector<std::int64_t>& widths) const {
+    std::vector<std::int64_t> found;
+    while (const auto view = find(head + ".mlp." + std::to_string(2 * found.size()) + ".weight")) {
+      if (view->shape.size() != 2 || view->shape[0] < 1) return;  // check says so
+      found.push_back(view->shape[0]);
+    }
+    if (found.size() < 2) return;
+    found.pop_back();
+    widths = found;
   }
 
   /// Frozen tensors are computed with where they lie, as far as they have the model's precision.

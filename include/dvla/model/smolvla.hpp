@@ -34,8 +34,8 @@ struct SmolVlaFamily {
 
   static SmolVlaShape shape(const FlowVlaKnobs& knobs) {
     check(knobs);
-    if (knobs.pictures != Pictures::lerobot)
-      throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it lerobot");
+    if (knobs.pictures == Pictures::openpi)
+      throw ConfigError("model.pictures is openpi, and SmolVLA has lerobot's way alone; leave it out");
     if (!knobs.discrete_state_input)
       throw ConfigError(
           "model.discrete_state_input is false, and SmolVLA's prompt never has the state in it; leave it "
@@ -43,9 +43,7 @@ struct SmolVlaFamily {
     SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                                   : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
-    if (knobs.noise == FlowNoise::flow_noise)
-      shape.noise = knobs.random == RandomWeights::tiny ? std::vector<std::int64_t>{16, 8}
-                                                        : std::vector<std::int64_t>{128, 64};
+    shape.noise = noise_widths(knobs, shape.noise);
     return shape;
   }
   /// Nobody reads lm_head. Older files have the data's statistics among the weights.
@@ -57,6 +55,9 @@ struct SmolVlaFamily {
     return names;
   }
   static std::int64_t image_tokens(const SmolVlaShape& shape) { return shape.image_tokens(); }
+  static TakenPictures<Pictures> pictures(const PublishedConfig&) {
+    return {Pictures::lerobot, "SmolVLA has no other"};
+  }
   static at::Tensor image(const at::Tensor& frames, std::int64_t side, Pictures) {
     return layers::resized_with_pad(frames, side, layers::Padding::before);
   }

@@ -150,4 +150,4 @@ template <std::same_as<dvla::detail::SmolVlaShape> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::views, &K::text, &K::horizon, &K::actions, &K::states, &K::vocabulary, &K::shuffle,
                     &K::joint_every, &K::shortest_period, &K::longest_period, &K::vision, &K::language,
-                    &K::expert> {};
+                    &K::expert, &K::value, &K::noise> {};

@@ -46,7 +46,11 @@ inline const std::byte* host_data(const Parameter& parameter) {
                 " lies in a GPU's memory, from which files are neither written nor read");
   return parameter.data;
 }
-/// `visit(i, value)` for each element of a tensor of floating point.
+/// What weights are read from.
+constexpr bool is_weight_dtype(io::Dtype dtype) {
+  return dtype == io::Dtype::F32 || dtype == io::Dtype::BF16 || dtype == io::Dtype::F16;
+}
+/// `visit(i, value)` for each element of a tensor of such a type.
 template <class Visit>
 void for_each_value(const io::TensorView& view, Visit visit) {
   for (std::size_t i = 0; i < view.elements(); ++i) {
@@ -73,7 +77,7 @@ void load_weights_as(Model& model, const io::SafetensorsFile& file, NameOf name_
       if (!std::ranges::equal(view.shape, each.shape))
         throw ConfigError(
             where + " has another shape than this model: use the settings the checkpoint was made with");
-      if (view.dtype != io::Dtype::F32 && view.dtype != io::Dtype::BF16 && view.dtype != io::Dtype::F16)
+      if (!is_weight_dtype(view.dtype))
         throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
                           "; weights are read from F32, BF16 and F16");
       if (each.mapped &&
