@@ -23,7 +23,7 @@ template <std::same_as<dvla::FlowVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::random, &K::checkpoint, &K::chunk, &K::horizon, &K::denoise_steps, &K::noise,
                     &K::noise_level, &K::train, &K::cameras, &K::tokenizer, &K::discrete_state_input,
-                    &K::pictures, &K::dtype, &K::gradient_checkpointing> {};
+                    &K::pictures, &K::dtype, &K::gradient_checkpointing, &K::keep_prefix> {};
 template <std::same_as<dvla::TinyVlaKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::width, &K::blocks, &K::attention_heads, &K::chunk, &K::patch, &K::dtype> {};

@@ -45,11 +45,12 @@ struct FlowDecision {
   Field<float> chain;                 ///< [.., K+1, H, D] from noise to action, not clipped
   Field<std::int32_t> denoise_index;  ///< [..] the stochastic step; K: all are; -1: none, as in the mode
   Field<float> log_prob;              ///< [.., C, A] of that step, or the mean; elementwise; 0 where none is
+  Field<std::uint8_t> prefix{};  ///< [.., bytes] the network's own, of sampled decisions; absent if not kept
 };
 
 }  // namespace dvla
 
-BOOST_HANA_ADAPT_STRUCT(dvla::FlowDecision, chain, denoise_index, log_prob);
+BOOST_HANA_ADAPT_STRUCT(dvla::FlowDecision, chain, denoise_index, log_prob, prefix);
 
 namespace dvla::detail {
 

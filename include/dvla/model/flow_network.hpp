@@ -65,6 +65,7 @@ class FlowNetwork : public Watched {
     at::Tensor valid;  ///< [n, S], bool
     at::Tensor state;  ///< as in Inputs
     Ending ending{};
+    at::Tensor read{};  ///< [n, d], float32: in place of the ending, where settled() has made it
   };
 
   const Shape& shape() const { return shape_; }
@@ -92,9 +93,24 @@ class FlowNetwork : public Watched {
     return end(s, condition);
   }
 
+  /// What stays the same whatever trains beside a frozen vision-language model: of what a value head reads the mean.
+  Prefix settled(Prefix prefix) const {
+    if (!judges_) return prefix;
+    all_.before(value_unit());
+    prefix.read = read_by_values(prefix);
+    prefix.ending = {};
+    all_.after(value_unit(), {});
+    return prefix;
+  }
+
   /// Values [n, V], float32. Only with a value head.
   at::Tensor values(const Prefix& prefix) const {
-    return judged(prefix, seen_by_prefix(prefix.valid, precision()));
+    all_.before(value_unit());
+    const at::Tensor read = prefix.read.defined() ? prefix.read : read_by_values(prefix);
+    see("value.input", read);
+    const at::Tensor values = value_head_(read);
+    all_.after(value_unit(), {values});
+    return values;
   }
   /// The same as a pass of its own, each unit that it needs used once.
   at::Tensor values(const Inputs& inputs) const { return values(prefix(inputs)); }
@@ -126,12 +142,22 @@ class FlowNetwork : public Watched {
       if (ends) prefix.ending = {x, made[1], made[2], made[3]};
       if (!last(i)) x = made[1];
     }
-    const at::Tensor v = end(s, condition);
-    if (values != nullptr)
-      *values = judged(prefix, by_prefix);
-    else if (judges_)
-      all_.pass_by(value_unit());
-    return v;
+    return end_pass(s, condition, prefix, values);
+  }
+  /// The same over a prefix that was made before, beside a frozen vision-language model, whose own units are passed by.
+  at::Tensor forward(const Prefix& prefix, const at::Tensor& actions, const at::Tensor& times,
+                     at::Tensor* values = nullptr) const {
+    for (std::size_t unit = 0; unit <= text_unit(); ++unit) all_.pass_by(unit);
+    auto [s, condition] = begin_suffix(actions, times, prefix.state);
+    const SeenBySuffix seen = seen_by_suffix(prefix.valid, s);
+    for (std::size_t i = 0; i < layers_.size(); ++i)
+      s = all_.layer(
+          layer_unit(i),
+          [this, i, kv = prefix.layers[i], seen](const auto& in) {
+            return std::vector{suffix_layer(i, in[0], in.size() > 1 ? in[1] : at::Tensor(), kv, seen)};
+          },
+          condition.defined() ? std::vector{s, condition} : std::vector{s})[0];
+    return end_pass(s, condition, prefix, values);
   }
   /// A backward pass of such a forward begins, of one that gave values or of one that gave none.
   void backward_begins(bool of_values) const {
@@ -311,20 +337,15 @@ class FlowNetwork : public Watched {
     }
     return joint(i) ? std::pair(own.key, own.value) : expert.made_of(own.key, own.value, shape_.expert);
   }
-  /// The rest of the language model's last layer, and the values [n, V] of it.
-  at::Tensor judged(const Prefix& prefix, const Seen& seen) const {
-    all_.before(value_unit());
+  /// The rest of the language model's last layer, and the mean [n, d] over tokens of what it puts out.
+  at::Tensor read_by_values(const Prefix& prefix) const {
+    const Seen seen = seen_by_prefix(prefix.valid, precision());
     const Ending& ending = prefix.ending;
     const parts::DecoderLayer& layer = layers_.back().language;
     const at::Tensor query = layer.ask_later(ending.in, seen.rotary, shape_.language);
     const at::Tensor mixed = attended(query, ending.key, ending.value, seen);
     const at::Tensor x = layer.finish(ending.x, mixed, {}, {}, shape_.language);
-    const at::Tensor read =
-        layers::masked_mean(language_norm_(x, {}, shape_.language).first, counted(prefix.valid));
-    see("value.input", read);
-    const at::Tensor values = value_head_(read);
-    all_.after(value_unit(), {values});
-    return values;
+    return layers::masked_mean(language_norm_(x, {}, shape_.language).first, counted(prefix.valid));
   }
   /// The expert's layer i behind the prefix's keys and values.
   at::Tensor suffix_layer(std::size_t i, const at::Tensor& s, const at::Tensor& condition,
@@ -353,6 +374,15 @@ class FlowNetwork : public Watched {
     const at::Tensor v =
         shape_.noise.empty() ? action_out_(read) : at::cat({action_out_(read), noise_head_(read)}, 2);
     all_.after(end_unit(), {v});
+    return v;
+  }
+  at::Tensor end_pass(const at::Tensor& s, const at::Tensor& condition, const Prefix& prefix,
+                      at::Tensor* values) const {
+    const at::Tensor v = end(s, condition);
+    if (values != nullptr)
+      *values = this->values(prefix);
+    else if (judges_)
+      all_.pass_by(value_unit());
     return v;
   }
 

@@ -8,12 +8,14 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <string>
@@ -61,6 +63,7 @@ class FlowVlaBody {
         queries_(shape),
         values_(inputs.value_head.values),
         evaluations_(evaluations(knobs)),
+        keeps_prefix_(knobs.keep_prefix),
         pictures_(taken_pictures(knobs.pictures, knobs.checkpoint, Pictures::lerobot, Family::pictures)) {
     parameters_.recompute(knobs.gradient_checkpointing);
     if constexpr (Family::state_apart)
@@ -92,7 +95,8 @@ class FlowVlaBody {
   std::string config_text() const { return own_config(Family::name, network_.shape(), pictures_.way); }
 
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
-    return network_.prefix(inputs(observation, rows));
+    Prefix made = network_.prefix(inputs(observation, rows));
+    return keeps_prefix_ ? network_.settled(std::move(made)) : made;
   }
   /// [n, H * outputs].
   at::Tensor queries(const Prefix& prefix, std::int64_t n, std::span<const float> noise,
@@ -109,12 +113,48 @@ class FlowVlaBody {
                   std::span<const float> noise, std::span<const float> times, Outputs outputs) {
     const auto made = inputs(observation, rows);
     if (outputs == Outputs::values) return {{}, network_.values(made)};
-    const std::int64_t m = std::ssize(times);
-    at::Tensor values;
-    const at::Tensor actions =
-        network_.forward(made, tensor(noise, {m, queries_.queries, queries_.noise_inputs}),
-                         tensor(times, {m}), outputs == Outputs::both ? &values : nullptr);
-    return {actions.flatten(1), values};
+    return evaluated(made, noise, times, outputs);
+  }
+  Results forward(const Prefix& kept, std::span<const float> noise, std::span<const float> times,
+                  Outputs outputs) {
+    return evaluated(kept, noise, times, outputs);
+  }
+
+  // ---- A prefix in a decision's record: its tensors' bytes, one behind the other, up to a whole line
+  std::int64_t kept_bytes() const {
+    if (!keeps_prefix_) return 0;
+    std::int64_t bytes = 0;
+    for (const KeptPart& part : kept_parts()) bytes += part.bytes();
+    const auto line = static_cast<std::int64_t>(record_alignment);
+    return (bytes + line - 1) / line * line;
+  }
+  /// Row i of `prefix` goes into `to` [N, bytes] at rows[i].
+  void keep(const Prefix& prefix, std::span<const std::int64_t> rows, const Field<std::uint8_t>& to) const {
+    std::vector<at::Tensor> tensors;
+    for (const auto& [key, value] : prefix.layers) tensors.insert(tensors.end(), {key, value});
+    if (values_ > 0) tensors.push_back(prefix.read);
+    tensors.push_back(prefix.valid);
+    for (const std::int64_t row : rows)  // what fills up the last line is 0
+      std::ranges::fill(to.at(row).span().last(record_alignment), std::uint8_t{0});
+    each_kept(rows, to, [&](std::size_t part, std::int64_t i, const at::Tensor& there) {
+      there.copy_(tensors[part][i]);
+    });
+  }
+  Prefix kept(const Field<std::uint8_t>& from, std::span<const std::int64_t> rows) const {
+    std::vector<at::Tensor> tensors;
+    for (KeptPart& part : kept_parts()) {
+      part.sizes.insert(part.sizes.begin(), std::ssize(rows));
+      tensors.push_back(at::empty(part.sizes, part.type));
+    }
+    each_kept(rows, from, [&](std::size_t part, std::int64_t i, const at::Tensor& there) {
+      tensors[part][i].copy_(there);
+    });
+    Prefix prefix{.layers = {}, .valid = tensors.back(), .state = {}};
+    for (std::int64_t i = 0; i < network_.shape().language.layers; ++i)
+      prefix.layers.emplace_back(tensors[static_cast<std::size_t>(2 * i)],
+                                 tensors[static_cast<std::size_t>(2 * i + 1)]);
+    if (values_ > 0) prefix.read = tensors[tensors.size() - 2];
+    return prefix;
   }
   at::Tensor values(const Prefix& prefix, std::int64_t) const { return network_.values(prefix); }
   void backward_begins(bool of_values) { network_.backward_begins(of_values); }
@@ -158,19 +198,26 @@ class FlowVlaBody {
     // A value head has the rest of the last language layer computed, beside what other layers keep.
     const std::int64_t judged = values_ > 0 && prefix_trains ? layer(s.language, prefix, prefix) : 0;
     const std::int64_t kept =
-        judged + parameters_.kept_by_layers(
-                     s.language.layers,
-                     language + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
-                     prefix * s.language.width + evaluations_ * suffix * s.expert.width);
+        judged +
+        parameters_.kept_by_layers(
+            s.language.layers, language + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
+            (keeps_prefix_ ? 0 : prefix * s.language.width) + evaluations_ * suffix * s.expert.width);
     const std::int64_t seen = std::ssize(cameras_) * s.vision.tokens(), d = s.vision.width;
     const std::int64_t vision =
         whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
     // For the gradient of what the tower's weights multiply.
     const std::size_t wide =
         whole ? wide_bytes(parameters_.kept_by_layers(s.vision.layers, tower_layer(), 0)) : 0;
-    return sampling_bytes(rows) + wide +
-           static_cast<std::size_t>(rows) *
-               (static_cast<std::size_t>(kept) * bytes_of(dtype()) + static_cast<std::size_t>(vision) * 4);
+    const std::size_t graph =
+        wide + static_cast<std::size_t>(rows) * (static_cast<std::size_t>(kept) * bytes_of(dtype()) +
+                                                 static_cast<std::size_t>(vision) * 4);
+    if (!keeps_prefix_) return sampling_bytes(rows) + graph;
+    // Cloning and values alone make a prefix, before there is a graph. Of a backward pass one layer's gradients are on their way.
+    const std::int64_t layers = evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats;
+    return std::max(sampling_bytes(rows), graph + widened_bytes(dtype(), s.expert.width * s.expert.mlp) +
+                                              static_cast<std::size_t>(rows) *
+                                                  (static_cast<std::size_t>(kept_bytes()) +
+                                                   static_cast<std::size_t>(layers) * bytes_of(dtype())));
   }
 
  private:
@@ -200,6 +247,48 @@ class FlowVlaBody {
                           "; choose another model.noise than flow_noise");
     }
   }
+  /// What of a prefix a decision keeps: extents of a row, and elements.
+  struct KeptPart {
+    std::vector<std::int64_t> sizes;
+    at::ScalarType type;
+    std::int64_t bytes() const {
+      return std::accumulate(sizes.begin(), sizes.end(), static_cast<std::int64_t>(c10::elementSize(type)),
+                             std::multiplies<>());
+    }
+  };
+  /// Keys and values by layer, what a value head reads, which tokens are valid.
+  std::vector<KeptPart> kept_parts() const {
+    const parts::DecoderShape& of = network_.shape().language;
+    std::vector<KeptPart> all(
+        static_cast<std::size_t>(2 * of.layers),
+        {{of.kv_heads, prefix_tokens(), of.head_width}, dtype() == Dtype::f32 ? at::kFloat : at::kBFloat16});
+    if (values_ > 0) all.push_back({{of.width}, at::kFloat});
+    all.push_back({{prefix_tokens()}, at::kBool});
+    return all;
+  }
+  /// visit(part, i, tensor over its bytes in rows[i] of `field`).
+  template <class Visit>
+  void each_kept(std::span<const std::int64_t> rows, const Field<std::uint8_t>& field, Visit visit) const {
+    const std::vector<KeptPart> all = kept_parts();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      std::uint8_t* at = field.at(rows[i]).data();
+      for (std::size_t part = 0; part < all.size(); ++part) {
+        visit(part, static_cast<std::int64_t>(i), at::from_blob(at, all[part].sizes, all[part].type));
+        at += all[part].bytes();
+      }
+    }
+  }
+  /// Of inputs, or over a prefix that was kept.
+  template <class From>
+  Results evaluated(const From& from, std::span<const float> noise, std::span<const float> times,
+                    Outputs outputs) const {
+    const std::int64_t m = std::ssize(times);
+    at::Tensor values;
+    const at::Tensor actions =
+        network_.forward(from, tensor(noise, {m, queries_.queries, queries_.noise_inputs}),
+                         tensor(times, {m}), outputs == Outputs::both ? &values : nullptr);
+    return {actions.flatten(1), values};
+  }
   /// How many of a decision's denoising steps an update makes again.
   static std::int64_t evaluations(const FlowVlaKnobs& knobs) {
     return knobs.noise == FlowNoise::flow_noise ? knobs.denoise_steps : 1;
@@ -228,7 +317,8 @@ class FlowVlaBody {
   }
   Dtype dtype() const { return parameters_.parameters().front().dtype; }
   std::int64_t prefix_tokens() const {
-    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text + 1;
+    return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text +
+           (Family::state_apart ? 1 : 0);
   }
 
   typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
@@ -263,6 +353,7 @@ class FlowVlaBody {
   QueryShape queries_;
   std::int64_t values_;       ///< V
   std::int64_t evaluations_;  ///< of a decision, in an update
+  bool keeps_prefix_;         ///< decisions do
   /// The environment's, in the order of their slots. One without a camera would be masked out, and nothing counts it.
   std::vector<std::size_t> cameras_;
   TakenPictures<Pictures> pictures_;

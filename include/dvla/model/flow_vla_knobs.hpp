@@ -41,6 +41,7 @@ struct FlowVlaKnobs {
   Pictures pictures = Pictures::checkpoint;
   Dtype dtype = Dtype::f32;
   bool gradient_checkpointing = false;
+  bool keep_prefix = false;
 };
 
 template <>
@@ -68,6 +69,10 @@ inline constexpr auto knob_docs<FlowVlaKnobs> = std::to_array<KnobDoc>({
     {"dtype", "weights and activations; norms compute in float32"},
     {"gradient_checkpointing",
      "a backward pass computes each layer's activations again instead of keeping them"},
+    {"keep_prefix",
+     "decisions keep what the action expert sees of the vision-language model, which updates then do not "
+     "run; "
+     "pi0.5 under train expert alone"},
 });
 
 /// Rules between members; found by validate(config).
@@ -77,6 +82,11 @@ inline void check(const FlowVlaKnobs& knobs) {
     throw ConfigError("model.chunk is ", knobs.chunk, "; it must be at most model.horizon, which is ",
                       knobs.horizon);
   check_noise(knobs.noise, knobs.denoise_steps, knobs.noise_level, /*noise_head=*/true);
+  if (knobs.keep_prefix && knobs.train != Trained::expert)
+    throw ConfigError(
+        "model.keep_prefix is true and model.train is all, under which what decisions keep would not stay "
+        "right; choose "
+        "train expert, or keep_prefix false");
   if (knobs.dtype == Dtype::f16) throw ConfigError("model.dtype is f16; the model computes in f32 or bf16");
 }
 

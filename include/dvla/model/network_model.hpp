@@ -13,7 +13,9 @@
 // - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`. A head
 //   may give it several times a row, equally many of each, one behind the other;
 // - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`;
-// - where it reads published checkpoints, `notes()` for ModelPlan, `config_text()` and `published()`.
+// - where it reads published checkpoints, `notes()` for ModelPlan, `config_text()` and `published()`;
+// - where decisions may hold their prefix (`Decision::prefix`), `kept_bytes()` a decision, 0: they do not; `keep(prefix, rows, field)`,
+//   `kept(field, rows)`, which gives it again, and `forward(prefix, noise, times, Outputs)`.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -31,6 +33,7 @@
 #include "dvla/core/machinery.hpp"
 #include "dvla/memory/torch_allocator.hpp"
 #include "dvla/model/concept.hpp"
+#include "dvla/model/extents_with.hpp"
 #include "dvla/model/parameters.hpp"
 
 namespace dvla {
@@ -75,7 +78,7 @@ class NetworkModel {
                         std::int64_t training_rows) {
     const HeadMachinery head(knobs, inputs.action, 0);
     const Network network(knobs, inputs, shape_of(head));
-    ModelPlan plan{network.parameters().planned(), record_bytes(head.decision_layout({1})),
+    ModelPlan plan{network.parameters().planned(), record_bytes(layout(head, network, {1})),
                    network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
     if constexpr (requires { network.notes(); }) plan.notes = network.notes();
     return plan;
@@ -87,7 +90,7 @@ class NetworkModel {
   const auto& published() const requires requires(const Network& network) { network.published(); }
   { return network_.published(); }
 
-  Decision decision_layout(const Extents& leading) const { return head_.decision_layout(leading); }
+  Decision decision_layout(const Extents& leading) const { return layout(head_, network_, leading); }
 
   /// See TakesValueHead for `value`.
   void act(const Observation& observation, std::span<const std::int64_t> rows, Decoding decoding,
@@ -108,6 +111,11 @@ class NetworkModel {
     }
     network_.parameters().call_begins();
     const auto prefix = network_.prefix(observation, rows);
+    if constexpr (keeps_prefix)  // what follows the mode is not trained on
+      if (decoding == Decoding::sample && network_.kept_bytes() > 0) {
+        check_kept(decision, n);
+        network_.keep(prefix, rows, decision.prefix);
+      }
     at::Tensor output;
     const auto evaluate = [&](std::span<const float> noise, std::span<const float> times) {
       output = device_.download(network_.queries(prefix, std::ssize(rows), noise, times), downloaded_);
@@ -135,7 +143,7 @@ class NetworkModel {
                std::span<float> log_prob, std::span<float> entropy) {
     check_rows(rows, decision.log_prob, observation, log_prob, entropy);
     head_.load(decision, rows);
-    run(observation, rows, detail::Outputs::actions);
+    run(observation, rows, detail::Outputs::actions, &decision);
     head_.log_prob(view(host_output_), log_prob, entropy);
   }
   /// See HasValues. Throws Error where this model has no value head.
@@ -144,7 +152,7 @@ class NetworkModel {
     check_rows(rows, decision.log_prob, observation, log_prob, entropy);
     check_values(rows, value);
     head_.load(decision, rows);
-    run(observation, rows, detail::Outputs::both);
+    run(observation, rows, detail::Outputs::both, &decision);
     head_.log_prob(view(host_output_), log_prob, entropy);
     copy_values(device_.download(value_, downloaded_), rows, value);
   }
@@ -161,10 +169,8 @@ class NetworkModel {
     parameters.call_begins();
     parameters.use_adapters(false);
     try {
-      const at::Tensor output = device_.download(
-          network_.forward(observation, rows, head_.inputs(), head_.times(), detail::Outputs::actions)
-              .actions,
-          downloaded_);
+      const at::Tensor output =
+          device_.download(pass(observation, rows, detail::Outputs::actions, &decision).actions, downloaded_);
       parameters.use_adapters(true);
       head_.log_prob(view(output), log_prob, entropy);
     } catch (...) {
@@ -255,6 +261,23 @@ class NetworkModel {
         device_(device),
         head_(knobs, inputs.action, mix_seed(seed, 1)),
         network_(knobs, inputs, shape_of(head_), mix_seed(seed, 0), device, original) {}
+  static constexpr bool keeps_prefix = requires(const Network& network, Decision& decision) {
+    network.kept_bytes(), decision.prefix;
+  };
+  static Decision layout(const HeadMachinery& head, const Network& network, const Extents& leading) {
+    Decision decision = head.decision_layout(leading);
+    if constexpr (keeps_prefix)
+      if (const std::int64_t bytes = network.kept_bytes(); bytes > 0)
+        decision.prefix = Field<std::uint8_t>(extents_with(leading, {bytes}));
+    return decision;
+  }
+  /// Of n rows.
+  void check_kept(const Decision& decision, std::int64_t n) const requires keeps_prefix {
+    if (decision.prefix.extents() != Extents{n, network_.kept_bytes()})
+      throw wrong("decisions do not hold the prefixes of " + std::to_string(n) + " observations, " +
+                  std::to_string(network_.kept_bytes()) +
+                  " bytes each; lay them out by decision_layout, with the same model.keep_prefix");
+  }
   static detail::QueryShape shape_of(const HeadMachinery& head) {
     return {head.queries(), head.outputs(), head.noise_inputs()};
   }
@@ -318,13 +341,25 @@ class NetworkModel {
     }
   }
 
-  void run(const Observation& observation, std::span<const std::int64_t> rows, detail::Outputs outputs) {
+  /// Of what the head has loaded. `decision`: what that is of, which may hold prefixes; nullptr: there is none.
+  auto pass(const Observation& observation, std::span<const std::int64_t> rows, detail::Outputs outputs,
+            [[maybe_unused]] const Decision* decision) {
+    if constexpr (keeps_prefix)
+      if (decision != nullptr && network_.kept_bytes() > 0) {
+        check_kept(*decision, observation.instruction.count());
+        return network_.forward(network_.kept(decision->prefix, rows), head_.inputs(), head_.times(),
+                                outputs);
+      }
+    return network_.forward(observation, rows, head_.inputs(), head_.times(), outputs);
+  }
+  void run(const Observation& observation, std::span<const std::int64_t> rows, detail::Outputs outputs,
+           const Decision* decision = nullptr) {
     const auto lane = device_.enter();
     const c10::InferenceMode ordinary(false);
     const c10::AutoGradMode with_graph(true);
     forget();  // the graph of a forward whose backward never came
     network_.parameters().call_begins();
-    auto results = network_.forward(observation, rows, head_.inputs(), head_.times(), outputs);
+    auto results = pass(observation, rows, outputs, decision);
     output_ = std::move(results.actions);
     value_ = std::move(results.values);
     host_output_ = device_.download(output_, downloaded_);

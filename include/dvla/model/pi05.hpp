@@ -2,7 +2,7 @@
 // matching (model/flow_head.hpp, with the noise of pi_RL and RLinf). Cameras are resized and padded to the tower's side, as
 // lerobot does it or openpi; the prompt is the reference's, with the state in it as numbers from 0 to 255, and -1 for what is below -1.
 // Needs torch. Weights are random or a published checkpoint's, openpi's or lerobot's. A value head where one is asked for (WithValue),
-// which reads the prefix. No cache of the prefix between rollout and training, no CUDA.
+// which reads the prefix. Beside a frozen PaliGemma a decision's prefix may be kept for training (`keep_prefix`). No CUDA.
 #pragma once
 
 #include <algorithm>

@@ -40,6 +40,11 @@ struct SmolVlaFamily {
       throw ConfigError(
           "model.discrete_state_input is false, and SmolVLA's prompt never has the state in it; leave it "
           "true");
+    if (knobs.keep_prefix)
+      throw ConfigError(
+          "model.keep_prefix is true, and SmolVLA's prefix does not stay: the state's projection trains "
+          "within it; "
+          "leave it false");
     SmolVlaShape shape = knobs.checkpoint.empty() ? random_shape(knobs.random)
                                                   : published_shape(PublishedConfig(knobs.checkpoint));
     if (knobs.horizon > 0) shape.horizon = knobs.horizon;
