@@ -116,9 +116,20 @@ TEST_CASE("An existing run is refused unless it is to be overwritten, and nothin
   auto config = experiment_config<InTurn>(folder, 2);
   dvla::run_experiment<InTurn>(config);
   dvla_test::write_text(folder / "toy/report.json", "mine");
-  const std::string message =
-      dvla_test::message_of<dvla::ConfigError>([&] { dvla::run_experiment<InTurn>(config); });
+  config.run.quiet = false;
+  std::string message;
+  const auto words = [&] {
+    return said([&] {
+      message = dvla_test::message_of<dvla::ConfigError>([&] { dvla::run_experiment<InTurn>(config); });
+    });
+  };
+  CHECK(!contains(words(), "memory that is about to be taken"));
   CHECK(contains(message, "is not empty"));
+  config.run.resume = (folder / "toy").string();  // other weights than the checkpoint's
+  config.environment.horizon = 8;
+  CHECK(!contains(words(), "memory that is about to be taken"));
+  CHECK(contains(message, "environment.horizon is 8, and was 4 in the checkpoint"));
+  config = experiment_config<InTurn>(folder, 2);
   CHECK(dvla_test::read_text(folder / "toy/report.json") == "mine");
   config.run.overwrite = true;
   dvla::run_experiment<InTurn>(config);

@@ -3,7 +3,9 @@
 // figures of one process where the arithmetic is the same; refusals and stops reach every rank.
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cmath>
+#include <utility>
 
 #include "dvla/pipeline/checkpoint.hpp"
 #include "test/io/temporary_folder.hpp"
@@ -122,13 +124,80 @@ TEST_CASE("bfloat16: masters that were loaded are those that training goes on wi
   begin(config_of<dvla::Pipeline<Sampling, Training<dvla::FSDP>, Late>>(2));
 }
 
-TEST_CASE("frozen weights are not sharded where ranks that train also sample beside it") {
-  auto config = config_of<Mixed>(2);
-  config.sharding.shard_frozen = true;
-  config.placement.actors = 2;
-  const auto result = train_job(3, config);
-  for (const std::string& error : result.errors)
-    CHECK_MESSAGE(error.find("sharding.shard_frozen") != std::string::npos, error);
+/// How many models and environments were made.
+struct CountedModel : dvla::testing::LinearModel {
+  static constexpr std::string_view name = "CountedModel";
+  template <class... Arguments>
+  explicit CountedModel(Arguments&&... arguments)
+      : dvla::testing::LinearModel(std::forward<Arguments>(arguments)...) {
+    ++made;
+  }
+  static inline std::atomic<int> made = 0;
+};
+struct CountedToy {
+  using slot = dvla::environment_slot;
+  using knobs = dvla::ToyKnobs;
+  static constexpr std::string_view name = "CountedToy";
+};
+struct CountedEnvironment : dvla::ToyEnvironment {
+  template <class... Arguments>
+  explicit CountedEnvironment(Arguments&&... arguments)
+      : dvla::ToyEnvironment(std::forward<Arguments>(arguments)...) {
+    ++made;
+  }
+  static inline std::atomic<int> made = 0;
+};
+
+}  // namespace
+
+template <class Around>
+struct dvla::machinery<CountedToy, Around> {
+  using type = CountedEnvironment;
+};
+
+namespace {
+
+TEST_CASE("a wrong value is refused on every rank before any has made a model") {
+  using Counted = dvla::Sampler<CountedToy, CountedModel>;
+  const auto refused = [](int world, auto config, const std::string& why) {
+    CountedModel::made = CountedEnvironment::made = 0;
+    const auto result = train_job(world, config);
+    for (const std::string& error : result.errors) CHECK_MESSAGE(error.find(why) != error.npos, error);
+    CHECK(CountedModel::made == 0);
+    return CountedEnvironment::made == 0;
+  };
+  // Ranks that train also sample beside it: seen from roles alone.
+  using Both = dvla::Pipeline<Counted, Training<dvla::FSDP>, dvla::Placement<dvla::Hybrid>, Late>;
+  auto both = config_of<Both>(2);
+  both.placement.actors = 2;
+  both.sharding.shard_frozen = true;
+  CHECK(refused(3, both, "sharding.shard_frozen is true, but ranks that train also sample"));
+  both.sharding.release = dvla::UnitRelease::never;
+  both.schedule.staleness = 4;
+  CHECK(refused(3, both, "schedule.staleness"));
+
+  // Of the environment the numbers of rows are known.
+  using Two = dvla::Pipeline<Counted, Training<dvla::FSDP>, dvla::Placement<dvla::Separated<>>, Late>;
+  auto apart = config_of<Two>(2);
+  apart.placement = {1, 2};
+  apart.sharding.shard_frozen = true;
+  apart.sharding.release = dvla::UnitRelease::never;
+  refused(3, apart, "sharding.shard_frozen is true and sharding.release is never");
+  apart = config_of<Two>(2);
+  apart.placement = {1, 1};
+  apart.algorithm.global_batch = 192;
+  refused(4, apart, "global_batch is 192");
+  apart.algorithm.global_batch = 0;
+  apart.run.evaluation_cases = "998-1001";
+  refused(2, apart, "run.evaluation_cases is '998-1001'");
+  apart.run.evaluation_cases = "";
+  apart.environment.environments = 8;  // one group, and two actors
+  apart.placement = {1, 2};
+  refused(3, apart, "1 groups a batch for 2 actors");
+  apart.placement = {1, 1};
+  CountedModel::made = 0;
+  all_in_peace(train_job(2, apart));
+  CHECK(CountedModel::made > 0);
 }
 
 TEST_CASE("rollouts and actors apart train as the ratio says") {

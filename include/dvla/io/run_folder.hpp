@@ -97,24 +97,33 @@ struct RunFolder {
     return folder / ("hand_overs" + (first_batch > 0 ? "-" + std::to_string(first_batch) : "") + ".json");
   }
 
+  /// What open() refuses of a folder that stands there; changes nothing. Returns whether anything is in it.
+  static bool check(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
+    namespace fs = std::filesystem;
+    check_run_name(name);
+    const fs::path folder = root / name;
+    try {
+      const bool exists = fs::exists(fs::symlink_status(folder));
+      if (exists && !fs::is_directory(folder))
+        throw ConfigError("run name '" + name + "': '" + folder.string() + "' exists and is not a folder");
+      const bool used = exists && !fs::is_empty(folder);
+      if (used && mode == RunFolderMode::fresh)
+        throw ConfigError("run name '" + name + "': '" + folder.string() +
+                          "' is not empty; choose another name, or ask to resume or to overwrite it");
+      if (!used && mode == RunFolderMode::resume)
+        throw ConfigError("run name '" + name + "': there is nothing to resume in '" + folder.string() + "'");
+      return used;
+    } catch (const fs::filesystem_error& error) {
+      throw unprepared(folder, error);
+    }
+  }
   /// `name`: see check_run_name. Throws ConfigError for a bad name, a folder that `mode` does not allow or in
   /// which another run is at work, Error when the disk refuses.
   static RunFolder open(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
     namespace fs = std::filesystem;
-    check_run_name(name);
+    const bool used = check(root, name, mode);
     RunFolder run{root / name};
     try {
-      const bool exists = fs::exists(fs::symlink_status(run.folder));
-      if (exists && !fs::is_directory(run.folder))
-        throw ConfigError("run name '" + name + "': '" + run.folder.string() +
-                          "' exists and is not a folder");
-      const bool used = exists && !fs::is_empty(run.folder);
-      if (used && mode == RunFolderMode::fresh)
-        throw ConfigError("run name '" + name + "': '" + run.folder.string() +
-                          "' is not empty; choose another name, or ask to resume or to overwrite it");
-      if (!used && mode == RunFolderMode::resume)
-        throw ConfigError("run name '" + name + "': there is nothing to resume in '" + run.folder.string() +
-                          "'");
       fs::create_directories(run.folder);
       run.lock = FolderLock(run.folder);
       if (run.lock.is_taken())
@@ -129,12 +138,16 @@ struct RunFolder {
       do run.events = run.folder / ("events.out.tfevents." + std::to_string(start++) + ".dvla");
       while (fs::exists(run.events));
     } catch (const fs::filesystem_error& error) {
-      throw Error("cannot prepare the run folder '" + run.folder.string() + "': " + error.code().message());
+      throw unprepared(run.folder, error);
     }
     return run;
   }
 
  private:
+  static Error unprepared(const std::filesystem::path& folder,
+                          const std::filesystem::filesystem_error& error) {
+    return Error("cannot prepare the run folder '" + folder.string() + "': " + error.code().message());
+  }
   void remove_own_files() const {
     namespace fs = std::filesystem;
     for (const fs::path& file : {trace, success_svg, before_gif, after_gif, config, report, page, job})

@@ -190,33 +190,28 @@ inline std::string leading(const io::SafetensorsFile& file, const std::string& n
   return file.contains(detail::stored_name(file, name)) ? "" : lerobot_prefix;
 }
 
-/// Gives a model the adapters of `folder`, which `adapters` has rank and alpha of. Every adapter of the model's must be in the
-/// file, and each of the file's must be one of the model's, but for those whose B is 0: PEFT has such beside what no pass
-/// reads, and they change nothing. Layers may have `model.` before their names, as lerobot's have. Copies of the base's own
-/// weights, which PEFT adds where lm_head is a target, must be the model's. Throws ConfigError or FormatError, one
-/// sentence, and then leaves the model as it was.
-template <class Model>
-void load_adapters(Model& model, const Adapters& adapters, const std::filesystem::path& folder) {
-  const detail::AdapterConfig config(folder);
-  config.check(adapters);
-  const io::SafetensorsFile file(folder / adapter_weights_name);
+namespace detail {
+/// The parameters that load_adapters gives values, under the file's names. Throws as it does; of parameters that have
+/// no memory yet values are not compared.
+inline SomeParameters adapters_in(const io::SafetensorsFile& file, const AdapterConfig& config,
+                                  const std::vector<Parameter>& parameters) {
   const std::string where = "'" + file.path().string() + "': ";
   const auto refuse = [&](const std::string& what) { throw ConfigError(where + what); };
 
   std::map<std::string, const Parameter*> mine;
-  for (const Parameter& each : model.parameters()) mine[each.name] = &each;
+  for (const Parameter& each : parameters) mine[each.name] = &each;
   std::vector<std::string> layers, copies;
   for (const std::string& name : file.names()) {
     if (!name.starts_with(adapter_prefix))
       refuse("tensor " + io::detail::printable(name) + " has no " + std::string(adapter_prefix) +
              " before its name");
-    const auto layer = detail::adapted_layer(name);
+    const auto layer = adapted_layer(name);
     if (!layer)
       copies.push_back(name);
     else if (!layer->second)
       layers.push_back(layer->first);
     if (!layer) continue;
-    const std::string other = detail::adapter_name(layer->first, layer->second ? 'A' : 'B');
+    const std::string other = adapter_name(layer->first, layer->second ? 'A' : 'B');
     if (!file.contains(other))
       refuse("tensor " + io::detail::printable(name) + " is there, and " + io::detail::printable(other) +
              " is not");
@@ -230,7 +225,7 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
   const std::string lead = std::ranges::all_of(layers, leads) ? lerobot_prefix : "";
   constexpr std::string_view weight = ".weight";
   std::vector<std::string> known;
-  for (const Parameter& each : model.parameters())
+  for (const Parameter& each : parameters)
     if (!each.trainable && each.name.ends_with(weight))
       known.push_back(lead + each.name.substr(0, each.name.size() - weight.size()));
   config.check_targets(layers, known);
@@ -244,14 +239,14 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
     if (found == mine.end())
       refuse("tensor " + io::detail::printable(name) + " is neither lora_A nor lora_B of a linear layer");
     const io::TensorView view = file.tensor(name);
-    (void)detail::is_zero(view, where + "tensor " + name);
-    if (!detail::has_values(*found->second, view))
+    (void)is_zero(view, where + "tensor " + name);
+    if (found->second->data != nullptr && !has_values(*found->second, view))
       refuse("tensor " + io::detail::printable(name) +
              " is a weight of the base, and other than this model's");
   }
-  detail::SomeParameters taken;
-  for (const Parameter& each : model.parameters()) {
-    const auto layer = detail::adapted_layer(each.name);
+  SomeParameters taken;
+  for (const Parameter& each : parameters) {
+    const auto layer = adapted_layer(each.name);
     if (!layer) continue;
     taken.all.push_back(each);
     taken.all.back().name.insert(adapter_prefix.size(), lead);
@@ -260,22 +255,45 @@ void load_adapters(Model& model, const Adapters& adapters, const std::filesystem
              ", beside which the model has one; model.lora_targets "
              "must match the " +
              std::to_string(layers.size()) + " layers that it has adapters for, " +
-             detail::one_line(config.targets(), 400));
+             one_line(config.targets(), 400));
   }
   for (const std::string& layer : layers) {
     const std::string own = layer.starts_with(lead) ? layer.substr(lead.size()) : layer;
-    if (mine.contains(detail::adapter_name(own, 'A'))) continue;
+    if (mine.contains(adapter_name(own, 'A'))) continue;
     if (!has(own)) refuse("it has an adapter for " + layer + ", and this model has no such layer");
     for (const char which : {'A', 'B'}) {
-      const std::string name = detail::adapter_name(layer, which);
-      if (!detail::is_zero(file.tensor(name), where + "tensor " + name) && which == 'B')
+      const std::string name = adapter_name(layer, which);
+      if (!is_zero(file.tensor(name), where + "tensor " + name) && which == 'B')
         refuse(
             "it has an adapter for " + layer +
             " that changes what comes out, and the model has none there; model.lora_targets must match it");
     }
   }
+  return taken;
+}
+}  // namespace detail
+
+/// Gives a model the adapters of `folder`, which `adapters` has rank and alpha of. Every adapter of the model's must be in the
+/// file, and each of the file's must be one of the model's, but for those whose B is 0: PEFT has such beside what no pass
+/// reads, and they change nothing. Layers may have `model.` before their names, as lerobot's have. Copies of the base's own
+/// weights, which PEFT adds where lm_head is a target, must be the model's. Throws ConfigError or FormatError, one
+/// sentence, and then leaves the model as it was.
+template <class Model>
+void load_adapters(Model& model, const Adapters& adapters, const std::filesystem::path& folder) {
+  const detail::AdapterConfig config(folder);
+  config.check(adapters);
+  const io::SafetensorsFile file(folder / adapter_weights_name);
+  detail::SomeParameters taken = detail::adapters_in(file, config, model.parameters());
   load_weights(taken, file);
   weights_written(model);
+}
+/// What of that can be found wrong before a model of these parameters has memory.
+inline void check_adapters(const std::vector<Parameter>& parameters, const Adapters& adapters,
+                           const std::filesystem::path& folder) {
+  const detail::AdapterConfig config(folder);
+  config.check(adapters);
+  const io::SafetensorsFile file(folder / adapter_weights_name);
+  check_weights(detail::adapters_in(file, config, parameters).all, file);
 }
 
 /// Writes a model's adapters so that PEFT puts them beside the same layers of the same base: the folder is made if need be, and

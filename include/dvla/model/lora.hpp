@@ -52,7 +52,10 @@ class LoraModel : public Base {
   static ModelPlan plan(const LoraKnobs<BaseKnobs>& knobs, const ModelInputs& inputs,
                         std::int64_t sampling_rows, std::int64_t training_rows) {
     const File base = base_of(knobs);
-    return Base::plan(knobs, with_adapters(knobs, inputs, base), sampling_rows, training_rows);
+    ModelPlan plan = Base::plan(knobs, with_adapters(knobs, inputs, base), sampling_rows, training_rows);
+    if (base) check_weights(plan.parameters, *base, WeightSet::frozen, prefix_in(*base));
+    if (!knobs.adapters.empty()) check_adapters(plan.parameters, adapters_of(knobs), knobs.adapters);
+    return plan;
   }
 
  private:

@@ -135,8 +135,9 @@ class Parameters {
   }
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
-  /// The same before there is memory, with what is going to be mapped.
+  /// The same before there is memory, with what is going to be mapped. Throws ConfigError as allocate() does.
   std::vector<Parameter> planned() const {
+    check_targets();
     std::vector<Parameter> all = parameters_;
     for (Parameter& each : all)
       each.mapped = !each.trainable && adapters_.base && adapters_.base(each) != nullptr;
@@ -392,17 +393,19 @@ class Parameters {
     if (adapters_.base) each.data = const_cast<std::byte*>(adapters_.base(each));  // and is not written
     return each.mapped = each.data != nullptr;
   }
+  void check_targets() const {
+    if (adapters_.rank == 0 || !merges_.empty()) return;
+    std::string some;
+    for (std::size_t i = 0; i < std::min(layers_.size(), named_layers); ++i)
+      some += (i > 0 ? ", " : "") + layers_[i];
+    if (layers_.size() > named_layers)
+      some += " and " + std::to_string(layers_.size() - named_layers) + " more";
+    throw ConfigError("model.lora_targets is '" + adapters_.targets +
+                      "', which matches no linear layer; they are " + some);
+  }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {
-    if (adapters_.rank > 0 && merges_.empty()) {
-      std::string some;
-      for (std::size_t i = 0; i < std::min(layers_.size(), named_layers); ++i)
-        some += (i > 0 ? ", " : "") + layers_[i];
-      if (layers_.size() > named_layers)
-        some += " and " + std::to_string(layers_.size() - named_layers) + " more";
-      throw ConfigError("model.lora_targets is '" + adapters_.targets +
-                        "', which matches no linear layer; they are " + some);
-    }
+    check_targets();
     const c10::InferenceMode ordinary(false);
     std::vector<std::int64_t> frozen(blocks_.size()), trainable(blocks_.size());
     for (std::size_t i = 0; i < parameters_.size(); ++i) {

@@ -66,20 +66,33 @@ void for_each_value(const io::TensorView& view, Visit visit) {
   }
 }
 
+/// Throws as load_weights does where a tensor that `name_of(parameter)` names is missing, or has another shape or
+/// type; looks at no value, so the parameters need no memory yet.
+template <class NameOf>
+void check_weights_as(const std::vector<Parameter>& parameters, const io::SafetensorsFile& file,
+                      NameOf name_of) {
+  for (const Parameter& each : parameters) {
+    const std::string name = name_of(each), where = "'" + file.path().string() + "': tensor " + name;
+    if (name.empty()) continue;
+    const io::TensorView view = file.tensor(name);
+    if (!std::ranges::equal(view.shape, each.shape))
+      throw ConfigError(where +
+                        " has another shape than this model: use the settings the checkpoint was made with");
+    if (!is_weight_dtype(view.dtype))
+      throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
+                        "; weights are read from F32, BF16 and F16");
+  }
+}
+
 /// load_weights of the parameters that `name_of(parameter)` names a tensor of the file for.
 template <class Model, class NameOf>
 void load_weights_as(Model& model, const io::SafetensorsFile& file, NameOf name_of) {
+  check_weights_as(model.parameters(), file, name_of);
   for (const bool copies : {false, true}) {  // everything is checked before anything changes
     for (const Parameter& each : model.parameters()) {
       const std::string name = name_of(each), where = "'" + file.path().string() + "': tensor " + name;
       if (name.empty()) continue;
       const io::TensorView view = file.tensor(name);
-      if (!std::ranges::equal(view.shape, each.shape))
-        throw ConfigError(
-            where + " has another shape than this model: use the settings the checkpoint was made with");
-      if (!is_weight_dtype(view.dtype))
-        throw ConfigError(where + " is " + std::string(io::dtype_name(view.dtype)) +
-                          "; weights are read from F32, BF16 and F16");
       if (each.mapped &&
           (view.dtype != file_dtype(each.dtype) ||
            (view.bytes.data() != each.data && std::memcmp(view.bytes.data(), each.data, each.bytes()) != 0)))
@@ -104,6 +117,13 @@ void load_weights_as(Model& model, const io::SafetensorsFile& file, NameOf name_
       }
     }
   }
+}
+
+/// The names of the parameters of `set` in a file that has `prefix` before them.
+inline auto names_in(const io::SafetensorsFile& file, WeightSet set, const std::string& prefix) {
+  return [&file, set, prefix](const Parameter& each) {
+    return belongs(each, set) ? stored_name(file, prefix + each.name) : std::string();
+  };
 }
 
 /// frozen_views by such names.
@@ -141,9 +161,12 @@ std::vector<io::TensorToWrite> weights_to_write(const Model& model, WeightSet se
 template <class Model>
 void load_weights(Model& model, const io::SafetensorsFile& file, WeightSet set = WeightSet::all,
                   const std::string& prefix = {}) {
-  detail::load_weights_as(model, file, [&](const Parameter& each) {
-    return detail::belongs(each, set) ? detail::stored_name(file, prefix + each.name) : std::string();
-  });
+  detail::load_weights_as(model, file, detail::names_in(file, set, prefix));
+}
+/// What of that can be found wrong before a model of these parameters has memory.
+inline void check_weights(const std::vector<Parameter>& parameters, const io::SafetensorsFile& file,
+                          WeightSet set = WeightSet::all, const std::string& prefix = {}) {
+  detail::check_weights_as(parameters, file, detail::names_in(file, set, prefix));
 }
 
 /// For a model that can compute with frozen weights where they lie in the mapped file, which must outlive it:

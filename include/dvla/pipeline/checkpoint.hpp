@@ -289,35 +289,44 @@ void refuse_changes(const Config<Pipeline>& config, const io::SafetensorsFile& f
 }
 }  // namespace detail
 
+namespace detail {
+/// What of load_checkpoint needs no run, and is found wrong before one takes memory. `config`: as RunSettings
+/// completes it. Returns how many batches the checkpoint has.
+template <class Pipeline>
+std::int64_t check_checkpoint(const Config<Pipeline>& config, const io::SafetensorsFile& file) {
+  const auto refuse = [&](const std::string& why) {
+    throw FormatError("'" + file.path().string() + "': tensor " + why);
+  };
+  const std::span<const std::int64_t> counters = file.span<std::int64_t>(counters_name);
+  if (counters.size() != 2 || counters[0] < 0)
+    refuse("run.counters must have a number of batches, which is not negative, and a seed");
+  if (counters[1] != config.run.seed)
+    throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[1]) +
+                      ", this run has seed " + std::to_string(config.run.seed));
+  // What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
+  // sharded and connected may have changed since.
+  const std::string source = "'" + file.path().string() + "': ";
+  check_policies<Pipeline>(parse_config(config_text(file), source), source,
+                           list<environment_slot, model_slot, algorithm_slot>{});
+  refuse_changes(config, file);
+  const std::span<const double> curve = file.span<double>(curve_name);
+  const auto columns = static_cast<std::size_t>(curve_columns);
+  if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))
+    refuse("run.curve does not have a row for each of " + std::to_string(counters[0]) + " batches");
+  for (std::size_t i = 0; i < curve.size(); ++i)
+    if (!(curve[i] >= 0 && curve[i] <= 0x1p53))
+      refuse("run.curve has " + number_text(curve[i]) + " at element " + std::to_string(i) +
+             ": it must be finite, not negative and at most 2^53");
+  return counters[0];
+}
+}  // namespace detail
+
 /// Everything: the run continues with the batch after the checkpoint's last, with as many actors as it has
 /// now. In a job every rank calls it. Throws FormatError or ConfigError, one sentence, and then leaves the run
 /// as it was.
 template <class Run>
 void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
-  const auto refuse = [&](const std::string& why) {
-    throw FormatError("'" + file.path().string() + "': tensor " + why);
-  };
-  const std::span<const std::int64_t> counters = file.span<std::int64_t>(detail::counters_name);
-  if (counters.size() != 2 || counters[0] < 0)
-    refuse("run.counters must have a number of batches, which is not negative, and a seed");
-  if (counters[1] != run.config().run.seed)
-    throw ConfigError("'" + file.path().string() + "' was made with seed " + std::to_string(counters[1]) +
-                      ", this run has seed " + std::to_string(run.config().run.seed));
-  // What a checkpoint holds is the state of environment, model and algorithm: how they are placed, scheduled,
-  // sharded and connected may have changed since.
-  const std::string source = "'" + file.path().string() + "': ";
-  detail::check_policies<typename Run::pipeline>(
-      detail::parse_config(detail::config_text(file), source), source,
-      detail::list<environment_slot, model_slot, algorithm_slot>{});
-  detail::refuse_changes(run.config(), file);
-  const std::span<const double> curve = file.span<double>(detail::curve_name);
-  const auto columns = static_cast<std::size_t>(detail::curve_columns);
-  if (curve.size() % columns != 0 || curve.size() / columns != static_cast<std::size_t>(counters[0]))
-    refuse("run.curve does not have a row for each of " + std::to_string(counters[0]) + " batches");
-  for (std::size_t i = 0; i < curve.size(); ++i)
-    if (!(curve[i] >= 0 && curve[i] <= 0x1p53))
-      refuse("run.curve has " + detail::number_text(curve[i]) + " at element " + std::to_string(i) +
-             ": it must be finite, not negative and at most 2^53");
+  const std::int64_t batches = detail::check_checkpoint<typename Run::pipeline>(run.config(), file);
   // Frozen weights do not travel, and ranks that come later read no checkpoint.
   if (!run.job().alone() && is_whole(file) &&
       !has_weights(run.model(), file, WeightSet::frozen, checkpoint_prefix))
@@ -330,14 +339,16 @@ void load_checkpoint(Run& run, const io::SafetensorsFile& file) {
     load_shards(run.weights(), trainable_count(run.model().units()), parts,
                 [&] { load_checkpoint_weights(run.model(), file); });
   }
-  std::vector<Iteration> history(static_cast<std::size_t>(counters[0]));
+  const std::span<const double> curve = file.span<double>(detail::curve_name);
+  const auto columns = static_cast<std::size_t>(detail::curve_columns);
+  std::vector<Iteration> history(static_cast<std::size_t>(batches));
   for (std::size_t batch = 0; batch < history.size(); ++batch) {
     history[batch].batch = static_cast<std::int64_t>(batch);
     history[batch].update.success_rate = curve[columns * batch];
     history[batch].counts = {static_cast<std::int64_t>(curve[columns * batch + 1]),
                              static_cast<std::int64_t>(curve[columns * batch + 2])};
   }
-  run.continue_from(counters[0], std::move(history));
+  run.continue_from(batches, std::move(history));
 }
 
 }  // namespace dvla

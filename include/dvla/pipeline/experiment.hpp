@@ -227,6 +227,13 @@ inline bool goes_back(const io::SafetensorsFile& checkpoint, std::int64_t step, 
   return true;
 }
 
+/// Whether this rank leads the job at first, which Run finds once it has its place in it.
+template <class P>
+bool leads_in(const Config<P>& config, const Cluster& cluster) {
+  using Placement = machinery_t<typename P::placement, P>;
+  return Placement::roles(config.placement, cluster.topology()).leader() == cluster.rank();
+}
+
 /// A step of preparation that ranks take together: what one of them refuses, all refuse.
 template <class Work>
 void take_together(const Job& job, const std::string& stage, Work work) {
@@ -341,13 +348,34 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     }
   };
 
+  const std::filesystem::path root = config.run.folder;
+  const bool anew = config.run.resume.empty();
+  bool continues = false, goes_back = false;
+  std::filesystem::path continued;
+  const auto folder_mode = [&] {
+    return continues              ? io::RunFolderMode::resume
+           : config.run.overwrite ? io::RunFolderMode::overwrite
+                                  : io::RunFolderMode::fresh;
+  };
   std::optional<io::SafetensorsFile> resumed;
   // A rollout that joins, maybe on another machine, or comes again needs no file: actors give it weights.
   const bool given_weights = cluster.topology().has_joined(cluster.rank()) || Job::has_begun(cluster);
-  try {
+  try {  // what can be wrong is found before memory is taken, and before a file is written
     validate(config);
     detail::check_same_config(cluster, to_json(config), nanoseconds(config.schedule.deadline_s));
-    if (!config.run.resume.empty() && !given_weights) resumed.emplace(io::open_checkpoint(config.run.resume));
+    std::int64_t done = 0;
+    if (!anew && !given_weights) {
+      resumed.emplace(io::open_checkpoint(config.run.resume));
+      done = check_checkpoint(RunSettings<P>(config).config(), *resumed);
+      // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
+      std::error_code elsewhere;
+      continues = std::filesystem::equivalent(resumed->path().parent_path(),
+                                              root / config.run.name / "checkpoint", elsewhere);
+      continued = resumed->path();
+      goes_back = continues && detail::goes_back(*resumed, done, config.run.overwrite);
+    }
+    if (!given_weights && (anew || done < config.run.iterations) && leads_in<P>(config, cluster))
+      io::RunFolder::check(root, config.run.name, folder_mode());
   } catch (const std::exception& why) {
     Job::refuse(cluster, why);
     throw;
@@ -357,19 +385,8 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     if (leads) say(plan.text());
   });
   leads = run->job().leads();
-  const std::filesystem::path root = config.run.folder;
-  const bool anew = config.run.resume.empty();
-  bool continues = false, goes_back = false;
-  std::filesystem::path continued;
-  detail::take_together(run->job(), "loaded", [&] {  // what can be wrong is found before a file is written
-    if (!resumed) return;
-    load_checkpoint(*run, *resumed);
-    // A run goes on in its own folder only; a checkpoint from elsewhere begins a new one.
-    std::error_code elsewhere;
-    continues = std::filesystem::equivalent(resumed->path().parent_path(),
-                                            root / config.run.name / "checkpoint", elsewhere);
-    continued = resumed->path();
-    goes_back = continues && detail::goes_back(*resumed, run->next_batch(), config.run.overwrite);
+  detail::take_together(run->job(), "loaded", [&] {
+    if (resumed) load_checkpoint(*run, *resumed);
   });
   detail::agree_on_next_batch(*run);
   if (!anew && run->next_batch() >= config.run.iterations) {
@@ -384,10 +401,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
   };
   detail::take_together(run->job(), "opened", [&] {
     if (!leads) return;
-    folder = io::RunFolder::open(root, config.run.name,
-                                 continues              ? io::RunFolderMode::resume
-                                 : config.run.overwrite ? io::RunFolderMode::overwrite
-                                                        : io::RunFolderMode::fresh);
+    folder = io::RunFolder::open(root, config.run.name, folder_mode());
     // A restart of a run that goes back goes back again, until the later checkpoints are gone.
     if (goes_back)
       std::filesystem::remove(folder.job);

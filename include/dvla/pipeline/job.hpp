@@ -166,11 +166,12 @@ class Job {
     try {
       // A rollout that would come again: the others go on without it.
       if (cluster.has(start_key(0))) return;
-      for (const char* stage : {first_call, last_call})
+      for (const char* stage : {plan_call, first_call, last_call})
         cluster.put(key(stage, cluster.rank()), std::string(why.what()).empty() ? "?" : why.what());
     } catch (const std::exception&) {  // then the others' limits end their waits
     }
   }
+  static constexpr const char* plan_call = "planned";  ///< before any has memory for its part
   static constexpr const char* first_call = "built";
   static constexpr const char* last_call = "fits";
 

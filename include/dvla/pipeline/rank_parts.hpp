@@ -15,10 +15,12 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -26,6 +28,7 @@
 #include "dvla/control_plane/parts.hpp"
 #include "dvla/core/checksum.hpp"
 #include "dvla/core/machinery.hpp"
+#include "dvla/core/weights.hpp"
 #include "dvla/data_plane/routing.hpp"
 #include "dvla/data_plane/trajectory.hpp"
 #include "dvla/handoff/stop.hpp"
@@ -93,12 +96,9 @@ class RankParts : public RankContext<P, Trace> {
   /// lane.
   RankParts(const Context& context, int threads) : Context(context) {
     job.roll_call(Job::first_call);
-    if constexpr (routed) {
-      std::vector<std::int64_t> groups;  // of each rollout, in a batch
-      for (int rollout = 0; rollout < job.rollouts(); ++rollout)
-        groups.push_back(job.share_of_groups(settings.groups(), rollout).count * settings.rollout_epochs());
-      plan_ = agree_on_routes(job.cluster(), job.roles(), groups, settings.group(), settings.deadline());
-    }
+    if constexpr (routed)
+      plan_ = agree_on_routes(job.cluster(), job.roles(), groups_sent(settings, job), settings.group(),
+                              settings.deadline());
     if (!job.trains()) model.hold_gradients(false);
     if (job.trains() && job.alone()) make_weights();
     if (job.rolls_out()) make_worker(threads);
@@ -141,6 +141,21 @@ class RankParts : public RankContext<P, Trace> {
   /// Once connected.
   Data& data() { return *data_; }
   Control& control() { return *control_; }
+
+  /// Before there is a model: throws ConfigError where an actor could not make its algorithm or its weights.
+  /// `sampled`: episodes of a batch that this rank makes itself; `parameters`: of the model, where it plans any.
+  static void check(const RunSettings<P>& run, const Job& of, const EnvironmentSpec& shown,
+                    std::int64_t sampled, std::span<const Parameter> parameters) {
+    if (!of.trains()) return;
+    std::int64_t episodes = sampled;
+    if constexpr (routed)
+      episodes = plan_routes(groups_sent(run, of), run.group(), of.roles(), of.cluster().topology())
+                     .episodes_to(of.actor());
+    (void)algorithm_for(run, shown, episodes, of.actors());
+    if constexpr (requires { Weights::check(run.config().sharding, of.actors(), parameters); })
+      Weights::check(run.config().sharding, of.actors(), parameters);
+    if constexpr (!takes_groups) refuse_actors(P::sharding::name, of.actors());
+  }
 
   /// That of one of `actors`, with `episodes` of a batch as its own. Throws ConfigError where there can be
   /// none.
@@ -404,7 +419,18 @@ class RankParts : public RankContext<P, Trace> {
     weights.max(values);
   };
 
+  static constexpr bool takes_groups =
+      std::is_constructible_v<Weights, Model&, std::pmr::memory_resource&,
+                              const detail::knobs_t<typename P::sharding>&, const GroupSource&>;
+
   // ---- Sizes
+  /// By rollout, groups of a batch.
+  static std::vector<std::int64_t> groups_sent(const RunSettings<P>& run, const Job& of) {
+    std::vector<std::int64_t> groups;
+    for (int rollout = 0; rollout < of.rollouts(); ++rollout)
+      groups.push_back(of.share_of_groups(run.groups(), rollout).count * run.rollout_epochs());
+    return groups;
+  }
   Trajectory<Decision> trajectories(std::int64_t episodes) const {
     const BatchShape shape = settings.shape(spec, episodes);
     return trajectory_layout(layout(shape), model.decision_layout({shape.decisions, episodes}));
@@ -435,7 +461,7 @@ class RankParts : public RankContext<P, Trace> {
       return groups_.emplace_back(make_group(settings.config().run.collectives, job.cluster(),
                                              "actors/" + purpose, job.roles().actors, settings.deadline()));
     };
-    if constexpr (requires { Weights(model, memory.model(), knobs, groups); }) {
+    if constexpr (takes_groups) {
       weights_ = std::make_unique<Weights>(model, memory.model(), knobs, groups);
       if constexpr (requires { weights_->trace_to(trace); })
         if (job.actors() > 1) weights_->trace_to(trace);

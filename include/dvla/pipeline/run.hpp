@@ -309,20 +309,13 @@ class Run {
       : settings_(config, ranks_on_this_machine(given)),
         own_cluster_(std::move(own)),
         cluster_(given ? *given : *own_cluster_),
-        job_(std::make_unique<Job>(cluster_,
-                                   Placement::roles(settings_.config().placement, cluster_.topology()),
-                                   settings_.deadline())),
+        job_(take_place()),
         memory_(settings_.config().memory),
         tensors_(memory_.model()),
         spec_(make_environment()),
+        evaluation_episodes_(make_evaluation()),
         plan_(plan_memory(on_plan)),
         model_(settings_.config().model, settings_.model_inputs(spec_), settings_.weight_seed()) {
-    settings_.check(*job_);
-    if (config.run.evaluation_cases.empty())
-      evaluation_episodes_ = fresh_episodes(config.run.evaluation_episodes);
-    else
-      for (const std::int64_t each : parse_cases(config.run.evaluation_cases, spec_.cases))
-        evaluation_episodes_.push_back({.case_index = each});
     const Extents decided = model_.decision_layout({1}).log_prob.extents(),
                   wanted{1, config.model.chunk, spec_.action.dimensions};
     if (decided != wanted)
@@ -397,6 +390,21 @@ class Run {
     throw;
   }
 
+  /// Who this rank is in its job, for which this pipeline, so configured, is found good.
+  std::unique_ptr<Job> take_place() {
+    auto job = std::make_unique<Job>(
+        cluster_, Placement::roles(settings_.config().placement, cluster_.topology()), settings_.deadline());
+    settings_.check(*job);
+    return job;
+  }
+  std::vector<Start> make_evaluation() {
+    const RunKnobs& knobs = config().run;
+    if (knobs.evaluation_cases.empty()) return fresh_episodes(knobs.evaluation_episodes);
+    std::vector<Start> episodes;
+    for (const std::int64_t each : parse_cases(knobs.evaluation_cases, spec_.cases))
+      episodes.push_back({.case_index = each});
+    return episodes;
+  }
   /// A rollout's, and what is known of it on every rank, as the ranks of a job agree.
   EnvironmentSpec make_environment() {
     const auto knobs = settings_.environment_knobs(*job_);
@@ -436,6 +444,7 @@ class Run {
       model = Model::plan(config().model, inputs,
                           settings_.sampling_rows(std::max<std::int64_t>(environments, 1)),
                           settings_.training_rows(trained * shape.decisions));
+    Parts::check(settings_, *job_, spec_, here, model.parameters);
     for (const std::string& note : model.notes) plan.note(note);
     if (!model.parameters.empty()) plan.note(parameters_text(model.parameters));
     WeightsPlan weights{.parameters = model.parameters,
@@ -478,6 +487,7 @@ class Run {
         throw ConfigError("the ", pool->report().name, " may have ", mebibytes(pool->report().capacity),
                           ", and the run needs ", mebibytes(needed), " of it; raise ", pool->knob());
     }
+    job_->roll_call(Job::plan_call);  // nobody takes memory for a job that another refuses
     memory_.environment().prefault(plan.of(MemoryPlace::environment_pool));
     return plan;
   }
@@ -653,7 +663,7 @@ class Run {
   detail::TensorPool<Model> tensors_;
   std::unique_ptr<Environment> environment_;  ///< a rollout's
   const EnvironmentSpec spec_;
-  std::vector<Start> evaluation_episodes_;
+  const std::vector<Start> evaluation_episodes_;
   const MemoryPlan plan_;
   Model model_;
   Notices notices_, on_hang_;

@@ -44,6 +44,12 @@ void check_config(const Config<Pipeline>& config) {
       throw ConfigError(
           "model.noise is ode, which has no log-probabilities to train on, and run.iterations is ",
           config.run.iterations, "; make it 0 to clone and evaluate, or choose another noise");
+  if constexpr (requires { config.algorithm.reward_level == config.model.value_level; } &&
+                detail::needs_values<typename Pipeline::algorithm>)
+    if (config.algorithm.reward_level != config.model.value_level)
+      throw ConfigError("algorithm.reward_level is ", enum_name(config.algorithm.reward_level),
+                        " and model.value_level is ", enum_name(config.model.value_level),
+                        "; give rewards and values the same level");
   if constexpr (requires { steps_together(config.environment); })
     if (steps_together(config.environment) && config.schedule.sampling_stages > 1)
       throw ConfigError("schedule.sampling_stages is ", config.schedule.sampling_stages,

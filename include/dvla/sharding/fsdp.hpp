@@ -62,7 +62,7 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
         alone_(actors() == 1),
         elsewhere_(std::ranges::any_of(model.parameters(),
                                        [](const Parameter& each) { return each.device != Device::cpu; })),
-        release_(checked(knobs, alone_, model)),
+        release_(release_of(knobs, actors(), model)),
         stretches_(stretches(!alone_ && knobs.shard_frozen)),
         gathered_(units()),
         used_(units()),
@@ -145,6 +145,24 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     group_->max(values);
   }
 
+  /// Throws ConfigError where the knobs are not for a model with these parameters.
+  static void check(const FsdpKnobs& knobs, int actors, std::span<const Parameter> parameters) {
+    if (knobs.shard_frozen && knobs.release == UnitRelease::never)
+      throw ConfigError(
+          "sharding.shard_frozen is true and sharding.release is never; frozen units that are sharded are "
+          "gathered for each use, so choose after_use or after_backward");
+    if (actors == 1 || knobs.release == UnitRelease::never) return;
+    for (const Parameter& each : parameters)
+      if (each.device != Device::cpu)
+        throw ConfigError(
+            "sharding.release is ", enum_name(knobs.release), ", and ", each.name,
+            " is not in host memory; only units that are there can be released, so choose never");
+    for (const Parameter& alias : parameters)
+      for (const Parameter& each : parameters)
+        if (each.name == alias.alias_of && each.unit != alias.unit && (each.trainable || knobs.shard_frozen))
+          throw ConfigError(alias.name, " is ", each.name, " in another unit, which would be released when ",
+                            alias.name, " is read; take sharding.release never for this model");
+  }
   /// Of how many units the values are here at the same time, at most; 0: of all, always.
   static std::size_t units_at_once(const FsdpKnobs& knobs) {
     return knobs.release == UnitRelease::after_use        ? 2
@@ -218,24 +236,9 @@ class ShardedWeights final : public OwnedPieces, private UnitHooks {
     std::size_t unit;
   };
 
-  static UnitRelease checked(const FsdpKnobs& knobs, bool alone, const Model& model) {
-    if (knobs.shard_frozen && knobs.release == UnitRelease::never)
-      throw ConfigError(
-          "sharding.shard_frozen is true and sharding.release is never; frozen units that are sharded are "
-          "gathered for each use, so choose after_use or after_backward");
-    if (alone) return UnitRelease::never;
-    for (const Parameter& each : model.parameters())
-      if (each.device != Device::cpu && knobs.release != UnitRelease::never)
-        throw ConfigError(
-            "sharding.release is ", enum_name(knobs.release), ", and ", each.name,
-            " is not in host memory; only units that are there can be released, so choose never");
-    for (const Parameter& alias : model.parameters())
-      for (const Parameter& each : model.parameters())
-        if (each.name == alias.alias_of && each.unit != alias.unit && knobs.release != UnitRelease::never &&
-            (each.trainable || knobs.shard_frozen))
-          throw ConfigError(alias.name, " is ", each.name, " in another unit, which would be released when ",
-                            alias.name, " is read; take sharding.release never for this model");
-    return knobs.release;
+  static UnitRelease release_of(const FsdpKnobs& knobs, int actors, const Model& model) {
+    check(knobs, actors, model.parameters());
+    return actors == 1 ? UnitRelease::never : knobs.release;
   }
   /// By unit, what is gathered: if `frozen`, what is frozen and neither mapped nor another's alias; and what
   /// trains.
