@@ -464,16 +464,18 @@ class Run {
       plan.add("buffers of the control plane", MemoryPlace::environment_pool,
                2 * (job_->rolls_out() ? trainable : trainable / static_cast<std::size_t>(job_->actors())));
     }
-    const std::size_t episode = record_bytes(transition_layout(spec_.observation, spec_.action, shape)) +
-                                model.decision_bytes * static_cast<std::size_t>(shape.decisions);
+    const std::size_t recorded = record_bytes(transition_layout(spec_.observation, spec_.action, shape)),
+                      episode = recorded + model.decision_bytes * static_cast<std::size_t>(shape.decisions);
     const std::int64_t in_flight =
         routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
     plan.add("batches in flight", MemoryPlace::environment_pool,
              episode * static_cast<std::size_t>(in_flight * (settings_.staleness() + 1)));
     if (HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0)
       plan.add("demonstrations", MemoryPlace::heap,
-               episode * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
-                                                  (job_->rolls_out() ? environments : 0)));
+               recorded * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
+                                                   (job_->rolls_out() ? environments : 0)));
+    plan.add("decisions of the self-test", MemoryPlace::heap,
+             model.decision_bytes * static_cast<std::size_t>(environments));
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
     if (on_plan) on_plan(plan, *job_);
