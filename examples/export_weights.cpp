@@ -1,7 +1,8 @@
-// dvla-example: torch mujoco io
+// dvla-example: torch io
 // Export weights: a trained run's, as folders that Python reads.
 //
-// The configuration in the checkpoint's metadata makes the model again, on the public checkpoint that it was trained from.
+// The checkpoint's metadata makes the model again, on the public checkpoint that it was trained from, whatever environment and algorithm
+// trained it; value heads are left out, but where that public checkpoint has one.
 // --merged FOLDER gets model.safetensors under the public names: all weights, and those of layers with adapters are
 // W + alpha / rank * B A, computed in float32, so that every loader of the model's public checkpoints gives what the adapters gave
 // beside it; and the public checkpoint's config, tokeniser and statistics. --adapters FOLDER gets what PEFT reads. export_merged
@@ -9,20 +10,13 @@
 //
 //   build/release/examples/export_weights --checkpoint runs/lora --merged merged --adapters adapters
 #include <CLI/CLI.hpp>
-#include <dvla/algorithm/grpo.hpp>
-#include <dvla/control_plane/in_process.hpp>
-#include <dvla/data_plane/in_process.hpp>
-#include <dvla/dvla.hpp>
-#include <dvla/environment/mujoco.hpp>
-#include <dvla/memory/dual_pool.hpp>
 #include <dvla/model/lora.hpp>
 #include <dvla/model/openvla_oft.hpp>
 #include <dvla/model/pi05.hpp>
 #include <dvla/model/smolvla.hpp>
 #include <dvla/model/tiny_vla.hpp>
+#include <dvla/model/with_value.hpp>
 #include <dvla/pipeline/checkpoint.hpp>
-#include <dvla/schedule/swimlane.hpp>
-#include <dvla/sharding/unsharded.hpp>
 #include <filesystem>
 #include <functional>
 #include <iostream>
@@ -31,10 +25,6 @@
 #include <string>
 
 namespace fs = std::filesystem;
-
-/// Must have the environment that the checkpoint was trained in.
-template <class Model>
-using Of = dvla::Pipeline<dvla::Sampler<dvla::MuJoCo<dvla::Push>, Model>, dvla::Trainer<dvla::GRPO>>;
 
 struct Arguments {
   fs::path checkpoint, merged, adapters;
@@ -56,14 +46,9 @@ void copy_beside_weights(const fs::path& from, const fs::path& to) {
 /// Returns whether the checkpoint is of this model.
 template <class Model>
 bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, const Arguments& arguments) {
-  using P = Of<Model>;
   if (name != Model::name) return false;
-  auto knobs = dvla::load_config<P>(file);  // for the model of the run, without a run
-  knobs.memory.device = dvla::Device::cpu;  // wherever it was trained
-  const dvla::RunSettings<P> settings(knobs);
-  using Environment = dvla::machinery_t<typename P::environment, P>;
-  dvla::machinery_t<Model, P> model(knobs.model, settings.model_inputs(Environment::spec(knobs.environment)),
-                                    settings.weight_seed());
+  const auto [knobs, inputs, seed] = dvla::load_model_settings<Model>(file);
+  dvla::machinery_t<Model, void> model(knobs, inputs, seed);
   dvla::load_checkpoint_weights(model, file);
 
   // The public files that were trained, if there are any.
@@ -74,9 +59,9 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, co
     base = model.published().file();
     name_of = [&](const dvla::Parameter& each) { return model.published().stored_name_of(each); };
   }
-  if constexpr (requires { knobs.model.base_checkpoint; })
-    if (!knobs.model.base_checkpoint.empty()) {
-      opened.emplace(dvla::io::open_weights(knobs.model.base_checkpoint));
+  if constexpr (requires { knobs.base_checkpoint; })
+    if (!knobs.base_checkpoint.empty()) {
+      opened.emplace(dvla::io::open_weights(knobs.base_checkpoint));
       const bool run = opened->metadata().contains(std::string(dvla::io::CheckpointFolder::format_key));
       if (!run) base = &*opened, name_of = {};  // a run's has no public form
     }
@@ -111,6 +96,22 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, co
   return true;
 }
 
+/// Of one of these, with adapters, a value head, or both.
+template <class... Models>
+void export_any(const dvla::io::SafetensorsFile& file, const Arguments& arguments) {
+  using namespace dvla;
+  const std::string name = nlohmann::json::parse(dvla::detail::config_text(file)).at("pipeline").at("model");
+  const auto any = [&]<class Model>(std::type_identity<Model>) {
+    return exported<Model>(file, name, arguments) || exported<LoRA<Model>>(file, name, arguments) ||
+           exported<WithValue<Model>>(file, name, arguments) ||
+           exported<WithValue<LoRA<Model>>>(file, name, arguments) ||
+           exported<LoRA<WithValue<Model>>>(file, name, arguments);
+  };
+  if (!(any(std::type_identity<Models>{}) || ...))
+    throw ConfigError("the run trained ", name, "; this program knows these, under LoRA and WithValue too: ",
+                      ((std::string(Models::name) + " ") + ...));
+}
+
 int main(int argc, char** argv) {
   CLI::App app("Writes a checkpoint's weights as folders that Python reads.");
   Arguments arguments;
@@ -125,17 +126,8 @@ int main(int argc, char** argv) {
     if (arguments.merged.empty() && arguments.adapters.empty())
       throw dvla::ConfigError("there is nothing to write; give --merged or --adapters");
     const dvla::io::SafetensorsFile file = dvla::io::open_checkpoint(arguments.checkpoint);
-    const std::string name =
-        nlohmann::json::parse(dvla::detail::config_text(file)).at("pipeline").at("model");
-    const auto any = [&]<class... Models>(std::type_identity<Models>...) {
-      if (!(exported<Models>(file, name, arguments) || ...))
-        throw dvla::ConfigError("the run trained ", name, "; this program knows ",
-                                ((std::string(Models::name) + " ") + ...));
-    };
     using namespace dvla;
-    any(std::type_identity<TinyVLA<>>{}, std::type_identity<LoRA<TinyVLA<>>>{}, std::type_identity<Pi05>{},
-        std::type_identity<LoRA<Pi05>>{}, std::type_identity<SmolVLA>{}, std::type_identity<LoRA<SmolVLA>>{},
-        std::type_identity<OpenVLAOFT>{}, std::type_identity<LoRA<OpenVLAOFT>>{});
+    export_any<TinyVLA<TokenHead>, TinyVLA<FlowHead>, Pi05, SmolVLA, OpenVLAOFT>(file, arguments);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 1;

@@ -105,15 +105,8 @@ class Report {
   bool failed_ = false;
 };
 
-/// Some parameters of a model, by the names that a file has them by.
-class SomeOf {
- public:
-  std::vector<dvla::Parameter>& parameters() { return parameters_; }
-  const std::vector<dvla::Parameter>& parameters() const { return parameters_; }
-
- private:
-  std::vector<dvla::Parameter> parameters_;
-};
+/// Of a model, by the names that a file has them by.
+using dvla::detail::SomeParameters;
 
 /// What is done with a record besides, or instead.
 struct Asked {
@@ -155,17 +148,17 @@ void train(dvla::Parameters& weights, Loss loss) {
 }
 
 /// Loads what a checkpoint has in files of its own, if the model has it at all; the result is the rest.
-SomeOf load_apart(const dvla::Parameters& weights, const std::filesystem::path& folder) {
-  std::map<std::string, SomeOf> parts;
-  SomeOf rest;
+SomeParameters load_apart(const dvla::Parameters& weights, const std::filesystem::path& folder) {
+  std::map<std::string, SomeParameters> parts;
+  SomeParameters rest;
   for (dvla::Parameter each : weights.parameters()) {
     const std::string part = each.name.substr(0, each.name.find('.'));
     if (part != "action_head" && part != "proprio_projector") {
-      rest.parameters().push_back(each);
+      rest.all.push_back(each);
       continue;
     }
     each.name.erase(0, part.size() + 1);
-    parts[part].parameters().push_back(each);
+    parts[part].all.push_back(each);
   }
   for (const auto& [part, parameters] : parts)
     dvla::load_weights(parameters, dvla::io::SafetensorsFile(folder / (part + ".safetensors")));
@@ -178,7 +171,7 @@ struct Made {
   Made(const Shape& shape, dvla::Dtype dtype, const Recorded& recorded, const dvla::Adapters& adapters = {})
       : weights(dtype, adapters), network(shape, weights) {
     weights.allocate(1);
-    const SomeOf together = load_apart(weights, recorded.folder);
+    const SomeParameters together = load_apart(weights, recorded.folder);
     dvla::load_weights(together, recorded.weights,
                        adapters.rank > 0 ? dvla::WeightSet::frozen : dvla::WeightSet::all,
                        recorded.config.value("layout", "") == "lerobot" ? "model." : "");
@@ -321,7 +314,7 @@ void play_adapters(const Shape& shape, const Recorded& recorded, const std::file
   dvla::load_adapters(read.weights, adapters, exported / "adapters");
   again("exported adapters, read again", read, 0);
   Made<Network, Shape> plain(shape, dvla::Dtype::f32, recorded);
-  const SomeOf together = load_apart(plain.weights, recorded.folder);
+  const SomeParameters together = load_apart(plain.weights, recorded.folder);
   dvla::load_weights(together, dvla::io::SafetensorsFile(merged), dvla::WeightSet::all, lead);
   again("exported with adapters added in", plain, 1e-5);
 }

@@ -3,6 +3,8 @@
 
 #include <clocale>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "dvla/core/text.hpp"
 #include "test/core/foreign_locale.hpp"
@@ -19,6 +21,13 @@ TEST_CASE("errors show text in one line of sound UTF-8, cut between characters")
   CHECK(dvla::detail::one_line("ab\xc3\xa4z", 3) == "ab...");
   CHECK(dvla::detail::one_line("ab\xc3\xa4z", 4) == "ab\xc3\xa4...");
   CHECK(dvla::detail::one_line(std::string(100, '\xff'), 80).size() < 90);
+}
+
+TEST_CASE("of a long list some are named, and how many more there are") {
+  const std::vector<std::string> all{"a", "b", "c"};
+  CHECK(dvla::detail::some_of(all, 3) == "a, b, c");
+  CHECK(dvla::detail::some_of(all, 1) == "a and 2 more");
+  CHECK(dvla::detail::some_of({}, 1).empty());
 }
 
 TEST_CASE("numbers in text do not depend on the locale that a program has chosen, which stays as it is") {

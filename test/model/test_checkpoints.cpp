@@ -417,8 +417,7 @@ DOCTEST_TEST_CASE(
   Pi05Model model(again, inputs, 2);
   DOCTEST_CHECK((decided(model, inputs) == decided(source, inputs)));
   const auto notes = [&] { return dvla_test::all(Pi05Model::plan(again, inputs, 1, 1).notes); };
-  DOCTEST_CHECK(
-      contains(notes(), "pictures: the way of openpi, because its config.json says that of the run"));
+  DOCTEST_CHECK(contains(notes(), "pictures: the way of openpi, because its config.json says so"));
   DOCTEST_CHECK(contains(notes(), "prompts: a token a byte, which stands in for a tokeniser"));
   again.pictures = Pictures::lerobot;
   Pi05Model otherwise(again, inputs, 2);

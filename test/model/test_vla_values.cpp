@@ -32,6 +32,7 @@
 #include "dvla/sharding/fsdp.hpp"
 #include "dvla/sharding/unsharded.hpp"
 #include "dvla/testing/model.hpp"
+#include "test/model/value_calls.hpp"
 #include "test/model/vla.hpp"
 #include "test/sharding/actors.hpp"
 
@@ -40,14 +41,12 @@ using dvla::testing::detail::gradients_of;
 using dvla::testing::detail::set_weights;
 using dvla::testing::detail::weights_of;
 using dvla::testing::detail::zero_gradients;
-using dvla_test::all, dvla_test::some_inputs;
+using dvla_test::all, dvla_test::Calls, dvla_test::heap, dvla_test::some_inputs;
 
 namespace {
 
 template <class Policy>
 using Model = machinery_t<Policy, void>;
-
-std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
 
 template <class Policy>
 typename Policy::knobs tiny(RewardLevel level = RewardLevel::chunk, Dtype dtype = Dtype::f32) {
@@ -60,40 +59,6 @@ typename Policy::knobs tiny(RewardLevel level = RewardLevel::chunk, Dtype dtype 
   if constexpr (requires { knobs.value_level; }) knobs.value_level = level;
   return knobs;
 }
-
-/// Some rows that a model has acted on.
-template <class M>
-struct Calls {
-  explicit Calls(M& which, std::int64_t n = 6)
-      : model(which),
-        observation(observation_layout(some_inputs().observation, {n}), heap),
-        decision(model.decision_layout({n}), heap),
-        storage(static_cast<std::size_t>(n * 6)),
-        action({n, 3, 2}, storage.data()),
-        log_prob(storage.size()),
-        entropy(storage.size()),
-        slope(storage.size()) {
-    dvla::testing::fill_observation(*observation, some_inputs().observation, 4);
-    for (std::int64_t row = 0; row < n; ++row) rows.push_back(row);
-    for (std::size_t i = 0; i < slope.size(); ++i)
-      slope[i] = static_cast<float>(std::sin(1.3 * static_cast<double>(i)));
-    if constexpr (HasValues<M>) value.resize(static_cast<std::size_t>(decision->value.count()));
-  }
-  void act(Decoding decoding = Decoding::sample) {
-    model.act(*observation, rows, decoding, 7, *decision, action);
-  }
-  void forward() { model.forward(*observation, *decision, rows, log_prob, entropy); }
-  void forward_with_values() { model.forward(*observation, *decision, rows, log_prob, entropy, value); }
-  void backward() { model.backward(slope, slope); }
-
-  M& model;
-  OwnedRecord<Observation> observation;
-  OwnedRecord<typename M::Decision> decision;
-  std::vector<float> storage;
-  Field<float> action;
-  std::vector<float> log_prob, entropy, slope, value;
-  std::vector<std::int64_t> rows;
-};
 
 bool of_head(const std::string& name) { return name.starts_with("value_head."); }
 
@@ -165,10 +130,10 @@ TEST_CASE_TEMPLATE("so it does beside a frozen vision-language model, into which
   CHECK_EQ(faults<Policy>(knobs), "");
   Model<Policy> model(knobs, some_inputs(), 1);
   model.hold_gradients(true);
-  Calls calls(model);
+  Calls calls(model, some_inputs(), 6);
   calls.act();
   calls.forward_with_values();
-  model.backward(std::vector<float>(calls.slope.size()), std::vector<float>(calls.slope.size()),
+  model.backward(std::vector<float>(calls.log_prob.size()), std::vector<float>(calls.log_prob.size()),
                  std::vector<float>(calls.value.size(), 1));
   for (const auto& [name, gradient] : gradients_by_name(model)) {
     CAPTURE(name);
@@ -187,7 +152,7 @@ TEST_CASE_TEMPLATE("values are the same bits from each call, and their slope rea
     stir(model);
     const std::int64_t V = level == RewardLevel::chunk ? 1 : 3;
     CHECK((model.decision_layout({5, 2}).value.extents() == Extents{5, 2, V}));
-    Calls calls(model);
+    Calls calls(model, some_inputs(), 6);
     for (const Decoding decoding : {Decoding::mode, Decoding::sample}) {
       calls.act(decoding);
       const std::span<const float> stored = calls.decision->value.span();
@@ -199,7 +164,7 @@ TEST_CASE_TEMPLATE("values are the same bits from each call, and their slope rea
     CHECK(std::ranges::equal(calls.value, calls.decision->value.span()));
     model.hold_gradients(true);
     calls.forward_with_values();
-    const std::vector<float> none(calls.slope.size());
+    const std::vector<float> none(calls.log_prob.size());
     model.backward(none, none, std::vector<float>(calls.value.size(), 1));
     for (const auto& [name, gradient] : gradients_by_name(model)) {
       const bool any = std::ranges::any_of(gradient, [](float each) { return each != 0; });
@@ -216,8 +181,8 @@ TEST_CASE_TEMPLATE("the policy has the same bits with a value head and without",
     Model<Policy> model(tiny<Policy>(RewardLevel::action, dtype), some_inputs(), 3);
     Model<Bare> bare(tiny<Bare>({}, dtype), some_inputs(), 3);
     CHECK((dvla_test::weights_but(of_head, model) == dvla_test::weights_but(of_head, bare)));
-    Calls one(model);
-    Calls<Model<Bare>> other(bare);
+    Calls one(model, some_inputs(), 6);
+    Calls<Model<Bare>> other(bare, some_inputs(), 6);
     model.hold_gradients(true), bare.hold_gradients(true);
     using Record = typename Model<Bare>::Decision;
     const auto same_gradients = [&] {
@@ -439,7 +404,7 @@ TEST_CASE_TEMPLATE("several actors learn policy and values as one does, whenever
   Model<Policy>::use_threads(1);
   Model<Policy> one(tiny<Policy>(), some_inputs(), 3);
   one.hold_gradients(true);
-  Calls first(one);
+  Calls first(one, some_inputs(), 6);
   first.act();
   const std::vector<float> start = weights_of(one);
   {
@@ -453,7 +418,7 @@ TEST_CASE_TEMPLATE("several actors learn policy and values as one does, whenever
     actors_test::run_actors(2, [&](int actor, const GroupSource& groups) {
       Model<Policy>::use_threads(1);
       Model<Policy> model(tiny<Policy>(), some_inputs(), 3);
-      Calls calls(model);
+      Calls calls(model, some_inputs(), 6);
       calls.act();
       ShardedWeights<Model<Policy>> weights(model, heap, {.release = release}, groups);
       learn(model, weights, calls, actor, false);

@@ -23,10 +23,12 @@
 #include "dvla/testing/model.hpp"
 #include "test/complaint.hpp"
 #include "test/io/temporary_folder.hpp"
+#include "test/model/value_calls.hpp"
 #include "test/model/vla.hpp"
 #include "test/sharding/actors.hpp"
 
 using namespace dvla;
+using dvla_test::Calls, dvla_test::heap;
 
 namespace {
 
@@ -41,8 +43,6 @@ using Model = machinery_t<Policy, void>;
 
 using Tokens = TinyVLA<TokenHead>;
 using Flow = TinyVLA<FlowHead>;
-
-std::pmr::memory_resource& heap = *std::pmr::new_delete_resource();
 
 ModelInputs state_inputs() {
   ModelInputs inputs;
@@ -73,65 +73,6 @@ typename Policy::knobs small(const ModelInputs& inputs, RewardLevel level = Rewa
   if constexpr (requires { knobs.value_level; }) knobs.value_level = level;
   return knobs;
 }
-
-/// Some rows that a model has acted on, and the calls of a trainer.
-template <class M>
-struct Calls {
-  explicit Calls(M& which, const ModelInputs& given, std::int64_t n = 24)
-      : model(which),
-        inputs(given),
-        observation(observation_layout(inputs.observation, {n}), heap),
-        decision(model.decision_layout({n}), heap),
-        storage(static_cast<std::size_t>(n * inputs.chunk * inputs.action.dimensions)),
-        action({n, inputs.chunk, inputs.action.dimensions}, storage.data()),
-        log_prob(storage.size()),
-        entropy(storage.size()) {
-    dvla::testing::fill_observation(*observation, inputs.observation, 4);
-    for (std::int64_t row = 0; row < n; ++row) rows.push_back(row);
-    if constexpr (HasValues<M>) value.resize(static_cast<std::size_t>(decision->value.count()));
-  }
-  void act(Decoding decoding = Decoding::sample) {
-    model.act(*observation, rows, decoding, 7, *decision, action);
-  }
-  void forward() { model.forward(*observation, *decision, rows, log_prob, entropy); }
-  void forward_with_values() { model.forward(*observation, *decision, rows, log_prob, entropy, value); }
-  std::vector<float> values() {
-    std::vector<float> all(value.size());
-    model.values(*observation, rows, all);
-    return all;
-  }
-  static std::vector<float> slopes(std::size_t count, double step) {
-    std::vector<float> all(count);
-    for (std::size_t i = 0; i < count; ++i)
-      all[i] = static_cast<float>(0.3 + std::sin(step * static_cast<double>(i)));
-    return all;
-  }
-  std::vector<float> of_log_prob() const { return slopes(log_prob.size(), 1.3); }
-  std::vector<float> of_entropy() const { return slopes(entropy.size(), 0.7); }
-  std::vector<float> of_value() const { return slopes(value.size(), 2.1); }
-  void backward() { model.backward(of_log_prob(), of_entropy()); }
-  void backward_with_values() { model.backward(of_log_prob(), of_entropy(), of_value()); }
-  /// What backward_with_values() is the gradient of.
-  double loss() {
-    forward_with_values();
-    double sum = 0;
-    const auto add = [&](const std::vector<float>& slope, const std::vector<float>& of) {
-      for (std::size_t i = 0; i < of.size(); ++i)
-        sum += static_cast<double>(slope[i]) * static_cast<double>(of[i]);
-    };
-    add(of_log_prob(), log_prob), add(of_entropy(), entropy), add(of_value(), value);
-    return sum;
-  }
-
-  M& model;
-  ModelInputs inputs;
-  OwnedRecord<Observation> observation;
-  OwnedRecord<typename M::Decision> decision;
-  std::vector<float> storage;
-  Field<float> action;
-  std::vector<float> log_prob, entropy, value;
-  std::vector<std::int64_t> rows;
-};
 
 bool of_head(const std::string& name) { return name.starts_with("value."); }
 

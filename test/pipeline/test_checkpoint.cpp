@@ -343,6 +343,57 @@ TEST_CASE("Weights are played by another schedule's pipeline; another environmen
   }
 }
 
+TEST_CASE(
+    "A checkpoint makes its model again without environment and algorithm; what lacks is one sentence") {
+  const TemporaryFolder folder;
+  const dvla::io::CheckpointFolder checkpoints(folder.path());
+  auto made = small_config<InTurn>(3);
+  made.model.bins = 5;
+  Run<InTurn> run(made);
+  run.train();
+  const dvla::io::SafetensorsFile file(dvla::save_checkpoint(run, checkpoints));
+  using Policy = InTurn::model;
+  const auto [knobs, inputs, seed] = dvla::load_model_settings<Policy>(file);
+  CHECK(knobs.bins == 5);
+  CHECK(seed == dvla::RunSettings<InTurn>(made).weight_seed());
+  CHECK(dvla::json_text(inputs.observation) == dvla::json_text(run.spec().observation));
+  CHECK(dvla::json_text(inputs.action) == dvla::json_text(run.spec().action));
+  CHECK(inputs.chunk == made.model.chunk);
+  dvla::machinery_t<Policy, void> model(knobs, inputs, seed);
+  CHECK_FALSE(dvla_test::same_bits(dvla_test::values(run.model()), dvla_test::values(model)));
+  dvla::load_checkpoint_weights(model, file);
+  CHECK(dvla_test::same_bits(dvla_test::values(run.model()), dvla_test::values(model)));
+
+  const auto refuses = [&](const std::string& key, const std::string& text, const std::string& why) {
+    dvla::io::Checkpoint foreign;
+    foreign.metadata = file.metadata();
+    if (text.empty())
+      foreign.metadata.erase(key);
+    else
+      foreign.metadata[key] = text;
+    const std::vector<std::int64_t> counters{3, made.run.seed};
+    foreign.tensors.push_back(dvla::io::tensor_to_write<std::int64_t>(
+        "run.counters", {2}, std::span<const std::int64_t>(counters)));
+    const dvla::io::SafetensorsFile bad(checkpoints.save(9, foreign));
+    const std::string said =
+        dvla_test::message_of<dvla::Error>([&] { (void)dvla::load_model_settings<Policy>(bad); });
+    CAPTURE(said);
+    CHECK(contains(said, why));
+  };
+  refuses("environment", "", "it was written before checkpoints said what their environment shows and takes");
+  refuses("environment", "{}", "environment: its field 'observation' is missing");
+  auto spec = run.spec();
+  spec.action.dimensions = 0;
+  refuses("environment", dvla::json_text(spec), "an action has no dimension");
+  refuses("config", "", "metadata lacks config");
+  refuses("config", "{}", "its model is null, here it is \"");
+  nlohmann::json config = nlohmann::json::parse(file.metadata().at("config"));
+  config["model"]["bins"] = 1;
+  refuses("config", config.dump(), "model.bins is 1; it must be a whole number in [2, ");
+  config["pipeline"]["model"] = "Else";
+  refuses("config", config.dump(), "written by another pipeline: its model is \"Else\"");
+}
+
 TEST_CASE("A checkpoint of 0.1 is refused in one sentence that says so") {
   const TemporaryFolder folder;
   const float weight = 1;

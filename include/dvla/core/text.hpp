@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -88,6 +89,14 @@ inline std::string one_line(std::string_view text, std::size_t most = 80) {
   for (char& each : line)
     if (is_control(each)) each = '?';
   return cut ? line + "..." : line;
+}
+
+/// "a, b, c and 4 more" of a list that may be long.
+inline std::string some_of(std::span<const std::string> all, std::size_t most) {
+  std::string text;
+  for (const std::string& each : all.first(std::min(all.size(), most)))
+    text += (text.empty() ? "" : ", ") + each;
+  return all.size() > most ? text + " and " + std::to_string(all.size() - most) + " more" : text;
 }
 
 }  // namespace detail

@@ -73,16 +73,14 @@ concept EnvironmentMachinery = requires(Type& environment, const Type& view, Row
   { view.succeeded(row) } -> std::convertible_to<bool>;
 };
 
-/// Throws ConfigError where what it says of itself cannot be: records are laid out and models made by it.
-template <EnvironmentMachinery Type>
-void check_specs(const Type& environment, std::string_view name) {
-  const ObservationSpec& shows = environment.observation_spec();
-  const ActionSpec takes = environment.action_spec();
+/// Throws ConfigError where what an environment says of itself cannot be: records are laid out and models made by it.
+inline void check_spec(const EnvironmentSpec& spec, std::string_view name) {
+  const ObservationSpec& shows = spec.observation;
+  const ActionSpec& takes = spec.action;
   const auto refuse = [&](bool wrong, const std::string& why) {
     if (wrong) throw ConfigError("the environment " + std::string(name) + " says of itself that " + why);
   };
-  refuse(environment.size() < 1, "it has no rows");
-  refuse(environment.horizon() < 1, "its horizon is no control step");
+  refuse(spec.horizon < 1, "its horizon is no control step");
   refuse(shows.cameras.size() > max_cameras, "it has " + std::to_string(shows.cameras.size()) +
                                                  " cameras; there may be " + std::to_string(max_cameras));
   for (const CameraSpec& camera : shows.cameras)
@@ -118,6 +116,14 @@ EnvironmentSpec spec_of(const Type& environment) {
   EnvironmentSpec spec{environment.observation_spec(), environment.action_spec(), environment.horizon()};
   if constexpr (HasCases<Type>) spec.cases = environment.cases();
   return spec;
+}
+
+/// check_spec of one that is there, which must have rows.
+template <EnvironmentMachinery Type>
+void check_specs(const Type& environment, std::string_view name) {
+  if (environment.size() < 1)
+    throw ConfigError("the environment ", name, " says of itself that it has no rows");
+  check_spec(spec_of(environment), name);
 }
 
 /// An environment whose `Type::spec(knobs)` says what spec_of says of one that is built with these knobs. In a

@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "dvla/core/random.hpp"
+#include "dvla/core/text.hpp"
 #include "dvla/memory/pages.hpp"
 #include "dvla/model/compute_device.hpp"
 #include "dvla/model/concept.hpp"
@@ -294,7 +295,6 @@ class Parameters {
 
  private:
   static constexpr std::int64_t drawn_at_once = std::int64_t{1} << 22;
-  static constexpr std::size_t named_layers = 8;  ///< of those that a message names
   /// A unit's memory; values and gradients of what trains, each one block.
   struct Block {
     at::Tensor values, far_values;  ///< the same one where the network computes in host memory
@@ -395,13 +395,8 @@ class Parameters {
   }
   void check_targets() const {
     if (adapters_.rank == 0 || !merges_.empty()) return;
-    std::string some;
-    for (std::size_t i = 0; i < std::min(layers_.size(), named_layers); ++i)
-      some += (i > 0 ? ", " : "") + layers_[i];
-    if (layers_.size() > named_layers)
-      some += " and " + std::to_string(layers_.size() - named_layers) + " more";
     throw ConfigError("model.lora_targets is '" + adapters_.targets +
-                      "', which matches no linear layer; they are " + some);
+                      "', which matches no linear layer; they are " + detail::some_of(layers_, 8));
   }
   /// All tensors; frozen ones are `original`'s, if it is not null.
   void make(const Parameters* original) {

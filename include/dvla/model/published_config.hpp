@@ -188,8 +188,7 @@ TakenPictures<Way> taken_pictures(Way knob, const std::string& checkpoint, Way r
   if (knob != Way::checkpoint) return {knob};
   if (checkpoint.empty()) return {random};
   const PublishedConfig config(checkpoint);
-  if (const auto own = config.own_pictures<Way>())
-    return {*own, "its config.json says that of the run that it was exported from"};
+  if (const auto own = config.own_pictures<Way>()) return {*own, "its config.json says so"};
   return family(config);
 }
 

@@ -59,35 +59,36 @@ class PublishedWeights {
   /// apart from the published model. No value is looked at.
   void check(std::string_view name, const std::vector<Parameter>& parameters) {
     if (!file_) return;
-    Names missing, surplus, other;
+    std::vector<std::string> missing, surplus, other;
     std::set<std::string> read;
     for (const Parameter& each : parameters) {
       const std::string stored = stored_name_of(each);
       if (stored.empty()) {
-        (each.apart ? anew_ : missing).add(quoted(each.name));
+        (each.apart ? anew_ : missing).push_back(quoted(each.name));
         continue;
       }
       read.insert(stored);
       const io::TensorView view = file_->tensor(stored);
       if (!std::ranges::equal(view.shape, each.shape))
-        other.add(quoted(stored) + " is " + shape_text(view.shape) + " and not " + shape_text(each.shape));
+        other.push_back(quoted(stored) + " is " + shape_text(view.shape) + " and not " +
+                        shape_text(each.shape));
       else if (!is_weight_dtype(view.dtype))
-        other.add(quoted(stored) + " is " + std::string(io::dtype_name(view.dtype)) +
-                  " and not F32, BF16 or F16");
+        other.push_back(quoted(stored) + " is " + std::string(io::dtype_name(view.dtype)) +
+                        " and not F32, BF16 or F16");
     }
     for (const std::string& stored : file_->names()) {
       if (read.contains(stored)) continue;
       // The library's matcher goes as deep as a text is long.
       if (stored.size() <= longest_name && std::regex_match(bare(stored), dead_))
-        left_out_.add(quoted(stored));
+        left_out_.push_back(quoted(stored));
       else
-        surplus.add(quoted(stored));
+        surplus.push_back(quoted(stored));
     }
     std::string why;
-    const auto tell = [&](const Names& what, const char* one, const char* more) {
-      if (what.count > 0)
-        why += (why.empty() ? "" : "; ") + std::to_string(what.count) + (what.count == 1 ? one : more) +
-               what.text();
+    const auto tell = [&](const std::vector<std::string>& what, const char* one, const char* more) {
+      if (!what.empty())
+        why += (why.empty() ? "" : "; ") + std::to_string(what.size()) + (what.size() == 1 ? one : more) +
+               some_of(what, named);
     };
     tell(missing, " tensor is missing: ", " tensors are missing: ");
     tell(surplus, " is not the model's: ", " are not the model's: ");
@@ -99,8 +100,8 @@ class PublishedWeights {
     if (!file_) return {};
     std::vector<std::string> all{"weights of '" + folder_ + "': " + std::to_string(file_->names().size()) +
                                  " tensors"};
-    if (left_out_.count > 0) all[0] += ", of which nobody reads " + left_out_.text();
-    if (anew_.count > 0) all.push_back("not among them, so they begin anew: " + anew_.text());
+    if (!left_out_.empty()) all[0] += ", of which nobody reads " + some_of(left_out_, named);
+    if (!anew_.empty()) all.push_back("not among them, so they begin anew: " + some_of(anew_, named));
     return all;
   }
 
@@ -147,20 +148,7 @@ class PublishedWeights {
   }
 
  private:
-  /// Some names for a sentence, and how many there are.
-  struct Names {
-    static constexpr std::size_t most = 4;
-    std::vector<std::string> first{};
-    std::size_t count = 0;
-    void add(std::string name) {
-      if (++count <= most) first.push_back(std::move(name));
-    }
-    std::string text() const {
-      std::string all;
-      for (const std::string& each : first) all += (all.empty() ? "" : ", ") + each;
-      return all + (count > first.size() ? " and " + std::to_string(count - first.size()) + " more" : "");
-    }
-  };
+  static constexpr std::size_t named = 4;  ///< of a list, in a sentence
   static constexpr std::size_t longest_name = 1000;
   /// Transformers' own of older versions, which are no weights.
   static constexpr const char* buffers = R"(.*\.(position_ids|rotary_emb\.inv_freq))";
@@ -179,7 +167,7 @@ class PublishedWeights {
   std::regex dead_;
   std::optional<io::SafetensorsFile> file_;
   std::map<std::string, std::string> stored_;  ///< by today's name: the file's
-  Names left_out_, anew_;
+  std::vector<std::string> left_out_, anew_;
 };
 
 }  // namespace dvla::detail

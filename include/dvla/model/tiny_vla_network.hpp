@@ -38,6 +38,7 @@
 #include "dvla/model/network_model.hpp"
 #include "dvla/model/parameters.hpp"
 #include "dvla/model/tiny_vla_knobs.hpp"
+#include "dvla/model/vla_inputs.hpp"
 #include "dvla/model/words.hpp"
 
 namespace dvla::detail {
@@ -170,7 +171,7 @@ class TinyVlaNetwork {
     const std::int64_t observing = P * (8 * width_ + 2 * S * heads_);
     const std::int64_t asking = Q * (8 * width_ + 2 * (S + Q) * heads_) + (S + Q) * 2 * head_width_;
     return static_cast<std::size_t>(n * (prefix + std::max(observing, asking))) * bytes_of(dtype()) +
-           static_cast<std::size_t>(n * Q * shape_.outputs) * 8 + upcast_bytes();
+           static_cast<std::size_t>(n * Q * shape_.outputs) * 8 + widened();
   }
   /// The same of a forward and backward pass: what the graph keeps of every block, and the largest gradients
   /// on their way.
@@ -200,7 +201,7 @@ class TinyVlaNetwork {
                bytes_of(dtype()) +
            static_cast<std::size_t>(n * pixels) * 4 + static_cast<std::size_t>(n * Q * shape_.outputs) * 16 +
            (value_head_.values > 0 ? static_cast<std::size_t>(n * (5 * d + 4 * value_head_.values)) * 4 : 0) +
-           upcast_bytes();
+           widened();
   }
 
  private:
@@ -491,12 +492,12 @@ class TinyVlaNetwork {
     }
   }
 
-  /// Of the largest matrix, where products of bfloat16 are made in float32.
-  std::size_t upcast_bytes() const {
-    if (dtype() == Dtype::f32 || device_.is_cuda() || bf16_instructions() != "none") return 0;
+  /// Of the largest matrix.
+  std::size_t widened() const {
+    if (device_.is_cuda()) return 0;
     std::int64_t largest = 0;
     for (const Parameter& each : parameters_.parameters()) largest = std::max(largest, each.count());
-    return static_cast<std::size_t>(largest) * sizeof(float);
+    return widened_bytes(dtype(), largest);
   }
   std::int64_t observation_token_count() const {
     std::int64_t count = spec_.proprioception > 0 ? proprioception_tokens : 0;

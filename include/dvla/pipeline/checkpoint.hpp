@@ -28,8 +28,9 @@ namespace dvla {
 
 namespace detail {
 inline constexpr const char* curve_name = "run.curve";
-inline constexpr const char* counters_name = "run.counters";  // next batch, seed
-inline constexpr const char* weights_key = "weights";         // of the metadata: a CheckpointWeights
+inline constexpr const char* counters_name = "run.counters";   // next batch, seed
+inline constexpr const char* weights_key = "weights";          // of the metadata: a CheckpointWeights
+inline constexpr const char* environment_key = "environment";  // of the metadata: an EnvironmentSpec
 inline constexpr const char* packed_name =
     "shard.packed";  // of a part: its weights, as they are computed with
 
@@ -82,6 +83,7 @@ std::filesystem::path save_whole(Run& run, const io::CheckpointFolder& folder, i
                                                            std::span<const double>(curve)));
   checkpoint.metadata["pipeline"] = Run::pipeline::describe();
   checkpoint.metadata["config"] = to_json(kept(run.config())).dump();
+  checkpoint.metadata[environment_key] = json_text(run.spec());
   return folder.save(run.next_batch(), checkpoint);
 }
 }  // namespace detail
@@ -234,6 +236,47 @@ Config<Pipeline> load_config(const io::SafetensorsFile& file) {
   detail::read_json(list_knobs(config), root, source);
   validate(config);
   return config;
+}
+
+/// What makes the model of a checkpoint again, whatever it was trained in and by.
+template <class Model>
+struct ModelOfCheckpoint {
+  typename Model::knobs knobs;
+  ModelInputs inputs;      ///< of the environment; in host memory, wherever it was trained
+  std::uint64_t seed = 0;  ///< of its first weights
+};
+
+/// Needs neither the environment nor its simulator. Throws FormatError, and ConfigError where it is of another model.
+template <class Model>
+ModelOfCheckpoint<Model> load_model_settings(const io::SafetensorsFile& file) {
+  const std::string source = "'" + file.path().string() + "': ";
+  const nlohmann::ordered_json root = detail::parse_config(detail::config_text(file), source);
+  const nlohmann::ordered_json policies = root.value("pipeline", nlohmann::ordered_json::object());
+  detail::check_policy(model_slot::name, detail::policy_name<Model>(),
+                       detail::given(policies.value(std::string(model_slot::name), nlohmann::ordered_json())),
+                       source);
+  nlohmann::ordered_json own = root.value(std::string(model_slot::name), nlohmann::ordered_json::object());
+  own.erase("adapters");  // the checkpoint has them
+  ModelOfCheckpoint<Model> made;
+  std::vector<KnobRef> knobs;
+  list_section(knobs, model_slot::name, made.knobs);
+  detail::read_json(knobs, {{model_slot::name, own}}, source);
+  if constexpr (requires { check(made.knobs); }) check(made.knobs);
+
+  const auto environment = file.metadata().find(detail::environment_key);
+  if (environment == file.metadata().end())
+    throw FormatError(source +
+                      "metadata lacks environment: it was written before checkpoints said what their "
+                      "environment shows and takes; save one with this version");
+  const auto spec = parse_json<EnvironmentSpec>(environment->second, source + "environment");
+  check_spec(spec, "of the checkpoint");
+  made.inputs = {spec.observation, spec.action, made.knobs.chunk};
+  const std::span<const std::int64_t> counters = file.span<std::int64_t>(detail::counters_name);
+  if (counters.size() != 2)
+    throw FormatError(source + "tensor " + detail::counters_name + " has " + std::to_string(counters.size()) +
+                      " numbers, and must have 2");
+  made.seed = stream_seed(static_cast<std::uint64_t>(counters[1]), Stream::weights);
+  return made;
 }
 
 /// A knob whose value is not the checkpoint's.

@@ -65,27 +65,32 @@ constexpr double most_staleness() {
 }
 }  // namespace detail
 
-/// Every knob of `config`, section by section, in the order of declaration. The list points into it. The
-/// staleness may be what schedule and algorithm both allow.
+/// The knobs of one section, in the order of declaration. The list points into them.
+template <class Knobs>
+void list_section(std::vector<KnobRef>& list, std::string_view section, Knobs& knobs) {
+  for_each_knob(knobs, [&](std::string_view name, auto& value, const KnobDoc& doc) {
+    using Type = std::remove_cvref_t<decltype(value)>;
+    KnobRef knob{section, name, doc};
+    if constexpr (std::is_enum_v<Type>)
+      knob.value =
+          Choice{enum_names<Type>, &value,
+                 [](const void* at) { return static_cast<std::int64_t>(*static_cast<const Type*>(at)); },
+                 [](void* at, std::int64_t to) { *static_cast<Type*>(at) = static_cast<Type>(to); }};
+    else
+      knob.value = &value;
+    list.push_back(knob);
+  });
+}
+
+/// Every knob of `config`, section by section. The staleness may be what schedule and algorithm both allow.
 template <class Config>
 std::vector<KnobRef> list_knobs(Config& config) {
   std::vector<KnobRef> list;
-  for_each_section(config, [&](std::string_view section, auto& knobs) {
-    for_each_knob(knobs, [&](std::string_view name, auto& value, const KnobDoc& doc) {
-      using Type = std::remove_cvref_t<decltype(value)>;
-      KnobRef knob{section, name, doc};
-      if (section == schedule_slot::name && name == "staleness")
-        knob.doc.most = std::min(knob.doc.most, detail::most_staleness<typename Config::pipeline>());
-      if constexpr (std::is_enum_v<Type>)
-        knob.value =
-            Choice{enum_names<Type>, &value,
-                   [](const void* at) { return static_cast<std::int64_t>(*static_cast<const Type*>(at)); },
-                   [](void* at, std::int64_t to) { *static_cast<Type*>(at) = static_cast<Type>(to); }};
-      else
-        knob.value = &value;
-      list.push_back(knob);
-    });
-  });
+  for_each_section(config,
+                   [&](std::string_view section, auto& knobs) { list_section(list, section, knobs); });
+  for (KnobRef& knob : list)
+    if (knob.section == schedule_slot::name && knob.name == "staleness")
+      knob.doc.most = std::min(knob.doc.most, detail::most_staleness<typename Config::pipeline>());
   return list;
 }
 
