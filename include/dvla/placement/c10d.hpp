@@ -322,14 +322,22 @@ class C10dCluster final : public Cluster {
     return answer;
   }
 
-  /// One question to the job's store.
+  /// One question to the job's store. A store that has gone does not come again, and is asked no more: torch would try to
+  /// connect to it until the limit.
   template <class Call, class Late>
   std::invoke_result_t<Call, c10d::Store&> ask(std::chrono::nanoseconds limit, Call call, Late late) {
+    {
+      const std::scoped_lock lock(mutex_);
+      if (!gone_.empty()) throw PeerError(gone_);
+    }
     try {
       return with_client(
           limit, [call](const Store& client) { return call(*client); }, late);
     } catch (const PeerError& error) {
-      throw lost_store(error);
+      const PeerError lost = lost_store(error);
+      const std::scoped_lock lock(mutex_);
+      gone_ = lost.what();
+      throw lost;
     }
   }
   template <class Call>
@@ -390,6 +398,7 @@ class C10dCluster final : public Cluster {
   Store root_, store_;  ///< root: of all attempts
   std::mutex mutex_;
   std::vector<Store> idle_;  ///< connections to the store; as many as ever asked at once
+  std::string gone_;         ///< why the store answers no more; empty: it does
   std::shared_ptr<gloo::transport::Device> device_;
 };
 
