@@ -22,6 +22,7 @@
 #include <memory_resource>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/arena.hpp"
@@ -121,7 +122,7 @@ class MujocoBatch {
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     Row& of = at(checked_row(row));
     const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
-    renderer_.picture(*of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
+    renderer_.picture(*model_, *of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
   }
 
  private:
@@ -178,16 +179,6 @@ class MujocoBatch {
     fail(row, row.text);
   }
 
-  static const char* trouble(const mjData& data) {
-    if (data.warning[mjWARN_BADQPOS].number != 0) return "a position is not a sane number";
-    if (data.warning[mjWARN_BADQVEL].number != 0) return "a velocity is not a sane number";
-    if (data.warning[mjWARN_BADQACC].number != 0) return "an acceleration is not a sane number";
-    if (data.warning[mjWARN_CONTACTFULL].number + data.warning[mjWARN_CNSTRFULL].number != 0) {
-      return "the contacts need more memory than the model's <size memory=...> gives";
-    }
-    return nullptr;
-  }
-
   void begin(Row& row, const Start& start) {
     if (start.case_index >= cases())
       throw Error("there is no case " + std::to_string(start.case_index) + " among " +
@@ -210,7 +201,7 @@ class MujocoBatch {
       row.solved = task_.success(*row.data, row.goal);
     };
     if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
-    if (const char* why = trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
+    if (const char* why = detail::mujoco_trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
   }
 
   void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
@@ -233,7 +224,7 @@ class MujocoBatch {
         }
         task_.apply(*model_, *row.data, row.goal, command);
         for (int i = 0; i < Task::substeps; ++i) mj_step(model_.get(), row.data.get());
-        if (const char* why = trouble(*row.data)) return fail(row, why);
+        if (const char* why = detail::mujoco_trouble(*row.data)) return fail(row, why);
         mj_kinematics(model_.get(), row.data.get());
         ++row.made;
         ++row.steps;
@@ -264,8 +255,9 @@ class MujocoBatch {
   /// Frames, and what failed.
   void finish(const Rows& rows, const Observation& next) {
     if (knobs_.camera_pixels > 0) {
-      renderer_.frames(rows.indices(), knobs_.camera_pixels, next.frames[0],
-                       [&](std::int64_t index) -> mjData& { return *at(index).data; });
+      renderer_.frames(rows.indices(), knobs_.camera_pixels, std::span(next.frames).first(1), [&](std::int64_t index) {
+        return std::pair<const mjModel&, mjData&>(*model_, *at(index).data);
+      });
     }
     for (const std::int64_t index : rows.indices()) {
       const Row& row = at(index);

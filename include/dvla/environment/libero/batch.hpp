@@ -1,0 +1,397 @@
+// LiberoBatch: N rows of LIBERO's tasks behind the environment concept, without Python. A row plays an episode of one task; its
+// mjData lies in the environment pool, and with it the body poses that the original draws anew at each reset. The model of a task is
+// compiled once and shared. Reference: LIBERO's envs (bddl_base_domain.py, env_wrapper.py) on robosuite 1.4.0; docs/libero.md says
+// what it does, where, and what here is otherwise.
+//
+// A control step is 25 physics steps of 2 ms; before each the controller makes torques. What an action is answered with was seen
+// when robosuite looks: poses and frames as before the 24th physics step, the fingers behind it. Whether the goal holds is
+// asked behind the last.
+//
+// Bit for bit: an episode depends on its start and actions alone, not on the row, its past or the number of threads.
+// Legend: N rows, C control steps a chunk.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <memory_resource>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/arena.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/observation.hpp"
+#include "dvla/core/random.hpp"
+#include "dvla/core/text.hpp"
+#include "dvla/environment/checked_knobs.hpp"
+#include "dvla/environment/concept.hpp"
+#include "dvla/environment/descriptors.hpp"
+#include "dvla/environment/libero/scene.hpp"
+#include "dvla/environment/mujoco_render.hpp"
+
+namespace dvla {
+
+/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec and HasRender.
+class LiberoBatch {
+ public:
+  static constexpr int actions = 7;         ///< position (3), orientation (3), gripper; 1 closes it
+  static constexpr int proprioception = 8;  ///< grip site (m), hand's axis times angle (rad), fingers (m)
+  static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
+
+  /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on knobs out of range, Error
+  /// and FormatError on a folder that is none.
+  LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool)
+      : knobs_(detail::checked(knobs)), pool_(environment_pool), spec_(spec(knobs)) {
+    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      scenes_.push_back(std::make_unique<const libero::Scene>(
+          libero::Scene::open(knobs.folder, manifest, listed, knobs.placement_seed, pool_)));
+      if (scenes_.back()->count != states_a_task)
+        throw FormatError("'", knobs.folder, "/", listed.folder, "' has ", scenes_.back()->count, " initial states; LIBERO has ",
+                          states_a_task);
+      renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
+    }
+    rows_.resize(static_cast<std::size_t>(knobs.environments));
+    for (Row& row : rows_) enter(row, 0);
+  }
+  static EnvironmentSpec spec(const LiberoKnobs& knobs) {
+    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    EnvironmentSpec spec{{{}, proprioception, {}}, {actions}, knobs.horizon};
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      spec.observation.instructions.push_back(listed.instruction);
+      if (knobs.horizon == 0) spec.horizon = manifest.horizons.at(listed.suite);
+    }
+    if (knobs.camera_pixels > 0)
+      for (const char* camera : cameras)
+        spec.observation.cameras.push_back({camera, knobs.camera_pixels, knobs.camera_pixels});
+    spec.cases = std::ssize(spec.observation.instructions) * states_a_task;
+    return spec;
+  }
+
+  std::int64_t size() const { return knobs_.environments; }
+  std::int64_t horizon() const { return spec_.horizon; }
+  const ObservationSpec& observation_spec() const { return spec_.observation; }
+  ActionSpec action_spec() const { return spec_.action; }
+
+  static constexpr std::int64_t states_a_task = 50;
+  /// Case c: task c % tasks, initial state c / tasks.
+  std::int64_t cases() const { return spec_.cases; }
+
+  void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
+    check(rows, next);
+    rows.for_each([&](std::int64_t index, std::int64_t i) {
+      begin(at(index), starts[static_cast<std::size_t>(i)]);
+      observe(at(index), next, index);
+    });
+    finish(rows, next);
+  }
+
+  /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
+  std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
+    if (action.extents().rank() != 3 || action.extents()[0] != size() || action.extents()[2] != actions ||
+        outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
+        outcome.terminated.extents() != outcome.reward.extents() ||
+        outcome.truncated.extents() != outcome.reward.extents()) {
+      throw Error("LIBERO: step wants action [N,C,", actions, "], reward, terminated and truncated [N,C], N = ", size());
+    }
+    check(rows, outcome.next);
+    rows.for_each([&](std::int64_t index, std::int64_t) {
+      advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
+              outcome.truncated.at(index));
+      observe(at(index), outcome.next, index);
+    });
+    std::int64_t made = 0;
+    for (const std::int64_t index : rows.indices()) made += at(index).made;
+    finish(rows, outcome.next);
+    return made;
+  }
+
+  bool succeeded(std::int64_t row) const { return at(checked_row(row)).solved; }
+
+  /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
+  /// being stepped.
+  void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
+    Row& of = at(checked_row(row));
+    renderers_[of.scene]->picture(of.model, seen(of), width, height, rgb, scene(of).instruction.c_str());
+  }
+
+  /// The simulation of a row and the scene that it plays, for comparisons with the original; `visit(model, data, scene)`.
+  template <class Visit>
+  void inspect(std::int64_t row, Visit visit) {
+    Row& of = at(checked_row(row));
+    visit(std::as_const(of.model), *of.data, scene(of));
+  }
+
+ private:
+  struct alignas(64) Row {
+    std::size_t scene = 0;
+    mjModel model{};                       ///< the scene's, but for the three below
+    std::vector<mjtNum> body_pos, body_quat;
+    std::vector<float> site_rgba;
+    detail::MujocoPointer<mjData> data;
+    detail::MujocoPointer<mjData> shown;   ///< where frames are drawn of: made with the first one
+    libero::OscPose::State arm;
+    libero::Fingers::State fingers{};
+    std::array<float, LiberoBatch::proprioception> felt{};
+    std::vector<mjtNum> seen;              ///< positions that frames show
+    std::int64_t steps = 0, made = 0;      ///< control steps of this episode, and of them in the last call
+    bool begun = false, ended = true, solved = false, cut = false;
+    const char* failure = nullptr;  ///< set within one call; what went wrong
+    double failed_at = 0;           ///< simulation time of it, seconds
+    char text[128] = {};
+  };
+  static constexpr int seen_before = 24;  ///< this physics step of a control step
+
+  Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }
+  const Row& at(std::int64_t row) const { return rows_[static_cast<std::size_t>(row)]; }
+  const libero::Scene& scene(const Row& row) const { return *scenes_[row.scene]; }
+
+  static std::vector<libero::Listed> chosen(const libero::Manifest& manifest, const LiberoKnobs& knobs) {
+    std::vector<libero::Listed> tasks, all;
+    for (const libero::Listed& listed : manifest.tasks)
+      if (listed.suite == knobs.suite) all.push_back(listed);
+    if (all.empty())
+      throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.folder,
+                        "' has no task; convert it (scripts/convert_libero), or choose another of spatial, object, goal, 10, 90");
+    for (const int wanted : libero_tasks(knobs)) {
+      const auto found = std::ranges::find(all, wanted, &libero::Listed::task);
+      if (found == all.end())
+        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.folder, "' has ", all.size(),
+                          " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ", all.back().task);
+      tasks.push_back(*found);
+    }
+    return tasks.empty() ? all : tasks;
+  }
+  static MujocoLook look(const LiberoKnobs& knobs) {
+    const bool original = knobs.rendering == LiberoRendering::original;
+    return {.cameras = {cameras.begin(), cameras.end()},
+            .collision_shapes = false,
+            .geometries = 1000,
+            .as_the_model = original,
+            .rows_up = knobs.frames != LiberoFrames::upright,
+            .columns_back = knobs.frames == LiberoFrames::rotated};
+  }
+
+  std::int64_t checked_row(std::int64_t row) const {
+    if (row >= 0 && row < size()) return row;
+    throw Error("LIBERO: there is no row ", row, " among ", size());
+  }
+  void check(const Rows& rows, const Observation& next) const {
+    rows.check("LIBERO", size());
+    const int pixels = knobs_.camera_pixels;
+    bool fits = next.proprioception.extents() == Extents({size(), proprioception}) &&
+                next.instruction.extents() == Extents({size()});
+    for (std::size_t c = 0; c < cameras.size() && pixels > 0; ++c)
+      fits = fits && next.frames[c].extents() == Extents({size(), pixels, pixels, 3});
+    if (!fits)
+      throw Error("LIBERO: the observation's fields do not have the extents of observation_layout(spec, {", size(), "})");
+  }
+
+  /// Makes the row one of a scene: in its default pose, ended.
+  void enter(Row& row, std::size_t number) {
+    const libero::Scene& scene = *scenes_[number];
+    row.data.reset();
+    row.shown.reset();
+    row.scene = number;
+    row.model = *scene.model;  // shallow
+    const auto bodies = static_cast<std::size_t>(row.model.nbody), sites = static_cast<std::size_t>(row.model.nsite);
+    row.body_pos.assign(scene.model->body_pos, scene.model->body_pos + 3 * bodies);
+    row.body_quat.assign(scene.model->body_quat, scene.model->body_quat + 4 * bodies);
+    row.site_rgba.assign(scene.model->site_rgba, scene.model->site_rgba + 4 * sites);
+    row.model.body_pos = row.body_pos.data();
+    row.model.body_quat = row.body_quat.data();
+    row.model.site_rgba = row.site_rgba.data();
+    row.data = detail::make_mujoco_data(row.model, pool_, size());
+    row.seen.assign(row.data->qpos, row.data->qpos + row.model.nq);
+  }
+
+  /// Leaves the row in the model's default pose, ended. `why` must outlive the call.
+  void fail(Row& row, const char* why) {
+    row.failure = why;
+    row.failed_at = row.data->time;
+    row.ended = true;
+    auto call = [&] {
+      mj_resetData(&row.model, row.data.get());
+      mj_forward(&row.model, row.data.get());
+    };
+    detail::MujocoGuard::run(call);
+    std::copy_n(row.data->qpos, row.model.nq, row.seen.begin());
+    row.felt = {};
+  }
+  void fail_from_mujoco(Row& row) {
+    std::snprintf(row.text, sizeof row.text, "MuJoCo says '%.110s'", detail::MujocoGuard::error());
+    fail(row, row.text);
+  }
+
+  void begin(Row& row, const Start& start) {
+    if (start.case_index >= cases()) throw Error("there is no case ", start.case_index, " among ", cases());
+    const auto tasks = std::ssize(scenes_);
+    SplitMix64 random(start.seed);
+    const auto drawn = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(tasks)));
+    const auto from = static_cast<std::int64_t>(
+        random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
+    const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
+                       state = start.case_index >= 0 ? start.case_index / tasks : from;
+    row.begun = false;
+    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.data) enter(row, number);
+    const libero::Scene& scene = this->scene(row);
+    row.steps = row.made = 0;
+    row.begun = true;
+    row.ended = row.solved = row.cut = false;
+    row.failure = nullptr;
+    row.arm = scene.rest;
+    row.fingers = {};
+    place(row, scene, state);
+    auto call = [&] {
+      const mjtNum* const from_file = scene.states.data() + state * (1 + row.model.nq + row.model.nv);
+      mj_resetData(&row.model, row.data.get());
+      row.data->time = from_file[0];
+      std::copy_n(from_file + 1, row.model.nq, row.data->qpos);
+      std::copy_n(from_file + 1 + row.model.nq, row.model.nv, row.data->qvel);
+      mj_forward(&row.model, row.data.get());
+      light(row);
+      look_at_poses(row);
+      look_at_fingers(row);
+      constexpr double waiting[actions] = {0, 0, 0, 0, 0, 0, -1};
+      for (int i = 0; i < knobs_.settling; ++i) control(row, waiting);
+      row.solved = scene.goal.holds(row.model, *row.data);
+    };
+    if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
+    if (const char* why = detail::mujoco_trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
+  }
+  /// The fixtures where a reset of the original put them.
+  void place(Row& row, const libero::Scene& scene, std::int64_t state) const {
+    const mjtNum* pose = scene.poses.data() + static_cast<std::size_t>(state) * scene.fixtures.size() * 7;
+    for (const int body : scene.fixtures) {
+      std::copy_n(pose, 3, row.body_pos.begin() + 3 * body);
+      std::copy_n(pose + 3, 4, row.body_quat.begin() + 4 * body);
+      pose += 7;
+    }
+  }
+
+  /// One control step.
+  void control(Row& row, std::span<const double> action) const {
+    const libero::Scene& scene = this->scene(row);
+    mjData& data = *row.data;
+    for (int i = 1; i <= scene.substeps; ++i) {
+      mj_step1(&row.model, &data);
+      if (i == 1) scene.arm.aim(row.model, data, row.arm, action.first(6));
+      scene.arm.drive(row.model, data, row.arm);
+      scene.fingers.drive(row.model, data, row.fingers, action[6]);
+      if (i == seen_before) look_at_poses(row);
+      mj_step2(&row.model, &data);
+      if (i == seen_before) look_at_fingers(row);
+    }
+    light(row);
+  }
+  void look_at_poses(Row& row) const {
+    const libero::Scene& scene = this->scene(row);
+    std::copy_n(row.data->qpos, row.model.nq, row.seen.begin());
+    mjtNum turn[3];
+    axis_angle(row.data->xquat + 4 * scene.hand, turn);
+    for (std::size_t i = 0; i < 3; ++i) {
+      row.felt[i] = static_cast<float>(row.data->site_xpos[3 * scene.arm.site() + static_cast<int>(i)]);
+      row.felt[3 + i] = static_cast<float>(turn[i]);
+    }
+  }
+  void look_at_fingers(Row& row) const {
+    for (std::size_t i = 0; i < libero::Fingers::count; ++i)
+      row.felt[6 + i] = static_cast<float>(row.data->qpos[scene(row).fingers.position(i)]);
+  }
+  /// robosuite's quat2axisangle: the angle in [0, 2 pi].
+  static void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
+    const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+    for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
+  }
+  void light(Row& row) const {
+    for (const libero::Scene::Lit& burner : scene(row).burners)
+      row.site_rgba[static_cast<std::size_t>(4 * burner.site + 3)] = burner.on(*row.data) ? burner.alpha_on : burner.alpha_off;
+  }
+
+  void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
+               Field<std::uint8_t> truncated) {
+    const std::int64_t chunk = action.extents()[0];
+    row.made = 0;
+    row.failure = row.begun ? nullptr : "it was stepped before its first reset";
+    std::fill_n(reward.data(), chunk, 0.0f);
+    // What holds before the chunk, for an episode that has ended; the steps below write over it.
+    std::fill_n(terminated.data(), chunk, std::uint8_t{row.ended && !row.cut});
+    std::fill_n(truncated.data(), chunk, std::uint8_t{row.cut});
+    std::int64_t step = 0;
+    auto call = [&] {
+      for (; step < chunk && !row.ended; ++step) {
+        double command[actions];
+        for (int i = 0; i < actions; ++i) {
+          command[i] = static_cast<double>(action[step * actions + i]);
+          if (!std::isfinite(command[i])) return fail(row, "its action is not a finite number");
+        }
+        control(row, command);
+        if (const char* why = detail::mujoco_trouble(*row.data)) return fail(row, why);
+        ++row.made;
+        ++row.steps;
+        row.solved = scene(row).goal.holds(row.model, *row.data);
+        row.cut = !row.solved && row.steps >= spec_.horizon;
+        row.ended = row.solved || row.cut;
+        reward[step] = row.solved ? 1.0f : 0.0f;
+        std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{row.solved});
+        std::fill(truncated.data() + step, truncated.data() + chunk, std::uint8_t{row.cut});
+      }
+    };
+    if (!detail::MujocoGuard::run(call)) {
+      reward[step] = 0.0f;
+      fail_from_mujoco(row);
+    }
+    // A row that failed has ended at the step that was not finished.
+    if (row.failure != nullptr) std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{1});
+  }
+
+  void observe(const Row& row, const Observation& next, std::int64_t i) const {
+    std::ranges::copy(row.felt, next.proprioception.at(i).span().begin());
+    next.instruction[i] = static_cast<std::int32_t>(row.scene);
+  }
+  /// What frames show, with poses of bodies, cameras and lights.
+  mjData& seen(Row& row) {
+    if (!row.shown) row.shown = detail::make_mujoco_data(row.model, pool_, size());
+    std::ranges::copy(row.seen, row.shown->qpos);
+    auto call = [&] {
+      mj_kinematics(&row.model, row.shown.get());
+      mj_comPos(&row.model, row.shown.get());
+      mj_camlight(&row.model, row.shown.get());
+    };
+    if (!detail::MujocoGuard::run(call)) throw Error("MuJoCo cannot show a row: ", detail::MujocoGuard::error());
+    return *row.shown;
+  }
+
+  /// Frames, and what failed.
+  void finish(const Rows& rows, const Observation& next) {
+    for (std::size_t number = 0; number < scenes_.size() && knobs_.camera_pixels > 0; ++number) {
+      std::vector<std::int64_t> here;
+      for (const std::int64_t index : rows.indices())
+        if (at(index).scene == number) here.push_back(index);
+      if (here.empty()) continue;
+      renderers_[number]->frames(here, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
+                                 [&](std::int64_t index) { return std::pair<const mjModel&, mjData&>(at(index).model, seen(at(index))); });
+    }
+    for (const std::int64_t index : rows.indices()) {
+      const Row& row = at(index);
+      if (row.failure == nullptr) continue;
+      rows.failures().add(index, printed("control step %lld (%.3f s): %s", static_cast<long long>(row.steps), row.failed_at,
+                                         row.failure));
+    }
+  }
+
+  LiberoKnobs knobs_;
+  std::pmr::memory_resource& pool_;
+  EnvironmentSpec spec_;
+  std::vector<std::unique_ptr<const libero::Scene>> scenes_;
+  std::vector<std::unique_ptr<MujocoRenderer>> renderers_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace dvla
