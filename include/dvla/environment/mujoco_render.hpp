@@ -275,6 +275,7 @@ class MujocoRenderer {
       camera.fixedcamid = cameras[which];
       auto call = [&] {
         mjv_updateCamera(&model, &data, &camera, &scene);
+        mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
         mjr_render(view, &scene, &context);
         if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
         mjr_readPixels(rgb.data(), nullptr, view, &context);

@@ -1,11 +1,5 @@
-// LiberoBatch: N rows of LIBERO's tasks behind the environment concept, without Python. A row plays an episode of one task; its
-// mjData lies in the environment pool, and with it the body poses that the original draws anew at each reset. The model of a task is
-// compiled once and shared. Reference: LIBERO's envs (bddl_base_domain.py, env_wrapper.py) on robosuite 1.4.0; docs/libero.md says
-// what it does, where, and what here is otherwise.
-//
-// A control step is 25 physics steps of 2 ms; before each the controller makes torques. What an action is answered with was seen
-// when robosuite looks: poses and frames as before the 24th physics step, the fingers behind it. Whether the goal holds is
-// asked behind the last.
+// LiberoBatch: N rows of LIBERO's tasks behind the environment concept, without Python. A row plays an episode of one task
+// (libero/simulation.hpp), whose model is compiled once and shared by all rows that play it.
 //
 // Bit for bit: an episode depends on its start and actions alone, not on the row, its past or the number of threads.
 // Legend: N rows, C control steps a chunk.
@@ -18,7 +12,6 @@
 #include <cstdio>
 #include <memory>
 #include <memory_resource>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -33,6 +26,7 @@
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/libero/scene.hpp"
+#include "dvla/environment/libero/simulation.hpp"
 #include "dvla/environment/mujoco_render.hpp"
 
 namespace dvla {
@@ -40,8 +34,6 @@ namespace dvla {
 /// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec and HasRender.
 class LiberoBatch {
  public:
-  static constexpr int actions = 7;         ///< position (3), orientation (3), gripper; 1 closes it
-  static constexpr int proprioception = 8;  ///< grip site (m), hand's axis times angle (rad), fingers (m)
   static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
 
   /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on knobs out of range, Error
@@ -62,7 +54,7 @@ class LiberoBatch {
   }
   static EnvironmentSpec spec(const LiberoKnobs& knobs) {
     const libero::Manifest manifest = libero::read_manifest(knobs.folder);
-    EnvironmentSpec spec{{{}, proprioception, {}}, {actions}, knobs.horizon};
+    EnvironmentSpec spec{{{}, libero::proprioception, {}}, {libero::actions}, knobs.horizon};
     for (const libero::Listed& listed : chosen(manifest, knobs)) {
       spec.observation.instructions.push_back(listed.instruction);
       if (knobs.horizon == 0) spec.horizon = manifest.horizons.at(listed.suite);
@@ -94,14 +86,15 @@ class LiberoBatch {
 
   /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
   std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
-    if (action.extents().rank() != 3 || action.extents()[0] != size() || action.extents()[2] != actions ||
+    if (action.extents().rank() != 3 || action.extents()[0] != size() || action.extents()[2] != libero::actions ||
         outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
         outcome.terminated.extents() != outcome.reward.extents() ||
         outcome.truncated.extents() != outcome.reward.extents()) {
-      throw Error("LIBERO: step wants action [N,C,", actions, "], reward, terminated and truncated [N,C], N = ", size());
+      throw Error("LIBERO: step wants action [N,C,", libero::actions, "], reward, terminated and truncated [N,C], N = ", size());
     }
     check(rows, outcome.next);
     rows.for_each([&](std::int64_t index, std::int64_t) {
+      if (!at(index).played) throw Error("it has no simulation, since its last reset failed; reset it");
       advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
               outcome.truncated.at(index));
       observe(at(index), outcome.next, index);
@@ -117,40 +110,23 @@ class LiberoBatch {
   /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
   /// being stepped.
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
-    Row& of = at(checked_row(row));
-    renderers_[of.scene]->picture(of.model, seen(of), width, height, rgb, scene(of).instruction.c_str());
-  }
-
-  /// The simulation of a row and the scene that it plays, for comparisons with the original; `visit(model, data, scene)`.
-  template <class Visit>
-  void inspect(std::int64_t row, Visit visit) {
-    Row& of = at(checked_row(row));
-    visit(std::as_const(of.model), *of.data, scene(of));
+    libero::Simulation& of = *at(checked_row(row)).played;
+    renderers_[at(row).scene]->picture(of.model(), of.seen(), width, height, rgb, of.scene().instruction.c_str());
   }
 
  private:
   struct alignas(64) Row {
     std::size_t scene = 0;
-    mjModel model{};                       ///< the scene's, but for the three below
-    std::vector<mjtNum> body_pos, body_quat;
-    std::vector<float> site_rgba;
-    detail::MujocoPointer<mjData> data;
-    detail::MujocoPointer<mjData> shown;   ///< where frames are drawn of: made with the first one
-    libero::OscPose::State arm;
-    libero::Fingers::State fingers{};
-    std::array<float, LiberoBatch::proprioception> felt{};
-    std::vector<mjtNum> seen;              ///< positions that frames show
+    std::unique_ptr<libero::Simulation> played;
     std::int64_t steps = 0, made = 0;      ///< control steps of this episode, and of them in the last call
     bool begun = false, ended = true, solved = false, cut = false;
     const char* failure = nullptr;  ///< set within one call; what went wrong
     double failed_at = 0;           ///< simulation time of it, seconds
     char text[128] = {};
   };
-  static constexpr int seen_before = 24;  ///< this physics step of a control step
 
   Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }
   const Row& at(std::int64_t row) const { return rows_[static_cast<std::size_t>(row)]; }
-  const libero::Scene& scene(const Row& row) const { return *scenes_[row.scene]; }
 
   static std::vector<libero::Listed> chosen(const libero::Manifest& manifest, const LiberoKnobs& knobs) {
     std::vector<libero::Listed> tasks, all;
@@ -185,7 +161,7 @@ class LiberoBatch {
   void check(const Rows& rows, const Observation& next) const {
     rows.check("LIBERO", size());
     const int pixels = knobs_.camera_pixels;
-    bool fits = next.proprioception.extents() == Extents({size(), proprioception}) &&
+    bool fits = next.proprioception.extents() == Extents({size(), libero::proprioception}) &&
                 next.instruction.extents() == Extents({size()});
     for (std::size_t c = 0; c < cameras.size() && pixels > 0; ++c)
       fits = fits && next.frames[c].extents() == Extents({size(), pixels, pixels, 3});
@@ -194,37 +170,21 @@ class LiberoBatch {
   }
 
   /// Makes the row one of a scene: in its default pose, ended.
-  void enter(Row& row, std::size_t number) {
-    const libero::Scene& scene = *scenes_[number];
-    row.data.reset();
-    row.shown.reset();
-    row.scene = number;
-    row.model = *scene.model;  // shallow
-    const auto bodies = static_cast<std::size_t>(row.model.nbody), sites = static_cast<std::size_t>(row.model.nsite);
-    row.body_pos.assign(scene.model->body_pos, scene.model->body_pos + 3 * bodies);
-    row.body_quat.assign(scene.model->body_quat, scene.model->body_quat + 4 * bodies);
-    row.site_rgba.assign(scene.model->site_rgba, scene.model->site_rgba + 4 * sites);
-    row.model.body_pos = row.body_pos.data();
-    row.model.body_quat = row.body_quat.data();
-    row.model.site_rgba = row.site_rgba.data();
-    row.data = detail::make_mujoco_data(row.model, pool_, size());
-    row.seen.assign(row.data->qpos, row.data->qpos + row.model.nq);
+  void enter(Row& row, std::size_t scene) {
+    row.played.reset();
+    row.scene = scene;
+    row.played = std::make_unique<libero::Simulation>(*scenes_[scene], pool_, size());
   }
 
   /// Leaves the row in the model's default pose, ended. `why` must outlive the call.
-  void fail(Row& row, const char* why) {
+  static void fail(Row& row, const char* why) {
     row.failure = why;
-    row.failed_at = row.data->time;
+    row.failed_at = row.played->data().time;
     row.ended = true;
-    auto call = [&] {
-      mj_resetData(&row.model, row.data.get());
-      mj_forward(&row.model, row.data.get());
-    };
+    auto call = [&] { row.played->clear(); };
     detail::MujocoGuard::run(call);
-    std::copy_n(row.data->qpos, row.model.nq, row.seen.begin());
-    row.felt = {};
   }
-  void fail_from_mujoco(Row& row) {
+  static void fail_from_mujoco(Row& row) {
     std::snprintf(row.text, sizeof row.text, "MuJoCo says '%.110s'", detail::MujocoGuard::error());
     fail(row, row.text);
   }
@@ -239,79 +199,18 @@ class LiberoBatch {
     const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
                        state = start.case_index >= 0 ? start.case_index / tasks : from;
     row.begun = false;
-    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.data) enter(row, number);
-    const libero::Scene& scene = this->scene(row);
+    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.played) enter(row, number);
+    const libero::Scene& scene = *scenes_[row.scene];
     row.steps = row.made = 0;
     row.begun = true;
     row.ended = row.solved = row.cut = false;
     row.failure = nullptr;
-    row.arm = scene.rest;
-    row.fingers = {};
-    place(row, scene, state);
     auto call = [&] {
-      const mjtNum* const from_file = scene.states.data() + state * (1 + row.model.nq + row.model.nv);
-      mj_resetData(&row.model, row.data.get());
-      row.data->time = from_file[0];
-      std::copy_n(from_file + 1, row.model.nq, row.data->qpos);
-      std::copy_n(from_file + 1 + row.model.nq, row.model.nv, row.data->qvel);
-      mj_forward(&row.model, row.data.get());
-      light(row);
-      look_at_poses(row);
-      look_at_fingers(row);
-      constexpr double waiting[actions] = {0, 0, 0, 0, 0, 0, -1};
-      for (int i = 0; i < knobs_.settling; ++i) control(row, waiting);
-      row.solved = scene.goal.holds(row.model, *row.data);
+      row.played->begin(scene.state(state), scene.placed(state), knobs_.settling);
+      row.solved = row.played->solved();
     };
     if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
-    if (const char* why = detail::mujoco_trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
-  }
-  /// The fixtures where a reset of the original put them.
-  void place(Row& row, const libero::Scene& scene, std::int64_t state) const {
-    const mjtNum* pose = scene.poses.data() + static_cast<std::size_t>(state) * scene.fixtures.size() * 7;
-    for (const int body : scene.fixtures) {
-      std::copy_n(pose, 3, row.body_pos.begin() + 3 * body);
-      std::copy_n(pose + 3, 4, row.body_quat.begin() + 4 * body);
-      pose += 7;
-    }
-  }
-
-  /// One control step.
-  void control(Row& row, std::span<const double> action) const {
-    const libero::Scene& scene = this->scene(row);
-    mjData& data = *row.data;
-    for (int i = 1; i <= scene.substeps; ++i) {
-      mj_step1(&row.model, &data);
-      if (i == 1) scene.arm.aim(row.model, data, row.arm, action.first(6));
-      scene.arm.drive(row.model, data, row.arm);
-      scene.fingers.drive(row.model, data, row.fingers, action[6]);
-      if (i == seen_before) look_at_poses(row);
-      mj_step2(&row.model, &data);
-      if (i == seen_before) look_at_fingers(row);
-    }
-    light(row);
-  }
-  void look_at_poses(Row& row) const {
-    const libero::Scene& scene = this->scene(row);
-    std::copy_n(row.data->qpos, row.model.nq, row.seen.begin());
-    mjtNum turn[3];
-    axis_angle(row.data->xquat + 4 * scene.hand, turn);
-    for (std::size_t i = 0; i < 3; ++i) {
-      row.felt[i] = static_cast<float>(row.data->site_xpos[3 * scene.arm.site() + static_cast<int>(i)]);
-      row.felt[3 + i] = static_cast<float>(turn[i]);
-    }
-  }
-  void look_at_fingers(Row& row) const {
-    for (std::size_t i = 0; i < libero::Fingers::count; ++i)
-      row.felt[6 + i] = static_cast<float>(row.data->qpos[scene(row).fingers.position(i)]);
-  }
-  /// robosuite's quat2axisangle: the angle in [0, 2 pi].
-  static void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
-    const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
-    for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
-  }
-  void light(Row& row) const {
-    for (const libero::Scene::Lit& burner : scene(row).burners)
-      row.site_rgba[static_cast<std::size_t>(4 * burner.site + 3)] = burner.on(*row.data) ? burner.alpha_on : burner.alpha_off;
+    if (const char* why = detail::mujoco_trouble(row.played->data()); why != nullptr && row.failure == nullptr) fail(row, why);
   }
 
   void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
@@ -326,16 +225,16 @@ class LiberoBatch {
     std::int64_t step = 0;
     auto call = [&] {
       for (; step < chunk && !row.ended; ++step) {
-        double command[actions];
-        for (int i = 0; i < actions; ++i) {
-          command[i] = static_cast<double>(action[step * actions + i]);
+        double command[libero::actions];
+        for (int i = 0; i < libero::actions; ++i) {
+          command[i] = static_cast<double>(action[step * libero::actions + i]);
           if (!std::isfinite(command[i])) return fail(row, "its action is not a finite number");
         }
-        control(row, command);
-        if (const char* why = detail::mujoco_trouble(*row.data)) return fail(row, why);
+        row.played->control(command);
+        if (const char* why = detail::mujoco_trouble(row.played->data())) return fail(row, why);
         ++row.made;
         ++row.steps;
-        row.solved = scene(row).goal.holds(row.model, *row.data);
+        row.solved = row.played->solved();
         row.cut = !row.solved && row.steps >= spec_.horizon;
         row.ended = row.solved || row.cut;
         reward[step] = row.solved ? 1.0f : 0.0f;
@@ -352,20 +251,8 @@ class LiberoBatch {
   }
 
   void observe(const Row& row, const Observation& next, std::int64_t i) const {
-    std::ranges::copy(row.felt, next.proprioception.at(i).span().begin());
+    std::ranges::copy(row.played->felt(), next.proprioception.at(i).span().begin());
     next.instruction[i] = static_cast<std::int32_t>(row.scene);
-  }
-  /// What frames show, with poses of bodies, cameras and lights.
-  mjData& seen(Row& row) {
-    if (!row.shown) row.shown = detail::make_mujoco_data(row.model, pool_, size());
-    std::ranges::copy(row.seen, row.shown->qpos);
-    auto call = [&] {
-      mj_kinematics(&row.model, row.shown.get());
-      mj_comPos(&row.model, row.shown.get());
-      mj_camlight(&row.model, row.shown.get());
-    };
-    if (!detail::MujocoGuard::run(call)) throw Error("MuJoCo cannot show a row: ", detail::MujocoGuard::error());
-    return *row.shown;
   }
 
   /// Frames, and what failed.
@@ -373,10 +260,13 @@ class LiberoBatch {
     for (std::size_t number = 0; number < scenes_.size() && knobs_.camera_pixels > 0; ++number) {
       std::vector<std::int64_t> here;
       for (const std::int64_t index : rows.indices())
-        if (at(index).scene == number) here.push_back(index);
+        if (at(index).scene == number && at(index).played) here.push_back(index);
       if (here.empty()) continue;
       renderers_[number]->frames(here, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
-                                 [&](std::int64_t index) { return std::pair<const mjModel&, mjData&>(at(index).model, seen(at(index))); });
+                                 [&](std::int64_t index) {
+                                   libero::Simulation& of = *at(index).played;
+                                   return std::pair<const mjModel&, mjData&>(of.model(), of.seen());
+                                 });
     }
     for (const std::int64_t index : rows.indices()) {
       const Row& row = at(index);

@@ -77,20 +77,37 @@ struct Scene {
   };
   std::vector<Lit> burners;
 
-  /// Task of a folder. `seed`: of the resets whose fixtures' poses it takes. Throws Error or FormatError, which name the file.
+  /// Initial state i, [1 + nq + nv], and where a reset put the fixtures before it, [fixtures, 7].
+  std::span<const double> state(std::int64_t i) const { return nth(states, i, states.size() / static_cast<std::size_t>(count)); }
+  std::span<const double> placed(std::int64_t i) const { return nth(poses, i, fixtures.size() * 7); }
+
+  /// A task of the folder. `seed`: of the resets whose fixtures' poses it takes. Throws Error or FormatError, which name the file.
   static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const Listed& listed, int seed,
                     std::pmr::memory_resource& pool) {
     const std::filesystem::path at = folder / listed.folder;
+    if (manifest.mujoco != mj_versionString())
+      throw Error("'", folder.string(), "' was converted with MuJoCo ", manifest.mujoco, ", and this program has ", mj_versionString(),
+                  ", by which LIBERO's tasks move and look otherwise; build with the former (-DDVLA_MUJOCO_ROOT, docs/libero.md)");
+    const TaskFile file = read_task(at / "task.json");
+    detail::MujocoPointer<mjModel> model = detail::load_mujoco_file((at / "model.xml").string(), pool);
     try {
-      const TaskFile file = read_task(at / "task.json");
-      detail::MujocoPointer<mjModel> model = detail::load_mujoco_file((at / "model.xml").string(), pool);
       return Scene(manifest, listed, file, std::move(model), at / "states.safetensors", seed);
     } catch (const FormatError& error) {
       throw FormatError("'", at.string(), "': ", error.what());
     }
   }
+  /// The same by its number. Throws ConfigError where the folder has none.
+  static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const std::string& suite, int task, int seed,
+                    std::pmr::memory_resource& pool) {
+    for (const Listed& listed : manifest.tasks)
+      if (listed.suite == suite && listed.task == task) return open(folder, manifest, listed, seed, pool);
+    throw ConfigError("'", folder.string(), "' has no task ", task, " of the suite ", suite, "; scripts/convert_libero makes it");
+  }
 
  private:
+  static std::span<const double> nth(std::span<const double> all, std::int64_t i, std::size_t width) {
+    return all.subspan(static_cast<std::size_t>(i) * width, width);
+  }
   Scene(const Manifest& manifest, const Listed& listed, const TaskFile& file,
         detail::MujocoPointer<mjModel> compiled, const std::filesystem::path& tensors, int seed)
       : suite(listed.suite),
