@@ -7,9 +7,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <memory_resource>
 #include <span>
@@ -27,6 +25,7 @@
 #include "dvla/environment/descriptors.hpp"
 #include "dvla/environment/libero/scene.hpp"
 #include "dvla/environment/libero/simulation.hpp"
+#include "dvla/environment/mujoco/episode.hpp"
 #include "dvla/environment/mujoco_render.hpp"
 
 namespace dvla {
@@ -94,18 +93,17 @@ class LiberoBatch {
     }
     check(rows, outcome.next);
     rows.for_each([&](std::int64_t index, std::int64_t) {
-      if (!at(index).played) throw Error("it has no simulation, since its last reset failed; reset it");
       advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
               outcome.truncated.at(index));
       observe(at(index), outcome.next, index);
     });
     std::int64_t made = 0;
-    for (const std::int64_t index : rows.indices()) made += at(index).made;
+    for (const std::int64_t index : rows.indices()) made += at(index).episode.made;
     finish(rows, outcome.next);
     return made;
   }
 
-  bool succeeded(std::int64_t row) const { return at(checked_row(row)).solved; }
+  bool succeeded(std::int64_t row) const { return at(checked_row(row)).episode.solved; }
 
   /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
   /// being stepped.
@@ -118,11 +116,7 @@ class LiberoBatch {
   struct alignas(64) Row {
     std::size_t scene = 0;
     std::unique_ptr<libero::Simulation> played;
-    std::int64_t steps = 0, made = 0;      ///< control steps of this episode, and of them in the last call
-    bool begun = false, ended = true, solved = false, cut = false;
-    const char* failure = nullptr;  ///< set within one call; what went wrong
-    double failed_at = 0;           ///< simulation time of it, seconds
-    char text[128] = {};
+    detail::MujocoEpisode episode;
   };
 
   Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }
@@ -176,17 +170,10 @@ class LiberoBatch {
     row.played = std::make_unique<libero::Simulation>(*scenes_[scene], pool_, size());
   }
 
-  /// Leaves the row in the model's default pose, ended. `why` must outlive the call.
-  static void fail(Row& row, const char* why) {
-    row.failure = why;
-    row.failed_at = row.played->data().time;
-    row.ended = true;
+  /// Leaves a row that failed in the model's default pose.
+  static void clear(Row& row) {
     auto call = [&] { row.played->clear(); };
     detail::MujocoGuard::run(call);
-  }
-  static void fail_from_mujoco(Row& row) {
-    std::snprintf(row.text, sizeof row.text, "MuJoCo says '%.110s'", detail::MujocoGuard::error());
-    fail(row, row.text);
   }
 
   void begin(Row& row, const Start& start) {
@@ -198,56 +185,36 @@ class LiberoBatch {
         random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
     const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
                        state = start.case_index >= 0 ? start.case_index / tasks : from;
-    row.begun = false;
+    detail::MujocoEpisode& episode = row.episode;
+    episode.begun = false;
     if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.played) enter(row, number);
     const libero::Scene& scene = *scenes_[row.scene];
-    row.steps = row.made = 0;
-    row.begun = true;
-    row.ended = row.solved = row.cut = false;
-    row.failure = nullptr;
+    episode.begin();
     auto call = [&] {
       row.played->begin(scene.state(state), scene.placed(state), knobs_.settling);
-      row.solved = row.played->solved();
+      episode.solved = row.played->solved();
     };
-    if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
-    if (const char* why = detail::mujoco_trouble(row.played->data()); why != nullptr && row.failure == nullptr) fail(row, why);
+    if (!detail::MujocoGuard::run(call))
+      episode.fail_from_mujoco(row.played->data().time);
+    else if (const char* why = detail::mujoco_trouble(row.played->data()))
+      episode.fail(why, row.played->data().time);
+    if (episode.failure != nullptr) clear(row);
   }
 
   void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
                Field<std::uint8_t> truncated) {
-    const std::int64_t chunk = action.extents()[0];
-    row.made = 0;
-    row.failure = row.begun ? nullptr : "it was stepped before its first reset";
-    std::fill_n(reward.data(), chunk, 0.0f);
-    // What holds before the chunk, for an episode that has ended; the steps below write over it.
-    std::fill_n(terminated.data(), chunk, std::uint8_t{row.ended && !row.cut});
-    std::fill_n(truncated.data(), chunk, std::uint8_t{row.cut});
-    std::int64_t step = 0;
-    auto call = [&] {
-      for (; step < chunk && !row.ended; ++step) {
-        double command[libero::actions];
-        for (int i = 0; i < libero::actions; ++i) {
-          command[i] = static_cast<double>(action[step * libero::actions + i]);
-          if (!std::isfinite(command[i])) return fail(row, "its action is not a finite number");
-        }
-        row.played->control(command);
-        if (const char* why = detail::mujoco_trouble(row.played->data())) return fail(row, why);
-        ++row.made;
-        ++row.steps;
-        row.solved = row.played->solved();
-        row.cut = !row.solved && row.steps >= spec_.horizon;
-        row.ended = row.solved || row.cut;
-        reward[step] = row.solved ? 1.0f : 0.0f;
-        std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{row.solved});
-        std::fill(truncated.data() + step, truncated.data() + chunk, std::uint8_t{row.cut});
-      }
-    };
-    if (!detail::MujocoGuard::run(call)) {
-      reward[step] = 0.0f;
-      fail_from_mujoco(row);
-    }
-    // A row that failed has ended at the step that was not finished.
-    if (row.failure != nullptr) std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{1});
+    if (!row.played) throw Error("it has no simulation, since its last reset failed; reset it");
+    row.episode.play(
+        action, spec_.horizon, reward, terminated, truncated,
+        [&](std::span<const float> command) {
+          double wide[libero::actions];
+          std::ranges::copy(command, wide);
+          row.played->control(wide);
+          return detail::mujoco_trouble(row.played->data());
+        },
+        [&] { return row.played->solved(); }, [&] { return row.episode.solved ? 1.0f : 0.0f; },
+        [&] { return row.played->data().time; });
+    if (row.episode.failure != nullptr) clear(row);
   }
 
   void observe(const Row& row, const Observation& next, std::int64_t i) const {
@@ -268,12 +235,8 @@ class LiberoBatch {
                                    return std::pair<const mjModel&, mjData&>(of.model(), of.seen());
                                  });
     }
-    for (const std::int64_t index : rows.indices()) {
-      const Row& row = at(index);
-      if (row.failure == nullptr) continue;
-      rows.failures().add(index, printed("control step %lld (%.3f s): %s", static_cast<long long>(row.steps), row.failed_at,
-                                         row.failure));
-    }
+    for (const std::int64_t index : rows.indices())
+      if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
   }
 
   LiberoKnobs knobs_;
