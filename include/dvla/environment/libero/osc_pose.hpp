@@ -68,7 +68,10 @@ class OscPose {
   }
 
   int site() const { return site_; }
+  /// Of a joint of the arm: its place among positions and speeds, and its motor.
   int angle(int joint) const { return angle_[at(joint)]; }
+  int freedom(int joint) const { return speed_[at(joint)]; }
+  int motor(int joint) const { return motor_[at(joint)]; }
 
   /// As robosuite's environment leaves the controller after a reset: everything is steered to where it is. `data` is forwarded.
   void begin(const mjModel& model, mjData& data, State& state) const {
