@@ -9,6 +9,7 @@
 #include "dvla/core/knobs.hpp"
 #include "dvla/core/machinery.hpp"
 #include "dvla/core/type_name.hpp"
+#include "dvla/environment/libero_knobs.hpp"
 #include "dvla/environment/mujoco_knobs.hpp"
 #include "dvla/environment/python/knobs.hpp"
 #include "dvla/environment/toy_knobs.hpp"
@@ -75,17 +76,16 @@ struct ManiSkill {
   };
 };
 
-/// LIBERO's tasks in native MuJoCo. Declared, not built in this version.
-struct Libero {
+/// LIBERO's tasks in native MuJoCo.
+struct LIBERO {
   using slot = environment_slot;
-  using knobs = NoKnobs;
-  static constexpr std::string_view name = "Libero";
-  static constexpr bool built = false;
+  using knobs = LiberoKnobs;
+  static constexpr std::string_view name = "LIBERO";
   template <bool Never>
   struct missing {
     static_assert(Never,
-                  "dvla: Libero is declared but not built in this version; use MuJoCo<Task> or Toy, or write "
-                  "your own environment (docs/extending.md)");
+                  "dvla: LIBERO is named but its machinery is not included: add #include "
+                  "<dvla/environment/libero.hpp>");
   };
 };
 

@@ -21,6 +21,8 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/field.hpp"
@@ -134,25 +136,51 @@ inline GlContext gl_context() {
 
 }  // namespace detail
 
+/// What frames for a policy show, and how.
+struct MujocoLook {
+  std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show the first
+  bool collision_shapes = true;             ///< geoms of group 0 are drawn
+  int geometries = 200;                     ///< at most so many are drawn
+  bool as_the_model = false;                ///< shadow map, multisampling and reflections as the model says; else none
+  bool rows_up = false;                     ///< row 0 is the lowest, as GL has it
+  bool columns_back = false;                ///< column 0 is the rightmost
+};
+
 /// Draws states of one model. Thread-safe; see the top of the file.
 class MujocoRenderer {
  public:
-  MujocoRenderer(const mjModel& model, std::pmr::memory_resource& pool) : model_(model), pool_(pool) {}
+  MujocoRenderer(const mjModel& model, std::pmr::memory_resource& pool, MujocoLook look = {})
+      : model_(model), pool_(pool), look_(std::move(look)) {}
   MujocoRenderer(const MujocoRenderer&) = delete;
   MujocoRenderer& operator=(const MujocoRenderer&) = delete;
 
-  /// Square frames [N, pixels, pixels, 3] of data(row) for each of `rows`, straight into `out`.
-  template <class Data>
-  void frames(std::span<const std::int64_t> rows, int pixels, Field<std::uint8_t> out, Data data) {
+  /// Square frames [N, pixels, pixels, 3] of each camera for each of `rows`, straight into `out`. state(row): its model, which may have
+  /// poses and colours of its own, and its data.
+  template <class State>
+  void frames(std::span<const std::int64_t> rows, int pixels, std::span<const Field<std::uint8_t>> out,
+              State state) {
     const std::lock_guard lock(mutex_);
-    if (!frames_) frames_ = std::make_unique<Canvas>(model_, pool_, pixels, pixels, 0, 0);
+    if (!frames_) {
+      const int own_shadows = model_.vis.quality.shadowsize, own_samples = model_.vis.quality.offsamples;
+      frames_ = std::make_unique<Canvas>(model_, pool_, look_, pixels, pixels, look_.as_the_model ? own_shadows : 0,
+                                         look_.as_the_model ? own_samples : 0);
+    }
     const Current current(frames_->gl);
-    for (const std::int64_t row : rows) frames_->draw(model_, data(row), pixels, pixels, out.at(row).span());
+    for (const std::int64_t row : rows) {
+      const std::pair<const mjModel&, mjData&> of = state(row);
+      frames_->show(of.first, of.second);
+      for (std::size_t camera = 0; camera < out.size(); ++camera) {
+        const std::span<std::uint8_t> rgb = out[camera].at(row).span();
+        frames_->draw(of.first, of.second, camera, pixels, pixels, rgb);
+        if (!look_.rows_up) turn_rows(rgb, pixels, pixels);
+        if (look_.columns_back) turn_columns(rgb, pixels, pixels);
+      }
+    }
   }
 
   /// One picture with shadows and smooth edges, rgb [height, width, 3], and `caption` (zero-terminated) at
   /// the bottom where it fits.
-  void picture(mjData& data, int width, int height, std::span<std::uint8_t> rgb,
+  void picture(const mjModel& model, mjData& data, int width, int height, std::span<std::uint8_t> rgb,
                const char* caption = nullptr) {
     if (width < 1 || height < 1 || width > 4096 || height > 4096 ||
         rgb.size() != static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3) {
@@ -163,10 +191,12 @@ class MujocoRenderer {
     const std::lock_guard lock(mutex_);
     if (!picture_ || picture_->width < width || picture_->height < height) {
       picture_.reset();
-      picture_ = std::make_unique<Canvas>(model_, pool_, width, height, 2048, 4);
+      picture_ = std::make_unique<Canvas>(model_, pool_, look_, width, height, 2048, 4);
     }
     const Current current(picture_->gl);
-    picture_->draw(model_, data, width, height, rgb, width < 240 ? nullptr : caption);
+    picture_->show(model, data);
+    picture_->draw(model, data, 0, width, height, rgb, width < 240 ? nullptr : caption);
+    turn_rows(rgb, width, height);
   }
 
  private:
@@ -180,7 +210,8 @@ class MujocoRenderer {
 
   /// A context with MuJoCo's scene and buffers in it.
   struct Canvas {
-    Canvas(const mjModel& model, std::pmr::memory_resource& pool, int w, int h, int shadow_size, int samples)
+    Canvas(const mjModel& model, std::pmr::memory_resource& pool, const MujocoLook& wanted, int w, int h, int shadow_size,
+           int samples)
         : width(w), height(h), gl(detail::gl_context()) {
       const Current current(gl);
       detail::MujocoMemory::Scope memory(pool);
@@ -193,11 +224,14 @@ class MujocoRenderer {
       mjr_defaultContext(&context);
       mjv_defaultOption(&option);
       mjv_defaultCamera(&camera);
+      option.geomgroup[0] = wanted.collision_shapes;
       camera.type = mjCAMERA_FIXED;
-      camera.fixedcamid = mj_name2id(&model, mjOBJ_CAMERA, "top");
-      if (camera.fixedcamid < 0) throw Error("the MuJoCo model has no camera named 'top'");
+      for (const std::string& name : wanted.cameras) {
+        cameras.push_back(mj_name2id(&model, mjOBJ_CAMERA, name.c_str()));
+        if (cameras.back() < 0) throw Error("the MuJoCo model has no camera named '" + name + "'");
+      }
       auto call = [&] {
-        mjv_makeScene(&model, &scene, max_geometries);
+        mjv_makeScene(&model, &scene, wanted.geometries);
         mjr_makeContext(&look, &context, mjFONTSCALE_100);
         mjr_setBuffer(mjFB_OFFSCREEN, &context);
       };
@@ -227,36 +261,52 @@ class MujocoRenderer {
       mjv_freeScene(&scene);
     }
 
-    void draw(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb,
+    /// The scene of a state, which all cameras show.
+    void show(const mjModel& model, mjData& data) {
+      camera.fixedcamid = cameras.front();
+      auto call = [&] { mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene); };
+      if (!detail::MujocoGuard::run(call))
+        throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+    }
+    /// What one camera sees of it, row 0 the lowest.
+    void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h, std::span<std::uint8_t> rgb,
               const char* caption = nullptr) {
       const mjrRect view{0, 0, w, h};
+      camera.fixedcamid = cameras[which];
       auto call = [&] {
-        mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene);
+        mjv_updateCamera(&model, &data, &camera, &scene);
+        mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
         mjr_render(view, &scene, &context);
         if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
         mjr_readPixels(rgb.data(), nullptr, view, &context);
       };
       if (!detail::MujocoGuard::run(call))
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
-      const std::size_t line = static_cast<std::size_t>(w) * 3;  // GL has row 0 at the bottom
-      for (std::size_t low = 0, high = static_cast<std::size_t>(h) - 1; low < high; ++low, --high) {
-        std::swap_ranges(rgb.begin() + static_cast<std::ptrdiff_t>(low * line),
-                         rgb.begin() + static_cast<std::ptrdiff_t>((low + 1) * line),
-                         rgb.begin() + static_cast<std::ptrdiff_t>(high * line));
-      }
     }
 
-    static constexpr int max_geometries = 200;
     int width, height;
     detail::GlContext gl;
     mjvScene scene;
     mjrContext context;
     mjvOption option;
     mjvCamera camera;
+    std::vector<int> cameras;
   };
+
+  static void turn_rows(std::span<std::uint8_t> rgb, int width, int height) {
+    const std::ptrdiff_t line = std::ptrdiff_t{width} * 3;
+    for (std::ptrdiff_t low = 0, high = height - 1; low < high; ++low, --high)
+      std::swap_ranges(rgb.begin() + low * line, rgb.begin() + (low + 1) * line, rgb.begin() + high * line);
+  }
+  static void turn_columns(std::span<std::uint8_t> rgb, int width, int height) {
+    for (std::ptrdiff_t row = 0; row < height; ++row)
+      for (std::ptrdiff_t left = row * width, right = left + width - 1; left < right; ++left, --right)
+        std::swap_ranges(rgb.begin() + 3 * left, rgb.begin() + 3 * left + 3, rgb.begin() + 3 * right);
+  }
 
   const mjModel& model_;
   std::pmr::memory_resource& pool_;
+  MujocoLook look_;
   std::mutex mutex_;
   std::unique_ptr<Canvas> frames_, picture_;
 };

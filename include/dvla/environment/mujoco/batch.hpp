@@ -16,12 +16,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <memory_resource>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/core/arena.hpp"
@@ -32,6 +31,7 @@
 #include "dvla/environment/checked_knobs.hpp"
 #include "dvla/environment/concept.hpp"
 #include "dvla/environment/descriptors.hpp"
+#include "dvla/environment/mujoco/episode.hpp"
 #include "dvla/environment/mujoco/model.hpp"
 #include "dvla/environment/mujoco/task.hpp"
 #include "dvla/environment/mujoco_render.hpp"
@@ -102,12 +102,12 @@ class MujocoBatch {
       observe(at(index), outcome.next, index);
     });
     std::int64_t made = 0;
-    for (const std::int64_t index : rows.indices()) made += at(index).made;
+    for (const std::int64_t index : rows.indices()) made += at(index).episode.made;
     finish(rows, outcome.next);
     return made;
   }
 
-  bool succeeded(std::int64_t row) const { return at(checked_row(row)).solved; }
+  bool succeeded(std::int64_t row) const { return at(checked_row(row)).episode.solved; }
 
   /// The scripted expert's action for the row's state.
   void expert(std::int64_t row, std::span<float> action) {
@@ -121,20 +121,14 @@ class MujocoBatch {
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     Row& of = at(checked_row(row));
     const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
-    renderer_.picture(*of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
+    renderer_.picture(*model_, *of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
   }
 
  private:
   struct alignas(64) Row {
     detail::MujocoPointer<mjData> data;
     typename Task::Goal goal{};
-    std::int64_t steps = 0;  ///< control steps of this episode
-    std::int64_t made = 0;   ///< of them in the last call
-    bool begun = false, ended = true, solved = false;
-    bool cut = false;               ///< ended by the horizon alone
-    const char* failure = nullptr;  ///< set within one call; what went wrong
-    double failed_at = 0;           ///< simulation time of it, seconds
-    char text[128] = {};
+    detail::MujocoEpisode episode;
   };
 
   static std::string label() { return "MuJoCo task '" + std::string(Task::name) + "'"; }
@@ -162,30 +156,13 @@ class MujocoBatch {
     }
   }
 
-  /// Leaves the row in the model's default pose, ended. `why` must outlive the call.
-  void fail(Row& row, const char* why) {
-    row.failure = why;
-    row.failed_at = row.data->time;
-    row.ended = true;
+  /// Leaves a row that failed in the model's default pose.
+  void clear(Row& row) {
     auto call = [&] {
       mj_resetData(model_.get(), row.data.get());
       mj_forward(model_.get(), row.data.get());
     };
     detail::MujocoGuard::run(call);
-  }
-  void fail_from_mujoco(Row& row) {
-    std::snprintf(row.text, sizeof row.text, "MuJoCo says '%.110s'", detail::MujocoGuard::error());
-    fail(row, row.text);
-  }
-
-  static const char* trouble(const mjData& data) {
-    if (data.warning[mjWARN_BADQPOS].number != 0) return "a position is not a sane number";
-    if (data.warning[mjWARN_BADQVEL].number != 0) return "a velocity is not a sane number";
-    if (data.warning[mjWARN_BADQACC].number != 0) return "an acceleration is not a sane number";
-    if (data.warning[mjWARN_CONTACTFULL].number + data.warning[mjWARN_CNSTRFULL].number != 0) {
-      return "the contacts need more memory than the model's <size memory=...> gives";
-    }
-    return nullptr;
   }
 
   void begin(Row& row, const Start& start) {
@@ -197,63 +174,40 @@ class MujocoBatch {
     const std::uint64_t seed =
         listed ? mix_seed(std::uint64_t{0}, start.case_index / instructions) : start.seed;
     const auto instruction = static_cast<std::int32_t>(listed ? start.case_index % instructions : -1);
-    row.steps = row.made = 0;
-    row.begun = true;
-    row.ended = row.solved = row.cut = false;
-    row.failure = nullptr;
+    detail::MujocoEpisode& episode = row.episode;
+    episode.begin();
     auto call = [&] {
       SplitMix64 random(seed);
       mj_setState(model_.get(), row.data.get(), blank_.data(), mjSTATE_INTEGRATION);
       std::fill(std::begin(row.data->warning), std::end(row.data->warning), mjWarningStat{});
       row.goal = task_.reset(*model_, *row.data, random, instruction);
       mj_forward(model_.get(), row.data.get());
-      row.solved = task_.success(*row.data, row.goal);
+      episode.solved = task_.success(*row.data, row.goal);
     };
-    if (!detail::MujocoGuard::run(call)) fail_from_mujoco(row);
-    if (const char* why = trouble(*row.data); why != nullptr && row.failure == nullptr) fail(row, why);
+    if (!detail::MujocoGuard::run(call))
+      episode.fail_from_mujoco(row.data->time);
+    else if (const char* why = detail::mujoco_trouble(*row.data))
+      episode.fail(why, row.data->time);
+    if (episode.failure != nullptr) clear(row);
   }
 
   void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
                Field<std::uint8_t> truncated) {
-    const std::int64_t chunk = action.extents()[0];
-    row.made = 0;
-    row.failure = row.begun ? nullptr : "it was stepped before its first reset";
-    std::fill_n(reward.data(), chunk, 0.0f);
-    // What holds before the chunk, for an episode that has ended; the steps below write over it.
-    std::fill_n(terminated.data(), chunk, std::uint8_t{row.ended && !row.cut});
-    std::fill_n(truncated.data(), chunk, std::uint8_t{row.cut});
-    std::int64_t step = 0;
-    auto call = [&] {
-      for (; step < chunk && !row.ended; ++step) {
-        float command[Task::actions];
-        for (int i = 0; i < Task::actions; ++i) {
-          const float value = action[step * Task::actions + i];
-          if (!std::isfinite(value)) return fail(row, "its action is not a finite number");
-          command[i] = std::clamp(value, -1.0f, 1.0f);
-        }
-        task_.apply(*model_, *row.data, row.goal, command);
-        for (int i = 0; i < Task::substeps; ++i) mj_step(model_.get(), row.data.get());
-        if (const char* why = trouble(*row.data)) return fail(row, why);
-        mj_kinematics(model_.get(), row.data.get());
-        ++row.made;
-        ++row.steps;
-        row.solved = task_.success(*row.data, row.goal);
-        row.cut = !row.solved && row.steps >= knobs_.horizon;
-        row.ended = row.solved || row.cut;
-        reward[step] = knobs_.dense_reward ? task_.dense_reward(*row.data, row.goal)
-                       : row.solved        ? 1.0f
-                                           : 0.0f;
-        std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{row.solved});
-        std::fill(truncated.data() + step, truncated.data() + chunk, std::uint8_t{row.cut});
-      }
-    };
-    if (!detail::MujocoGuard::run(call)) {
-      reward[step] = 0.0f;
-      fail_from_mujoco(row);
-    }
-    // A row that failed has ended at the step that was not finished.
-    if (row.failure != nullptr)
-      std::fill(terminated.data() + step, terminated.data() + chunk, std::uint8_t{1});
+    row.episode.play(
+        action, knobs_.horizon, reward, terminated, truncated,
+        [&](std::span<const float> command) {
+          task_.apply(*model_, *row.data, row.goal, command);
+          for (int i = 0; i < Task::substeps; ++i) mj_step(model_.get(), row.data.get());
+          const char* const wrong = detail::mujoco_trouble(*row.data);
+          if (wrong == nullptr) mj_kinematics(model_.get(), row.data.get());
+          return wrong;
+        },
+        [&] { return task_.success(*row.data, row.goal); },
+        [&] {
+          return knobs_.dense_reward ? task_.dense_reward(*row.data, row.goal) : row.episode.solved ? 1.0f : 0.0f;
+        },
+        [&] { return row.data->time; });
+    if (row.episode.failure != nullptr) clear(row);
   }
 
   void observe(const Row& row, const Observation& next, std::int64_t i) const {
@@ -264,15 +218,12 @@ class MujocoBatch {
   /// Frames, and what failed.
   void finish(const Rows& rows, const Observation& next) {
     if (knobs_.camera_pixels > 0) {
-      renderer_.frames(rows.indices(), knobs_.camera_pixels, next.frames[0],
-                       [&](std::int64_t index) -> mjData& { return *at(index).data; });
+      renderer_.frames(rows.indices(), knobs_.camera_pixels, std::span(next.frames).first(1), [&](std::int64_t index) {
+        return std::pair<const mjModel&, mjData&>(*model_, *at(index).data);
+      });
     }
-    for (const std::int64_t index : rows.indices()) {
-      const Row& row = at(index);
-      if (row.failure == nullptr) continue;
-      rows.failures().add(index, printed("control step %lld (%.3f s): %s", static_cast<long long>(row.steps),
-                                         row.failed_at, row.failure));
-    }
+    for (const std::int64_t index : rows.indices())
+      if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
   }
 
   MujocoKnobs knobs_;

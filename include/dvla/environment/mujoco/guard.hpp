@@ -16,7 +16,9 @@
 #include <csetjmp>
 #include <cstddef>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
+#include <utility>
 
 namespace dvla::detail {
 
@@ -58,31 +60,61 @@ class MujocoGuard {
   /// Sets the handler once per process. Thread-safe; called by the rest.
   static void install() {
     static std::once_flag once;
+#if mjVERSION_HEADER >= 4000000
     std::call_once(once, [] { previous_ = mju_setLogHandler(&MujocoGuard::handle); });
+#else
+    std::call_once(once, [] {
+      previous_error_ = std::exchange(mju_user_error, &MujocoGuard::handle_error);
+      previous_warning_ = std::exchange(mju_user_warning, &MujocoGuard::handle_warning);
+    });
+#endif
   }
 
   /// The last error that a guarded call on this thread met; one line.
   static const char* error() { return text_; }
 
  private:
-  static void handle(const mjLogMessage* message) {
-    if (return_to_ == nullptr && compiling_ != nullptr && message->level == mjLOG_WARNING) {
-      std::fprintf(stderr, "dvla: MuJoCo warns about %s: %s\n", compiling_, message->subject);
-      return;
-    }
-    if (return_to_ == nullptr) {
-      if (previous_ != nullptr) previous_(message);
-      return;
-    }
-    if (message->level != mjLOG_ERROR) return;
+  /// Keeps the first line of an error and leaves the guarded call.
+  [[noreturn]] static void leave(const char* error) {
     std::size_t length = 0;
-    for (const char* c = message->subject; *c != '\0' && *c != '\n' && length + 1 < sizeof text_; ++c)
+    for (const char* c = error; *c != '\0' && *c != '\n' && length + 1 < sizeof text_; ++c)
       text_[length++] = *c;
     text_[length] = '\0';
     std::longjmp(*return_to_, 1);
   }
+  static void warn(const char* warning) {
+    std::fprintf(stderr, "dvla: MuJoCo warns about %s: %s\n", compiling_, warning);
+  }
+
+#if mjVERSION_HEADER >= 4000000
+  static void handle(const mjLogMessage* message) {
+    if (return_to_ != nullptr) {
+      if (message->level == mjLOG_ERROR) leave(message->subject);
+    } else if (compiling_ != nullptr && message->level == mjLOG_WARNING) {
+      warn(message->subject);
+    } else if (previous_ != nullptr) {
+      previous_(message);
+    }
+  }
 
   static inline mjfLogHandler previous_ = nullptr;
+#else
+  static void handle_error(const char* error) {
+    if (return_to_ != nullptr) leave(error);
+    if (previous_error_ != nullptr) return previous_error_(error);
+    std::fprintf(stderr, "ERROR: %s\n", error);  // what MuJoCo does without a handler
+    std::exit(EXIT_FAILURE);
+  }
+  static void handle_warning(const char* warning) {
+    if (return_to_ != nullptr) return;
+    if (compiling_ != nullptr) return warn(warning);
+    if (previous_warning_ != nullptr) return previous_warning_(warning);
+    std::fprintf(stderr, "WARNING: %s\n", warning);
+  }
+
+  static inline void (*previous_error_)(const char*) = nullptr;
+  static inline void (*previous_warning_)(const char*) = nullptr;
+#endif
   static inline thread_local std::jmp_buf* return_to_ = nullptr;
   static inline thread_local const char* compiling_ = nullptr;
   static inline thread_local char text_[256] = {};

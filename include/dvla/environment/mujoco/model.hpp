@@ -23,15 +23,14 @@ struct MujocoDelete {
 template <class Type>
 using MujocoPointer = std::unique_ptr<Type, MujocoDelete>;
 
-/// Compiles `mjcf` on the heap and copies the model into `pool`. A state with bad numbers is not silently
-/// reset by MuJoCo (autoreset is off): the batch finds it and says so.
-inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::string_view mjcf,
-                                                std::pmr::memory_resource& pool) {
+/// Compiles a parsed model on the heap and copies it into `pool`. `parse(why, size)` gives an mjSpec, or none and why. A state with bad
+/// numbers is not silently reset by MuJoCo (autoreset is off): the batch finds it and says so.
+template <class Parse>
+MujocoPointer<mjModel> load_mujoco(const std::string& task, std::pmr::memory_resource& pool, Parse parse) {
   char why[512] = {};
-  const std::string task = "task '" + std::string(name) + "'";
   const MujocoGuard::Naming naming(task.c_str());
   MujocoMemory::install();
-  const MujocoPointer<mjSpec> spec(mj_parseXMLString(std::string(mjcf).c_str(), nullptr, why, sizeof why));
+  const MujocoPointer<mjSpec> spec(parse(why, static_cast<int>(sizeof why)));
   MujocoPointer<mjModel> compiled(spec ? mj_compile(spec.get(), nullptr) : nullptr);
   if (!compiled) {
     const char* reason = spec ? mjs_getError(spec.get()) : why;
@@ -47,6 +46,26 @@ inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::stri
                 "; raise --environment-pool-mib");
   }
   return MujocoPointer<mjModel>(copy);
+}
+inline MujocoPointer<mjModel> load_mujoco_model(std::string_view name, std::string_view mjcf,
+                                                std::pmr::memory_resource& pool) {
+  return load_mujoco("task '" + std::string(name) + "'", pool, [&](char* why, int size) {
+    return mj_parseXMLString(std::string(mjcf).c_str(), nullptr, why, size);
+  });
+}
+inline MujocoPointer<mjModel> load_mujoco_file(const std::string& path, std::pmr::memory_resource& pool) {
+  return load_mujoco("'" + path + "'", pool,
+                     [&](char* why, int size) { return mj_parseXML(path.c_str(), nullptr, why, size); });
+}
+
+/// What a step of `data` found wrong with its numbers, or null.
+inline const char* mujoco_trouble(const mjData& data) {
+  if (data.warning[mjWARN_BADQPOS].number != 0) return "a position is not a sane number";
+  if (data.warning[mjWARN_BADQVEL].number != 0) return "a velocity is not a sane number";
+  if (data.warning[mjWARN_BADQACC].number != 0) return "an acceleration is not a sane number";
+  if (data.warning[mjWARN_CONTACTFULL].number + data.warning[mjWARN_CNSTRFULL].number != 0)
+    return "the contacts need more memory than the model's <size memory=...> gives";
+  return nullptr;
 }
 
 /// A fresh mjData of `model` in `pool`, one of so many.

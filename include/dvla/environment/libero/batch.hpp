@@ -1,0 +1,250 @@
+// LiberoBatch: N rows of LIBERO's tasks behind the environment concept, without Python. A row plays an episode of one task
+// (libero/simulation.hpp), whose model is compiled once and shared by all rows that play it.
+//
+// Bit for bit: an episode depends on its start and actions alone, not on the row, its past or the number of threads.
+// Legend: N rows, C control steps a chunk.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dvla/core/arena.hpp"
+#include "dvla/core/error.hpp"
+#include "dvla/core/observation.hpp"
+#include "dvla/core/random.hpp"
+#include "dvla/core/text.hpp"
+#include "dvla/environment/checked_knobs.hpp"
+#include "dvla/environment/concept.hpp"
+#include "dvla/environment/descriptors.hpp"
+#include "dvla/environment/libero/scene.hpp"
+#include "dvla/environment/libero/simulation.hpp"
+#include "dvla/environment/mujoco/episode.hpp"
+#include "dvla/environment/mujoco_render.hpp"
+
+namespace dvla {
+
+/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec and HasRender.
+class LiberoBatch {
+ public:
+  static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
+
+  /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on knobs out of range, Error
+  /// and FormatError on a folder that is none.
+  LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool)
+      : knobs_(detail::checked(knobs)), pool_(environment_pool), spec_(spec(knobs)) {
+    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      scenes_.push_back(std::make_unique<const libero::Scene>(
+          libero::Scene::open(knobs.folder, manifest, listed, knobs.placement_seed, pool_)));
+      if (scenes_.back()->count != states_a_task)
+        throw FormatError("'", knobs.folder, "/", listed.folder, "' has ", scenes_.back()->count, " initial states; LIBERO has ",
+                          states_a_task);
+      renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
+    }
+    rows_.resize(static_cast<std::size_t>(knobs.environments));
+    for (Row& row : rows_) enter(row, 0);
+  }
+  static EnvironmentSpec spec(const LiberoKnobs& knobs) {
+    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    EnvironmentSpec spec{{{}, libero::proprioception, {}}, {libero::actions}, knobs.horizon};
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      spec.observation.instructions.push_back(listed.instruction);
+      if (knobs.horizon == 0) spec.horizon = manifest.horizons.at(listed.suite);
+    }
+    if (knobs.camera_pixels > 0)
+      for (const char* camera : cameras)
+        spec.observation.cameras.push_back({camera, knobs.camera_pixels, knobs.camera_pixels});
+    spec.cases = std::ssize(spec.observation.instructions) * states_a_task;
+    return spec;
+  }
+
+  std::int64_t size() const { return knobs_.environments; }
+  std::int64_t horizon() const { return spec_.horizon; }
+  const ObservationSpec& observation_spec() const { return spec_.observation; }
+  ActionSpec action_spec() const { return spec_.action; }
+
+  static constexpr std::int64_t states_a_task = 50;
+  /// Case c: task c % tasks, initial state c / tasks.
+  std::int64_t cases() const { return spec_.cases; }
+
+  void reset(Rows& rows, std::span<const Start> starts, const Observation& next) {
+    check(rows, next);
+    rows.for_each([&](std::int64_t index, std::int64_t i) {
+      begin(at(index), starts[static_cast<std::size_t>(i)]);
+      observe(at(index), next, index);
+    });
+    finish(rows, next);
+  }
+
+  /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
+  std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
+    if (action.extents().rank() != 3 || action.extents()[0] != size() || action.extents()[2] != libero::actions ||
+        outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
+        outcome.terminated.extents() != outcome.reward.extents() ||
+        outcome.truncated.extents() != outcome.reward.extents()) {
+      throw Error("LIBERO: step wants action [N,C,", libero::actions, "], reward, terminated and truncated [N,C], N = ", size());
+    }
+    check(rows, outcome.next);
+    rows.for_each([&](std::int64_t index, std::int64_t) {
+      advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
+              outcome.truncated.at(index));
+      observe(at(index), outcome.next, index);
+    });
+    std::int64_t made = 0;
+    for (const std::int64_t index : rows.indices()) made += at(index).episode.made;
+    finish(rows, outcome.next);
+    return made;
+  }
+
+  bool succeeded(std::int64_t row) const { return at(checked_row(row)).episode.solved; }
+
+  /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
+  /// being stepped.
+  void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
+    libero::Simulation& of = *at(checked_row(row)).played;
+    renderers_[at(row).scene]->picture(of.model(), of.seen(), width, height, rgb, of.scene().instruction.c_str());
+  }
+
+ private:
+  struct alignas(64) Row {
+    std::size_t scene = 0;
+    std::unique_ptr<libero::Simulation> played;
+    detail::MujocoEpisode episode;
+  };
+
+  Row& at(std::int64_t row) { return rows_[static_cast<std::size_t>(row)]; }
+  const Row& at(std::int64_t row) const { return rows_[static_cast<std::size_t>(row)]; }
+
+  static std::vector<libero::Listed> chosen(const libero::Manifest& manifest, const LiberoKnobs& knobs) {
+    std::vector<libero::Listed> tasks, all;
+    for (const libero::Listed& listed : manifest.tasks)
+      if (listed.suite == knobs.suite) all.push_back(listed);
+    if (all.empty())
+      throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.folder,
+                        "' has no task; convert it (scripts/convert_libero), or choose another of spatial, object, goal, 10, 90");
+    for (const int wanted : libero_tasks(knobs)) {
+      const auto found = std::ranges::find(all, wanted, &libero::Listed::task);
+      if (found == all.end())
+        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.folder, "' has ", all.size(),
+                          " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ", all.back().task);
+      tasks.push_back(*found);
+    }
+    return tasks.empty() ? all : tasks;
+  }
+  static MujocoLook look(const LiberoKnobs& knobs) {
+    const bool original = knobs.rendering == LiberoRendering::original;
+    return {.cameras = {cameras.begin(), cameras.end()},
+            .collision_shapes = false,
+            .geometries = 1000,
+            .as_the_model = original,
+            .rows_up = knobs.frames != LiberoFrames::upright,
+            .columns_back = knobs.frames == LiberoFrames::rotated};
+  }
+
+  std::int64_t checked_row(std::int64_t row) const {
+    if (row >= 0 && row < size()) return row;
+    throw Error("LIBERO: there is no row ", row, " among ", size());
+  }
+  void check(const Rows& rows, const Observation& next) const {
+    rows.check("LIBERO", size());
+    const int pixels = knobs_.camera_pixels;
+    bool fits = next.proprioception.extents() == Extents({size(), libero::proprioception}) &&
+                next.instruction.extents() == Extents({size()});
+    for (std::size_t c = 0; c < cameras.size() && pixels > 0; ++c)
+      fits = fits && next.frames[c].extents() == Extents({size(), pixels, pixels, 3});
+    if (!fits)
+      throw Error("LIBERO: the observation's fields do not have the extents of observation_layout(spec, {", size(), "})");
+  }
+
+  /// Makes the row one of a scene: in its default pose, ended.
+  void enter(Row& row, std::size_t scene) {
+    row.played.reset();
+    row.scene = scene;
+    row.played = std::make_unique<libero::Simulation>(*scenes_[scene], pool_, size());
+  }
+
+  /// Leaves a row that failed in the model's default pose.
+  static void clear(Row& row) {
+    auto call = [&] { row.played->clear(); };
+    detail::MujocoGuard::run(call);
+  }
+
+  void begin(Row& row, const Start& start) {
+    if (start.case_index >= cases()) throw Error("there is no case ", start.case_index, " among ", cases());
+    const auto tasks = std::ssize(scenes_);
+    SplitMix64 random(start.seed);
+    const auto drawn = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(tasks)));
+    const auto from = static_cast<std::int64_t>(
+        random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
+    const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
+                       state = start.case_index >= 0 ? start.case_index / tasks : from;
+    detail::MujocoEpisode& episode = row.episode;
+    episode.begun = false;
+    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.played) enter(row, number);
+    const libero::Scene& scene = *scenes_[row.scene];
+    episode.begin();
+    auto call = [&] {
+      row.played->begin(scene.state(state), scene.placed(state), knobs_.settling);
+      episode.solved = row.played->solved();
+    };
+    if (!detail::MujocoGuard::run(call))
+      episode.fail_from_mujoco(row.played->data().time);
+    else if (const char* why = detail::mujoco_trouble(row.played->data()))
+      episode.fail(why, row.played->data().time);
+    if (episode.failure != nullptr) clear(row);
+  }
+
+  void advance(Row& row, Field<float> action, Field<float> reward, Field<std::uint8_t> terminated,
+               Field<std::uint8_t> truncated) {
+    if (!row.played) throw Error("it has no simulation, since its last reset failed; reset it");
+    row.episode.play(
+        action, spec_.horizon, reward, terminated, truncated,
+        [&](std::span<const float> command) {
+          double wide[libero::actions];
+          std::ranges::copy(command, wide);
+          row.played->control(wide);
+          return detail::mujoco_trouble(row.played->data());
+        },
+        [&] { return row.played->solved(); }, [&] { return row.episode.solved ? 1.0f : 0.0f; },
+        [&] { return row.played->data().time; });
+    if (row.episode.failure != nullptr) clear(row);
+  }
+
+  void observe(const Row& row, const Observation& next, std::int64_t i) const {
+    std::ranges::copy(row.played->felt(), next.proprioception.at(i).span().begin());
+    next.instruction[i] = static_cast<std::int32_t>(row.scene);
+  }
+
+  /// Frames, and what failed.
+  void finish(const Rows& rows, const Observation& next) {
+    for (std::size_t number = 0; number < scenes_.size() && knobs_.camera_pixels > 0; ++number) {
+      std::vector<std::int64_t> here;
+      for (const std::int64_t index : rows.indices())
+        if (at(index).scene == number && at(index).played) here.push_back(index);
+      if (here.empty()) continue;
+      renderers_[number]->frames(here, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
+                                 [&](std::int64_t index) {
+                                   libero::Simulation& of = *at(index).played;
+                                   return std::pair<const mjModel&, mjData&>(of.model(), of.seen());
+                                 });
+    }
+    for (const std::int64_t index : rows.indices())
+      if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
+  }
+
+  LiberoKnobs knobs_;
+  std::pmr::memory_resource& pool_;
+  EnvironmentSpec spec_;
+  std::vector<std::unique_ptr<const libero::Scene>> scenes_;
+  std::vector<std::unique_ptr<MujocoRenderer>> renderers_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace dvla

@@ -1,0 +1,150 @@
+// A scene of LIBERO being played: MuJoCo's state of it, what the controller and the gripper aim at, and what robosuite would have seen
+// last. Reference: robosuite 1.4.0's environments/base.py (step, reset) and LIBERO's envs/env_wrapper.py (set_init_state);
+// docs/libero.md says what they do, where, and what here is otherwise.
+//
+// A control step is 25 physics steps of 2 ms; before each the controller makes torques. What an action is answered with was seen
+// when robosuite looks: poses and frames as before the 24th physics step, the fingers behind it. Whether the goal holds is
+// asked behind the last.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <memory_resource>
+#include <span>
+#include <vector>
+
+#include "dvla/core/error.hpp"
+#include "dvla/environment/libero/scene.hpp"
+
+namespace dvla::libero {
+
+inline constexpr int actions = 7;         ///< position (3), orientation (3), gripper; 1 closes it
+inline constexpr int proprioception = 8;  ///< grip site (m), hand's axis times angle (rad), fingers (m)
+
+/// One thread at a time. begin() and control() call MuJoCo, so they run where its errors are guarded.
+class Simulation {
+ public:
+  /// In the model's default pose. `scene` and `pool`, of which `rows` such take their memory, must outlive this.
+  Simulation(const Scene& scene, std::pmr::memory_resource& pool, std::int64_t rows)
+      : scene_(&scene),
+        pool_(&pool),
+        rows_(rows),
+        model_(*scene.model),
+        body_pos_(model_.body_pos, model_.body_pos + 3 * model_.nbody),
+        body_quat_(model_.body_quat, model_.body_quat + 4 * model_.nbody),
+        site_rgba_(model_.site_rgba, model_.site_rgba + 4 * model_.nsite),
+        data_(detail::make_mujoco_data(model_, pool, rows)),
+        seen_(data_->qpos, data_->qpos + model_.nq) {
+    model_.body_pos = body_pos_.data();
+    model_.body_quat = body_quat_.data();
+    model_.site_rgba = site_rgba_.data();
+  }
+  Simulation(const Simulation&) = delete;
+  Simulation& operator=(const Simulation&) = delete;
+
+  /// An episode, from a state [1 + nq + nv] (time, positions, speeds) with fixtures at `poses` [fixtures, 7], after so many control steps
+  /// in which nothing is asked for and the gripper opens.
+  void begin(std::span<const double> state, std::span<const double> poses, int settling) {
+    mj_resetData(&model_, data_.get());
+    for (std::size_t i = 0; i < scene_->fixtures.size(); ++i) {
+      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i), 3, body_pos_.begin() + 3 * scene_->fixtures[i]);
+      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i + 3), 4, body_quat_.begin() + 4 * scene_->fixtures[i]);
+    }
+    data_->time = state[0];
+    std::copy_n(state.begin() + 1, model_.nq, data_->qpos);
+    std::copy_n(state.begin() + 1 + model_.nq, model_.nv, data_->qvel);
+    arm_ = scene_->rest;
+    fingers_ = {};
+    mj_forward(&model_, data_.get());
+    light();
+    look_at_poses();
+    look_at_fingers();
+    constexpr double waiting[actions] = {0, 0, 0, 0, 0, 0, -1};
+    for (int i = 0; i < settling; ++i) control(waiting);
+  }
+
+  /// One control step. Actions are clipped to [-1, 1]; of the gripper's only the sign counts.
+  void control(std::span<const double> action) {
+    for (int i = 1; i <= scene_->substeps; ++i) {
+      mj_step1(&model_, data_.get());
+      if (i == 1) scene_->arm.aim(model_, *data_, arm_, action.first(6));
+      scene_->arm.drive(model_, *data_, arm_);
+      scene_->fingers.drive(model_, *data_, fingers_, action[6]);
+      if (i == seen_before) look_at_poses();
+      mj_step2(&model_, data_.get());
+      if (i == seen_before) look_at_fingers();
+    }
+    light();
+  }
+
+  /// Back to the model's default pose.
+  void clear() {
+    mj_resetData(&model_, data_.get());
+    mj_forward(&model_, data_.get());
+    std::copy_n(data_->qpos, model_.nq, seen_.begin());
+    felt_ = {};
+  }
+
+  bool solved() const { return scene_->goal.holds(model_, *data_); }
+  /// As LIBERO's users make them of what the original observes.
+  const std::array<float, proprioception>& felt() const { return felt_; }
+  const Scene& scene() const { return *scene_; }
+  const mjModel& model() const { return model_; }
+  const mjData& data() const { return *data_; }
+  const OscPose::State& arm() const { return arm_; }
+
+  /// What frames show: the positions that were seen, with poses of bodies, cameras and lights. Throws Error.
+  mjData& seen() {
+    if (!shown_) shown_ = detail::make_mujoco_data(model_, *pool_, rows_);
+    std::ranges::copy(seen_, shown_->qpos);
+    auto call = [&] {
+      mj_kinematics(&model_, shown_.get());
+      mj_comPos(&model_, shown_.get());
+      mj_camlight(&model_, shown_.get());
+    };
+    if (!detail::MujocoGuard::run(call)) throw Error("MuJoCo cannot show a scene: ", detail::MujocoGuard::error());
+    return *shown_;
+  }
+
+ private:
+  static constexpr int seen_before = 24;  // this physics step of a control step
+
+  void look_at_poses() {
+    std::copy_n(data_->qpos, model_.nq, seen_.begin());
+    mjtNum turn[3];
+    axis_angle(data_->xquat + 4 * scene_->hand, turn);
+    for (int i = 0; i < 3; ++i) {
+      felt_[static_cast<std::size_t>(i)] = static_cast<float>(data_->site_xpos[3 * scene_->arm.site() + i]);
+      felt_[static_cast<std::size_t>(3 + i)] = static_cast<float>(turn[i]);
+    }
+  }
+  void look_at_fingers() {
+    for (std::size_t i = 0; i < Fingers::count; ++i)
+      felt_[6 + i] = static_cast<float>(data_->qpos[scene_->fingers.position(i)]);
+  }
+  /// robosuite's quat2axisangle: the angle in [0, 2 pi].
+  static void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
+    const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+    for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
+  }
+  void light() {
+    for (const Scene::Lit& burner : scene_->burners)
+      site_rgba_[static_cast<std::size_t>(4 * burner.site + 3)] = burner.on(*data_) ? burner.alpha_on : burner.alpha_off;
+  }
+
+  const Scene* scene_;
+  std::pmr::memory_resource* pool_;
+  std::int64_t rows_;
+  mjModel model_;  // the scene's, but for the three below, which a reset or a burner changes
+  std::vector<mjtNum> body_pos_, body_quat_;
+  std::vector<float> site_rgba_;
+  detail::MujocoPointer<mjData> data_, shown_;  // the second is made with the first frame
+  OscPose::State arm_;
+  Fingers::State fingers_{};
+  std::array<float, proprioception> felt_{};
+  std::vector<mjtNum> seen_;  // positions
+};
+
+}  // namespace dvla::libero

@@ -1,0 +1,266 @@
+// dvla-test: mujoco io
+// LIBERO in C++ against records that scripts/record_libero has made of the original (test/golden/environment/libero), part by part and as
+// a whole; and what a folder is refused for. Skipped where scripts/convert_libero has not made build/libero, or
+// where this is another MuJoCo than that folder's.
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory_resource>
+#include <string>
+#include <vector>
+
+#include "dvla/environment/libero.hpp"
+#include "dvla/environment/libero/agreement.hpp"
+#include "dvla/testing/environment.hpp"
+#include "test/io/temporary_folder.hpp"
+
+using namespace dvla;
+namespace fs = std::filesystem;
+
+namespace {
+fs::path folder() {
+  const char* const given = std::getenv("DVLA_LIBERO");
+  return given != nullptr ? fs::path(given) : fs::path(DVLA_TEST_DIR) / "../build/libero";
+}
+std::pmr::memory_resource& heap() { return *std::pmr::new_delete_resource(); }
+std::vector<fs::path> records() {
+  std::vector<fs::path> all;
+  for (const auto& entry : fs::directory_iterator(fs::path(DVLA_TEST_DIR) / "golden/environment/libero"))
+    if (entry.path().extension() == ".safetensors") all.push_back(entry.path());
+  return all;
+}
+libero::Scene scene_of(const libero::Record& record) {
+  return libero::Scene::open(folder(), libero::read_manifest(folder()), record.about.suite, record.about.task, 7, heap());
+}
+LiberoKnobs small() {
+  const libero::Manifest manifest = libero::read_manifest(folder());
+  LiberoKnobs knobs;
+  knobs.folder = folder().string();
+  knobs.environments = 3;
+  knobs.suite = manifest.tasks.front().suite;
+  knobs.settling = 2;
+  return knobs;
+}
+/// What making an environment says.
+std::string refusal(const LiberoKnobs& knobs) {
+  try {
+    LiberoBatch batch(knobs, heap());
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "it was made";
+}
+/// A folder whose files are the converted one's, but for its manifest, which is `text` behind `change`.
+template <class Change>
+std::string refusal_behind(const fs::path& at, Change change) {
+  std::ifstream file(folder() / "manifest.json");
+  nlohmann::json manifest = nlohmann::json::parse(file);
+  change(manifest);
+  std::ofstream(at / "manifest.json") << manifest.dump();
+  for (const char* each : {"tasks", "assets"})
+    if (!fs::exists(at / each)) fs::create_directory_symlink(fs::absolute(folder() / each), at / each);
+  LiberoKnobs knobs = small();
+  knobs.folder = at.string();
+  return refusal(knobs);
+}
+bool contains(const std::string& text, const std::string& part) {
+  const bool found = text.find(part) != text.npos;
+  if (!found) MESSAGE(text);
+  return found;
+}
+}  // namespace
+
+TEST_CASE("recorded episodes go as in the original: positions, observations, success, images") {
+  REQUIRE(records().size() >= 3);
+  for (const fs::path& path : records()) {
+    CAPTURE(path);
+    const libero::Record record(path);
+    const libero::Agreement found = record.compare(scene_of(record), heap());
+    CHECK(found.steps > 0);
+    CHECK(found.positions <= 1e-4);
+    CHECK(found.observed <= 1e-4);
+    CHECK(found.other_successes == 0);
+    CHECK(found.images > 0);
+    CHECK(found.pixels <= 0.5);
+    CHECK(found.pixels_near >= 0.999);
+  }
+}
+
+TEST_CASE("a goal is seen reached, and not") {
+  bool reached = false, missed = false;
+  for (const fs::path& path : records()) {
+    const libero::Record record(path);
+    const libero::Agreement found = record.compare(scene_of(record), heap(), /*draw=*/false);
+    reached = reached || found.successes > 0;
+    missed = missed || found.successes < found.steps;
+  }
+  CHECK(reached);
+  CHECK(missed);
+}
+
+TEST_CASE("the controller makes the original's torques of what the original measured, the gripper its targets") {
+  for (const fs::path& path : records()) {
+    CAPTURE(path);
+    const io::SafetensorsFile file(path);
+    const libero::Record record(path);
+    const libero::Scene scene = scene_of(record);
+    const detail::MujocoPointer<mjData> data(mj_makeData(scene.model.get()));
+    const auto part = [&](const char* name, std::size_t i, std::size_t size) {
+      return file.span<double>(std::string("substep.") + name).subspan(i * size, size);
+    };
+    const std::size_t steps = file.span<double>("substep.bias").size() / 7, nu = static_cast<std::size_t>(scene.model->nu);
+    REQUIRE(steps >= 25);
+    double most = 0;
+    for (std::size_t i = 0; i < steps; ++i) {
+      libero::OscPose::State state;
+      state.rest = scene.rest.rest;
+      const auto take = [&](auto& to, const char* name) { std::ranges::copy(part(name, i, to.size()), to.begin()); };
+      take(state.position, "eef_pos");
+      take(state.orientation, "eef_mat");
+      take(state.velocity, "eef_pos_vel");
+      take(state.turning, "eef_ori_vel");
+      take(state.angles, "joint_pos");
+      take(state.speeds, "joint_vel");
+      take(state.jacobian, "jacobian");
+      take(state.mass, "mass_matrix");
+      take(state.goal_position, "goal_pos");
+      take(state.goal_orientation, "goal_mat");
+      state.measured = true;
+      for (int joint = 0; joint < 7; ++joint)
+        data->qfrc_bias[scene.arm.freedom(joint)] = part("bias", i, 7)[static_cast<std::size_t>(joint)];
+      scene.arm.drive(*scene.model, *data, state);
+      for (int joint = 0; joint < 7; ++joint) {
+        const auto motor = static_cast<std::size_t>(scene.arm.motor(joint));
+        most = std::max(most, std::abs(data->ctrl[motor] - part("ctrl", i, nu)[motor]));
+      }
+    }
+    CHECK(most <= 1e-9);
+
+    libero::Fingers::State fingers{};
+    const auto actions = file.span<double>("action"), targets = file.span<double>("finger_action");
+    for (std::size_t step = 0; step < actions.size() / 7; ++step) {
+      for (int i = 0; i < scene.substeps; ++i) scene.fingers.drive(*scene.model, *data, fingers, actions[7 * step + 6]);
+      for (std::size_t finger = 0; finger < 2; ++finger)
+        CHECK(std::abs(fingers[finger] - targets[2 * step + finger]) <= 1e-12);
+    }
+  }
+}
+
+TEST_CASE("it keeps the promises of an environment") {
+  LiberoKnobs knobs = small();
+  LiberoBatch batch(knobs, heap());
+  for (const std::string& wrong : testing::check_environment(batch, {.most_steps = 9, .largest_proprioception = 7}))
+    FAIL_CHECK(wrong);
+}
+TEST_CASE("with cameras, too, and frames are turned as asked for") {
+  LiberoKnobs knobs = small();
+  knobs.camera_pixels = 32;
+  knobs.environments = 2;
+  LiberoBatch batch(knobs, heap());
+  for (const std::string& wrong : testing::check_environment(batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7}))
+    FAIL_CHECK(wrong);
+
+  Arena arena(1);
+  std::vector<std::vector<std::uint8_t>> frames;
+  for (const LiberoFrames way : {LiberoFrames::libero, LiberoFrames::upright, LiberoFrames::rotated}) {
+    knobs.frames = way;
+    LiberoBatch turned(knobs, heap());
+    std::vector<std::uint8_t> pixels(2 * 2 * 32 * 32 * 3);
+    std::vector<float> felt(16);
+    std::vector<std::int32_t> instruction(2);
+    Observation next;
+    for (std::size_t camera = 0; camera < 2; ++camera)
+      next.frames[camera] = Field<std::uint8_t>(Extents{2, 32, 32, 3}, pixels.data() + camera * pixels.size() / 2);
+    next.proprioception = Field<float>(Extents{2, 8}, felt.data());
+    next.instruction = Field<std::int32_t>(Extents{2}, instruction.data());
+    RowFailures failures(2);
+    const std::vector<std::int64_t> both{0, 1};
+    Rows rows(both, arena, failures);
+    const std::vector<Start> starts(2, Start{.seed = ~std::uint64_t{0}});
+    turned.reset(rows, starts, next);
+    CHECK(failures.why(0) == "");
+    frames.push_back(pixels);
+  }
+  const auto at = [&](std::size_t way, int row, int column) {
+    return frames[way][static_cast<std::size_t>(3 * (32 * row + column))];
+  };
+  bool textured = false;
+  for (int row = 0; row < 32; ++row)
+    for (int column = 0; column < 32; ++column) {
+      CHECK(at(0, row, column) == at(1, 31 - row, column));
+      CHECK(at(0, row, column) == at(2, row, 31 - column));
+      textured = textured || at(0, row, column) != at(0, 31 - row, column);
+    }
+  CHECK(textured);
+}
+
+TEST_CASE("cases are task x state, each once; training begins from states that are not held out") {
+  LiberoKnobs knobs = small();
+  LiberoBatch batch(knobs, heap());
+  const auto tasks = std::ssize(batch.observation_spec().instructions);
+  CHECK(batch.cases() == 50 * tasks);
+  CHECK(LiberoBatch::spec(knobs).cases == batch.cases());
+  CHECK(batch.horizon() == libero::read_manifest(folder()).horizons.at(knobs.suite));
+  knobs.horizon = 7;
+  CHECK(LiberoBatch::spec(knobs).horizon == 7);
+}
+
+TEST_CASE("a folder that is none, or another's, is one sentence") {
+  LiberoKnobs knobs = small();
+  knobs.folder = "/nowhere";
+  CHECK(contains(refusal(knobs), "'/nowhere/manifest.json' cannot be read; scripts/convert_libero makes such a folder"));
+  knobs = small();
+  knobs.suite = "kitchen";
+  CHECK(contains(refusal(knobs), "environment.suite is 'kitchen', of which the folder"));
+  knobs = small();
+  for (const char* wrong : {"x", "0,", "0,0", "-1", ",", "0 1"}) {
+    knobs.tasks = wrong;
+    CHECK(contains(refusal(knobs), "environment.tasks is '"));
+  }
+  knobs.tasks = "99";
+  CHECK(contains(refusal(knobs), "environment.tasks has 99, and the folder"));
+  knobs = small();
+  knobs.camera_pixels = 8;
+  CHECK(contains(refusal(knobs), "environment.camera_pixels is 8"));
+  knobs = small();
+  knobs.placement_seed = 3;
+  CHECK(contains(refusal(knobs), "environment.placement_seed is 3"));
+
+  const dvla_test::TemporaryFolder temporary;
+  const fs::path at = temporary.path();
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["mujoco"] = "2.0.0"; }), "was converted with MuJoCo 2.0.0, and this program has "));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["format"] = 99; }), "its format is 99 and not 1"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m.erase("robot"); }), "its field 'robot' is missing"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["kp"] = "strong"; }), "its field 'robot.kp' is \"strong\"; it must be an array"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["arm_joints"].erase(0); }), "its robot has another arm than one of 7 joints"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["eef_site"] = "nose"; }), "the MuJoCo model has no site named 'nose'"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "../secret"; }), "it must lie in this one"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "tasks/unfinished"; }), "task.json' cannot be read"));
+  std::ofstream(at / "manifest.json") << "{";
+  knobs = small();
+  knobs.folder = at.string();
+  CHECK(contains(refusal(knobs), "it is no JSON, or was cut off"));
+}
+
+TEST_CASE("a record that is none is one sentence") {
+  const dvla_test::TemporaryFolder temporary;
+  const fs::path path = temporary.path() / "states.safetensors";
+  fs::copy_file(folder() / libero::read_manifest(folder()).tasks.front().folder / "states.safetensors", path);
+  CHECK_THROWS_WITH_AS(libero::Record{path}, doctest::Contains("is no record of scripts/record_libero"), FormatError);
+}
+
+int main(int argc, char** argv) {
+  std::string why;
+  if (!fs::exists(folder() / "manifest.json"))
+    why = "'" + folder().string() + "' is not there; scripts/setup libero and scripts/convert_libero make it";
+  else if (const std::string made = libero::read_manifest(folder()).mujoco; made != mj_versionString())
+    why = "'" + folder().string() + "' was converted with MuJoCo " + made + ", and this is built with " + mj_versionString() + "; the preset libero has that";
+  if (why.empty()) return doctest::Context(argc, argv).run();
+  std::printf("skipped: %s\n", why.c_str());
+  return 77;
+}
