@@ -4,7 +4,7 @@
 // control steps, success differs, or an image is further off than 0.5 of 255 in its mean, or 2 in 1 of 1000 of its numbers.
 //
 //   .venv-libero/bin/python scripts/record_libero /tmp/spatial_0 --suite spatial --task 0
-//   build/mujoco3/examples/libero_agreement libero /tmp/spatial_0
+//   build/libero/examples/libero_agreement libero /tmp/spatial_0
 #include <cstdio>
 #include <exception>
 #include <memory_resource>

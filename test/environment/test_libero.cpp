@@ -1,6 +1,6 @@
 // dvla-test: mujoco io
 // LIBERO in C++ against records that scripts/record_libero has made of the original (test/golden/environment/libero), part by part and as
-// a whole; and what a folder is refused for. Skipped where scripts/convert_libero has not made build/libero, or
+// a whole; and what a folder is refused for. Skipped where scripts/convert_libero has not made build/libero-tasks, or
 // where this is another MuJoCo than that folder's.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
@@ -25,7 +25,7 @@ namespace fs = std::filesystem;
 namespace {
 fs::path folder() {
   const char* const given = std::getenv("DVLA_LIBERO");
-  return given != nullptr ? fs::path(given) : fs::path(DVLA_TEST_DIR) / "../build/libero";
+  return given != nullptr ? fs::path(given) : fs::path(DVLA_TEST_DIR) / "../build/libero-tasks";
 }
 std::pmr::memory_resource& heap() { return *std::pmr::new_delete_resource(); }
 std::vector<fs::path> records() {

@@ -128,8 +128,8 @@ TEST_CASE("the table is a hana::map from slot to policy") {
 }
 
 TEST_CASE("describe prints every slot, its policy, whether it is a default, and its facts") {
-  CHECK(Pipeline<Sampler<Libero>, Trainer<BasicGRPO<Uncorrected>, FSDP>, ControlPlane<Gloo>>::describe() ==
-        "environment    Libero                                declared, not built\n"
+  CHECK(Pipeline<Sampler<LIBERO>, Trainer<BasicGRPO<Uncorrected>, FSDP>, ControlPlane<Gloo>>::describe() ==
+        "environment    LIBERO\n"
         "model          TinyVLA<TokenHead> (default)\n"
         "algorithm      GRPO<Uncorrected>                     allows staleness 1\n"
         "sharding       FSDP                                  spans processes\n"

@@ -192,16 +192,6 @@ struct lora_missing {
                 "dvla: LoRA<Model> is named but its machinery is not included: add #include "
                 "<dvla/model/lora.hpp> and the header of the model that it wraps");
 };
-/// A wrapper's `Own` sentence, or that of a model which is not built.
-template <template <bool> class Own, class Model, bool Never>
-struct missing_of {
-  using type = Own<Never>;
-};
-template <template <bool> class Own, class Model, bool Never>
-requires requires { Model::built; }
-struct missing_of<Own, Model, Never> {
-  using type = typename Model::template missing<Never>;
-};
 }  // namespace detail
 
 /// Low-rank adapters beside the linear layers of another model, which is frozen; only they train and travel.
@@ -228,7 +218,7 @@ struct LoRA {
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = detail::has_value_head<Model>;
   template <bool Never>
-  using missing = typename detail::missing_of<detail::lora_missing, Model, Never>::type;
+  using missing = detail::lora_missing<Never>;
 };
 
 /// The knobs of a model with a value head: its own, and those of the head.
@@ -296,7 +286,7 @@ struct WithValue {
   static constexpr std::string_view name = spelling;
   static constexpr bool has_value_head = true;
   template <bool Never>
-  using missing = typename detail::missing_of<detail::value_missing, Model, Never>::type;
+  using missing = detail::value_missing<Never>;
 };
 
 }  // namespace dvla

@@ -33,7 +33,6 @@ std::string facts() {
   if constexpr (requires { Policy::zero_copy; }) add(Policy::zero_copy ? "zero copy" : "copies");
   if constexpr (spans_processes<Policy>) add("spans processes");
   if constexpr (separates_roles<Policy>) add("separates roles");
-  if constexpr (requires { Policy::built; }) add(Policy::built ? "built" : "declared, not built");
   return all;
 }
 
