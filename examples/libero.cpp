@@ -8,7 +8,7 @@
 //
 //   scripts/setup libero && .venv-libero/bin/python scripts/convert_libero libero --suite spatial --task 0
 //   cmake --preset libero && cmake --build --preset libero --target libero
-//   build/libero/examples/libero --folder libero --suite spatial --tasks 0 --overwrite true
+//   build/libero/examples/libero --converted libero --suite spatial --tasks 0 --overwrite true
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>

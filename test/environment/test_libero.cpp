@@ -40,7 +40,7 @@ libero::Scene scene_of(const libero::Record& record) {
 LiberoKnobs small() {
   const libero::Manifest manifest = libero::read_manifest(folder());
   LiberoKnobs knobs;
-  knobs.folder = folder().string();
+  knobs.converted = folder().string();
   knobs.environments = 3;
   knobs.suite = manifest.tasks.front().suite;
   knobs.settling = 2;
@@ -65,7 +65,7 @@ std::string refusal_behind(const fs::path& at, Change change) {
   for (const char* each : {"tasks", "assets"})
     if (!fs::exists(at / each)) fs::create_directory_symlink(fs::absolute(folder() / each), at / each);
   LiberoKnobs knobs = small();
-  knobs.folder = at.string();
+  knobs.converted = at.string();
   return refusal(knobs);
 }
 bool contains(const std::string& text, const std::string& part) {
@@ -212,7 +212,7 @@ TEST_CASE("cases are task x state, each once; training begins from states that a
 
 TEST_CASE("a folder that is none, or another's, is one sentence") {
   LiberoKnobs knobs = small();
-  knobs.folder = "/nowhere";
+  knobs.converted = "/nowhere";
   CHECK(contains(refusal(knobs), "'/nowhere/manifest.json' cannot be read; scripts/convert_libero makes such a folder"));
   knobs = small();
   knobs.suite = "kitchen";
@@ -243,7 +243,7 @@ TEST_CASE("a folder that is none, or another's, is one sentence") {
   CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "tasks/unfinished"; }), "task.json' cannot be read"));
   std::ofstream(at / "manifest.json") << "{";
   knobs = small();
-  knobs.folder = at.string();
+  knobs.converted = at.string();
   CHECK(contains(refusal(knobs), "it is no JSON, or was cut off"));
 }
 

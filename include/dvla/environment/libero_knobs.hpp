@@ -2,6 +2,7 @@
 // read from a file without the simulator's headers.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstddef>
@@ -26,7 +27,7 @@ inline constexpr std::array<std::string_view, 2> enum_names<LiberoRendering>{"or
 
 struct LiberoKnobs {
   int environments = 8;
-  std::string folder = "libero";
+  std::string converted = "libero";
   std::string suite = "spatial";
   std::string tasks{};
   int horizon = 0;
@@ -41,7 +42,7 @@ struct LiberoKnobs {
 template <>
 inline constexpr auto knob_docs<LiberoKnobs> = std::to_array<KnobDoc>({
     {"environments", "environments stepped at once; a multiple of the group", 1, 4096},
-    {"folder", "what scripts/convert_libero wrote"},
+    {"converted", "the folder that scripts/convert_libero wrote"},
     {"suite", "spatial, object, goal, 10 or 90"},
     {"tasks", "numbers of the suite's tasks, as 0,3; empty = all"},
     {"horizon", "longest episode, settling apart; 0 = the suite's", 0, 10000, "control steps"},
@@ -84,5 +85,5 @@ inline void check(const LiberoKnobs& knobs) {
 
 template <std::same_as<dvla::LiberoKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::environments, &K::folder, &K::suite, &K::tasks, &K::horizon, &K::settling, &K::held_out, &K::placement_seed,
+    : dvla::members<&K::environments, &K::converted, &K::suite, &K::tasks, &K::horizon, &K::settling, &K::held_out, &K::placement_seed,
                     &K::camera_pixels, &K::frames, &K::rendering> {};

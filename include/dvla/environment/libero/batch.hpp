@@ -39,12 +39,12 @@ class LiberoBatch {
   /// and FormatError on a folder that is none.
   LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool)
       : knobs_(detail::checked(knobs)), pool_(environment_pool), spec_(spec(knobs)) {
-    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    const libero::Manifest manifest = libero::read_manifest(knobs.converted);
     for (const libero::Listed& listed : chosen(manifest, knobs)) {
       scenes_.push_back(std::make_unique<const libero::Scene>(
-          libero::Scene::open(knobs.folder, manifest, listed, knobs.placement_seed, pool_)));
+          libero::Scene::open(knobs.converted, manifest, listed, knobs.placement_seed, pool_)));
       if (scenes_.back()->count != states_a_task)
-        throw FormatError("'", knobs.folder, "/", listed.folder, "' has ", scenes_.back()->count, " initial states; LIBERO has ",
+        throw FormatError("'", knobs.converted, "/", listed.folder, "' has ", scenes_.back()->count, " initial states; LIBERO has ",
                           states_a_task);
       renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
     }
@@ -52,7 +52,7 @@ class LiberoBatch {
     for (Row& row : rows_) enter(row, 0);
   }
   static EnvironmentSpec spec(const LiberoKnobs& knobs) {
-    const libero::Manifest manifest = libero::read_manifest(knobs.folder);
+    const libero::Manifest manifest = libero::read_manifest(knobs.converted);
     EnvironmentSpec spec{{{}, libero::proprioception, {}}, {libero::actions}, knobs.horizon};
     for (const libero::Listed& listed : chosen(manifest, knobs)) {
       spec.observation.instructions.push_back(listed.instruction);
@@ -127,12 +127,12 @@ class LiberoBatch {
     for (const libero::Listed& listed : manifest.tasks)
       if (listed.suite == knobs.suite) all.push_back(listed);
     if (all.empty())
-      throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.folder,
+      throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.converted,
                         "' has no task; convert it (scripts/convert_libero), or choose another of spatial, object, goal, 10, 90");
     for (const int wanted : libero_tasks(knobs)) {
       const auto found = std::ranges::find(all, wanted, &libero::Listed::task);
       if (found == all.end())
-        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.folder, "' has ", all.size(),
+        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.converted, "' has ", all.size(),
                           " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ", all.back().task);
       tasks.push_back(*found);
     }
