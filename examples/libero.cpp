@@ -3,8 +3,8 @@
 //
 // One template parameter changes against the quickstart: the environment. `scripts/setup libero` brings the original and MuJoCo 3.3.2,
 // which it is played with; `scripts/convert_libero` writes, once, the folder that this reads. Episodes of training begin from
-// initial states by their seed; an evaluation plays task x state, each once. A small model from scratch solves none of these tasks: with
-// `--run.evaluation-episodes` this shows what a policy does, and what it costs; docs/libero.md says how the published models see it.
+// initial states by their seed; an evaluation plays task x state, each once. A small model from scratch solves none of these tasks: this
+// shows what a policy sees and what it costs; docs/libero.md says how the published models see it.
 //
 //   scripts/setup libero && .venv-libero/bin/python scripts/convert_libero libero --suite spatial --task 0
 //   cmake --preset libero && cmake --build --preset libero --target libero
