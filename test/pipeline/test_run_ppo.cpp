@@ -88,7 +88,8 @@ TEST_CASE("What does not fit is one sentence before anything starts") {
   };
   CHECK(message([](auto& c) {
           c.algorithm.reward_level = dvla::RewardLevel::action;
-        }).find("algorithm.reward_level is action and model.value_level is chunk") != std::string::npos);
+        }).find("algorithm.reward_level asks for 2 values a decision, and the model gives 1") !=
+        std::string::npos);
   CHECK(message([](auto& c) { c.algorithm.kl = 0.1; }).find("knows no reference policy") !=
         std::string::npos);
   CHECK(message([](auto& c) { c.algorithm.gamma = 1.5; }).find("algorithm.gamma") != std::string::npos);

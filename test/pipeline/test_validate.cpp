@@ -49,6 +49,15 @@ TEST_CASE("NCCL is refused where models compute on the CPU") {
         "memory.device cuda, or gloo");
 }
 
+TEST_CASE("rewards and values are of the same level where the algorithm learns from both") {
+  const auto by_action = [](auto& c) { c.algorithm.reward_level = RewardLevel::action; };
+  CHECK(complaint<Pipeline<Sampler<Toy, WithValue<TinyVLA<>>>, Trainer<PPO>>>(by_action) ==
+        "algorithm.reward_level is action and model.value_level is chunk; give rewards and values the same "
+        "level");
+  CHECK(complaint<Pipeline<Sampler<Toy, WithValue<TinyVLA<>>>, Trainer<GRPO>>>(by_action) == "none");
+  CHECK(complaint(by_action) == "none");
+}
+
 TEST_CASE("deadlines of workers end before the run's") {
   const auto late = [](auto& c) { c.environment.worker_start_s = 250; };
   CHECK(
