@@ -248,9 +248,10 @@ void report_gradients(const dvla::Parameters& weights, const Recorded& recorded,
 
 /// An output in bfloat16, which may be 1.5 times as far from the float32 reference as the reference's own, in the root mean
 /// square: what a single entry's rounding comes to is chance, and the largest of some hundred is printed beside it.
-void report_rounded(const std::string& name, const at::Tensor& ours, const Recorded& recorded,
-                    Report& report) {
-  const at::Tensor wide = recorded("output." + name), theirs = recorded("bf16.output." + name);
+void report_rounded(const std::string& name, const at::Tensor& ours, const Recorded& recorded, Report& report,
+                    const std::string& form = "") {
+  const at::Tensor wide = recorded(form + "output." + name),
+                   theirs = recorded("bf16." + form + "output." + name);
   const auto off = [&](const at::Tensor& by) { return ((by - wide).norm() / wide.norm()).item<double>(); };
   report.line("bfloat16, " + name + "; the reference's own: " + dvla::detail::number_text(off(theirs)),
               off(ours), 1.5 * off(theirs));
@@ -631,9 +632,7 @@ void openvla(const Recorded& recorded, const Asked& asked, Report& report) {
   const at::Tensor rounded = Made<OpenVlaNetwork, OpenVlaShape>(theirs, dvla::Dtype::bf16, recorded)
                                  .network.forward(official)
                                  .actions;
-  const double own = relative(recorded("bf16.official.output.actions"), recorded("official.output.actions"));
-  report.line("bfloat16, actions; the reference's own: " + dvla::detail::number_text(own),
-              relative(rounded, recorded("official.output.actions")), 1.5 * own);
+  report_rounded("actions", rounded, recorded, report, "official.");
 }
 
 }  // namespace

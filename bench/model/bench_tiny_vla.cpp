@@ -3,9 +3,11 @@
 // and a micro-batch step (forward and backward) of 256 rows; each against the plainest hand-written torch
 // code for the same network and the same weights: one masked sequence per row, torch's own log_softmax and
 // autograd throughout. Both must give the same log-probabilities, or the program fails. Also the flow head,
-// alone.
+// alone. Beside each time of the token head stands its share of two limits that are measured first: of the rate of the
+// plain code's products alone, and of the rate of reading memory, by what these products compute and move.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 #include <memory_resource>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../interleaved.hpp"
@@ -63,6 +66,23 @@ struct Batch {
   std::vector<std::int64_t> rows;
 };
 
+struct Product {
+  std::int64_t rows, inner, columns, count;
+};
+double operations(const std::vector<Product>& products) {
+  double sum = 0;
+  for (const Product& each : products)
+    sum += 2.0 * static_cast<double>(each.rows * each.inner * each.columns * each.count);
+  return sum;
+}
+/// Each reads its operands once and writes its result once, in float32.
+double bytes_moved(const std::vector<Product>& products) {
+  double sum = 0;
+  for (const auto& [rows, inner, columns, count] : products)
+    sum += 4.0 * static_cast<double>((rows * inner + inner * columns + rows * columns) * count);
+  return sum;
+}
+
 /// The token model as one would first write it, on the weights of `model`.
 class Plain {
  public:
@@ -71,7 +91,7 @@ class Plain {
       weights_[each.name] = at::from_blob(each.data, each.shape).clone().requires_grad_(true);
     const auto table = dvla::detail::tokenise(push().observation.instructions);
     words_ = at::tensor(table.tokens).view({-1, table.length});
-    const std::int64_t tokens = table.length + 12;
+    const std::int64_t tokens = tokens_ = table.length + 12;
     mask_ = at::zeros({tokens, tokens});
     mask_.slice(0, 0, table.length).slice(1, table.length).fill_(-1e30);
     mask_.slice(0, 0, table.length + 4).slice(1, table.length + 4).fill_(-1e30);
@@ -114,6 +134,19 @@ class Plain {
     const at::Tensor entropy = -(log_p.exp() * log_p).sum(-1);
     ((log_prob.sum() + entropy.sum()) * 1e-3).backward();
   }
+  /// Of a pass over n rows: rows, inner extent and columns of its products, and how many there are of each.
+  std::vector<Product> products(std::int64_t n) const {
+    std::vector<Product> all;
+    for (const auto& [name, weight] : weights_)
+      if (weight.dim() == 2 && name.ends_with(".weight") && !name.starts_with("instruction."))
+        all.push_back({n * (name.starts_with("blocks.")   ? tokens_
+                            : name.starts_with("output.") ? 8
+                                                          : 1),
+                       weight.size(1), weight.size(0), 1});
+    for (const auto& [inner, columns] : {std::pair<std::int64_t, std::int64_t>{32, tokens_}, {tokens_, 32}})
+      all.push_back({tokens_, inner, columns, 3 * 4 * n});
+    return all;
+  }
   at::Tensor action, log_prob;
 
  private:
@@ -123,6 +156,7 @@ class Plain {
   }
   std::map<std::string, at::Tensor> weights_;
   at::Tensor words_, mask_;
+  std::int64_t tokens_ = 0;  ///< a row
 };
 
 template <class Work>
@@ -131,6 +165,39 @@ double seconds(Work work) {
   work();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
+
+/// What the machine does at most, in this thread.
+struct Limits {
+  double operations = 0,
+         bytes = 0;  ///< of `products` alone; read from 256 MiB, far more than lies in caches; a second
+
+  explicit Limits(const std::vector<Product>& products) {
+    const at::NoGradGuard no_graph;
+    double spent = 0;
+    for (const auto& [rows, inner, columns, count] : products) {
+      const std::int64_t at_once = std::min<std::int64_t>(count, 512);
+      const at::Tensor x = at::randn({at_once, rows, inner}), w = at::randn({at_once, inner, columns});
+      const auto run = [&] { (void)at::bmm(x, w); };
+      run();
+      double least = 1e30;
+      for (int i = 0; i < 5; ++i) least = std::min(least, seconds(run));
+      spent += least * static_cast<double>(count) / static_cast<double>(at_once);
+    }
+    operations = ::operations(products) / spent;
+    const at::Tensor memory = at::ones({std::int64_t{1} << 26});
+    double least = 1e30;
+    for (int i = 0; i < 5; ++i) least = std::min(least, seconds([&] { (void)at::sum(memory); }));
+    bytes = static_cast<double>(memory.nbytes()) / least;
+  }
+  /// `times`: 1, or 3 of a pass and its way back.
+  void print(const std::vector<double>& of, const char* name, const std::vector<Product>& products,
+             double times) const {
+    const double products_s = times * ::operations(products) / operations,
+                 memory_s = times * bytes_moved(products) / bytes, spent = bench::median(of);
+    std::printf("  %-44s %.0f%% of products, %.0f%% of memory: %s bound it\n", name, 100 * products_s / spent,
+                100 * memory_s / spent, products_s > memory_s ? "products" : "memory");
+  }
+};
 
 }  // namespace
 
@@ -153,16 +220,25 @@ int main(int argc, char** argv) {
               static_cast<long long>(dvla::trainable_count(update.model.units())), difference);
   if (!(difference < 1e-4)) return EXIT_FAILURE;
 
-  bench::compare(
+  const auto acted = plain.products(128), stepped = plain.products(256);
+  const Limits limits(stepped);
+  std::printf("# products alone %.1f GFLOP/s, memory is read at %.1f GB/s\n", limits.operations / 1e9,
+              limits.bytes / 1e9);
+  const auto act = bench::compare(
       "act, 128 rows",
       {{"plain torch, token head", [&] { return seconds([&] { plain.act(rollout); }); }},
        {"TinyVLA<TokenHead>", [&] { return seconds([&] { rollout.act(); }); }},
        {"TinyVLA<FlowHead>, 4 denoise steps", [&] { return seconds([&] { flow_rollout.act(); }); }}},
       rounds, 1e3, "ms");
-  bench::compare("forward and backward, 256 rows",
-                 {{"plain torch, token head", [&] { return seconds([&] { plain.step(update); }); }},
-                  {"TinyVLA<TokenHead>", [&] { return seconds([&] { update.step(); }); }},
-                  {"TinyVLA<FlowHead>", [&] { return seconds([&] { flow_update.step(); }); }}},
-                 rounds, 1e3, "ms");
+  const auto step =
+      bench::compare("forward and backward, 256 rows",
+                     {{"plain torch, token head", [&] { return seconds([&] { plain.step(update); }); }},
+                      {"TinyVLA<TokenHead>", [&] { return seconds([&] { update.step(); }); }},
+                      {"TinyVLA<FlowHead>", [&] { return seconds([&] { flow_update.step(); }); }}},
+                     rounds, 1e3, "ms");
+  limits.print(act[0], "act, plain torch", acted, 1);
+  limits.print(act[1], "act, TinyVLA<TokenHead>", acted, 1);
+  limits.print(step[0], "forward and backward, plain torch", stepped, 3);
+  limits.print(step[1], "forward and backward, TinyVLA<TokenHead>", stepped, 3);
   return EXIT_SUCCESS;
 }

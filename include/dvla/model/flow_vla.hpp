@@ -165,7 +165,9 @@ class FlowVlaBody {
     const auto& s = network_.shape();
     const std::int64_t prefix = prefix_tokens(),
                        kept = s.language.layers * prefix * 2 * s.language.kv_heads * s.language.head_width;
-    const std::int64_t text = prefix * (4 * s.language.width + 3 * s.language.mlp) + 2 * prefix * prefix;
+    const std::int64_t text =
+        prefix * (4 * s.language.width + 3 * std::max(s.language.mlp, s.language.heads * prefix)) +
+        2 * prefix * prefix;
     const std::int64_t vision =
         std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);

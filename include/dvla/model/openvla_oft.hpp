@@ -226,12 +226,14 @@ class OpenVlaOftBody {
     const OpenVlaShape& s = network_.shape();
     const std::int64_t S = tokens(), seen = s.dinov2.width + s.siglip.width;
     const auto vision = [&](const parts::VitShape& of) {
-      return s.views * (of.prefix() + of.tokens()) * (6 * of.width + 2 * of.mlp);
+      const std::int64_t tokens = of.prefix() + of.tokens();
+      return s.views * tokens * (6 * of.width + std::max(2 * of.mlp, 3 * of.heads * tokens));
     };
     const std::int64_t pixels = s.views * 6 * s.dinov2.image * s.dinov2.image;
     const std::int64_t towers = std::max(vision(s.dinov2), vision(s.siglip));
     const std::int64_t projected = s.views * s.dinov2.tokens() * (9 * seen + 2 * s.language.width);
-    const std::int64_t text = S * (8 * s.language.width + 3 * s.language.mlp) + 2 * S * S;
+    const std::int64_t text =
+        S * (8 * s.language.width + 3 * std::max(s.language.mlp, s.language.heads * S)) + 2 * S * S;
     return static_cast<std::size_t>(rows) *
                (static_cast<std::size_t>(pixels + towers + projected + text) * bytes_of(dtype()) +
                 static_cast<std::size_t>(pixels + 2 * s.actions() * s.bins + judging()) * 4 + resizing_) +
@@ -245,8 +247,9 @@ class OpenVlaOftBody {
       return each.trainable && each.name.find("vision_backbone") != std::string::npos;
     });
     const auto vision = [&](const parts::VitShape& of) {
-      const std::int64_t seen = s.views * (of.prefix() + of.tokens());
-      return parameters_.kept_by_layers(of.layers, seen * (16 * of.width + 3 * of.mlp), seen * of.width);
+      const std::int64_t tokens = of.prefix() + of.tokens(), seen = s.views * tokens;
+      return parameters_.kept_by_layers(
+          of.layers, seen * (16 * of.width + 3 * of.mlp + 2 * of.heads * tokens), seen * of.width);
     };
     const std::int64_t text = parameters_.kept_by_layers(
         s.language.layers, S * (16 * s.language.width + 4 * s.language.mlp) + 2 * S * S * s.language.heads,

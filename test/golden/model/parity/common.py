@@ -186,15 +186,51 @@ def gemm_rate(dtype, shapes, threads):
     return done / spent
 
 
+def read_rate(threads):
+    """Bytes a second that a sum over 512 MiB of float32, far more than lies in caches, reads; the best of seven."""
+    torch.set_num_threads(threads)
+    x = torch.ones(1 << 27)
+    best = float("inf")
+    for _ in range(8):  # the first warms up, and is seldom the best
+        begin = time.perf_counter()
+        x.sum()
+        best = min(best, time.perf_counter() - begin)
+    return x.nbytes / best
+
+
+def least_work(function):
+    """(operations, bytes) of a pass: what its products compute, and what they must move where each reads its operands, weights and activations,
+    once and writes its result once. What stands between products comes on top."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    class Moved(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+            result = operation(*arguments, **(named or {}))
+            if operation._overloadpacket in flop_registry:
+                self.bytes += sum(each.nbytes for each in tree_leaves((arguments, named, result)) if isinstance(each, torch.Tensor))
+            return result
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    with Moved() as moved:
+        function()
+    return counter.get_total_flops(), moved.bytes
+
+
 def beside(a, passes, shapes):
     """The reference's passes, {dtype: {pass: function}}, and dvla's of the same record, in turn; prints medians, spreads, ratios within the
-    rounds, and the share of what products of these shapes reach alone. `whole`: dvla computes what nobody reads as well, as the reference does."""
+    rounds, and the shares of the machine's limits that were measured in the same run: of the rate of products of these shapes alone, and of the
+    rate of reading memory, by what the reference's products compute and move (least_work). The larger share is the limit that holds.
+    `whole`: dvla computes what nobody reads as well, as the reference does."""
     if not a.beside:
         return
-    from torch.utils.flop_counter import FlopCounterMode
-
     torch.use_deterministic_algorithms(False)
-    print(f"  beside {a.beside}: torch {torch.__version__}, {a.threads} threads, {a.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    reads = read_rate(a.threads)
+    print(f"  beside {a.beside}: torch {torch.__version__}, {a.threads} threads, {a.rounds} rounds, load {os.getloadavg()[0]:.1f}, memory is read at {reads / 1e9:.1f} GB/s")
 
     def timed(function):
         begin = time.perf_counter()
@@ -204,11 +240,7 @@ def beside(a, passes, shapes):
     for dtype, functions in passes.items():
         torch.set_num_threads(a.threads)
         limit = gemm_rate(getattr(torch, dtype), shapes, a.threads)
-        work = {}
-        for name, function in functions.items():
-            with FlopCounterMode(display=False) as counter:
-                function()
-            work[name] = counter.get_total_flops()
+        work = {name: least_work(function) for name, function in functions.items()}
         with subprocess.Popen([a.beside, a.folder, "--serve", {"float32": "f32", "bfloat16": "bf16"}[dtype], str(a.threads)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True) as ours:
             def asked(what):
@@ -217,6 +249,9 @@ def beside(a, passes, shapes):
                 return float(ours.stdout.readline())
 
             for name, function in functions.items():
+                operations, moved = work[name]
+                print(f"    {dtype} {name}: {operations / 1e9:.1f} GFLOP at {limit / 1e9:.0f} GFLOP/s and {moved / 1e6:.0f} MB at {reads / 1e9:.1f} GB/s would take "
+                      f"{1e3 * operations / limit:.1f} and {1e3 * moved / reads:.1f} ms: {'products' if operations / limit > moved / reads else 'memory'} bound it")
                 times = {"reference": [], "whole": [], "dvla": []}
                 turns = [("reference", lambda: timed(function)), ("whole", lambda: asked(name + " whole")), ("dvla", lambda: asked(name))]
                 for at in range(a.rounds + 1):
@@ -226,6 +261,7 @@ def beside(a, passes, shapes):
                             times[way].append(spent)
                 for way, of in times.items():
                     ratio = [theirs / mine for theirs, mine in zip(times["reference"], of)]
-                    print(f"    {dtype} {name:9} {way:9} {1e3 * statistics.median(of):9.2f} ms [{1e3 * min(of):.2f}, {1e3 * max(of):.2f}]  "
-                          f"reference / this {statistics.median(ratio):.3f}  {work[name] / statistics.median(of) / limit:5.1%} of {limit / 1e9:.0f} GFLOP/s")
+                    median = statistics.median(of)
+                    print(f"    {dtype} {name:9} {way:9} {1e3 * median:9.2f} ms [{1e3 * min(of):.2f}, {1e3 * max(of):.2f}]  reference / this "
+                          f"{statistics.median(ratio):.3f}  {operations / median / limit:5.1%} of products, {moved / median / reads:5.1%} of memory")
             ours.stdin.close()
