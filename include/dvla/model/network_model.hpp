@@ -81,6 +81,7 @@ class NetworkModel {
     ModelPlan plan{network.parameters().planned(), record_bytes(layout(head, network, {1})),
                    network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
     if constexpr (requires { network.notes(); }) plan.notes = network.notes();
+    for (Parameter& each : plan.parameters) each.device = inputs.device;  // the network above is the host's
     return plan;
   }
   /// Of a model that its family publishes: config.json for a folder that the knob `checkpoint` takes.
