@@ -58,7 +58,8 @@ State run(const Batch& batch, const LinearKnobs& knobs, int actors, const fs::pa
     shard.add_to(checkpoint);
     dvla::io::write_safetensors(file_of(to, actor), checkpoint.tensors, checkpoint.metadata);
     const std::scoped_lock lock(mutex);
-    for (const dvla::io::TensorToWrite& each : checkpoint.tensors)  // no copy is made of what the optimiser has
+    for (const dvla::io::TensorToWrite& each :
+         checkpoint.tensors)  // no copy is made of what the optimiser has
       if (each.name == dvla::detail::shard_values[0])
         for (std::size_t i = 0; i < each.rest.size(); ++i)
           CHECK(each.rest[i].data() == std::as_bytes(weights.pieces()[i].first_moment).data());
