@@ -3,19 +3,27 @@
 // and motion), and says a line for each. The exit code is 1 where a position is further off than 1e-4 within the first 100
 // control steps, success differs, or an image is further off than 0.5 of 255 in its mean, or 2 in 1 of 1000 of its numbers.
 //
+// --any-mujoco before the folder: although this is built with another MuJoCo than it was converted with, to see what that changes.
+//
 //   .venv-libero/bin/python scripts/record_libero /tmp/spatial_0 --suite spatial --task 0
 //   build/libero/examples/libero_agreement libero /tmp/spatial_0
 #include <cstdio>
 #include <exception>
 #include <memory_resource>
+#include <string>
+#include <string_view>
 
 #include "dvla/environment/libero.hpp"
 #include "dvla/environment/libero/agreement.hpp"
 
 int main(int count, char** words) {
   try {
-    if (count < 3) throw dvla::ConfigError("libero_agreement wants a folder of scripts/convert_libero, and records of scripts/record_libero");
-    const dvla::libero::Manifest manifest = dvla::libero::read_manifest(words[1]);
+    const bool any = count > 1 && std::string_view(words[1]) == "--any-mujoco";
+    if (any) --count, ++words;
+    if (count < 3)
+      throw dvla::ConfigError("libero_agreement wants a folder of scripts/convert_libero, and records of scripts/record_libero");
+    dvla::libero::Manifest manifest = dvla::libero::read_manifest(words[1]);
+    if (any) manifest.mujoco = mj_versionString();
     std::pmr::memory_resource& pool = *std::pmr::new_delete_resource();
     bool agrees = true;
     std::printf("%-12s %-5s %-6s %-10s %-10s %-10s %-6s %-12s %-7s %-9s %-8s %s\n", "task", "state", "steps", "positions", "speeds", "observed",
