@@ -50,6 +50,9 @@ Config<P> taken(const std::string& name) {
   return *config;
 }
 
+template <class Model>
+using LiberoJob = Pipeline<Sampler<LIBERO, Model>, Trainer<GRPO, FSDP>, ControlPlane<Gloo>>;
+
 /// A file in the folder for temporary files, gone at the end of its scope.
 struct TemporaryFile {
   explicit TemporaryFile(const std::string& text)
@@ -107,6 +110,33 @@ TEST_CASE("each preset is taken by the pipeline that it names, with its original
   CHECK(pi05.algorithm.group == 8);
   CHECK(pi05.model.horizon == 8);
   CHECK(pi05.model.pictures == Pictures::openpi);
+}
+
+TEST_CASE("so are those of LIBERO") {
+  const auto openvla = taken<LiberoJob<OpenVLAOFT>>("libero_grpo_openvla_oft");
+  CHECK(openvla.environment.environments == 64);
+  CHECK(openvla.environment.suite == "10");
+  CHECK(openvla.environment.horizon == 512);
+  CHECK(openvla.algorithm.rollout_epochs == 16);
+  CHECK(openvla.algorithm.group == 8);
+  CHECK(openvla.algorithm.micro_batch == 32);
+  CHECK(openvla.algorithm.global_batch == 16384);
+  CHECK(openvla.algorithm.learning_rate == 2e-5);
+  CHECK(openvla.algorithm.clip_high == 0.28);
+  CHECK(openvla.algorithm.filter_lower * 5 == 0.5);
+  CHECK(openvla.algorithm.filter_upper * 5 == 4.5);
+  CHECK(openvla.model.temperature == 1.6f);
+  const auto pi05 = taken<LiberoJob<Pi05>>("libero_grpo_pi05");
+  CHECK(pi05.environment.environments == 64);
+  CHECK(pi05.environment.horizon == 240);
+  CHECK(pi05.algorithm.rollout_epochs == 8);
+  CHECK(pi05.algorithm.micro_batch == 128);
+  CHECK(pi05.algorithm.global_batch == 2048);
+  CHECK(pi05.algorithm.learning_rate == 5e-6);
+  CHECK(pi05.algorithm.clip_high == 0.2);
+  CHECK(pi05.model.noise == FlowNoise::flow_sde);
+  CHECK(pi05.model.noise_level == 0.5f);
+  CHECK(pi05.model.denoise_steps == 3);
 }
 
 TEST_CASE("so are those with a critic") {
@@ -174,7 +204,8 @@ TEST_CASE("what is printed with a preset is a file again, whose comments say wha
 
 TEST_CASE("a preset that is not there, or that says too little or too much, is refused in a sentence") {
   CHECK(complaint<GrpoOfOpenVla>({"--preset", "maniskill"}) ==
-        "--preset: there is no 'maniskill'; there are maniskill_async_ppo_openvla_oft, "
+        "--preset: there is no 'maniskill'; there are libero_grpo_openvla_oft, libero_grpo_pi05, "
+        "maniskill_async_ppo_openvla_oft, "
         "maniskill_async_ppo_pi05, "
         "maniskill_grpo_openvla_oft, maniskill_grpo_pi05, maniskill_ppo_openvla_oft, maniskill_ppo_pi05; a "
         "TOML "
