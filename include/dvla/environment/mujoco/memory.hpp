@@ -79,7 +79,8 @@ class MujocoMemory {
 
   /// Called from C: must not throw. A null result becomes an mju_error, which the guard turns into an Error.
   static void* allocate(std::size_t size) noexcept {
-    size = (size / alignment + (size % alignment != 0 || size == 0)) * alignment;  // 3.3 asks for 0 bytes and takes no null
+    // MuJoCo 3.3 asks for 0 bytes too, and takes no null.
+    size = (size / alignment + (size % alignment != 0 || size == 0)) * alignment;
     if (current_ == nullptr) return std::aligned_alloc(alignment, size);
     try {
       std::pmr::memory_resource* const resource = current_->resource_;
