@@ -74,11 +74,11 @@ bool exported(const dvla::io::SafetensorsFile& file, const std::string& name, co
     else if constexpr (requires { model.config_text(); })
       dvla::io::write_file(arguments.merged / "config.json", model.config_text());
     std::cout << "wrote " << written.string() << '\n';
-    if constexpr (requires { knobs.pictures; })  // what is copied beside does not say so
-      if (base != nullptr && knobs.pictures != decltype(knobs.pictures)::checkpoint)
-        std::cout << "the run was told whose way pictures are made: give --pictures "
-                  << dvla::enum_name(knobs.pictures) << " where these weights are used\n";
   }
+  if constexpr (requires { knobs.pictures; })  // what is copied beside does not say so
+    if (base != nullptr && knobs.pictures != decltype(knobs.pictures)::checkpoint)
+      std::cout << "the run was told whose way pictures are made: give --pictures "
+                << dvla::enum_name(knobs.pictures) << " where these weights are used\n";
   if (arguments.adapters.empty()) return true;
   if constexpr (requires { model.adapters(); }) {
     const dvla::Parameter& first = model.parameters().front();

@@ -20,7 +20,8 @@
 #include <dvla/schedule/swimlane.hpp>
 #include <dvla/sharding/unsharded.hpp>
 
-using P = dvla::Pipeline<dvla::Sampler<dvla::LIBERO, dvla::TinyVLA<dvla::TokenHead>>, dvla::Trainer<dvla::GRPO>>;
+using P =
+    dvla::Pipeline<dvla::Sampler<dvla::LIBERO, dvla::TinyVLA<dvla::TokenHead>>, dvla::Trainer<dvla::GRPO>>;
 
 int main(int argc, char** argv) {
   dvla::Config<P> defaults;

@@ -35,7 +35,8 @@ std::vector<fs::path> records() {
   return all;
 }
 libero::Scene scene_of(const libero::Record& record) {
-  return libero::Scene::open(folder(), libero::read_manifest(folder()), record.about.suite, record.about.task, 7, heap());
+  return libero::Scene::open(folder(), libero::read_manifest(folder()), record.about.suite, record.about.task,
+                             7, heap());
 }
 LiberoKnobs small() {
   const libero::Manifest manifest = libero::read_manifest(folder());
@@ -103,7 +104,8 @@ TEST_CASE("a goal is seen reached, and not") {
   CHECK(missed);
 }
 
-TEST_CASE("the controller makes the original's torques of what the original measured, the gripper its targets") {
+TEST_CASE(
+    "the controller makes the original's torques of what the original measured, the gripper its targets") {
   for (const fs::path& path : records()) {
     CAPTURE(path);
     const io::SafetensorsFile file(path);
@@ -113,13 +115,16 @@ TEST_CASE("the controller makes the original's torques of what the original meas
     const auto part = [&](const char* name, std::size_t i, std::size_t size) {
       return file.span<double>(std::string("substep.") + name).subspan(i * size, size);
     };
-    const std::size_t steps = file.span<double>("substep.bias").size() / 7, nu = static_cast<std::size_t>(scene.model->nu);
+    const std::size_t steps = file.span<double>("substep.bias").size() / 7,
+                      nu = static_cast<std::size_t>(scene.model->nu);
     REQUIRE(steps >= 25);
     double most = 0;
     for (std::size_t i = 0; i < steps; ++i) {
       libero::OscPose::State state;
       state.rest = scene.rest.rest;
-      const auto take = [&](auto& to, const char* name) { std::ranges::copy(part(name, i, to.size()), to.begin()); };
+      const auto take = [&](auto& to, const char* name) {
+        std::ranges::copy(part(name, i, to.size()), to.begin());
+      };
       take(state.position, "eef_pos");
       take(state.orientation, "eef_mat");
       take(state.velocity, "eef_pos_vel");
@@ -144,7 +149,8 @@ TEST_CASE("the controller makes the original's torques of what the original meas
     libero::Fingers::State fingers{};
     const auto actions = file.span<double>("action"), targets = file.span<double>("finger_action");
     for (std::size_t step = 0; step < actions.size() / 7; ++step) {
-      for (int i = 0; i < scene.substeps; ++i) scene.fingers.drive(*scene.model, *data, fingers, actions[7 * step + 6]);
+      for (int i = 0; i < scene.substeps; ++i)
+        scene.fingers.drive(*scene.model, *data, fingers, actions[7 * step + 6]);
       for (std::size_t finger = 0; finger < 2; ++finger)
         CHECK(std::abs(fingers[finger] - targets[2 * step + finger]) <= 1e-12);
     }
@@ -154,7 +160,8 @@ TEST_CASE("the controller makes the original's torques of what the original meas
 TEST_CASE("it keeps the promises of an environment") {
   LiberoKnobs knobs = small();
   LiberoBatch batch(knobs, heap());
-  for (const std::string& wrong : testing::check_environment(batch, {.most_steps = 9, .largest_proprioception = 7}))
+  for (const std::string& wrong :
+       testing::check_environment(batch, {.most_steps = 9, .largest_proprioception = 7}))
     FAIL_CHECK(wrong);
 }
 TEST_CASE("with cameras, too, and frames are turned as asked for") {
@@ -162,7 +169,8 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
   knobs.camera_pixels = 32;
   knobs.environments = 2;
   LiberoBatch batch(knobs, heap());
-  for (const std::string& wrong : testing::check_environment(batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7}))
+  for (const std::string& wrong :
+       testing::check_environment(batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7}))
     FAIL_CHECK(wrong);
 
   Arena arena(1);
@@ -175,7 +183,8 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
     std::vector<std::int32_t> instruction(2);
     Observation next;
     for (std::size_t camera = 0; camera < 2; ++camera)
-      next.frames[camera] = Field<std::uint8_t>(Extents{2, 32, 32, 3}, pixels.data() + camera * pixels.size() / 2);
+      next.frames[camera] =
+          Field<std::uint8_t>(Extents{2, 32, 32, 3}, pixels.data() + camera * pixels.size() / 2);
     next.proprioception = Field<float>(Extents{2, 8}, felt.data());
     next.instruction = Field<std::int32_t>(Extents{2}, instruction.data());
     RowFailures failures(2);
@@ -213,7 +222,8 @@ TEST_CASE("cases are task x state, each once; training begins from states that a
 TEST_CASE("a folder that is none, or another's, is one sentence") {
   LiberoKnobs knobs = small();
   knobs.converted = "/nowhere";
-  CHECK(contains(refusal(knobs), "'/nowhere/manifest.json' cannot be read; scripts/convert_libero makes such a folder"));
+  CHECK(contains(refusal(knobs),
+                 "'/nowhere/manifest.json' cannot be read; scripts/convert_libero makes such a folder"));
   knobs = small();
   knobs.suite = "kitchen";
   CHECK(contains(refusal(knobs), "environment.suite is 'kitchen', of which the folder"));
@@ -233,14 +243,20 @@ TEST_CASE("a folder that is none, or another's, is one sentence") {
 
   const dvla_test::TemporaryFolder temporary;
   const fs::path at = temporary.path();
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["mujoco"] = "2.0.0"; }), "was converted with MuJoCo 2.0.0, and this program has "));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["mujoco"] = "2.0.0"; }),
+                 "was converted with MuJoCo 2.0.0, and this program has "));
   CHECK(contains(refusal_behind(at, [](auto& m) { m["format"] = 99; }), "its format is 99 and not 1"));
   CHECK(contains(refusal_behind(at, [](auto& m) { m.erase("robot"); }), "its field 'robot' is missing"));
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["kp"] = "strong"; }), "its field 'robot.kp' is \"strong\"; it must be an array"));
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["arm_joints"].erase(0); }), "its robot has another arm than one of 7 joints"));
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["eef_site"] = "nose"; }), "the MuJoCo model has no site named 'nose'"));
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "../secret"; }), "it must lie in this one"));
-  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "tasks/unfinished"; }), "task.json' cannot be read"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["kp"] = "strong"; }),
+                 "its field 'robot.kp' is \"strong\"; it must be an array"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["arm_joints"].erase(0); }),
+                 "its robot has another arm than one of 7 joints"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["robot"]["eef_site"] = "nose"; }),
+                 "the MuJoCo model has no site named 'nose'"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "../secret"; }),
+                 "it must lie in this one"));
+  CHECK(contains(refusal_behind(at, [](auto& m) { m["tasks"][0]["folder"] = "tasks/unfinished"; }),
+                 "task.json' cannot be read"));
   std::ofstream(at / "manifest.json") << "{";
   knobs = small();
   knobs.converted = at.string();
@@ -251,7 +267,8 @@ TEST_CASE("a record that is none is one sentence") {
   const dvla_test::TemporaryFolder temporary;
   const fs::path path = temporary.path() / "states.safetensors";
   fs::copy_file(folder() / libero::read_manifest(folder()).tasks.front().folder / "states.safetensors", path);
-  CHECK_THROWS_WITH_AS(libero::Record{path}, doctest::Contains("is no record of scripts/record_libero"), FormatError);
+  CHECK_THROWS_WITH_AS(libero::Record{path}, doctest::Contains("is no record of scripts/record_libero"),
+                       FormatError);
 }
 
 int main(int argc, char** argv) {
@@ -259,7 +276,8 @@ int main(int argc, char** argv) {
   if (!fs::exists(folder() / "manifest.json"))
     why = "'" + folder().string() + "' is not there; scripts/setup libero and scripts/convert_libero make it";
   else if (const std::string made = libero::read_manifest(folder()).mujoco; made != mj_versionString())
-    why = "'" + folder().string() + "' was converted with MuJoCo " + made + ", and this is built with " + mj_versionString() + "; the preset libero has that";
+    why = "'" + folder().string() + "' was converted with MuJoCo " + made + ", and this is built with " +
+          mj_versionString() + "; the preset libero has that";
   if (why.empty()) return doctest::Context(argc, argv).run();
   std::printf("skipped: %s\n", why.c_str());
   return 77;

@@ -63,9 +63,17 @@ TEST_CASE("In bfloat16 attention is that of float32, to the rounding of scores")
     return layers::heads_of(at::randn({2, tokens, heads * 16}), 16).to(at::kBFloat16);
   };
   const at::Tensor query = drawn(4, 9), key = drawn(2, 11), value = drawn(2, 11);
-  const at::Tensor wide =
-      layers::attention(query.to(at::kFloat), key.to(at::kFloat), value.to(at::kFloat), {});
-  const at::Tensor rounded = layers::attention(query, key, value, {});
-  CHECK((rounded.scalar_type() == at::kBFloat16));
-  CHECK((rounded.to(at::kFloat) - wide).norm().item<double>() < 0.02 * wide.norm().item<double>());
+  at::Tensor allowed = at::rand({2, 9, 11}) < 0.6;
+  allowed.select(2, 0).fill_(true);
+  const at::Tensor slope = at::randn({2, 9, 4 * 16}).to(at::kBFloat16);
+  const auto wide =
+      all_of(layers::attention, {query.to(at::kFloat), key.to(at::kFloat), value.to(at::kFloat)},
+             layers::additive_mask(allowed, at::kFloat), slope.to(at::kFloat));
+  const auto rounded = all_of(layers::attention_by_products, {query, key, value},
+                              layers::additive_mask(allowed, at::kBFloat16), slope);
+  for (std::size_t i = 0; i < wide.size(); ++i) {
+    CAPTURE(i);
+    CHECK((rounded[i].scalar_type() == at::kBFloat16));
+    CHECK((rounded[i].to(at::kFloat) - wide[i]).norm().item<double>() < 0.02 * wide[i].norm().item<double>());
+  }
 }

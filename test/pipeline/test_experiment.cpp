@@ -132,7 +132,8 @@ TEST_CASE("An existing run is refused unless it is to be overwritten, and nothin
   config = experiment_config<InTurn>(folder, 2);
   CHECK(dvla_test::read_text(folder / "toy/report.json") == "mine");
   config.run.overwrite = true;
-  dvla::run_experiment<InTurn>(config);
+  config.run.quiet = false;
+  CHECK(contains(said([&] { dvla::run_experiment<InTurn>(config); }), "memory that is about to be taken"));
   CHECK(read_json(folder / "toy/report.json")["batches"] == 2);
 }
 

@@ -47,10 +47,14 @@ inline constexpr auto knob_docs<LiberoKnobs> = std::to_array<KnobDoc>({
     {"tasks", "numbers of the suite's tasks, as 0,3; empty = all"},
     {"horizon", "longest episode, settling apart; 0 = the suite's", 0, 10000, "control steps"},
     {"settling", "before an episode, in which nothing is asked for", 0, 1000, "control steps"},
-    {"held_out", "of each task's 50 initial states, the last so many, which training does not begin from", 0, 49},
-    {"placement_seed", "of the resets that place fixtures: 7 as openpi's evaluations, 0 as OpenVLA-OFT's", 0, 7},
+    {"held_out", "of each task's 50 initial states, the last so many, which training does not begin from", 0,
+     49},
+    {"placement_seed", "of the resets that place fixtures: 7 as openpi's evaluations, 0 as OpenVLA-OFT's", 0,
+     7},
     {"camera_pixels", "side of both cameras' frames; 0 = no camera, else at least 16", 0, 1024, "pixels"},
-    {"frames", "rotated by 180 degrees as the published fine-tunes want them, libero as the original gives them, or upright"},
+    {"frames",
+     "rotated by 180 degrees as the published fine-tunes want them, libero as the original gives them, or "
+     "upright"},
     {"rendering", "original, or fast: without multisampling, shadows and reflections"},
 });
 
@@ -65,7 +69,8 @@ inline std::vector<int> libero_tasks(const LiberoKnobs& knobs) {
     const auto [end, wrong] = std::from_chars(word.data(), word.data() + word.size(), number);
     if (wrong != std::errc{} || end != word.data() + word.size() || number < 0 ||
         std::find(tasks.begin(), tasks.end(), number) != tasks.end() || to + 1 == text.size())
-      throw ConfigError("environment.tasks is '", knobs.tasks, "'; it must be numbers of tasks, each once, as 0,3");
+      throw ConfigError("environment.tasks is '", knobs.tasks,
+                        "'; it must be numbers of tasks, each once, as 0,3");
     tasks.push_back(number);
     from = to + 1;
   }
@@ -76,14 +81,16 @@ inline std::vector<int> libero_tasks(const LiberoKnobs& knobs) {
 inline void check(const LiberoKnobs& knobs) {
   (void)libero_tasks(knobs);
   if (knobs.camera_pixels > 0 && knobs.camera_pixels < 16)
-    throw ConfigError("environment.camera_pixels is ", knobs.camera_pixels, "; it must be 0 for no camera, or from 16 to 1024");
+    throw ConfigError("environment.camera_pixels is ", knobs.camera_pixels,
+                      "; it must be 0 for no camera, or from 16 to 1024");
   if (knobs.placement_seed != 0 && knobs.placement_seed != 7)
-    throw ConfigError("environment.placement_seed is ", knobs.placement_seed, "; it must be 0 or 7, of which the folder has poses");
+    throw ConfigError("environment.placement_seed is ", knobs.placement_seed,
+                      "; it must be 0 or 7, of which the folder has poses");
 }
 
 }  // namespace dvla
 
 template <std::same_as<dvla::LiberoKnobs> K>
 struct boost::hana::accessors_impl<K>
-    : dvla::members<&K::environments, &K::converted, &K::suite, &K::tasks, &K::horizon, &K::settling, &K::held_out, &K::placement_seed,
-                    &K::camera_pixels, &K::frames, &K::rendering> {};
+    : dvla::members<&K::environments, &K::converted, &K::suite, &K::tasks, &K::horizon, &K::settling,
+                    &K::held_out, &K::placement_seed, &K::camera_pixels, &K::frames, &K::rendering> {};

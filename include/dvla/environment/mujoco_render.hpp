@@ -141,9 +141,9 @@ struct MujocoLook {
   std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show the first
   bool collision_shapes = true;             ///< geoms of group 0 are drawn
   int geometries = 200;                     ///< at most so many are drawn
-  bool as_the_model = false;                ///< shadow map, multisampling and reflections as the model says; else none
-  bool rows_up = false;                     ///< row 0 is the lowest, as GL has it
-  bool columns_back = false;                ///< column 0 is the rightmost
+  bool as_the_model = false;  ///< shadow map, multisampling and reflections as the model says; else none
+  bool rows_up = false;       ///< row 0 is the lowest, as GL has it
+  bool columns_back = false;  ///< column 0 is the rightmost
 };
 
 /// Draws states of one model. Thread-safe; see the top of the file.
@@ -162,8 +162,9 @@ class MujocoRenderer {
     const std::lock_guard lock(mutex_);
     if (!frames_) {
       const int own_shadows = model_.vis.quality.shadowsize, own_samples = model_.vis.quality.offsamples;
-      frames_ = std::make_unique<Canvas>(model_, pool_, look_, pixels, pixels, look_.as_the_model ? own_shadows : 0,
-                                         look_.as_the_model ? own_samples : 0);
+      frames_ =
+          std::make_unique<Canvas>(model_, pool_, look_, pixels, pixels, look_.as_the_model ? own_shadows : 0,
+                                   look_.as_the_model ? own_samples : 0);
     }
     const Current current(frames_->gl);
     for (const std::int64_t row : rows) {
@@ -210,8 +211,8 @@ class MujocoRenderer {
 
   /// A context with MuJoCo's scene and buffers in it.
   struct Canvas {
-    Canvas(const mjModel& model, std::pmr::memory_resource& pool, const MujocoLook& wanted, int w, int h, int shadow_size,
-           int samples)
+    Canvas(const mjModel& model, std::pmr::memory_resource& pool, const MujocoLook& wanted, int w, int h,
+           int shadow_size, int samples)
         : width(w), height(h), gl(detail::gl_context()) {
       const Current current(gl);
       detail::MujocoMemory::Scope memory(pool);
@@ -269,8 +270,8 @@ class MujocoRenderer {
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
     }
     /// What one camera sees of it, row 0 the lowest.
-    void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h, std::span<std::uint8_t> rgb,
-              const char* caption = nullptr) {
+    void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h,
+              std::span<std::uint8_t> rgb, const char* caption = nullptr) {
       const mjrRect view{0, 0, w, h};
       camera.fixedcamid = cameras[which];
       auto call = [&] {

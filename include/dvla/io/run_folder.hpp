@@ -61,6 +61,11 @@ class FolderLock {
   }
   ~FolderLock() { release(); }
 
+  /// Whether somebody holds the folder now; holds nothing and changes nothing.
+  static bool is_held(const std::filesystem::path& folder) {
+    const auto file = detail::open_file(folder / file_name, O_RDWR | O_NOFOLLOW);
+    return file.is_open() && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  }
   /// By another one.
   bool is_taken() const { return taken_; }
   /// Why nothing is held, though it is free; empty where it is held.
@@ -97,6 +102,10 @@ struct RunFolder {
     return folder / ("hand_overs" + (first_batch > 0 ? "-" + std::to_string(first_batch) : "") + ".json");
   }
 
+  static ConfigError at_work(const std::string& name, const std::filesystem::path& folder) {
+    return ConfigError("run name '" + name + "': another run is at work in '" + folder.string() +
+                       "'; wait until it ends, stop it, or choose another name");
+  }
   /// What open() refuses of a folder that stands there; changes nothing. Returns whether anything is in it.
   static bool check(const std::filesystem::path& root, const std::string& name, RunFolderMode mode) {
     namespace fs = std::filesystem;
@@ -112,6 +121,7 @@ struct RunFolder {
                           "' is not empty; choose another name, or ask to resume or to overwrite it");
       if (!used && mode == RunFolderMode::resume)
         throw ConfigError("run name '" + name + "': there is nothing to resume in '" + folder.string() + "'");
+      if (used && FolderLock::is_held(folder)) throw at_work(name, folder);
       return used;
     } catch (const fs::filesystem_error& error) {
       throw unprepared(folder, error);
@@ -126,9 +136,7 @@ struct RunFolder {
     try {
       fs::create_directories(run.folder);
       run.lock = FolderLock(run.folder);
-      if (run.lock.is_taken())
-        throw ConfigError("run name '" + name + "': another run is at work in '" + run.folder.string() +
-                          "'; wait until it ends, stop it, or choose another name");
+      if (run.lock.is_taken()) throw at_work(name, run.folder);
       if (mode == RunFolderMode::overwrite && used) run.remove_own_files();
       fs::create_directories(run.checkpoint);
       // TensorBoard reads a run's event files in the order of their names.

@@ -224,6 +224,7 @@ struct ModelPlan {
   std::size_t decision_bytes = 0;       ///< of one decision's record
   std::size_t sampling_bytes = 0;       ///< activations of an act with so many rows, at the peak
   std::size_t training_bytes = 0;       ///< of a forward and backward, with what the graph keeps
+  std::size_t cloning_bytes = 0;        ///< of an imitate, where that takes more
   std::vector<std::string> notes{};     ///< for people, a line each: where its weights come from
 };
 template <class Type, class Knobs>

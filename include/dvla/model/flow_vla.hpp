@@ -172,12 +172,18 @@ class FlowVlaBody {
         std::ssize(cameras_) * s.vision.tokens() * (6 * s.vision.width + 2 * s.vision.mlp);
     const std::int64_t matrix = std::max(s.language.width * s.language.mlp, s.vision.width * s.vision.mlp);
     return static_cast<std::size_t>(rows) *
-               (static_cast<std::size_t>(kept + text) * bytes_of(dtype()) +
+               (static_cast<std::size_t>(kept + text + 3 * tower_scores()) * bytes_of(dtype()) +
                 static_cast<std::size_t>(vision + judging()) * 4 + resizing_bytes(spec_, cameras_)) +
            widened_bytes(dtype(), matrix) + wide_bytes(s.vision.width * s.vision.mlp);
   }
   /// The same of a forward and backward pass: what the graph keeps of every layer that something trains in or behind.
-  std::size_t training_bytes(std::int64_t rows) const {
+  std::size_t training_bytes(std::int64_t rows) const { return training_bytes(rows, keeps_prefix_); }
+  /// The same of cloning, which has no decisions and makes the prefix each time.
+  std::size_t cloning_bytes(std::int64_t rows) const { return training_bytes(rows, false); }
+
+ private:
+  /// `kept_before`: the prefix is a decision's.
+  std::size_t training_bytes(std::int64_t rows, bool kept_before) const {
     const auto& s = network_.shape();
     const auto layer = [](const parts::DecoderShape& of, std::int64_t tokens, std::int64_t seen) {
       return tokens * (10 * of.width + 4 * of.mlp + 6 * of.heads * of.head_width) +
@@ -200,29 +206,29 @@ class FlowVlaBody {
     // A value head has the rest of the last language layer computed, beside what other layers keep.
     const std::int64_t judged = values_ > 0 && prefix_trains ? layer(s.language, prefix, prefix) : 0;
     const std::int64_t kept =
-        judged +
-        parameters_.kept_by_layers(
-            s.language.layers, language + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
-            (keeps_prefix_ ? 0 : prefix * s.language.width) + evaluations_ * suffix * s.expert.width);
+        judged + parameters_.kept_by_layers(
+                     s.language.layers,
+                     language + evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats,
+                     (kept_before ? 0 : prefix * s.language.width) + evaluations_ * suffix * s.expert.width);
     const std::int64_t seen = std::ssize(cameras_) * s.vision.tokens(), d = s.vision.width;
     const std::int64_t vision =
         whole ? parameters_.kept_by_layers(s.vision.layers, seen * (12 * d + 3 * s.vision.mlp), seen * d) : 0;
     // For the gradient of what the tower's weights multiply.
     const std::size_t wide =
         whole ? wide_bytes(parameters_.kept_by_layers(s.vision.layers, tower_layer(), 0)) : 0;
+    const std::int64_t scores =
+        whole ? parameters_.kept_by_layers(s.vision.layers, 2 * tower_scores(), 0) : 0;
     const std::size_t graph =
-        wide + static_cast<std::size_t>(rows) * (static_cast<std::size_t>(kept) * bytes_of(dtype()) +
+        wide + static_cast<std::size_t>(rows) * (static_cast<std::size_t>(kept + scores) * bytes_of(dtype()) +
                                                  static_cast<std::size_t>(vision) * 4);
-    if (!keeps_prefix_) return sampling_bytes(rows) + graph;
-    // Cloning and values alone make a prefix, before there is a graph. Of a backward pass one layer's gradients are on their way.
+    if (!kept_before) return sampling_bytes(rows) + graph;
+    // Values alone make a prefix, before there is a graph. Of a backward pass one layer's gradients are on their way.
     const std::int64_t layers = evaluations_ * layer(s.expert, suffix, prefix + suffix) + repeats;
     return std::max(sampling_bytes(rows), graph + widened_bytes(dtype(), s.expert.width * s.expert.mlp) +
                                               static_cast<std::size_t>(rows) *
                                                   (static_cast<std::size_t>(kept_bytes()) +
                                                    static_cast<std::size_t>(layers) * bytes_of(dtype())));
   }
-
- private:
   /// With heads as wide as the checkpoint's own.
   auto shape_of(const FlowVlaKnobs& knobs) const {
     auto shape = Family::shape(knobs);
@@ -301,6 +307,13 @@ class FlowVlaBody {
     if (values_ == 0) return 0;
     return 2 * prefix_tokens() * s.language.width +
            2 * std::accumulate(s.value.begin(), s.value.end(), s.language.width + values_);
+  }
+  /// Numbers of a layer's attention in the vision tower, where it is made by products (layers/attention.hpp).
+  std::int64_t tower_scores() const {
+    const auto& of = network_.shape().vision;
+    return Family::wide_tower || dtype() == Dtype::f32
+               ? 0
+               : std::ssize(cameras_) * of.heads * of.tokens() * of.tokens();
   }
   /// Weights of a layer of the vision tower.
   std::int64_t tower_layer() const {

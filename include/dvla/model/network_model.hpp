@@ -12,7 +12,8 @@
 // - `queries(prefix, n, noise, times)`: [n, queries * outputs] in float32; noise is [n * queries * noise_inputs], or empty;
 // - `forward(observation, rows, noise, times, Outputs)`: both for a backward pass, each unit used once; `actions` and `values`. A head
 //   may give it several times a row, equally many of each, one behind the other;
-// - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`;
+// - `backward_begins(of_values)`, `values(prefix, n)`, `parameters()`, `sampling_bytes(rows)`, `training_bytes(rows)`, and where cloning takes more
+//   `cloning_bytes(rows)`;
 // - where it reads published checkpoints, `notes()` for ModelPlan, `config_text()` and `published()`;
 // - where decisions may hold their prefix (`Decision::prefix`), `kept_bytes()` a decision, 0: they do not; `keep(prefix, rows, field)`,
 //   `kept(field, rows)`, which gives it again, and `forward(prefix, noise, times, Outputs)`.
@@ -80,6 +81,8 @@ class NetworkModel {
     const Network network(knobs, inputs, shape_of(head));
     ModelPlan plan{network.parameters().planned(), record_bytes(layout(head, network, {1})),
                    network.sampling_bytes(sampling_rows), network.training_bytes(training_rows)};
+    if constexpr (requires { network.cloning_bytes(training_rows); })
+      plan.cloning_bytes = network.cloning_bytes(training_rows);
     if constexpr (requires { network.notes(); }) plan.notes = network.notes();
     for (Parameter& each : plan.parameters) each.device = inputs.device;  // the network above is the host's
     return plan;

@@ -308,7 +308,8 @@ std::vector<ChangedKnob> changed_knobs(const Config<Pipeline>& config, const io:
       if (run && among(name, {"name", "folder", "resume", "overwrite", "allow_changes", "quiet"})) continue;
       const bool means =
           run ? name == "reward_scale" || name == "state_statistics" || name.starts_with("action_")
-              : (model && name != "adapters" && !(name == "base_checkpoint" && is_whole(file))) ||
+              : (model && !among(name, {"adapters", "keep_prefix", "gradient_checkpointing"}) &&
+                 !(name == "base_checkpoint" && is_whole(file))) ||
                     (section == environment_slot::name && name != "environments");
       changed.push_back(
           {section + "." + name + " is " + detail::shown(value) + ", and was " + detail::shown(*was), means});

@@ -457,7 +457,11 @@ class Run {
     }
     plan_weights(plan, weights);
     if (job_->rolls_out()) plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
-    if (job_->trains()) plan.add("activations of training", MemoryPlace::model_pool, model.training_bytes);
+    const bool clones =
+        HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0;
+    if (job_->trains())
+      plan.add("activations of training", MemoryPlace::model_pool,
+               std::max(model.training_bytes, clones ? model.cloning_bytes : 0));
     if (broadcasts && !job_->alone()) {
       std::size_t trainable = 0;
       for (const Parameter& each : model.parameters) trainable += each.trainable ? each.bytes() : 0;
@@ -470,12 +474,17 @@ class Run {
         routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
     plan.add("batches in flight", MemoryPlace::environment_pool,
              episode * static_cast<std::size_t>(in_flight * (settings_.staleness() + 1)));
-    if (HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0)
+    if (clones)
       plan.add("demonstrations", MemoryPlace::heap,
                recorded * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
                                                    (job_->rolls_out() ? environments : 0)));
+    // A rank that trains alone is sent all rows of a rollout; a prefix that they keep becomes tensors once more.
+    std::int64_t tested = environments;
+    if (job_->leads())
+      for (std::size_t at = 0; at < job_->roles().rollouts.size(); ++at)
+        tested = std::max(tested, settings_.environments_of(*job_, static_cast<int>(at)));
     plan.add("decisions of the self-test", MemoryPlace::heap,
-             model.decision_bytes * static_cast<std::size_t>(environments));
+             2 * model.decision_bytes * static_cast<std::size_t>(tested));
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
     if (on_plan) on_plan(plan, *job_);

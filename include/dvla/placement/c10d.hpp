@@ -299,8 +299,10 @@ class C10dCluster final : public Cluster {
   /// `work(client)` with a connection to the job's store that nobody else uses meanwhile: a client serialises
   /// its calls, and a waiting one would hold up the rest. Connections are kept: c10d looks up the name of
   /// whoever connects, on either side, which takes seconds where a name server does not answer.
+  /// `known`: whether the client that was taken had been connected before.
   template <class Work, class Late>
-  std::invoke_result_t<Work, const Store&> with_client(std::chrono::nanoseconds limit, Work work, Late late) {
+  std::invoke_result_t<Work, const Store&> with_client(std::chrono::nanoseconds limit, Work work, Late late,
+                                                       bool* known = nullptr) {
     Store client;
     {
       const std::scoped_lock lock(mutex_);
@@ -309,6 +311,7 @@ class C10dCluster final : public Cluster {
         idle_.pop_back();
       }
     }
+    if (known != nullptr) *known = static_cast<bool>(client);
     auto shared = std::make_shared<Store>(std::move(client));
     auto answer = detail::bounded(
         limit,
@@ -330,13 +333,14 @@ class C10dCluster final : public Cluster {
       const std::scoped_lock lock(mutex_);
       if (!gone_.empty()) throw PeerError(gone_);
     }
+    bool known = false;
     try {
       return with_client(
-          limit, [call](const Store& client) { return call(*client); }, late);
+          limit, [call](const Store& client) { return call(*client); }, late, &known);
     } catch (const PeerError& error) {
       const PeerError lost = lost_store(error);
       const std::scoped_lock lock(mutex_);
-      gone_ = lost.what();
+      if (known) gone_ = lost.what();  // a new connection may fail for want of a descriptor or a name
       throw lost;
     }
   }

@@ -27,16 +27,16 @@ struct RecordAbout {
 
 /// Largest differences over a record.
 struct Agreement {
-  int steps = 0;             ///< control steps
-  double positions = 0;      ///< of a joint, m or rad; for a free body's quaternion its numbers
-  double speeds = 0;         ///< m/s or rad/s
-  double observed = 0;       ///< of what LIBERO's users are given
-  int first_apart = 0;       ///< control step in which positions are first further apart than 1e-4; 0: none
-  int successes = 0;         ///< steps in which the original's goal holds
-  int other_successes = 0;   ///< steps in which only one of both says so
-  int images = 0;            ///< of both cameras
-  double pixels = 0;         ///< mean difference of an image, the worst, of 255
-  double pixels_near = 1;    ///< share of an image's numbers that are within 2 of 255, the worst
+  int steps = 0;            ///< control steps
+  double positions = 0;     ///< of a joint, m or rad; for a free body's quaternion its numbers
+  double speeds = 0;        ///< m/s or rad/s
+  double observed = 0;      ///< of what LIBERO's users are given
+  int first_apart = 0;      ///< control step in which positions are first further apart than 1e-4; 0: none
+  int successes = 0;        ///< steps in which the original's goal holds
+  int other_successes = 0;  ///< steps in which only one of both says so
+  int images = 0;           ///< of both cameras
+  double pixels = 0;        ///< mean difference of an image, the worst, of 255
+  double pixels_near = 1;   ///< share of an image's numbers that are within 2 of 255, the worst
 };
 
 class Record {
@@ -45,7 +45,8 @@ class Record {
   explicit Record(const std::filesystem::path& path) : file_(path) {
     const auto& metadata = file_.metadata();
     const auto text = metadata.find("record");
-    if (text == metadata.end()) throw FormatError("'", path.string(), "' is no record of scripts/record_libero");
+    if (text == metadata.end())
+      throw FormatError("'", path.string(), "' is no record of scripts/record_libero");
     try {
       const nlohmann::json json = nlohmann::json::parse(text->second, nullptr, false);
       const JsonObject object(json, {});
@@ -65,12 +66,17 @@ class Record {
 
   /// Plays the record's actions in the scene of its task. Images are drawn where it has some and `draw`.
   Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true) const {
-    const auto positions = rows("qpos", scene.model->nq), speeds = rows("qvel", scene.model->nv), asked = rows("action", actions);
-    const auto start_positions = file_.span<double>("start.qpos"), start_speeds = file_.span<double>("start.qvel");
-    const std::span<const double> fixtures = file_.contains("fixture_poses") ? file_.span<double>("fixture_poses") : std::span<const double>{};
+    const auto positions = rows("qpos", scene.model->nq), speeds = rows("qvel", scene.model->nv),
+               asked = rows("action", actions);
+    const auto start_positions = file_.span<double>("start.qpos"),
+               start_speeds = file_.span<double>("start.qvel");
+    const std::span<const double> fixtures =
+        file_.contains("fixture_poses") ? file_.span<double>("fixture_poses") : std::span<const double>{};
     const std::span<const std::uint8_t> success = file_.span<std::uint8_t>("success");
-    if (positions.size() != speeds.size() || positions.size() != asked.size() || positions.size() != success.size() ||
-        start_positions.size() != static_cast<std::size_t>(scene.model->nq) || start_speeds.size() != static_cast<std::size_t>(scene.model->nv) ||
+    if (positions.size() != speeds.size() || positions.size() != asked.size() ||
+        positions.size() != success.size() ||
+        start_positions.size() != static_cast<std::size_t>(scene.model->nq) ||
+        start_speeds.size() != static_cast<std::size_t>(scene.model->nv) ||
         fixtures.size() != 7 * scene.fixtures.size())
       throw FormatError("'", file_.path().string(), "' has tensors of other sizes than its task");
 
@@ -114,7 +120,8 @@ class Record {
     const std::span<const double> all = file_.span<double>(name);
     const auto size = static_cast<std::size_t>(width);
     if (all.size() % size != 0)
-      throw FormatError("'", file_.path().string(), "' has ", all.size(), " numbers of ", name, ", of which a step has ", width);
+      throw FormatError("'", file_.path().string(), "' has ", all.size(), " numbers of ", name,
+                        ", of which a step has ", width);
     Rows rows;
     for (std::size_t at = 0; at < all.size(); at += size) rows.push_back(all.subspan(at, size));
     return rows;
@@ -130,7 +137,8 @@ class Record {
   }
 
   void observed(const Simulation& simulation, std::size_t i, Agreement& found) const {
-    const Rows position = rows("observed.eef_pos", 3), turn = rows("observed.eef_quat", 4), fingers = rows("observed.gripper_qpos", 2);
+    const Rows position = rows("observed.eef_pos", 3), turn = rows("observed.eef_quat", 4),
+               fingers = rows("observed.gripper_qpos", 2);
     const auto& ours = simulation.felt();
     // robosuite's quaternions are xyzw, and LIBERO's users give their axis times angle.
     const double w = std::clamp(turn.at(i)[3], -1.0, 1.0), sine = std::sqrt(1 - w * w);
@@ -140,7 +148,8 @@ class Record {
       found.observed = std::max(found.observed, std::abs(static_cast<double>(ours[3 + k]) - angle));
     }
     for (std::size_t k = 0; k < 2; ++k)
-      found.observed = std::max(found.observed, std::abs(static_cast<double>(ours[6 + k]) - fingers.at(i)[k]));
+      found.observed =
+          std::max(found.observed, std::abs(static_cast<double>(ours[6 + k]) - fingers.at(i)[k]));
   }
 
   void drawn(Simulation& simulation, MujocoRenderer& renderer, int step, bool draw, Agreement& found) const {
@@ -148,17 +157,20 @@ class Record {
     const std::span<const std::int32_t> steps = file_.span<std::int32_t>("image_step");
     const auto at = std::find(steps.begin(), steps.end(), step);
     if (at == steps.end()) return;
-    const std::size_t size = static_cast<std::size_t>(about.pixels) * static_cast<std::size_t>(about.pixels) * 3;
+    const std::size_t size =
+        static_cast<std::size_t>(about.pixels) * static_cast<std::size_t>(about.pixels) * 3;
     std::vector<std::uint8_t> ours(2 * size);
     const Extents extents{1, about.pixels, about.pixels, 3};
-    const std::array<Field<std::uint8_t>, 2> frames{Field<std::uint8_t>(extents, ours.data()), Field<std::uint8_t>(extents, ours.data() + size)};
+    const std::array<Field<std::uint8_t>, 2> frames{Field<std::uint8_t>(extents, ours.data()),
+                                                    Field<std::uint8_t>(extents, ours.data() + size)};
     constexpr std::int64_t row = 0;
     renderer.frames({&row, 1}, about.pixels, frames, [&](std::int64_t) {
       return std::pair<const mjModel&, mjData&>(simulation.model(), simulation.seen());
     });
     for (std::size_t camera = 0; camera < 2; ++camera) {
-      const auto theirs = file_.span<std::uint8_t>(camera == 0 ? "image.agentview" : "image.robot0_eye_in_hand")
-                              .subspan(static_cast<std::size_t>(at - steps.begin()) * size, size);
+      const auto theirs =
+          file_.span<std::uint8_t>(camera == 0 ? "image.agentview" : "image.robot0_eye_in_hand")
+              .subspan(static_cast<std::size_t>(at - steps.begin()) * size, size);
       std::int64_t sum = 0, near = 0;
       for (std::size_t i = 0; i < size; ++i) {
         const int apart = std::abs(ours[camera * size + i] - theirs[i]);

@@ -44,8 +44,8 @@ class LiberoBatch {
       scenes_.push_back(std::make_unique<const libero::Scene>(
           libero::Scene::open(knobs.converted, manifest, listed, knobs.placement_seed, pool_)));
       if (scenes_.back()->count != states_a_task)
-        throw FormatError("'", knobs.converted, "/", listed.folder, "' has ", scenes_.back()->count, " initial states; LIBERO has ",
-                          states_a_task);
+        throw FormatError("'", knobs.converted, "/", listed.folder, "' has ", scenes_.back()->count,
+                          " initial states; LIBERO has ", states_a_task);
       renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
     }
     rows_.resize(static_cast<std::size_t>(knobs.environments));
@@ -85,11 +85,13 @@ class LiberoBatch {
 
   /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
   std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
-    if (action.extents().rank() != 3 || action.extents()[0] != size() || action.extents()[2] != libero::actions ||
+    if (action.extents().rank() != 3 || action.extents()[0] != size() ||
+        action.extents()[2] != libero::actions ||
         outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
         outcome.terminated.extents() != outcome.reward.extents() ||
         outcome.truncated.extents() != outcome.reward.extents()) {
-      throw Error("LIBERO: step wants action [N,C,", libero::actions, "], reward, terminated and truncated [N,C], N = ", size());
+      throw Error("LIBERO: step wants action [N,C,", libero::actions,
+                  "], reward, terminated and truncated [N,C], N = ", size());
     }
     check(rows, outcome.next);
     rows.for_each([&](std::int64_t index, std::int64_t) {
@@ -109,7 +111,8 @@ class LiberoBatch {
   /// being stepped.
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     libero::Simulation& of = *at(checked_row(row)).played;
-    renderers_[at(row).scene]->picture(of.model(), of.seen(), width, height, rgb, of.scene().instruction.c_str());
+    renderers_[at(row).scene]->picture(of.model(), of.seen(), width, height, rgb,
+                                       of.scene().instruction.c_str());
   }
 
  private:
@@ -128,12 +131,14 @@ class LiberoBatch {
       if (listed.suite == knobs.suite) all.push_back(listed);
     if (all.empty())
       throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.converted,
-                        "' has no task; convert it (scripts/convert_libero), or choose another of spatial, object, goal, 10, 90");
+                        "' has no task; convert it (scripts/convert_libero), or choose another of spatial, "
+                        "object, goal, 10, 90");
     for (const int wanted : libero_tasks(knobs)) {
       const auto found = std::ranges::find(all, wanted, &libero::Listed::task);
       if (found == all.end())
-        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.converted, "' has ", all.size(),
-                          " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ", all.back().task);
+        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.converted, "' has ",
+                          all.size(), " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ",
+                          all.back().task);
       tasks.push_back(*found);
     }
     return tasks.empty() ? all : tasks;
@@ -160,7 +165,8 @@ class LiberoBatch {
     for (std::size_t c = 0; c < cameras.size() && pixels > 0; ++c)
       fits = fits && next.frames[c].extents() == Extents({size(), pixels, pixels, 3});
     if (!fits)
-      throw Error("LIBERO: the observation's fields do not have the extents of observation_layout(spec, {", size(), "})");
+      throw Error("LIBERO: the observation's fields do not have the extents of observation_layout(spec, {",
+                  size(), "})");
   }
 
   /// Makes the row one of a scene: in its default pose, ended.
@@ -181,13 +187,14 @@ class LiberoBatch {
     const auto tasks = std::ssize(scenes_);
     SplitMix64 random(start.seed);
     const auto drawn = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(tasks)));
-    const auto from = static_cast<std::int64_t>(
-        random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
+    const auto from =
+        static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
     const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
                        state = start.case_index >= 0 ? start.case_index / tasks : from;
     detail::MujocoEpisode& episode = row.episode;
     episode.begun = false;
-    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.played) enter(row, number);
+    if (const auto number = static_cast<std::size_t>(task); number != row.scene || !row.played)
+      enter(row, number);
     const libero::Scene& scene = *scenes_[row.scene];
     episode.begin();
     auto call = [&] {

@@ -44,8 +44,8 @@ struct Thing {
   std::string name;
   bool region = false, has_parent = false;
   std::string body, site;
-  std::array<double, 3> size{};     ///< half extents of a region
-  std::vector<std::string> geoms;   ///< that touch; of a region its parent's
+  std::array<double, 3> size{};    ///< half extents of a region
+  std::vector<std::string> geoms;  ///< that touch; of a region its parent's
   std::vector<std::string> joints;
   std::map<std::string, Turn> articulation;
 };
@@ -171,7 +171,8 @@ inline Manifest read_manifest(const std::filesystem::path& folder) {
       each.read("task", listed.task);
       each.read("folder", listed.folder);
       each.read("instruction", listed.instruction);
-      if (const std::filesystem::path path = listed.folder; path.is_absolute() || listed.folder.find("..") != listed.folder.npos)
+      if (const std::filesystem::path path = listed.folder;
+          path.is_absolute() || listed.folder.find("..") != listed.folder.npos)
         throw FormatError("the folder of a task is '", listed.folder, "'; it must lie in this one");
     });
   });
@@ -209,7 +210,8 @@ inline TaskFile read_task(const std::filesystem::path& path) {
           thing.articulation[word] = read_turn(turn);
         });
     });
-    object.each_of("fixtures", [&](const JsonObject& each) { each.read("body", task.fixtures.emplace_back()); });
+    object.each_of("fixtures",
+                   [&](const JsonObject& each) { each.read("body", task.fixtures.emplace_back()); });
     object.each_of("burners", [&](const JsonObject& each) {
       Burner& burner = task.burners.emplace_back();
       each.read("site", burner.site);

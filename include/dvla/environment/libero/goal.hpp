@@ -80,13 +80,15 @@ class Goal {
     Kind kind;
     int thing = 0, other = 0;  ///< bodies, but for a region: there a site
     std::array<mjtNum, 3> size{};
-    std::vector<std::uint8_t> touches{};  ///< [geoms] 1: of the thing, 2: of what it is on; empty where nothing is to touch
+    std::vector<std::uint8_t>
+        touches{};  ///< [geoms] 1: of the thing, 2: of what it is on; empty where nothing is to touch
   };
 
   void add_place(const mjModel& model, const std::string& word, const Thing& thing, const Thing& other) {
     if (thing.region) throw FormatError("its goal has the region ", thing.name, " ", word, " something");
     Place place{other.region ? (word == "in" ? Kind::in_region : Kind::on_region) : Kind::on_object};
-    if (word == "in" && !other.region) throw FormatError("its goal is in ", other.name, ", which is no region");
+    if (word == "in" && !other.region)
+      throw FormatError("its goal is in ", other.name, ", which is no region");
     place.thing = detail::mujoco_id(model, mjOBJ_BODY, thing.body.c_str());
     place.other = other.region ? detail::mujoco_id(model, mjOBJ_SITE, other.site.c_str())
                                : detail::mujoco_id(model, mjOBJ_BODY, other.body.c_str());

@@ -39,15 +39,17 @@ class OscPose {
   };
 
   /// Throws FormatError where the arm is none of seven joints, Error where the model lacks something of it.
-  OscPose(const mjModel& model, const Robot& robot) : site_(detail::mujoco_id(model, mjOBJ_SITE, robot.eef_site.c_str())) {
+  OscPose(const mjModel& model, const Robot& robot)
+      : site_(detail::mujoco_id(model, mjOBJ_SITE, robot.eef_site.c_str())) {
     if (std::size(robot.arm_joints) != joints || std::size(robot.arm_actuators) != joints ||
-        std::size(robot.arm_qpos) != joints || std::size(robot.kp) != controlled || std::size(robot.kd) != controlled ||
-        std::size(robot.input_min) != controlled || std::size(robot.input_max) != controlled ||
-        std::size(robot.output_min) != controlled || std::size(robot.output_max) != controlled)
+        std::size(robot.arm_qpos) != joints || std::size(robot.kp) != controlled ||
+        std::size(robot.kd) != controlled || std::size(robot.input_min) != controlled ||
+        std::size(robot.input_max) != controlled || std::size(robot.output_min) != controlled ||
+        std::size(robot.output_max) != controlled)
       throw FormatError("its robot has another arm than one of ", joints, " joints that a pose steers");
     if (model.nv > most)
-      throw Error("the scene has " + std::to_string(model.nv) + " degrees of freedom; the controller takes up to " +
-                  std::to_string(most));
+      throw Error("the scene has " + std::to_string(model.nv) +
+                  " degrees of freedom; the controller takes up to " + std::to_string(most));
     for (int i = 0; i < joints; ++i) {
       const int joint = detail::mujoco_id(model, mjOBJ_JOINT, robot.arm_joints[at(i)].c_str());
       angle_[at(i)] = model.jnt_qposadr[joint];
@@ -125,8 +127,8 @@ class OscPose {
     // What pulls the arm to its rest, less what of it the effector would feel: N^T p, N^T = 1 - J^T (J X)^-1 X^T.
     mjtNum pull[joints], p[joints], felt[controlled];
     for (int i = 0; i < joints; ++i)
-      pull[i] = rest_stiffness_ * (state.rest[at(i)] - state.angles[at(i)]) -
-                rest_damping_ * state.speeds[at(i)];
+      pull[i] =
+          rest_stiffness_ * (state.rest[at(i)] - state.angles[at(i)]) - rest_damping_ * state.speeds[at(i)];
     mju_mulMatVec(p, state.mass.data(), pull, joints, joints);
     mju_mulMatVec(felt, x, p, controlled, joints);
     mju_cholFactor(inertia, controlled, 0);
@@ -138,8 +140,7 @@ class OscPose {
     for (int i = 0; i < joints; ++i) {
       const int motor = motor_[at(i)];
       const mjtNum* const range = model.actuator_ctrlrange + 2 * motor;
-      data.ctrl[motor] =
-          std::clamp(torque[i] + data.qfrc_bias[speed_[at(i)]] + p[i], range[0], range[1]);
+      data.ctrl[motor] = std::clamp(torque[i] + data.qfrc_bias[speed_[at(i)]] + p[i], range[0], range[1]);
     }
   }
 
@@ -187,9 +188,9 @@ class OscPose {
     const auto on = [&](int i, int j) {
       return 1 - static_cast<double>(q[i] * q[i]) - static_cast<double>(q[j] * q[j]);
     };
-    const mjtNum made[9] = {on(2, 3),        off(1, 2, 3, -1), off(1, 3, 2, 1),   //
-                            off(1, 2, 3, 1), on(1, 3),         off(2, 3, 1, -1),  //
-                            off(1, 3, 2, -1), off(2, 3, 1, 1), on(1, 2)};
+    const mjtNum made[9] = {on(2, 3),         off(1, 2, 3, -1), off(1, 3, 2, 1),   //
+                            off(1, 2, 3, 1),  on(1, 3),         off(2, 3, 1, -1),  //
+                            off(1, 3, 2, -1), off(2, 3, 1, 1),  on(1, 2)};
     mju_copy(matrix, made, 9);
   }
 

@@ -61,14 +61,14 @@ struct Scene {
   std::string suite, instruction;
   int task = 0, horizon = 0, settling = 0, substeps = 0;
   detail::MujocoPointer<mjModel> model;
-  std::int64_t count = 0;            ///< of initial states
-  std::vector<double> states;        ///< [count, 1 + nq + nv]: time, positions, speeds
-  std::vector<double> poses;         ///< [count, fixtures, 7]: position, quaternion wxyz
-  std::vector<int> fixtures;         ///< bodies
+  std::int64_t count = 0;      ///< of initial states
+  std::vector<double> states;  ///< [count, 1 + nq + nv]: time, positions, speeds
+  std::vector<double> poses;   ///< [count, fixtures, 7]: position, quaternion wxyz
+  std::vector<int> fixtures;   ///< bodies
   OscPose arm;
-  OscPose::State rest;               ///< of an arm that was just reset
+  OscPose::State rest;  ///< of an arm that was just reset
   Fingers fingers;
-  int hand = 0;                      ///< the body whose orientation is observed
+  int hand = 0;  ///< the body whose orientation is observed
   Goal goal;
   struct Lit {
     int site;
@@ -78,18 +78,23 @@ struct Scene {
   std::vector<Lit> burners;
 
   /// Initial state i, [1 + nq + nv], and where a reset put the fixtures before it, [fixtures, 7].
-  std::span<const double> state(std::int64_t i) const { return nth(states, i, states.size() / static_cast<std::size_t>(count)); }
+  std::span<const double> state(std::int64_t i) const {
+    return nth(states, i, states.size() / static_cast<std::size_t>(count));
+  }
   std::span<const double> placed(std::int64_t i) const { return nth(poses, i, fixtures.size() * 7); }
 
   /// A task of the folder. `seed`: of the resets whose fixtures' poses it takes. Throws Error or FormatError, which name the file.
-  static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const Listed& listed, int seed,
-                    std::pmr::memory_resource& pool) {
+  static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const Listed& listed,
+                    int seed, std::pmr::memory_resource& pool) {
     const std::filesystem::path at = folder / listed.folder;
     if (manifest.mujoco != mj_versionString())
-      throw Error("'", folder.string(), "' was converted with MuJoCo ", manifest.mujoco, ", and this program has ", mj_versionString(),
-                  ", by which LIBERO's tasks move and look otherwise; build with the former (-DDVLA_MUJOCO_ROOT, docs/libero.md)");
+      throw Error("'", folder.string(), "' was converted with MuJoCo ", manifest.mujoco,
+                  ", and this program has ", mj_versionString(),
+                  ", by which LIBERO's tasks move and look otherwise; build with the former "
+                  "(-DDVLA_MUJOCO_ROOT, docs/libero.md)");
     const TaskFile file = read_task(at / "task.json");
     detail::MujocoPointer<mjModel> model = detail::load_mujoco_file((at / "model.xml").string(), pool);
+    model->narena = std::min<decltype(model->narena)>(model->narena, arena);
     try {
       return Scene(manifest, listed, file, std::move(model), at / "states.safetensors", seed);
     } catch (const FormatError& error) {
@@ -97,14 +102,19 @@ struct Scene {
     }
   }
   /// The same by its number. Throws ConfigError where the folder has none.
-  static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const std::string& suite, int task, int seed,
-                    std::pmr::memory_resource& pool) {
+  static Scene open(const std::filesystem::path& folder, const Manifest& manifest, const std::string& suite,
+                    int task, int seed, std::pmr::memory_resource& pool) {
     for (const Listed& listed : manifest.tasks)
       if (listed.suite == suite && listed.task == task) return open(folder, manifest, listed, seed, pool);
-    throw ConfigError("'", folder.string(), "' has no task ", task, " of the suite ", suite, "; scripts/convert_libero makes it");
+    throw ConfigError("'", folder.string(), "' has no task ", task, " of the suite ", suite,
+                      "; scripts/convert_libero makes it");
   }
 
  private:
+  /// Of a row's contacts, constraints and temporaries. The original's XML asks for 1.2 GiB a simulation; 1 MiB is what episodes with 228
+  /// contacts took. A row that wants more fails, and says so.
+  static constexpr std::size_t arena = std::size_t{16} << 20;
+
   static std::span<const double> nth(std::span<const double> all, std::int64_t i, std::size_t width) {
     return all.subspan(static_cast<std::size_t>(i) * width, width);
   }
@@ -121,20 +131,24 @@ struct Scene {
         hand(detail::mujoco_id(*model, mjOBJ_BODY, manifest.robot.eef_body.c_str())),
         goal(*model, file) {
     const auto known = manifest.horizons.find(suite);
-    if (known == manifest.horizons.end()) throw FormatError("manifest.json knows no horizon of the suite ", suite);
+    if (known == manifest.horizons.end())
+      throw FormatError("manifest.json knows no horizon of the suite ", suite);
     horizon = known->second;
     if (model->nq != file.nq || model->nv != file.nv)
-      throw FormatError("model.xml has ", model->nq, " positions and ", model->nv, " speeds, and by task.json ", file.nq,
-                        " and ", file.nv);
+      throw FormatError("model.xml has ", model->nq, " positions and ", model->nv,
+                        " speeds, and by task.json ", file.nq, " and ", file.nv);
     if (model->opt.timestep != manifest.robot.timestep || substeps < 24)
-      throw FormatError("a control step is ", substeps, " physics steps of ", detail::number_text(model->opt.timestep),
-                        " s; it must be 24 or more, of ", detail::number_text(manifest.robot.timestep), " s");
-    if (model->opt.integrator == mjINT_RK4) throw FormatError("model.xml wants the integrator RK4, which takes no torques of a controller");
-    for (const std::string& body : file.fixtures) fixtures.push_back(detail::mujoco_id(*model, mjOBJ_BODY, body.c_str()));
+      throw FormatError("a control step is ", substeps, " physics steps of ",
+                        detail::number_text(model->opt.timestep), " s; it must be 24 or more, of ",
+                        detail::number_text(manifest.robot.timestep), " s");
+    if (model->opt.integrator == mjINT_RK4)
+      throw FormatError("model.xml wants the integrator RK4, which takes no torques of a controller");
+    for (const std::string& body : file.fixtures)
+      fixtures.push_back(detail::mujoco_id(*model, mjOBJ_BODY, body.c_str()));
     for (const Burner& burner : file.burners)
       burners.push_back({detail::mujoco_id(*model, mjOBJ_SITE, burner.site.c_str()),
-                         JointsAre(*model, burner.joints, burner.turnon, false), static_cast<float>(burner.alpha_off),
-                         static_cast<float>(burner.alpha_on)});
+                         JointsAre(*model, burner.joints, burner.turnon, false),
+                         static_cast<float>(burner.alpha_off), static_cast<float>(burner.alpha_on)});
     read_states(tensors, seed);
     begin(manifest.robot);
   }
@@ -149,8 +163,8 @@ struct Scene {
     count = shape[0];
     const std::span<const double> all = file.span<double>("states"), placed = file.span<double>(name);
     if (placed.size() != static_cast<std::size_t>(count) * fixtures.size() * 7)
-      throw FormatError("states.safetensors has ", placed.size(), " numbers of fixtures' poses, and ", count, " states want ",
-                        static_cast<std::size_t>(count) * fixtures.size() * 7);
+      throw FormatError("states.safetensors has ", placed.size(), " numbers of fixtures' poses, and ", count,
+                        " states want ", static_cast<std::size_t>(count) * fixtures.size() * 7);
     states.assign(all.begin(), all.end());
     poses.assign(placed.begin(), placed.end());
     for (const std::span<const double> each : {all, placed})

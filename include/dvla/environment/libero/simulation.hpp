@@ -49,8 +49,10 @@ class Simulation {
   void begin(std::span<const double> state, std::span<const double> poses, int settling) {
     mj_resetData(&model_, data_.get());
     for (std::size_t i = 0; i < scene_->fixtures.size(); ++i) {
-      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i), 3, body_pos_.begin() + 3 * scene_->fixtures[i]);
-      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i + 3), 4, body_quat_.begin() + 4 * scene_->fixtures[i]);
+      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i), 3,
+                  body_pos_.begin() + 3 * scene_->fixtures[i]);
+      std::copy_n(poses.begin() + static_cast<std::ptrdiff_t>(7 * i + 3), 4,
+                  body_quat_.begin() + 4 * scene_->fixtures[i]);
     }
     data_->time = state[0];
     std::copy_n(state.begin() + 1, model_.nq, data_->qpos);
@@ -104,7 +106,8 @@ class Simulation {
       mj_comPos(&model_, shown_.get());
       mj_camlight(&model_, shown_.get());
     };
-    if (!detail::MujocoGuard::run(call)) throw Error("MuJoCo cannot show a scene: ", detail::MujocoGuard::error());
+    if (!detail::MujocoGuard::run(call))
+      throw Error("MuJoCo cannot show a scene: ", detail::MujocoGuard::error());
     return *shown_;
   }
 
@@ -131,7 +134,8 @@ class Simulation {
   }
   void light() {
     for (const Scene::Lit& burner : scene_->burners)
-      site_rgba_[static_cast<std::size_t>(4 * burner.site + 3)] = burner.on(*data_) ? burner.alpha_on : burner.alpha_off;
+      site_rgba_[static_cast<std::size_t>(4 * burner.site + 3)] =
+          burner.on(*data_) ? burner.alpha_on : burner.alpha_off;
   }
 
   const Scene* scene_;

@@ -121,7 +121,8 @@ class MujocoBatch {
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     Row& of = at(checked_row(row));
     const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
-    renderer_.picture(*model_, *of.data, width, height, rgb, spec_.observation.instructions[sentence].c_str());
+    renderer_.picture(*model_, *of.data, width, height, rgb,
+                      spec_.observation.instructions[sentence].c_str());
   }
 
  private:
@@ -204,7 +205,9 @@ class MujocoBatch {
         },
         [&] { return task_.success(*row.data, row.goal); },
         [&] {
-          return knobs_.dense_reward ? task_.dense_reward(*row.data, row.goal) : row.episode.solved ? 1.0f : 0.0f;
+          return knobs_.dense_reward  ? task_.dense_reward(*row.data, row.goal)
+                 : row.episode.solved ? 1.0f
+                                      : 0.0f;
         },
         [&] { return row.data->time; });
     if (row.episode.failure != nullptr) clear(row);
@@ -218,9 +221,9 @@ class MujocoBatch {
   /// Frames, and what failed.
   void finish(const Rows& rows, const Observation& next) {
     if (knobs_.camera_pixels > 0) {
-      renderer_.frames(rows.indices(), knobs_.camera_pixels, std::span(next.frames).first(1), [&](std::int64_t index) {
-        return std::pair<const mjModel&, mjData&>(*model_, *at(index).data);
-      });
+      renderer_.frames(
+          rows.indices(), knobs_.camera_pixels, std::span(next.frames).first(1),
+          [&](std::int64_t index) { return std::pair<const mjModel&, mjData&>(*model_, *at(index).data); });
     }
     for (const std::int64_t index : rows.indices())
       if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());

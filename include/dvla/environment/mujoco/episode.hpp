@@ -50,7 +50,8 @@ struct MujocoEpisode {
   /// simulation's. Where it failed, `failure` says so, and the caller clears the simulation.
   template <class Control, class Solved, class Reward, class Time>
   void play(Field<float> action, std::int64_t horizon, Field<float> reward, Field<std::uint8_t> terminated,
-            Field<std::uint8_t> truncated, Control control, Solved is_solved, Reward reward_of_step, Time time) {
+            Field<std::uint8_t> truncated, Control control, Solved is_solved, Reward reward_of_step,
+            Time time) {
     constexpr std::int64_t most = 64;
     const std::int64_t chunk = action.extents()[0], dimensions = std::min(action.extents()[1], most);
     made = 0;
@@ -68,7 +69,8 @@ struct MujocoEpisode {
           if (!std::isfinite(value)) return fail("its action is not a finite number", time());
           command[i] = std::clamp(value, -1.0f, 1.0f);
         }
-        if (const char* wrong = control(std::span<const float>(command, static_cast<std::size_t>(dimensions))))
+        if (const char* wrong =
+                control(std::span<const float>(command, static_cast<std::size_t>(dimensions))))
           return fail(wrong, time());
         ++made;
         ++steps;

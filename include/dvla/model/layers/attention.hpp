@@ -55,7 +55,7 @@ inline at::Tensor attention_by_products(const at::Tensor& query, const at::Tenso
 /// another. `mask` is added to the scores, [n or 1, 1, T, S], unless it is undefined. The result is [n, T, h * k].
 inline at::Tensor attention(const at::Tensor& query, at::Tensor key, at::Tensor value,
                             const at::Tensor& mask) {
-  // Torch's fused kernel for a CPU takes 1.7 to 5 times as long there (docs/numbers.md).
+  // Torch's fused kernel for a CPU takes 1.7 to 5 times as long with AVX-512's (docs/numbers.md).
   if (query.scalar_type() == at::kBFloat16 && query.is_cpu() && bf16_instructions() != "none")
     return attention_by_products(query, key, value, mask);
   const std::int64_t shared = query.size(1) / key.size(1);
