@@ -10,12 +10,16 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory_resource>
+#include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "dvla/environment/libero.hpp"
 #include "dvla/environment/libero/agreement.hpp"
+#include "dvla/memory/environment_pool.hpp"
 #include "dvla/testing/environment.hpp"
 #include "test/io/temporary_folder.hpp"
 
@@ -69,6 +73,30 @@ std::string refusal_behind(const fs::path& at, Change change) {
   knobs.converted = at.string();
   return refusal(knobs);
 }
+/// What a batch shows of episodes that begin in all of its rows.
+struct Begun {
+  Begun(LiberoBatch& batch, const std::vector<Start>& starts, int side)
+      : felt(static_cast<std::size_t>(batch.size() * 8)),
+        pixels(static_cast<std::size_t>(2 * batch.size() * side * side * 3)) {
+    const std::int64_t n = batch.size();
+    std::vector<std::int32_t> instruction(static_cast<std::size_t>(n));
+    Observation next;
+    for (std::size_t camera = 0; camera < 2 && side > 0; ++camera)
+      next.frames[camera] =
+          Field<std::uint8_t>(Extents{n, side, side, 3}, pixels.data() + camera * pixels.size() / 2);
+    next.proprioception = Field<float>(Extents{n, 8}, felt.data());
+    next.instruction = Field<std::int32_t>(Extents{n}, instruction.data());
+    Arena arena(1);
+    RowFailures failures(n);
+    std::vector<std::int64_t> all(static_cast<std::size_t>(n));
+    std::iota(all.begin(), all.end(), 0);
+    Rows rows(all, arena, failures);
+    batch.reset(rows, starts, next);
+    for (const std::int64_t row : all) CHECK(failures.why(row) == "");
+  }
+  std::vector<float> felt;
+  std::vector<std::uint8_t> pixels;
+};
 bool contains(const std::string& text, const std::string& part) {
   const bool found = text.find(part) != text.npos;
   if (!found) MESSAGE(text);
@@ -173,27 +201,11 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
        testing::check_environment(batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7}))
     FAIL_CHECK(wrong);
 
-  Arena arena(1);
   std::vector<std::vector<std::uint8_t>> frames;
   for (const LiberoFrames way : {LiberoFrames::libero, LiberoFrames::upright, LiberoFrames::rotated}) {
     knobs.frames = way;
     LiberoBatch turned(knobs, heap());
-    std::vector<std::uint8_t> pixels(2 * 2 * 32 * 32 * 3);
-    std::vector<float> felt(16);
-    std::vector<std::int32_t> instruction(2);
-    Observation next;
-    for (std::size_t camera = 0; camera < 2; ++camera)
-      next.frames[camera] =
-          Field<std::uint8_t>(Extents{2, 32, 32, 3}, pixels.data() + camera * pixels.size() / 2);
-    next.proprioception = Field<float>(Extents{2, 8}, felt.data());
-    next.instruction = Field<std::int32_t>(Extents{2}, instruction.data());
-    RowFailures failures(2);
-    const std::vector<std::int64_t> both{0, 1};
-    Rows rows(both, arena, failures);
-    const std::vector<Start> starts(2, Start{.seed = ~std::uint64_t{0}});
-    turned.reset(rows, starts, next);
-    CHECK(failures.why(0) == "");
-    frames.push_back(pixels);
+    frames.push_back(Begun(turned, std::vector<Start>(2, Start{.seed = ~std::uint64_t{0}}), 32).pixels);
   }
   const auto at = [&](std::size_t way, int row, int column) {
     return frames[way][static_cast<std::size_t>(3 * (32 * row + column))];
@@ -202,14 +214,18 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
   for (int row = 0; row < 32; ++row)
     for (int column = 0; column < 32; ++column) {
       CHECK(at(0, row, column) == at(1, 31 - row, column));
-      CHECK(at(0, row, column) == at(2, row, 31 - column));
+      CHECK(at(0, row, column) ==
+            at(2, 31 - row, 31 - column));  // [::-1, ::-1], as openpi and OpenVLA-OFT turn them
       textured = textured || at(0, row, column) != at(0, 31 - row, column);
     }
   CHECK(textured);
 }
 
-TEST_CASE("cases are task x state, each once; training begins from states that are not held out") {
+TEST_CASE(
+    "cases are task x state, each once; training begins from states that are not held out, and nothing else "
+    "does") {
   LiberoKnobs knobs = small();
+  knobs.environments = 1;
   LiberoBatch batch(knobs, heap());
   const auto tasks = std::ssize(batch.observation_spec().instructions);
   CHECK(batch.cases() == 50 * tasks);
@@ -217,6 +233,51 @@ TEST_CASE("cases are task x state, each once; training begins from states that a
   CHECK(batch.horizon() == libero::read_manifest(folder()).horizons.at(knobs.suite));
   knobs.horizon = 7;
   CHECK(LiberoBatch::spec(knobs).horizon == 7);
+
+  const auto felt_of = [](LiberoBatch& of, const Start& start) { return Begun(of, {start}, 0).felt; };
+  std::set<std::vector<float>> cases;
+  for (std::int64_t index = 0; index < 50; ++index)
+    cases.insert(felt_of(batch, {.case_index = index * tasks}));
+  CHECK(cases.size() == 50);
+  knobs.held_out = 49;  // training has one state of a task, all else the others
+  knobs.tasks = std::to_string(libero::read_manifest(folder()).tasks.front().task);
+  LiberoBatch apart(knobs, heap());
+  const std::vector<float> first = felt_of(apart, {.case_index = 0});
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    CHECK(felt_of(apart, {.seed = seed, .training = true}) == first);
+    CHECK(felt_of(apart, {.seed = seed, .training = false}) != first);
+  }
+}
+
+TEST_CASE("an episode ends by the horizon, and several tasks share a batch") {
+  LiberoKnobs knobs = small();
+  knobs.horizon = 4;
+  const auto play = [&] {
+    LiberoBatch batch(knobs, heap());
+    return testing::check_environment(batch, {.most_steps = 8, .largest_proprioception = 7});
+  };
+  for (const std::string& wrong : play()) FAIL_CHECK(wrong);
+  std::map<std::string, int> by_suite;
+  for (const libero::Listed& listed : libero::read_manifest(folder()).tasks) ++by_suite[listed.suite];
+  for (const auto& [suite, tasks] : by_suite) {
+    if (tasks < 2) continue;
+    knobs.suite = suite;
+    for (const std::string& wrong : play()) FAIL_CHECK(wrong);
+    return;
+  }
+  FAIL("no suite of the folder has two tasks");
+}
+
+TEST_CASE("64 rows take little of a pool, and one that is too small is said before anything starts") {
+  LiberoKnobs knobs = small();
+  knobs.tasks = std::to_string(libero::read_manifest(folder()).tasks.front().task);
+  knobs.environments = 64;
+  EnvironmentPool pool(std::size_t{2} << 30);
+  const LiberoBatch batch(knobs, pool);
+  CHECK(pool.report().in_use < (std::size_t{300} + 64 * 20) << 20);
+  EnvironmentPool narrow(std::size_t{400} << 20);
+  CHECK_THROWS_WITH_AS(LiberoBatch(knobs, narrow),
+                       doctest::Contains("the environment pool is too small: 64 environments"), Error);
 }
 
 TEST_CASE("a folder that is none, or another's, is one sentence") {

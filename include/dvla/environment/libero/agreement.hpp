@@ -56,6 +56,8 @@ class Record {
       object.read("task", about.task);
       object.read("state", about.state);
       object.read("pixels", about.pixels);
+      if (about.pixels < 16 || about.pixels > 1024)
+        throw FormatError("its field 'pixels' is ", about.pixels, "; it must be from 16 to 1024");
       if (object.has("gl")) object.object("gl").read("version", about.gl);
     } catch (const FormatError& error) {
       throw FormatError("'", path.string(), "': ", error.what());
@@ -65,7 +67,9 @@ class Record {
   RecordAbout about;
 
   /// Plays the record's actions in the scene of its task. Images are drawn where it has some and `draw`.
-  Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true) const {
+  /// `as_often`: as Simulation's.
+  Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true,
+                    bool as_often = false) const {
     const auto positions = rows("qpos", scene.model->nq), speeds = rows("qvel", scene.model->nv),
                asked = rows("action", actions);
     const auto start_positions = file_.span<double>("start.qpos"),
@@ -81,7 +85,7 @@ class Record {
       throw FormatError("'", file_.path().string(), "' has tensors of other sizes than its task");
 
     Agreement found;
-    Simulation simulation(scene, pool, 1);
+    Simulation simulation(scene, pool, 1, as_often);
     std::vector<double> state{0};
     state.insert(state.end(), start_positions.begin(), start_positions.end());
     state.insert(state.end(), start_speeds.begin(), start_speeds.end());
@@ -126,6 +130,14 @@ class Record {
     for (std::size_t at = 0; at < all.size(); at += size) rows.push_back(all.subspan(at, size));
     return rows;
   }
+  /// Row i of a tensor that has one more than there are steps.
+  std::span<const double> row(const char* name, std::size_t i, std::size_t width) const {
+    const std::span<const double> all = file_.span<double>(name);
+    if (all.size() < (i + 1) * width)
+      throw FormatError("'", file_.path().string(), "' has ", all.size(), " numbers of ", name,
+                        ", too few for step ", i);
+    return all.subspan(i * width, width);
+  }
   /// NaN counts as infinitely far.
   static double distance(std::span<const double> ours, std::span<const double> theirs) {
     double most = 0;
@@ -137,19 +149,19 @@ class Record {
   }
 
   void observed(const Simulation& simulation, std::size_t i, Agreement& found) const {
-    const Rows position = rows("observed.eef_pos", 3), turn = rows("observed.eef_quat", 4),
-               fingers = rows("observed.gripper_qpos", 2);
-    const auto& ours = simulation.felt();
+    const std::span<const double> position = row("observed.eef_pos", i, 3),
+                                  turn = row("observed.eef_quat", i, 4),
+                                  fingers = row("observed.gripper_qpos", i, 2);
     // robosuite's quaternions are xyzw, and LIBERO's users give their axis times angle.
-    const double w = std::clamp(turn.at(i)[3], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+    const double w = std::clamp(turn[3], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+    std::array<double, proprioception> theirs{}, ours{};
     for (std::size_t k = 0; k < 3; ++k) {
-      found.observed = std::max(found.observed, std::abs(static_cast<double>(ours[k]) - position.at(i)[k]));
-      const double angle = sine == 0 ? 0 : turn[i][k] * 2 * std::acos(w) / sine;
-      found.observed = std::max(found.observed, std::abs(static_cast<double>(ours[3 + k]) - angle));
+      theirs[k] = position[k];
+      theirs[3 + k] = sine == 0 ? 0 : turn[k] * 2 * std::acos(w) / sine;
     }
-    for (std::size_t k = 0; k < 2; ++k)
-      found.observed =
-          std::max(found.observed, std::abs(static_cast<double>(ours[6 + k]) - fingers.at(i)[k]));
+    std::copy_n(fingers.begin(), 2, theirs.begin() + 6);
+    std::ranges::copy(simulation.felt(), ours.begin());
+    found.observed = std::max(found.observed, distance(ours, theirs));
   }
 
   void drawn(Simulation& simulation, MujocoRenderer& renderer, int step, bool draw, Agreement& found) const {
@@ -168,9 +180,12 @@ class Record {
       return std::pair<const mjModel&, mjData&>(simulation.model(), simulation.seen());
     });
     for (std::size_t camera = 0; camera < 2; ++camera) {
-      const auto theirs =
-          file_.span<std::uint8_t>(camera == 0 ? "image.agentview" : "image.robot0_eye_in_hand")
-              .subspan(static_cast<std::size_t>(at - steps.begin()) * size, size);
+      const std::span<const std::uint8_t> all =
+          file_.span<std::uint8_t>(camera == 0 ? "image.agentview" : "image.robot0_eye_in_hand");
+      if (all.size() != steps.size() * size)
+        throw FormatError("'", file_.path().string(), "' has ", all.size(), " bytes of images, and ",
+                          steps.size(), " of ", about.pixels, " pixels are ", steps.size() * size);
+      const auto theirs = all.subspan(static_cast<std::size_t>(at - steps.begin()) * size, size);
       std::int64_t sum = 0, near = 0;
       for (std::size_t i = 0; i < size; ++i) {
         const int apart = std::abs(ours[camera * size + i] - theirs[i]);

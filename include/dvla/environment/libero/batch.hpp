@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <memory_resource>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -50,6 +51,7 @@ class LiberoBatch {
     }
     rows_.resize(static_cast<std::size_t>(knobs.environments));
     for (Row& row : rows_) enter(row, 0);
+    if (knobs.camera_pixels > 0) try_drawing();
   }
   static EnvironmentSpec spec(const LiberoKnobs& knobs) {
     const libero::Manifest manifest = libero::read_manifest(knobs.converted);
@@ -110,9 +112,12 @@ class LiberoBatch {
   /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
   /// being stepped.
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
-    libero::Simulation& of = *at(checked_row(row)).played;
-    renderers_[at(row).scene]->picture(of.model(), of.seen(), width, height, rgb,
-                                       of.scene().instruction.c_str());
+    const Row& of = at(checked_row(row));
+    if (!of.played)
+      throw Error("LIBERO: row ", row, " has no simulation, since its last reset failed; reset it");
+    const std::lock_guard lock(drawing_);
+    renderers_[of.scene]->picture(of.played->model(), of.played->seen(), width, height, rgb,
+                                  of.played->scene().instruction.c_str());
   }
 
  private:
@@ -149,7 +154,7 @@ class LiberoBatch {
             .collision_shapes = false,
             .geometries = 1000,
             .as_the_model = original,
-            .rows_up = knobs.frames != LiberoFrames::upright,
+            .rows_up = knobs.frames == LiberoFrames::libero,
             .columns_back = knobs.frames == LiberoFrames::rotated};
   }
 
@@ -187,8 +192,11 @@ class LiberoBatch {
     const auto tasks = std::ssize(scenes_);
     SplitMix64 random(start.seed);
     const auto drawn = static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(tasks)));
-    const auto from =
-        static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(states_a_task - knobs_.held_out)));
+    // What is held out is what other episodes than training's begin from.
+    const bool other = knobs_.held_out > 0 && !start.training;
+    const std::int64_t first = other ? states_a_task - knobs_.held_out : 0,
+                       states = other ? knobs_.held_out : states_a_task - knobs_.held_out;
+    const auto from = first + static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(states)));
     const std::int64_t task = start.case_index >= 0 ? start.case_index % tasks : drawn,
                        state = start.case_index >= 0 ? start.case_index / tasks : from;
     detail::MujocoEpisode& episode = row.episode;
@@ -231,9 +239,26 @@ class LiberoBatch {
 
   /// Frames, and what failed.
   void finish(const Rows& rows, const Observation& next) {
-    for (std::size_t number = 0; number < scenes_.size() && knobs_.camera_pixels > 0; ++number) {
+    if (knobs_.camera_pixels > 0) draw(rows.indices(), next);
+    for (const std::int64_t index : rows.indices())
+      if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
+  }
+
+  /// A frame of each camera, so that a driver that refuses does so before anything starts.
+  void try_drawing() {
+    const Extents extents{size(), knobs_.camera_pixels, knobs_.camera_pixels, 3};
+    std::vector<std::uint8_t> pixels(static_cast<std::size_t>(extents.count()));
+    Observation seen;
+    for (std::size_t camera = 0; camera < cameras.size(); ++camera)
+      seen.frames[camera] = Field<std::uint8_t>(extents, pixels.data());
+    constexpr std::int64_t first = 0;
+    draw({&first, 1}, seen);
+  }
+  void draw(std::span<const std::int64_t> rows, const Observation& next) {
+    const std::lock_guard lock(drawing_);
+    for (std::size_t number = 0; number < scenes_.size(); ++number) {
       std::vector<std::int64_t> here;
-      for (const std::int64_t index : rows.indices())
+      for (const std::int64_t index : rows)
         if (at(index).scene == number && at(index).played) here.push_back(index);
       if (here.empty()) continue;
       renderers_[number]->frames(here, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
@@ -242,8 +267,6 @@ class LiberoBatch {
                                    return std::pair<const mjModel&, mjData&>(of.model(), of.seen());
                                  });
     }
-    for (const std::int64_t index : rows.indices())
-      if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
   }
 
   LiberoKnobs knobs_;
@@ -252,6 +275,7 @@ class LiberoBatch {
   std::vector<std::unique_ptr<const libero::Scene>> scenes_;
   std::vector<std::unique_ptr<MujocoRenderer>> renderers_;
   std::vector<Row> rows_;
+  std::mutex drawing_;
 };
 
 }  // namespace dvla

@@ -174,6 +174,9 @@ inline Manifest read_manifest(const std::filesystem::path& folder) {
       if (const std::filesystem::path path = listed.folder;
           path.is_absolute() || listed.folder.find("..") != listed.folder.npos)
         throw FormatError("the folder of a task is '", listed.folder, "'; it must lie in this one");
+      const auto known = manifest.horizons.find(listed.suite);
+      if (known == manifest.horizons.end() || known->second < 1)
+        throw FormatError("it gives no horizon of the suite '", listed.suite, "', of which it has tasks");
     });
   });
   return manifest;

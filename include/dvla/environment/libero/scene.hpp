@@ -130,10 +130,7 @@ struct Scene {
         fingers(*model, manifest.robot),
         hand(detail::mujoco_id(*model, mjOBJ_BODY, manifest.robot.eef_body.c_str())),
         goal(*model, file) {
-    const auto known = manifest.horizons.find(suite);
-    if (known == manifest.horizons.end())
-      throw FormatError("manifest.json knows no horizon of the suite ", suite);
-    horizon = known->second;
+    horizon = manifest.horizons.at(suite);
     if (model->nq != file.nq || model->nv != file.nv)
       throw FormatError("model.xml has ", model->nq, " positions and ", model->nv,
                         " speeds, and by task.json ", file.nq, " and ", file.nv);

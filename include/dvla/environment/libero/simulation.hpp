@@ -26,16 +26,17 @@ inline constexpr int proprioception = 8;  ///< grip site (m), hand's axis times 
 /// One thread at a time. begin() and control() call MuJoCo, so they run where its errors are guarded.
 class Simulation {
  public:
-  /// In the model's default pose. `scene` and `pool`, of which `rows` such take their memory, must outlive this.
-  Simulation(const Scene& scene, std::pmr::memory_resource& pool, std::int64_t rows)
+  /// In the model's default pose. `scene` and `pool`, of which `rows` such take their memory, must outlive this. `as_often`: a physics step
+  /// evaluates the model as often as the original does, which to the last bits is another start for the solver, and three times the work.
+  Simulation(const Scene& scene, std::pmr::memory_resource& pool, std::int64_t rows, bool as_often = false)
       : scene_(&scene),
-        pool_(&pool),
-        rows_(rows),
+        as_often_(as_often),
         model_(*scene.model),
         body_pos_(model_.body_pos, model_.body_pos + 3 * model_.nbody),
         body_quat_(model_.body_quat, model_.body_quat + 4 * model_.nbody),
         site_rgba_(model_.site_rgba, model_.site_rgba + 4 * model_.nsite),
         data_(detail::make_mujoco_data(model_, pool, rows)),
+        shown_(detail::make_mujoco_data(with_arena(model_, std::size_t{1} << 20), pool, rows)),
         seen_(data_->qpos, data_->qpos + model_.nq) {
     model_.body_pos = body_pos_.data();
     model_.body_quat = body_quat_.data();
@@ -61,7 +62,7 @@ class Simulation {
     fingers_ = {};
     mj_forward(&model_, data_.get());
     light();
-    look_at_poses();
+    look_at_poses();  // fresh in all
     look_at_fingers();
     constexpr double waiting[actions] = {0, 0, 0, 0, 0, 0, -1};
     for (int i = 0; i < settling; ++i) control(waiting);
@@ -70,12 +71,17 @@ class Simulation {
   /// One control step. Actions are clipped to [-1, 1]; of the gripper's only the sign counts.
   void control(std::span<const double> action) {
     for (int i = 1; i <= scene_->substeps; ++i) {
-      mj_step1(&model_, data_.get());
+      if (!as_often_) {
+        mj_step1(&model_, data_.get());
+      } else {
+        mj_forward(&model_, data_.get());
+        if (!arm_.measured) mj_forward(&model_, data_.get());
+      }
       if (i == 1) scene_->arm.aim(model_, *data_, arm_, action.first(6));
       scene_->arm.drive(model_, *data_, arm_);
       scene_->fingers.drive(model_, *data_, fingers_, action[6]);
       if (i == seen_before) look_at_poses();
-      mj_step2(&model_, data_.get());
+      as_often_ ? mj_step(&model_, data_.get()) : mj_step2(&model_, data_.get());
       if (i == seen_before) look_at_fingers();
     }
     light();
@@ -99,7 +105,6 @@ class Simulation {
 
   /// What frames show: the positions that were seen, with poses of bodies, cameras and lights. Throws Error.
   mjData& seen() {
-    if (!shown_) shown_ = detail::make_mujoco_data(model_, *pool_, rows_);
     std::ranges::copy(seen_, shown_->qpos);
     auto call = [&] {
       mj_kinematics(&model_, shown_.get());
@@ -112,10 +117,16 @@ class Simulation {
   }
 
  private:
+  static mjModel with_arena(mjModel model, std::size_t bytes) {
+    model.narena = static_cast<decltype(model.narena)>(bytes);
+    return model;
+  }
   static constexpr int seen_before = 24;  // this physics step of a control step
 
   void look_at_poses() {
     std::copy_n(data_->qpos, model_.nq, seen_.begin());
+    // A burner is seen as it was behind the step before.
+    for (std::size_t i = 0; i < lit_.size(); ++i) site_rgba_[alpha(i)] = lit_[i];
     mjtNum turn[3];
     axis_angle(data_->xquat + 4 * scene_->hand, turn);
     for (int i = 0; i < 3; ++i) {
@@ -132,23 +143,28 @@ class Simulation {
     const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
     for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
   }
+  /// Which burners the next look sees.
   void light() {
-    for (const Scene::Lit& burner : scene_->burners)
-      site_rgba_[static_cast<std::size_t>(4 * burner.site + 3)] =
-          burner.on(*data_) ? burner.alpha_on : burner.alpha_off;
+    for (std::size_t i = 0; i < lit_.size(); ++i) {
+      const Scene::Lit& burner = scene_->burners[i];
+      lit_[i] = burner.on(*data_) ? burner.alpha_on : burner.alpha_off;
+    }
+  }
+  std::size_t alpha(std::size_t burner) const {
+    return static_cast<std::size_t>(4 * scene_->burners[burner].site + 3);
   }
 
   const Scene* scene_;
-  std::pmr::memory_resource* pool_;
-  std::int64_t rows_;
+  bool as_often_;
   mjModel model_;  // the scene's, but for the three below, which a reset or a burner changes
   std::vector<mjtNum> body_pos_, body_quat_;
   std::vector<float> site_rgba_;
-  detail::MujocoPointer<mjData> data_, shown_;  // the second is made with the first frame
+  detail::MujocoPointer<mjData> data_, shown_;
   OscPose::State arm_;
   Fingers::State fingers_{};
   std::array<float, proprioception> felt_{};
-  std::vector<mjtNum> seen_;  // positions
+  std::vector<mjtNum> seen_;                                             // positions
+  std::vector<float> lit_ = std::vector<float>(scene_->burners.size());  // alphas behind the last step
 };
 
 }  // namespace dvla::libero
