@@ -201,7 +201,7 @@ TEST_CASE_TEMPLATE("The plan's items are the bytes that shapes, precision and sc
     CHECK(bytes("activations of training") > 0);
     CHECK(bytes("batches in flight") > 0);
     CHECK(bytes("decisions of the self-test") ==
-          static_cast<std::size_t>(run.config().environment.environments) *
+          2 * static_cast<std::size_t>(run.config().environment.environments) *
               dvla::record_bytes(run.model().decision_layout({1})));
 
     // What was taken by now: all of the weights' kinds, and nothing else to speak of.
