@@ -333,6 +333,7 @@ TEST_CASE("a record that is none is one sentence") {
 }
 
 int main(int argc, char** argv) {
+  ::setenv("MUJOCO_GL", "osmesa", /*overwrite=*/0);  // which drew the records' images
   std::string why;
   if (!fs::exists(folder() / "manifest.json"))
     why = "'" + folder().string() + "' is not there; scripts/setup libero and scripts/convert_libero make it";
