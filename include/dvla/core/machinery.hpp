@@ -3,7 +3,8 @@
 //     template <class Task, class Pipeline>
 //     struct machinery<MuJoCo<Task>, Pipeline> { using type = MujocoBatch<Task>; };
 // A user's policy that specialises nothing is its own machinery. Asking for the machinery of a descriptor
-// whose header is not included fails with one sentence, from the descriptor's member template `missing`. Naming, composing and describing need no machinery.
+// whose header is not included fails with one sentence, from the descriptor's member template `missing`.
+// Naming, composing and describing need no machinery.
 #pragma once
 
 #include <concepts>

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "dvla/core/error.hpp"
+#include "dvla/environment/libero/batch.hpp"
 #include "dvla/environment/libero/simulation.hpp"
-#include "dvla/environment/mujoco_render.hpp"
 #include "dvla/io/safetensors.hpp"
 
 namespace dvla::libero {
@@ -91,12 +91,7 @@ class Record {
     state.insert(state.end(), start_speeds.begin(), start_speeds.end());
     guarded([&] { simulation.begin(state, fixtures, 0); });
     observed(simulation, 0, found);
-    MujocoRenderer renderer(*scene.model, pool,
-                            {.cameras = {"agentview", "robot0_eye_in_hand"},
-                             .collision_shapes = false,
-                             .geometries = 1000,
-                             .as_the_model = true,
-                             .rows_up = true});
+    MujocoRenderer renderer(*scene.model, pool, LiberoBatch::look({.frames = LiberoFrames::libero}));
     drawn(simulation, renderer, 0, draw, found);
     for (std::size_t i = 0; i < asked.size(); ++i) {
       guarded([&] { simulation.control(asked[i]); });
@@ -153,12 +148,10 @@ class Record {
                                   turn = row("observed.eef_quat", i, 4),
                                   fingers = row("observed.gripper_qpos", i, 2);
     // robosuite's quaternions are xyzw, and LIBERO's users give their axis times angle.
-    const double w = std::clamp(turn[3], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+    const mjtNum quaternion[4] = {turn[3], turn[0], turn[1], turn[2]};
     std::array<double, proprioception> theirs{}, ours{};
-    for (std::size_t k = 0; k < 3; ++k) {
-      theirs[k] = position[k];
-      theirs[3 + k] = sine == 0 ? 0 : turn[k] * 2 * std::acos(w) / sine;
-    }
+    std::ranges::copy(position, theirs.begin());
+    axis_angle(quaternion, theirs.data() + 3);
     std::copy_n(fingers.begin(), 2, theirs.begin() + 6);
     std::ranges::copy(simulation.felt(), ours.begin());
     found.observed = std::max(found.observed, distance(ours, theirs));

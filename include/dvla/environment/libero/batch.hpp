@@ -39,32 +39,20 @@ class LiberoBatch {
   /// Everything that stays comes from `environment_pool`, which must outlive the batch. Throws ConfigError on knobs out of range, Error
   /// and FormatError on a folder that is none.
   LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool)
-      : knobs_(detail::checked(knobs)), pool_(environment_pool), spec_(spec(knobs)) {
-    const libero::Manifest manifest = libero::read_manifest(knobs.converted);
-    for (const libero::Listed& listed : chosen(manifest, knobs)) {
-      scenes_.push_back(std::make_unique<const libero::Scene>(
-          libero::Scene::open(knobs.converted, manifest, listed, knobs.placement_seed, pool_)));
-      if (scenes_.back()->count != states_a_task)
-        throw FormatError("'", knobs.converted, "/", listed.folder, "' has ", scenes_.back()->count,
-                          " initial states; LIBERO has ", states_a_task);
-      renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
-    }
-    rows_.resize(static_cast<std::size_t>(knobs.environments));
-    for (Row& row : rows_) enter(row, 0);
-    if (knobs.camera_pixels > 0) try_drawing();
-  }
+      : LiberoBatch(knobs, environment_pool, libero::read_manifest(detail::checked(knobs).converted)) {}
   static EnvironmentSpec spec(const LiberoKnobs& knobs) {
-    const libero::Manifest manifest = libero::read_manifest(knobs.converted);
-    EnvironmentSpec spec{{{}, libero::proprioception, {}}, {libero::actions}, knobs.horizon};
-    for (const libero::Listed& listed : chosen(manifest, knobs)) {
-      spec.observation.instructions.push_back(listed.instruction);
-      if (knobs.horizon == 0) spec.horizon = manifest.horizons.at(listed.suite);
-    }
-    if (knobs.camera_pixels > 0)
-      for (const char* camera : cameras)
-        spec.observation.cameras.push_back({camera, knobs.camera_pixels, knobs.camera_pixels});
-    spec.cases = std::ssize(spec.observation.instructions) * states_a_task;
-    return spec;
+    return spec(knobs, libero::read_manifest(knobs.converted));
+  }
+
+  /// How frames are drawn under these knobs.
+  static MujocoLook look(const LiberoKnobs& knobs) {
+    const bool original = knobs.rendering == LiberoRendering::original;
+    return {.cameras = {cameras.begin(), cameras.end()},
+            .collision_shapes = false,
+            .geometries = 1000,
+            .as_the_model = original,
+            .rows_up = knobs.frames == LiberoFrames::libero,
+            .columns_back = knobs.frames == LiberoFrames::rotated};
   }
 
   std::int64_t size() const { return knobs_.environments; }
@@ -87,14 +75,7 @@ class LiberoBatch {
 
   /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
   std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
-    if (action.extents().rank() != 3 || action.extents()[0] != size() ||
-        action.extents()[2] != libero::actions ||
-        outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
-        outcome.terminated.extents() != outcome.reward.extents() ||
-        outcome.truncated.extents() != outcome.reward.extents()) {
-      throw Error("LIBERO: step wants action [N,C,", libero::actions,
-                  "], reward, terminated and truncated [N,C], N = ", size());
-    }
+    detail::check_step([] { return std::string("LIBERO"); }, size(), libero::actions, action, outcome);
     check(rows, outcome.next);
     rows.for_each([&](std::int64_t index, std::int64_t) {
       advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),
@@ -121,6 +102,34 @@ class LiberoBatch {
   }
 
  private:
+  LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool,
+              const libero::Manifest& manifest)
+      : knobs_(knobs), pool_(environment_pool), spec_(spec(knobs, manifest)) {
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      scenes_.push_back(std::make_unique<const libero::Scene>(
+          libero::Scene::open(knobs.converted, manifest, listed, knobs.placement_seed, pool_)));
+      if (scenes_.back()->count != states_a_task)
+        throw FormatError("'", knobs.converted, "/", listed.folder, "' has ", scenes_.back()->count,
+                          " initial states; LIBERO has ", states_a_task);
+      renderers_.push_back(std::make_unique<MujocoRenderer>(*scenes_.back()->model, pool_, look(knobs)));
+    }
+    rows_.resize(static_cast<std::size_t>(knobs.environments));
+    for (Row& row : rows_) enter(row, 0);
+    if (knobs.camera_pixels > 0) try_drawing();
+  }
+  static EnvironmentSpec spec(const LiberoKnobs& knobs, const libero::Manifest& manifest) {
+    EnvironmentSpec spec{{{}, libero::proprioception, {}}, {libero::actions}, knobs.horizon};
+    for (const libero::Listed& listed : chosen(manifest, knobs)) {
+      spec.observation.instructions.push_back(listed.instruction);
+      if (knobs.horizon == 0) spec.horizon = manifest.horizons.at(listed.suite);
+    }
+    if (knobs.camera_pixels > 0)
+      for (const char* camera : cameras)
+        spec.observation.cameras.push_back({camera, knobs.camera_pixels, knobs.camera_pixels});
+    spec.cases = std::ssize(spec.observation.instructions) * states_a_task;
+    return spec;
+  }
+
   struct alignas(64) Row {
     std::size_t scene = 0;
     std::unique_ptr<libero::Simulation> played;
@@ -148,16 +157,6 @@ class LiberoBatch {
     }
     return tasks.empty() ? all : tasks;
   }
-  static MujocoLook look(const LiberoKnobs& knobs) {
-    const bool original = knobs.rendering == LiberoRendering::original;
-    return {.cameras = {cameras.begin(), cameras.end()},
-            .collision_shapes = false,
-            .geometries = 1000,
-            .as_the_model = original,
-            .rows_up = knobs.frames == LiberoFrames::libero,
-            .columns_back = knobs.frames == LiberoFrames::rotated};
-  }
-
   std::int64_t checked_row(std::int64_t row) const {
     if (row >= 0 && row < size()) return row;
     throw Error("LIBERO: there is no row ", row, " among ", size());

@@ -23,6 +23,12 @@ namespace dvla::libero {
 inline constexpr int actions = 7;         ///< position (3), orientation (3), gripper; 1 closes it
 inline constexpr int proprioception = 8;  ///< grip site (m), hand's axis times angle (rad), fingers (m)
 
+/// robosuite's quat2axisangle, of a quaternion wxyz: axis times angle, which lies in [0, 2 pi].
+inline void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
+  const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
+  for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
+}
+
 /// One thread at a time. begin() and control() call MuJoCo, so they run where its errors are guarded.
 class Simulation {
  public:
@@ -137,11 +143,6 @@ class Simulation {
   void look_at_fingers() {
     for (std::size_t i = 0; i < Fingers::count; ++i)
       felt_[6 + i] = static_cast<float>(data_->qpos[scene_->fingers.position(i)]);
-  }
-  /// robosuite's quat2axisangle: the angle in [0, 2 pi].
-  static void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
-    const mjtNum w = std::clamp(quaternion[0], -1.0, 1.0), sine = std::sqrt(1 - w * w);
-    for (int i = 0; i < 3; ++i) turn[i] = sine == 0 ? 0 : quaternion[1 + i] * 2 * std::acos(w) / sine;
   }
   /// Which burners the next look sees.
   void light() {

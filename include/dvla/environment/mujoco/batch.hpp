@@ -87,14 +87,7 @@ class MujocoBatch {
 
   /// Actions outside of [-1, 1] are clamped.
   std::int64_t step(Rows& rows, Field<float> action, const Outcome& outcome) {
-    if (action.extents().rank() != 3 || action.extents()[0] != size() ||
-        action.extents()[2] != Task::actions ||
-        outcome.reward.extents() != Extents({size(), action.extents()[1]}) ||
-        outcome.terminated.extents() != outcome.reward.extents() ||
-        outcome.truncated.extents() != outcome.reward.extents()) {
-      throw Error(label() + ": step wants action [N,C," + std::to_string(Task::actions) +
-                  "], reward, terminated and truncated [N,C], N = " + std::to_string(size()));
-    }
+    detail::check_step(label, size(), Task::actions, action, outcome);
     check(rows, outcome.next);
     rows.for_each([&](std::int64_t index, std::int64_t) {
       advance(at(index), action.at(index), outcome.reward.at(index), outcome.terminated.at(index),

@@ -9,11 +9,24 @@
 #include <span>
 #include <string>
 
+#include "dvla/core/error.hpp"
 #include "dvla/core/field.hpp"
 #include "dvla/core/text.hpp"
+#include "dvla/environment/concept.hpp"
 #include "dvla/environment/mujoco/guard.hpp"
 
 namespace dvla::detail {
+
+/// Throws Error, which begins with who(), where a step's fields have other extents than [rows, C, actions] and [rows, C].
+template <class Who>
+void check_step(Who who, std::int64_t rows, int actions, const Field<float>& action, const Outcome& outcome) {
+  if (action.extents().rank() != 3 || action.extents()[0] != rows || action.extents()[2] != actions ||
+      outcome.reward.extents() != Extents({rows, action.extents()[1]}) ||
+      outcome.terminated.extents() != outcome.reward.extents() ||
+      outcome.truncated.extents() != outcome.reward.extents())
+    throw Error(who(), ": step wants action [N,C,", actions,
+                "], reward, terminated and truncated [N,C], N = ", rows);
+}
 
 struct MujocoEpisode {
   std::int64_t steps = 0;  ///< control steps of this episode
