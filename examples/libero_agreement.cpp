@@ -3,7 +3,7 @@
 // and motion), and says a line for each. The exit code is 1 where a position is further off than 1e-4 within the first 100
 // control steps, success differs, or an image is further off than 0.5 of 255 in its mean, or 2 in 1 of 1000 of its numbers.
 //
-// --as-often before the folder: the model is evaluated as often in a physics step as the original does it. --any-mujoco: although this is built with another MuJoCo than it was converted with, to see what that changes.
+// --any-mujoco before the folder: although this is built with another MuJoCo than it was converted with, to see what that changes.
 //
 //   .venv-libero/bin/python scripts/record_libero /tmp/spatial_0 --suite spatial --task 0
 //   build/libero/examples/libero_agreement libero /tmp/spatial_0
@@ -18,10 +18,10 @@
 
 int main(int count, char** words) {
   try {
-    bool any = false, as_often = false;
-    for (; count > 1 && std::string_view(words[1]).starts_with("--"); --count, ++words) {
-      any = any || std::string_view(words[1]) == "--any-mujoco";
-      as_often = as_often || std::string_view(words[1]) == "--as-often";
+    bool any = false;
+    if (count > 1 && std::string_view(words[1]) == "--any-mujoco") {
+      any = true;
+      --count, ++words;
     }
     if (count < 3)
       throw dvla::ConfigError(
@@ -37,7 +37,7 @@ int main(int count, char** words) {
       const dvla::libero::Record record(words[i]);
       const dvla::libero::Scene scene =
           dvla::libero::Scene::open(words[1], manifest, record.about.suite, record.about.task, 7, pool);
-      const dvla::libero::Agreement found = record.compare(scene, pool, /*draw=*/true, as_often);
+      const dvla::libero::Agreement found = record.compare(scene, pool);
       const bool near = (found.first_apart == 0 || found.first_apart > 100) && found.other_successes == 0 &&
                         found.pixels <= 0.5 && found.pixels_near >= 0.999;
       agrees = agrees && near;

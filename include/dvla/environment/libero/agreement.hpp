@@ -67,9 +67,7 @@ class Record {
   RecordAbout about;
 
   /// Plays the record's actions in the scene of its task. Images are drawn where it has some and `draw`.
-  /// `as_often`: as Simulation's.
-  Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true,
-                    bool as_often = false) const {
+  Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true) const {
     const auto positions = rows("qpos", scene.model->nq), speeds = rows("qvel", scene.model->nv),
                asked = rows("action", actions);
     const auto start_positions = file_.span<double>("start.qpos"),
@@ -85,7 +83,7 @@ class Record {
       throw FormatError("'", file_.path().string(), "' has tensors of other sizes than its task");
 
     Agreement found;
-    Simulation simulation(scene, pool, 1, as_often);
+    Simulation simulation(scene, pool, 1);
     std::vector<double> state{0};
     state.insert(state.end(), start_positions.begin(), start_positions.end());
     state.insert(state.end(), start_speeds.begin(), start_speeds.end());
