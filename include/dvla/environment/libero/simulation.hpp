@@ -5,6 +5,11 @@
 // A control step is 25 physics steps of 2 ms; before each the controller makes torques. What an action is answered with was seen
 // when robosuite looks: poses and frames as before the 24th physics step, the fingers behind it. Whether the goal holds is
 // asked behind the last.
+//
+// The original evaluates the model three times a physics step: a forward before the controller, one that the controller asks for, and
+// the step's own. What the first two leave for the third is the solver's start, which is to the last bits another where they are left
+// out, and contacts amplify that. Here positions and speeds are evaluated once, and constraints solved twice: before the controller, with
+// the torques of the step before, and behind it (docs/libero.md, agreement).
 #pragma once
 
 #include <algorithm>
@@ -32,11 +37,9 @@ inline void axis_angle(const mjtNum quaternion[4], mjtNum turn[3]) {
 /// One thread at a time. begin() and control() call MuJoCo, so they run where its errors are guarded.
 class Simulation {
  public:
-  /// In the model's default pose. `scene` and `pool`, of which `rows` such take their memory, must outlive this. `as_often`: a physics step
-  /// evaluates the model as often as the original does, which to the last bits is another start for the solver, and three times the work.
-  Simulation(const Scene& scene, std::pmr::memory_resource& pool, std::int64_t rows, bool as_often = false)
+  /// In the model's default pose. `scene` and `pool`, of which `rows` such take their memory, must outlive this.
+  Simulation(const Scene& scene, std::pmr::memory_resource& pool, std::int64_t rows)
       : scene_(&scene),
-        as_often_(as_often),
         model_(*scene.model),
         body_pos_(model_.body_pos, model_.body_pos + 3 * model_.nbody),
         body_quat_(model_.body_quat, model_.body_quat + 4 * model_.nbody),
@@ -44,6 +47,7 @@ class Simulation {
         data_(detail::make_mujoco_data(model_, pool, rows)),
         shown_(detail::make_mujoco_data(with_arena(model_, std::size_t{1} << 20), pool, rows)),
         seen_(data_->qpos, data_->qpos + model_.nq) {
+    model_.opt.disableflags |= mjDSBL_SENSOR;  // nothing reads them
     model_.body_pos = body_pos_.data();
     model_.body_quat = body_quat_.data();
     model_.site_rgba = site_rgba_.data();
@@ -97,17 +101,15 @@ class Simulation {
   /// One control step. Actions are clipped to [-1, 1]; of the gripper's only the sign counts.
   void control(std::span<const double> action) {
     for (int i = 1; i <= scene_->substeps; ++i) {
-      if (!as_often_) {
-        mj_step1(&model_, data_.get());
-      } else {
-        mj_forward(&model_, data_.get());
-        if (!arm_.measured) mj_forward(&model_, data_.get());
-      }
+      mj_step1(&model_, data_.get());
+      mj_fwdActuation(&model_, data_.get());
+      mj_fwdAcceleration(&model_, data_.get());
+      mj_fwdConstraint(&model_, data_.get());
       if (i == 1) scene_->arm.aim(model_, *data_, arm_, action.first(6));
       scene_->arm.drive(model_, *data_, arm_);
       scene_->fingers.drive(model_, *data_, fingers_, action[6]);
       if (i == seen_before) look_at_poses();
-      as_often_ ? mj_step(&model_, data_.get()) : mj_step2(&model_, data_.get());
+      mj_step2(&model_, data_.get());
       if (i == seen_before) look_at_fingers();
     }
     light();
@@ -179,7 +181,6 @@ class Simulation {
   }
 
   const Scene* scene_;
-  bool as_often_;
   mjModel model_;  // the scene's, but for the three below, which a reset or a burner changes
   std::vector<mjtNum> body_pos_, body_quat_;
   std::vector<float> site_rgba_;
