@@ -45,7 +45,8 @@ std::string began(const Agreement& found) {
   if (found.began == Agreement::Part::none) return "";
   constexpr const char* parts[] = {"", "controller", "contact", "integrator"};
   std::string text = parts[static_cast<int>(found.began)];
-  if (found.began_at > 0) text += ", step " + std::to_string(found.began_at) + number(": %.1e", found.began_by);
+  if (found.began_at > 0)
+    text += ", step " + std::to_string(found.began_at) + number(": %.1e", found.began_by);
   if (found.itself > 0) text += number(", %.1e from itself", found.itself);
   return text;
 }
@@ -64,7 +65,8 @@ int main(int count, char** words) {
     int near = 0, otherwise = 0;
     std::map<std::string, Seen> predicates;
     std::puts(
-        "| record | state | steps | qpos | observed | first step beyond 1e-4 | one step alone | controller alone | "
+        "| record | state | steps | qpos | observed | first step beyond 1e-4 | one step alone | controller "
+        "alone | "
         "success | other | images: mean of 255; within 2 | what is beyond began in |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|---|");
     for (int i = first + 1; i < count; ++i) {
@@ -90,7 +92,8 @@ int main(int count, char** words) {
     }
     const int records = count - first - 1;
     std::printf(
-        "\n%d of %d stay within 1e-4 for 100 steps; %d differ in success, atoms, burners, the controller alone or images; "
+        "\n%d of %d stay within 1e-4 for 100 steps; %d differ in success, atoms, burners, the controller "
+        "alone or images; "
         "predicates seen true and false: %s; only one of both: %s\n",
         near, records, otherwise, listed(predicates, true).c_str(), listed(predicates, false).c_str());
     return 10 * near >= 9 * records && otherwise == 0 ? 0 : 1;

@@ -37,22 +37,23 @@ struct Agreement {
   static constexpr double exact = 1e-9;  ///< of what is made of the same numbers
   static constexpr double nudge = 1e-12;
 
-  int steps = 0;            ///< control steps
-  double positions = 0;     ///< of a joint, m or rad; for a free body's quaternion its numbers
-  double speeds = 0;        ///< m/s or rad/s
-  double observed = 0;      ///< of what LIBERO's users are given
-  double controls = 0;      ///< in the last physics step of a control step: torques, N m, and fingers' targets, m
-  double burners = 0;       ///< alphas
-  int first_apart = 0;      ///< control step in which positions are first further apart than `near`; 0: none
-  int successes = 0;        ///< steps in which the original's goal holds
+  int steps = 0;         ///< control steps
+  double positions = 0;  ///< of a joint, m or rad; for a free body's quaternion its numbers
+  double speeds = 0;     ///< m/s or rad/s
+  double observed = 0;   ///< of what LIBERO's users are given
+  double controls = 0;  ///< in the last physics step of a control step: torques, N m, and fingers' targets, m
+  double burners = 0;   ///< alphas
+  int first_apart = 0;  ///< control step in which positions are first further apart than `near`; 0: none
+  int successes = 0;    ///< steps in which the original's goal holds
   int other_successes = 0;  ///< steps in which only one of both says so
   std::vector<int> atoms;   ///< of the goal: steps in which each holds in the original
   int other_atoms = 0;      ///< as other_successes, summed over the atoms
 
-  double alone = 0;   ///< positions behind a step alone
-  int alone_at = 0;   ///< in this step
-  double aimed = 0;   ///< behind a step alone: goals of position (m) and orientation (a matrix's numbers), fingers' targets
-  int substeps = 0;   ///< physics steps that are recorded, each played alone
+  double alone = 0;  ///< positions behind a step alone
+  int alone_at = 0;  ///< in this step
+  double aimed =
+      0;  ///< behind a step alone: goals of position (m) and orientation (a matrix's numbers), fingers' targets
+  int substeps = 0;     ///< physics steps that are recorded, each played alone
   double measured = 0;  ///< what the controller has before one: poses, speeds, Jacobian, mass matrix, bias
   double torques = 0;   ///< what it makes of that, N m
   double moved = 0;     ///< positions behind one, with the record's torques
@@ -116,6 +117,9 @@ class Record {
 
   /// Plays the record's actions in the scene of its task. Images are drawn where it has some and `draw`. Throws Error or FormatError.
   Agreement compare(const Scene& scene, std::pmr::memory_resource& pool, bool draw = true) const {
+    if (scene.suite != about.suite || scene.task != about.task)
+      throw Error("'", file_.path().string(), "' is of task ", about.task, " of the suite ", about.suite,
+                  ", and the scene of ", scene.task, " of ", scene.suite);
     const Steps theirs(*this, scene);
     const std::span<const std::uint8_t> success = file_.span<std::uint8_t>("success"),
                                         atoms = file_.span<std::uint8_t>("goal_atoms");
@@ -152,8 +156,8 @@ class Record {
         found.other_atoms += scene.goal.holds(atom, simulation.data()) != holds;
       }
       for (std::size_t burner = 0; burner < burners; ++burner)
-        found.burners = std::max<double>(
-            found.burners, std::abs(simulation.lit()[burner] - alphas[i * burners + burner]));
+        found.burners = std::max<double>(found.burners,
+                                         std::abs(simulation.lit()[burner] - alphas[i * burners + burner]));
       observed(simulation, i + 1, found);
 
       if (i > 0) alone.put(theirs.behind(i - 1));
@@ -280,7 +284,9 @@ class Record {
         mj_forward(&model, data.get());
         scene.arm.drive(model, *data, arm);
       });
-      const auto off = [&](auto& numbers, const char* name) { return distance(numbers.data(), part(numbers, name)); };
+      const auto off = [&](auto& numbers, const char* name) {
+        return distance(numbers.data(), part(numbers, name));
+      };
       double measured = std::max({off(arm.position, "eef_pos"), off(arm.orientation, "eef_mat"),
                                   off(arm.velocity, "eef_pos_vel"), off(arm.turning, "eef_ori_vel"),
                                   off(arm.angles, "joint_pos"), off(arm.speeds, "joint_vel"),
@@ -316,7 +322,8 @@ class Record {
       found.began_at = wrong_at;
       found.began_by = std::max({found.aimed, found.measured, found.torques});
     } else {
-      if (found.began_at > 0) found.itself = from_itself(alone, theirs, static_cast<std::size_t>(found.began_at - 1));
+      if (found.began_at > 0)
+        found.itself = from_itself(alone, theirs, static_cast<std::size_t>(found.began_at - 1));
       const bool undefined = found.began_by <= Agreement::exact || 10 * found.itself >= found.began_by;
       found.began = undefined ? Agreement::Part::contact : Agreement::Part::integrator;
     }

@@ -63,8 +63,7 @@ class Goal {
         const auto turn = of.articulation.find(word);
         if (turn == of.articulation.end())
           throw FormatError("its goal '", word, " ", of.name, "' has no joint position to be decided by");
-        atoms_.emplace_back(
-            JointsAre(model, of.joints, turn->second, word == "close" || word == "turnoff"));
+        atoms_.emplace_back(JointsAre(model, of.joints, turn->second, word == "close" || word == "turnoff"));
       }
     }
     if (task.goal.empty()) throw FormatError("it has no goal");
