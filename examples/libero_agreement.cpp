@@ -65,10 +65,10 @@ int main(int count, char** words) {
     int near = 0, otherwise = 0;
     std::map<std::string, Seen> predicates;
     std::puts(
-        "| record | state | steps | qpos | observed | first step beyond 1e-4 | one step alone | controller "
-        "alone | "
-        "success | other | images: mean of 255; within 2 | what is beyond began in |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|");
+        "| record | state | steps | qpos | qvel | ctrl | observed | first step beyond 1e-4 | one step alone "
+        "| "
+        "controller alone | success | other | images: mean of 255; within 2 | what is beyond began in |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for (int i = first + 1; i < count; ++i) {
       const dvla::libero::Record record(words[i]);
       const auto& about = record.about;
@@ -83,11 +83,13 @@ int main(int count, char** words) {
         seen.yes = seen.yes || found.atoms[atom] > 0;
         seen.no = seen.no || found.atoms[atom] < found.steps;
       }
-      std::printf("| %s | %d | %d | %.2e | %.2e | %s | %.1e | %.1e | %d | %d | %.4f; %.5f | %s |\n",
-                  std::filesystem::path(words[i]).stem().c_str(), about.state, found.steps, found.positions,
-                  found.observed, found.first_apart == 0 ? "" : std::to_string(found.first_apart).c_str(),
-                  found.alone, std::max({found.aimed, found.measured, found.torques}), found.successes, other,
-                  found.pixels, found.pixels_near, began(found).c_str());
+      std::printf(
+          "| %s | %d | %d | %.2e | %.1e | %.1e | %.2e | %s | %.1e | %.1e | %d | %d | %.4f; %.5f | %s |\n",
+          std::filesystem::path(words[i]).stem().c_str(), about.state, found.steps, found.positions,
+          found.speeds, found.controls, found.observed,
+          found.first_apart == 0 ? "" : std::to_string(found.first_apart).c_str(), found.alone,
+          std::max({found.aimed, found.measured, found.torques}), found.successes, other, found.pixels,
+          found.pixels_near, began(found).c_str());
       std::fflush(stdout);
     }
     const int records = count - first - 1;
