@@ -66,6 +66,7 @@ inline GlContext egl_context() {
   const auto create = symbol<void* (*)(void*, void*, void*, const int*)>(egl, "eglCreateContext");
   const auto destroy = symbol<unsigned (*)(void*, void*)>(egl, "eglDestroyContext");
   const auto make_current = symbol<unsigned (*)(void*, void*, void*, void*)>(egl, "eglMakeCurrent");
+  const auto release = symbol<unsigned (*)()>(egl, "eglReleaseThread");
   using Devices = unsigned (*)(int, void**, int*);
   using Platform = void* (*)(unsigned, void*, const int*);
   const auto devices = reinterpret_cast<Devices>(address("eglQueryDevicesEXT"));
@@ -96,6 +97,8 @@ inline GlContext egl_context() {
     return [=](bool current) {
       if (make_current(display, nullptr, nullptr, current ? context.get() : nullptr) == 0 && current)
         throw Error("EGL could not make its context current");
+      // What EGL keeps of a thread must not go with the thread: at the program's end that is beside EGL's own end, and frees twice.
+      if (!current) release();
     };
   }
   throw Error(
