@@ -77,7 +77,7 @@ std::string refusal_behind(const fs::path& at, Change change) {
 }
 /// What a batch shows of episodes that begin in all of its rows.
 struct Begun {
-  Begun(LiberoBatch& batch, const std::vector<Start>& starts, int side)
+  Begun(LiberoBatch& batch, const std::vector<Start>& starts, int side, int threads = 1)
       : felt(static_cast<std::size_t>(batch.size() * 8)),
         pixels(static_cast<std::size_t>(2 * batch.size() * side * side * 3)) {
     const std::int64_t n = batch.size();
@@ -88,7 +88,7 @@ struct Begun {
           Field<std::uint8_t>(Extents{n, side, side, 3}, pixels.data() + camera * pixels.size() / 2);
     next.proprioception = Field<float>(Extents{n, 8}, felt.data());
     next.instruction = Field<std::int32_t>(Extents{n}, instruction.data());
-    Arena arena(1);
+    Arena arena(threads);
     RowFailures failures(n);
     std::vector<std::int64_t> all(static_cast<std::size_t>(n));
     std::iota(all.begin(), all.end(), 0);
@@ -251,6 +251,33 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
       textured = textured || at(0, row, column) != at(0, 31 - row, column);
     }
   CHECK(textured);
+
+  knobs.drawn_at_once = 2;
+  LiberoBatch two(knobs, heap());
+  CHECK(Begun(two, std::vector<Start>(2, Start{.seed = ~std::uint64_t{0}}), 32, 2).pixels == frames[2]);
+}
+
+TEST_CASE("what success depends on is said: simulator, settling, both horizons, frames and who draws them") {
+  LiberoKnobs knobs = small();
+  const auto said = [&](const std::string& name) {
+    for (const auto& [each, words] : LiberoBatch::conventions(knobs))
+      if (each == name) return words;
+    return std::string();
+  };
+  const libero::Manifest manifest = libero::read_manifest(folder());
+  const std::string own = std::to_string(manifest.horizons.at(knobs.suite));
+  CHECK(said("simulator") == std::string("MuJoCo ") + mj_versionString());
+  CHECK(contains(said("settling"), "2 control steps"));
+  CHECK(contains(said("horizon"), own + " control steps behind settling, the suite's"));
+  CHECK(said("frames") == "none");
+  CHECK(said("rendering") == "");
+  knobs.horizon = 37;
+  knobs.camera_pixels = 16;
+  CHECK(contains(said("horizon"), "37 control steps"));
+  CHECK(contains(said("horizon"), "the suite's: " + own));
+  CHECK(contains(said("frames"), "180 degrees"));
+  LiberoBatch batch(knobs, heap());
+  CHECK(contains(said("rendering"), "original, by "));
 }
 
 TEST_CASE(

@@ -3,13 +3,19 @@
 // works.
 #include <doctest/doctest.h>
 
+#include <array>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory_resource>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "dvla/core/random.hpp"
 #include "dvla/environment/mujoco.hpp"
 #include "dvla/environment/mujoco_render.hpp"
 #include "dvla/testing/environment.hpp"
@@ -115,6 +121,20 @@ TEST_CASE("pictures of any size, from any thread, and a clear error when the buf
   CHECK_THROWS_WITH_AS(environment.render(0, 5000, 1, small), doctest::Contains("1 .. 4096"), Error);
 }
 
+TEST_CASE("where EGL cannot draw, OSMesa does, and it is said") {
+  // In a program of its own: a process keeps its back end.
+  const std::string command = "env -u MUJOCO_GL __EGL_VENDOR_LIBRARY_FILENAMES=/dev/null '" +
+                              std::filesystem::canonical("/proc/self/exe").string() +
+                              "' '--test-case=pictures of any size*' 2>&1";
+  std::FILE* const run = popen(command.c_str(), "r");
+  REQUIRE(run != nullptr);
+  std::string said;
+  for (char piece[256]; std::fgets(piece, sizeof piece, run) != nullptr;) said += piece;
+  CAPTURE(said);
+  CHECK(pclose(run) == 0);
+  CHECK(said.find("OSMesa draws, on the CPU, because EGL does not") != said.npos);
+}
+
 TEST_CASE("drawing gives all of its memory back to the environment pool") {
   class Ledger : public std::pmr::memory_resource {
    public:
@@ -139,4 +159,93 @@ TEST_CASE("drawing gives all of its memory back to the environment pool") {
     CHECK(pool.held > without);
   }
   CHECK(pool.held == 0);
+}
+
+TEST_CASE("what no camera sees is not drawn, and no pixel is another for it; rows may be drawn at once") {
+  // A mirror, things around the camera on all sides, before and behind each other, some of them glass.
+  std::string text = R"(<mujoco><visual><quality offsamples="4" shadowsize="256"/></visual>
+    <asset><material name="mirror" reflectance="0.5"/>
+    <texture type="skybox" builtin="gradient" rgb1="0.3 0.5 0.7" rgb2="0 0 0" width="64" height="64"/></asset>
+    <worldbody><light pos="0 0 3" castshadow="false"/>
+    <body mocap="true"><camera name="eye" fovy="50"/></body>
+    <geom type="box" size="0.3 0.4 0.02" pos="0.2 0.3 -0.5" material="mirror"/>
+    <geom type="box" size="0.5 0.5 0.02" pos="-0.7 -0.5 -0.6" material="mirror"/>)";
+  SplitMix64 random(7);
+  const auto between = [&](float low, float high) { return std::to_string(random.uniform(low, high)); };
+  constexpr std::array<const char*, 5> kinds = {"box", "sphere", "capsule", "cylinder", "ellipsoid"};
+  for (int i = 0; i < 60; ++i)
+    text += std::string("<geom type=\"") + kinds[static_cast<std::size_t>(i) % 5] + "\" size=\"" +
+            between(0.02f, 0.1f) + " " + between(0.02f, 0.1f) + " " + between(0.02f, 0.1f) + "\" pos=\"" +
+            between(-1, 1) + " " + between(-1, 1) + " " + between(-1, 1) + "\" euler=\"" + between(0, 180) +
+            " " + between(0, 180) + " 0\" rgba=\"" + between(0, 1) + " " + between(0, 1) + " " +
+            between(0, 1) + (i % 7 == 0 ? " 0.4" : " 1") + "\"/>";
+  text += "</worldbody></mujoco>";
+  const auto model = detail::load_mujoco_model("a room", text, heap());
+  constexpr int pixels = 48, views = 40;
+  std::vector<detail::MujocoPointer<mjData>> states;
+  for (int i = 0; i < views; ++i) {
+    states.push_back(detail::make_mujoco_data(*model, heap(), 1));
+    mjData& data = *states.back();
+    for (int k = 0; k < 3; ++k) data.mocap_pos[k] = random.uniform(-0.4f, 0.4f);
+    for (int k = 0; k < 4; ++k) data.mocap_quat[k] = random.uniform(-1.0f, 1.0f);
+    mju_normalize4(data.mocap_quat);
+    mj_kinematics(model.get(), &data);
+    mj_comPos(model.get(), &data);
+    mj_camlight(model.get(), &data);
+  }
+  constexpr std::size_t frame = std::size_t{pixels} * pixels * 3;
+  std::vector<std::uint8_t> plain(views * frame), alone(views * frame), beside(views * frame);
+  {
+    const detail::GlContext gl = detail::gl_context();
+    gl(true);
+    mjModel look = *model;
+    look.vis.global.offwidth = look.vis.global.offheight = pixels;
+    mjvScene scene;
+    mjrContext context;
+    mjvOption option;
+    mjvCamera camera;
+    mjv_defaultScene(&scene);
+    mjr_defaultContext(&context);
+    mjv_defaultOption(&option);
+    mjv_defaultCamera(&camera);
+    camera.type = mjCAMERA_FIXED;
+    camera.fixedcamid = 0;
+    mjv_makeScene(model.get(), &scene, 200);
+    mjr_makeContext(&look, &context, mjFONTSCALE_100);
+    mjr_setBuffer(mjFB_OFFSCREEN, &context);
+    int of_all = 0, seen = 0, mirrors = 0;
+    for (std::size_t i = 0; i < views; ++i) {
+      mjv_updateScene(model.get(), states[i].get(), &option, nullptr, &camera, mjCAT_ALL, &scene);
+      const std::span<const mjvGeom> shapes(scene.geoms, static_cast<std::size_t>(scene.ngeom));
+      const detail::MujocoInView view(scene, shapes, pixels, pixels);
+      for (const mjvGeom& shape : shapes) seen += view.sees(*model, shape);
+      of_all += scene.ngeom;
+      mirrors += view.sees_mirror();
+      mjr_render({0, 0, pixels, pixels}, &scene, &context);
+      mjr_readPixels(plain.data() + i * frame, nullptr, {0, 0, pixels, pixels}, &context);
+    }
+    MESSAGE("in view: " << seen << " of " << of_all << " shapes; the mirror in " << mirrors << " of "
+                        << views);
+    CHECK(seen < of_all / 2);
+    CHECK(mirrors > 2);
+    CHECK(mirrors < views - 2);
+    mjr_freeContext(&context);
+    mjv_freeScene(&scene);
+    gl(false);
+  }
+  MujocoRenderer renderer(*model, heap(),
+                          {.cameras = {"eye"}, .as_the_model = true, .rows_up = true, .at_once = 2});
+  const auto draw = [&](std::vector<std::uint8_t>& into, int threads) {
+    const Field<std::uint8_t> all(Extents{views, pixels, pixels, 3}, into.data());
+    std::vector<std::jthread> drawing;
+    for (int thread = 0; thread < threads; ++thread)
+      drawing.emplace_back([&, thread] {
+        for (int i = thread; i < views; i += threads)
+          renderer.frames(i, pixels, std::span(&all, 1), *model, *states[static_cast<std::size_t>(i)]);
+      });
+  };
+  draw(alone, 1);
+  draw(beside, 3);
+  CHECK(alone == plain);
+  CHECK(beside == plain);
 }

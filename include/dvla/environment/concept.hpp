@@ -13,6 +13,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "dvla/core/arena.hpp"
 #include "dvla/core/error.hpp"
@@ -131,6 +133,16 @@ void check_specs(const Type& environment, std::string_view name) {
 template <class Type, class Knobs>
 concept HasStaticSpec = requires(const Knobs& knobs) {
   { Type::spec(knobs) } -> std::convertible_to<EnvironmentSpec>;
+};
+
+/// What success depends on beside the policy, each with a name and in words.
+using Conventions = std::vector<std::pair<std::string, std::string>>;
+
+/// An environment whose `Type::conventions(knobs)` says how it plays, for report.json, the page and the plan. A rank that only trains
+/// asks too.
+template <class Type, class Knobs>
+concept HasConventions = requires(const Knobs& knobs) {
+  { Type::conventions(knobs) } -> std::convertible_to<Conventions>;
 };
 
 /// An environment that can show a scripted expert's action for a row's current state: used for warm starts.

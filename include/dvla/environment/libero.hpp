@@ -15,6 +15,6 @@ struct machinery<LIBERO, Pipeline> {
 };
 
 static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasRender<LiberoBatch> &&
-              HasStaticSpec<LiberoBatch, LiberoKnobs>);
+              HasStaticSpec<LiberoBatch, LiberoKnobs> && HasConventions<LiberoBatch, LiberoKnobs>);
 
 }  // namespace dvla

@@ -37,6 +37,7 @@ struct LiberoKnobs {
   int camera_pixels = 0;
   LiberoFrames frames = LiberoFrames::rotated;
   LiberoRendering rendering = LiberoRendering::original;
+  int drawn_at_once = 1;
 };
 
 template <>
@@ -56,6 +57,11 @@ inline constexpr auto knob_docs<LiberoKnobs> = std::to_array<KnobDoc>({
      "rotated by 180 degrees as the published fine-tunes want them, libero as the original gives them, or "
      "upright"},
     {"rendering", "original, or fast: without multisampling, shadows and reflections"},
+    {"drawn_at_once",
+     "rows whose frames are drawn at once, on so many of the threads; each takes another half GiB a task, "
+     "outside the "
+     "pools",
+     1, 256},
 });
 
 /// The numbers in LiberoKnobs::tasks. Throws ConfigError where it lists anything else, or one twice.
@@ -93,4 +99,5 @@ inline void check(const LiberoKnobs& knobs) {
 template <std::same_as<dvla::LiberoKnobs> K>
 struct boost::hana::accessors_impl<K>
     : dvla::members<&K::environments, &K::converted, &K::suite, &K::tasks, &K::horizon, &K::settling,
-                    &K::held_out, &K::placement_seed, &K::camera_pixels, &K::frames, &K::rendering> {};
+                    &K::held_out, &K::placement_seed, &K::camera_pixels, &K::frames, &K::rendering,
+                    &K::drawn_at_once> {};

@@ -2,10 +2,10 @@
 // program without cameras needs neither. MUJOCO_GL=egl|osmesa chooses; without it EGL is tried first, then
 // OSMesa. One back end per process: MuJoCo keeps the GL functions that it found first.
 //
-// A GL context belongs to one thread at a time. A renderer therefore takes its lock, makes its context
-// current on the calling thread, draws all rows of the call, and lets the context go again. Frames of
-// different rows are thus drawn one after the other; llvmpipe itself uses several cores. Frames for the model
-// have no shadow map: it costs 5 to 20 times the rest. Pictures for people have one.
+// A GL context belongs to one thread at a time: a renderer makes it current on the calling thread, draws a row, and lets it go again. It has
+// as many for frames as its look allows to draw at once, each made when it is first wanted, with textures and meshes of its own: Mesa
+// locks what contexts share while it draws. What no camera sees is not drawn (mujoco/in_view.hpp). Frames for the model have no
+// shadow map unless the model's look is asked for: it costs 5 to 20 times the rest. Pictures for people have one.
 #pragma once
 
 #include <dlfcn.h>
@@ -13,7 +13,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -27,6 +30,7 @@
 #include "dvla/core/error.hpp"
 #include "dvla/core/field.hpp"
 #include "dvla/environment/mujoco/guard.hpp"
+#include "dvla/environment/mujoco/in_view.hpp"
 #include "dvla/environment/mujoco/memory.hpp"
 
 namespace dvla {
@@ -37,8 +41,9 @@ namespace detail {
 /// thread, (false) lets it go. Copies are the same context, which goes with the last of them.
 using GlContext = std::function<void(bool current)>;
 
-inline void* open_library(const char* library, const char* package) {
-  void* const handle = dlopen(library, RTLD_NOW | RTLD_GLOBAL);
+/// `visible`: MuJoCo draws by the first back end whose symbols it finds among all that is loaded, so only by the one that works.
+inline void* open_library(const char* library, const char* package, bool visible) {
+  void* const handle = dlopen(library, RTLD_NOW | (visible ? RTLD_GLOBAL : RTLD_LOCAL));
   if (handle == nullptr)
     throw Error(std::string(library) +
                 " cannot be loaded, so nothing can be drawn; install the Debian package " + package);
@@ -52,7 +57,8 @@ Function symbol(void* handle, const char* name) {
 }
 
 inline GlContext egl_context() {
-  void* const egl = open_library("libEGL.so.1", "libegl1 (and libgl1-mesa-dri for drawing on the CPU)");
+  constexpr const char* package = "libegl1 (and libgl1-mesa-dri for drawing on the CPU)";
+  void* const egl = open_library("libEGL.so.1", package, false);
   const auto address = symbol<void* (*)(const char*)>(egl, "eglGetProcAddress");
   const auto initialize = symbol<unsigned (*)(void*, int*, int*)>(egl, "eglInitialize");
   const auto bind = symbol<unsigned (*)(unsigned)>(egl, "eglBindAPI");
@@ -60,6 +66,7 @@ inline GlContext egl_context() {
   const auto create = symbol<void* (*)(void*, void*, void*, const int*)>(egl, "eglCreateContext");
   const auto destroy = symbol<unsigned (*)(void*, void*)>(egl, "eglDestroyContext");
   const auto make_current = symbol<unsigned (*)(void*, void*, void*, void*)>(egl, "eglMakeCurrent");
+  const auto release = symbol<unsigned (*)()>(egl, "eglReleaseThread");
   using Devices = unsigned (*)(int, void**, int*);
   using Platform = void* (*)(unsigned, void*, const int*);
   const auto devices = reinterpret_cast<Devices>(address("eglQueryDevicesEXT"));
@@ -86,9 +93,12 @@ inline GlContext egl_context() {
     void* const made = create(display, config, nullptr, nullptr);
     if (made == nullptr) continue;
     const std::shared_ptr<void> context(made, [=](void* it) { destroy(display, it); });
+    open_library("libEGL.so.1", package, true);
     return [=](bool current) {
       if (make_current(display, nullptr, nullptr, current ? context.get() : nullptr) == 0 && current)
         throw Error("EGL could not make its context current");
+      // What EGL keeps of a thread must not go with the thread: at the program's end that is beside EGL's own end, and frees twice.
+      if (!current) release();
     };
   }
   throw Error(
@@ -97,7 +107,7 @@ inline GlContext egl_context() {
 }
 
 inline GlContext osmesa_context() {
-  void* const mesa = open_library("libOSMesa.so.8", "libosmesa6");
+  void* const mesa = open_library("libOSMesa.so.8", "libosmesa6", true);
   const auto create = symbol<void* (*)(unsigned, int, int, int, void*)>(mesa, "OSMesaCreateContextExt");
   const auto destroy = symbol<void (*)(void*)>(mesa, "OSMesaDestroyContext");
   const auto make_current =
@@ -114,24 +124,44 @@ inline GlContext osmesa_context() {
   };
 }
 
-/// Of the back end that MUJOCO_GL names, or the first that works.
+/// Makes contexts of the back end that draws in this process.
+using GlBackEnd = GlContext (*)();
+
+/// ", by OSMesa" or ", by EGL", once something has been drawn in this process; before that nothing.
+inline std::atomic<const char*>& drawn_by_whom() {
+  static std::atomic<const char*> name{""};
+  return name;
+}
+inline std::string drawn_by() { return drawn_by_whom().load(); }
+
+/// What MUJOCO_GL names, or the first that works; where that is not the first that was tried, a line on stderr says why. It stays:
+/// MuJoCo's GL functions cannot be exchanged.
 inline GlContext gl_context() {
-  // What worked once is kept: MuJoCo's GL functions cannot be exchanged.
-  static const bool egl = [] {
+  static const GlBackEnd chosen = []() -> GlBackEnd {
     const char* const wish = std::getenv("MUJOCO_GL");
     const std::string name = wish == nullptr ? "" : wish;
     if (!name.empty() && name != "egl" && name != "osmesa")
       throw ConfigError("MUJOCO_GL=" + name + " is not known; use egl or osmesa");
+    std::string why;
     if (name != "osmesa") {
       try {
-        return egl_context() != nullptr;
-      } catch (const Error&) {
+        (void)egl_context();
+        drawn_by_whom() = ", by EGL";
+        return egl_context;
+      } catch (const Error& error) {
         if (name == "egl") throw;
+        why = error.what();
       }
     }
-    return osmesa_context() == nullptr;
+    (void)osmesa_context();
+    drawn_by_whom() = ", by OSMesa";
+    if (!why.empty())
+      std::fprintf(
+          stderr, "dvla: OSMesa draws, on the CPU, because EGL does not (MUJOCO_GL=osmesa asks for it): %s\n",
+          why.c_str());
+    return osmesa_context;
   }();
-  return egl ? egl_context() : osmesa_context();
+  return chosen();
 }
 
 }  // namespace detail
@@ -144,6 +174,7 @@ struct MujocoLook {
   bool as_the_model = false;  ///< shadow map, multisampling and reflections as the model says; else none
   bool rows_up = false;       ///< row 0 is the lowest, as GL has it
   bool columns_back = false;  ///< column 0 is the rightmost
+  int at_once = 1;            ///< rows are drawn, each with a GL context that has the model's textures
 };
 
 /// Draws states of one model. Thread-safe; see the top of the file.
@@ -154,28 +185,19 @@ class MujocoRenderer {
   MujocoRenderer(const MujocoRenderer&) = delete;
   MujocoRenderer& operator=(const MujocoRenderer&) = delete;
 
-  /// Square frames [N, pixels, pixels, 3] of each camera for each of `rows`, straight into `out`. state(row): its model, which may have
-  /// poses and colours of its own, and its data.
-  template <class State>
-  void frames(std::span<const std::int64_t> rows, int pixels, std::span<const Field<std::uint8_t>> out,
-              State state) {
-    const std::lock_guard lock(mutex_);
-    if (!frames_) {
-      const int own_shadows = model_.vis.quality.shadowsize, own_samples = model_.vis.quality.offsamples;
-      frames_ =
-          std::make_unique<Canvas>(model_, pool_, look_, pixels, pixels, look_.as_the_model ? own_shadows : 0,
-                                   look_.as_the_model ? own_samples : 0);
-    }
-    const Current current(frames_->gl);
-    for (const std::int64_t row : rows) {
-      const std::pair<const mjModel&, mjData&> of = state(row);
-      frames_->show(of.first, of.second);
-      for (std::size_t camera = 0; camera < out.size(); ++camera) {
-        const std::span<std::uint8_t> rgb = out[camera].at(row).span();
-        frames_->draw(of.first, of.second, camera, pixels, pixels, rgb);
-        if (!look_.rows_up) turn_rows(rgb, pixels, pixels);
-        if (look_.columns_back) turn_columns(rgb, pixels, pixels);
-      }
+  /// Square frames [pixels, pixels, 3] of each camera, into row `row` of `out`'s [N, pixels, pixels, 3]; `pixels` is the same in all
+  /// calls. `model` may have poses and colours of its own. Rows may be drawn from several threads at once.
+  void frames(std::int64_t row, int pixels, std::span<const Field<std::uint8_t>> out, const mjModel& model,
+              mjData& data) {
+    Taken taken(*this, pixels);
+    Canvas& canvas = *taken.canvas;
+    const Current current(canvas.gl);
+    canvas.show(model, data);
+    for (std::size_t camera = 0; camera < out.size(); ++camera) {
+      const std::span<std::uint8_t> rgb = out[camera].at(row).span();
+      canvas.draw(model, data, camera, pixels, pixels, rgb);
+      if (!look_.rows_up) turn_rows(rgb, pixels, pixels);
+      if (look_.columns_back) turn_columns(rgb, pixels, pixels);
     }
   }
 
@@ -201,6 +223,36 @@ class MujocoRenderer {
   }
 
  private:
+  struct Canvas;
+  /// A canvas for frames that nobody else draws on while this lives; waits for one where as many as may be are drawn on.
+  struct Taken {
+    Taken(MujocoRenderer& from, int pixels) : renderer(from) {
+      std::unique_lock lock(from.mutex_);
+      from.given_back_.wait(lock, [&] { return !from.frames_.empty() || from.made_ < from.look_.at_once; });
+      if (from.frames_.empty()) {
+        const auto& quality = from.model_.vis.quality;
+        const bool own = from.look_.as_the_model;
+        from.frames_.push_back(std::make_unique<Canvas>(from.model_, from.pool_, from.look_, pixels, pixels,
+                                                        own ? quality.shadowsize : 0,
+                                                        own ? quality.offsamples : 0));
+        ++from.made_;
+      }
+      canvas = std::move(from.frames_.back());
+      from.frames_.pop_back();
+    }
+    ~Taken() {
+      {
+        const std::lock_guard lock(renderer.mutex_);
+        renderer.frames_.push_back(std::move(canvas));
+      }
+      renderer.given_back_.notify_one();
+    }
+    Taken(const Taken&) = delete;
+    Taken& operator=(const Taken&) = delete;
+    MujocoRenderer& renderer;
+    std::unique_ptr<Canvas> canvas;
+  };
+
   struct Current {
     explicit Current(const detail::GlContext& context) : gl(context) { gl(true); }
     ~Current() { gl(false); }
@@ -213,7 +265,7 @@ class MujocoRenderer {
   struct Canvas {
     Canvas(const mjModel& model, std::pmr::memory_resource& pool, const MujocoLook& wanted, int w, int h,
            int shadow_size, int samples)
-        : width(w), height(h), gl(detail::gl_context()) {
+        : width(w), height(h), reflections(shadow_size > 0), gl(detail::gl_context()) {
       const Current current(gl);
       detail::MujocoMemory::Scope memory(pool);
       mjModel look = model;  // shallow: only the visual settings are changed, and only for this call
@@ -248,7 +300,6 @@ class MujocoRenderer {
                     std::to_string(h));
       }
       scene.flags[mjRND_SHADOW] = shadow_size > 0;
-      scene.flags[mjRND_REFLECTION] = shadow_size > 0;
     }
     ~Canvas() {
       const Current current(gl);
@@ -268,6 +319,7 @@ class MujocoRenderer {
       auto call = [&] { mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene); };
       if (!detail::MujocoGuard::run(call))
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+      shapes.assign(scene.geoms, scene.geoms + scene.ngeom);
     }
     /// What one camera sees of it, row 0 the lowest.
     void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h,
@@ -277,6 +329,7 @@ class MujocoRenderer {
       auto call = [&] {
         mjv_updateCamera(&model, &data, &camera, &scene);
         mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
+        choose(model, w, h);
         mjr_render(view, &scene, &context);
         if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
         mjr_readPixels(rgb.data(), nullptr, view, &context);
@@ -285,7 +338,22 @@ class MujocoRenderer {
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
     }
 
+    /// Of the scene's shapes those that the camera sees.
+    void choose(const mjModel& model, int w, int h) {
+      scene.flags[mjRND_REFLECTION] = reflections;
+      const detail::MujocoInView view(scene, shapes, w, h);
+      scene.flags[mjRND_REFLECTION] = reflections && view.sees_mirror();
+      scene.ngeom = 0;
+      for (const mjvGeom& shape : shapes) {
+        if (!view.sees(model, shape)) continue;
+        mjvGeom& kept = scene.geoms[scene.ngeom++] = shape;
+        if (!view.may_reflect(shape)) kept.reflectance = 0;
+      }
+    }
+
     int width, height;
+    bool reflections;
+    std::vector<mjvGeom> shapes{};  ///< of the scene
     detail::GlContext gl;
     mjvScene scene;
     mjrContext context;
@@ -309,7 +377,10 @@ class MujocoRenderer {
   std::pmr::memory_resource& pool_;
   MujocoLook look_;
   std::mutex mutex_;
-  std::unique_ptr<Canvas> frames_, picture_;
+  std::condition_variable given_back_;
+  std::vector<std::unique_ptr<Canvas>> frames_;  // those that nobody draws on
+  int made_ = 0;                                 // for frames
+  std::unique_ptr<Canvas> picture_;
 };
 
 }  // namespace dvla

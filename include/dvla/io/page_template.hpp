@@ -163,6 +163,7 @@ function run() {
       [rank.name, number(rank.rollout_time_s), number(rank.actor_time_s), number(rank.sync_time_s), String(rank.env_steps)])));
   card(grid, 'Faults met', data.faults.length ? put(make('ul'), ...data.faults.map(fault => make('li', fault, 'bad'))) : make('div', 'None.', 'note'));
   card(grid, 'Policies', table(['slot', 'policy'], data.policies.map(each => [each.slot, each.policy])));
+  if ((data.conventions || []).length) card(grid, 'How the environment plays', table(['', ''], data.conventions));
   card(grid, 'Knobs that are not the library\'s defaults', table(['knob', 'value', 'default'], data.knobs.map(each => [each.knob, each.value, each.usual])));
   card(grid, 'How it was started', make('code', data.command), table(['', ''], Object.entries(data.versions)));
   page.append(grid);

@@ -91,6 +91,7 @@ nlohmann::json report_json(Run& run, const ExperimentResult& result) {
   if (!report.silent.empty()) json["silent_ranks"] = report.silent;
   if (result.warm_start) json["warm_start"] = json_of(*result.warm_start);
   json["pipeline"] = Run::pipeline::describe(run.config().run);
+  for (const auto& [name, words] : run.conventions()) json["conventions"][name] = words;
   for (const MemoryItem& item : run.memory_plan().items()) json["memory_plan"][item.kind] = item.bytes;
   const auto [trainable, frozen] = weight_bytes(run.model().parameters());
   json["weights"] = {{"trainable_bytes", trainable}, {"frozen_bytes", frozen}};
@@ -598,7 +599,7 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
                               const nlohmann::json& report = nullptr) {
     watchers.attempt("index.html", [&] {
       const std::scoped_lock lock(page_mutex);
-      if (page.is_null()) page = page_data(config, run->config().run);
+      if (page.is_null()) page = page_data(config, run->config().run, run->conventions());
       std::vector<EvaluationPoint> points;
       if (result.success_before) points.push_back({earlier_batches, *result.success_before});
       if (result.success_rate) points.push_back({run->next_batch(), *result.success_rate});

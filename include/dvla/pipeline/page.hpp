@@ -19,6 +19,7 @@
 
 #include "dvla/core/process_limits.hpp"
 #include "dvla/core/text.hpp"
+#include "dvla/environment/concept.hpp"
 #include "dvla/io/page.hpp"
 #include "dvla/io/run_folder.hpp"
 #include "dvla/pipeline/command_line.hpp"
@@ -168,14 +169,17 @@ inline void fill_page(nlohmann::json& page, const std::string& state, const Hist
 }
 }  // namespace detail
 
-/// What does not change, of a run. `adapter`: the configuration's, with what the model's checkpoint brings.
+/// What does not change, of a run. `adapter`: the configuration's, with what the model's checkpoint brings. `conventions`: the
+/// environment's (HasConventions).
 template <class Pipeline>
-nlohmann::json page_data(const Config<Pipeline>& config, const AdapterKnobs& adapter) {
+nlohmann::json page_data(const Config<Pipeline>& config, const AdapterKnobs& adapter,
+                         const Conventions& conventions) {
   return {{"kind", "run"},
           {"name", config.run.name},
           {"iterations", config.run.iterations},
           {"policies", detail::policies_of(Pipeline::describe(adapter))},
           {"knobs", detail::changed_from_defaults(config)},
+          {"conventions", conventions},
           {"command", detail::own_command()},
           {"versions",
            {{"dvla", std::string(library_version)},

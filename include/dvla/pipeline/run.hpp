@@ -278,6 +278,8 @@ class Run {
   const Recording& recording() const { return recorded_; }
   /// What the environment says of itself, on every rank; the environment itself, on a rollout.
   const EnvironmentSpec& spec() const { return spec_; }
+  /// How it plays (HasConventions); empty where it does not say.
+  const Conventions& conventions() const { return conventions_; }
   Environment& environment() { return *environment_; }
   Model& model() { return model_; }
   const Model& model() const { return model_; }
@@ -313,6 +315,7 @@ class Run {
         memory_(settings_.config().memory),
         tensors_(memory_.model()),
         spec_(make_environment()),
+        conventions_(make_conventions()),
         evaluation_episodes_(make_evaluation()),
         plan_(plan_memory(on_plan)),
         model_(settings_.config().model, settings_.model_inputs(spec_), settings_.weight_seed()) {
@@ -427,6 +430,12 @@ class Run {
     }
     return agreed;
   }
+  Conventions make_conventions() const {
+    if constexpr (HasConventions<Environment, decltype(config().environment)>)
+      return Environment::conventions(config().environment);
+    else
+      return {};
+  }
   /// What this rank will take in its roles, found good and told, and the environment pool's pages in place. Of
   /// a model that plans nothing (ModelPlan) only what is no model's.
   MemoryPlan plan_memory(const OnPlan& on_plan) {
@@ -445,6 +454,7 @@ class Run {
                           settings_.sampling_rows(std::max<std::int64_t>(environments, 1)),
                           settings_.training_rows(trained * shape.decisions));
     Parts::check(settings_, *job_, spec_, here, model.parameters);
+    for (const auto& [name, words] : conventions_) plan.note(name + ": " + words);
     for (const std::string& note : model.notes) plan.note(note);
     if (!model.parameters.empty()) plan.note(parameters_text(model.parameters));
     WeightsPlan weights{.parameters = model.parameters,
@@ -674,6 +684,7 @@ class Run {
   detail::TensorPool<Model> tensors_;
   std::unique_ptr<Environment> environment_;  ///< a rollout's
   const EnvironmentSpec spec_;
+  const Conventions conventions_;
   const std::vector<Start> evaluation_episodes_;
   const MemoryPlan plan_;
   Model model_;

@@ -377,10 +377,7 @@ class Record {
     const Extents extents{1, about.pixels, about.pixels, 3};
     const std::array<Field<std::uint8_t>, 2> frames{Field<std::uint8_t>(extents, ours.data()),
                                                     Field<std::uint8_t>(extents, ours.data() + size)};
-    constexpr std::int64_t row = 0;
-    renderer.frames({&row, 1}, about.pixels, frames, [&](std::int64_t) {
-      return std::pair<const mjModel&, mjData&>(simulation.model(), simulation.seen());
-    });
+    renderer.frames(0, about.pixels, frames, simulation.model(), simulation.seen());
     for (std::size_t camera = 0; camera < 2; ++camera) {
       const std::span<const std::uint8_t> all =
           file_.span<std::uint8_t>(camera == 0 ? "image.agentview" : "image.robot0_eye_in_hand");

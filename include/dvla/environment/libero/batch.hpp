@@ -31,7 +31,7 @@
 
 namespace dvla {
 
-/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec and HasRender.
+/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec, HasConventions and HasRender.
 class LiberoBatch {
  public:
   static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
@@ -52,7 +52,30 @@ class LiberoBatch {
             .geometries = 1000,
             .as_the_model = original,
             .rows_up = knobs.frames == LiberoFrames::libero,
-            .columns_back = knobs.frames == LiberoFrames::rotated};
+            .columns_back = knobs.frames == LiberoFrames::rotated,
+            .at_once = knobs.drawn_at_once};
+  }
+  static Conventions conventions(const LiberoKnobs& knobs) {
+    const libero::Manifest manifest = libero::read_manifest(knobs.converted);
+    const int own = manifest.horizons.at(chosen(manifest, knobs).front().suite);
+    Conventions all{
+        {"simulator", "MuJoCo " + manifest.mujoco},
+        {"settling", std::to_string(knobs.settling) + " control steps before an episode, of the original's " +
+                         std::to_string(manifest.settling)},
+        {"horizon", knobs.horizon == 0
+                        ? std::to_string(own) + " control steps behind settling, the suite's"
+                        : std::to_string(knobs.horizon) +
+                              " control steps behind settling; the suite's: " + std::to_string(own)},
+        {"gripper", "1 closes, -1 opens; of an action's last number only the sign counts"},
+        {"fixtures", "placed as the original's resets with seed " + std::to_string(knobs.placement_seed)},
+        {"frames", "none"}};
+    if (knobs.camera_pixels > 0) {
+      constexpr std::array<const char*, 3> ways = {"turned by 180 degrees",
+                                                   "as the original gives them, row 0 the lowest", "upright"};
+      all.back().second = ways[static_cast<std::size_t>(knobs.frames)];
+      all.emplace_back("rendering", enum_name(knobs.rendering) + detail::drawn_by());
+    }
+    return all;
   }
 
   std::int64_t size() const { return knobs_.environments; }
@@ -70,7 +93,7 @@ class LiberoBatch {
       begin(at(index), starts[static_cast<std::size_t>(i)]);
       observe(at(index), next, index);
     });
-    finish(rows, next);
+    name_failures(rows);
   }
 
   /// Actions are clipped to [-1, 1]; of the last number only the sign counts.
@@ -84,7 +107,7 @@ class LiberoBatch {
     });
     std::int64_t made = 0;
     for (const std::int64_t index : rows.indices()) made += at(index).episode.made;
-    finish(rows, outcome.next);
+    name_failures(rows);
     return made;
   }
 
@@ -231,14 +254,17 @@ class LiberoBatch {
     if (row.episode.failure != nullptr) clear(row);
   }
 
-  void observe(const Row& row, const Observation& next, std::int64_t i) const {
+  void observe(Row& row, const Observation& next, std::int64_t i) {
     std::ranges::copy(row.played->felt(), next.proprioception.at(i).span().begin());
     next.instruction[i] = static_cast<std::int32_t>(row.scene);
+    if (knobs_.camera_pixels > 0) draw(row, next, i);
+  }
+  void draw(Row& row, const Observation& next, std::int64_t i) {
+    renderers_[row.scene]->frames(i, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
+                                  row.played->model(), row.played->seen());
   }
 
-  /// Frames, and what failed.
-  void finish(const Rows& rows, const Observation& next) {
-    if (knobs_.camera_pixels > 0) draw(rows.indices(), next);
+  void name_failures(const Rows& rows) const {
     for (const std::int64_t index : rows.indices())
       if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
   }
@@ -250,22 +276,7 @@ class LiberoBatch {
     Observation seen;
     for (std::size_t camera = 0; camera < cameras.size(); ++camera)
       seen.frames[camera] = Field<std::uint8_t>(extents, pixels.data());
-    constexpr std::int64_t first = 0;
-    draw({&first, 1}, seen);
-  }
-  void draw(std::span<const std::int64_t> rows, const Observation& next) {
-    const std::lock_guard lock(drawing_);
-    for (std::size_t number = 0; number < scenes_.size(); ++number) {
-      std::vector<std::int64_t> here;
-      for (const std::int64_t index : rows)
-        if (at(index).scene == number && at(index).played) here.push_back(index);
-      if (here.empty()) continue;
-      renderers_[number]->frames(here, knobs_.camera_pixels, std::span(next.frames).first(cameras.size()),
-                                 [&](std::int64_t index) {
-                                   libero::Simulation& of = *at(index).played;
-                                   return std::pair<const mjModel&, mjData&>(of.model(), of.seen());
-                                 });
-    }
+    draw(rows_.front(), seen, 0);
   }
 
   LiberoKnobs knobs_;

@@ -82,7 +82,7 @@ class MujocoBatch {
       begin(at(index), starts[static_cast<std::size_t>(i)]);
       observe(at(index), next, index);
     });
-    finish(rows, next);
+    name_failures(rows);
   }
 
   /// Actions outside of [-1, 1] are clamped.
@@ -96,7 +96,7 @@ class MujocoBatch {
     });
     std::int64_t made = 0;
     for (const std::int64_t index : rows.indices()) made += at(index).episode.made;
-    finish(rows, outcome.next);
+    name_failures(rows);
     return made;
   }
 
@@ -206,18 +206,14 @@ class MujocoBatch {
     if (row.episode.failure != nullptr) clear(row);
   }
 
-  void observe(const Row& row, const Observation& next, std::int64_t i) const {
+  void observe(Row& row, const Observation& next, std::int64_t i) {
     task_.observe(*row.data, row.goal, next.proprioception.at(i).span());
     next.instruction[i] = task_.instruction(row.goal);
+    if (knobs_.camera_pixels > 0)
+      renderer_.frames(i, knobs_.camera_pixels, std::span(next.frames).first(1), *model_, *row.data);
   }
 
-  /// Frames, and what failed.
-  void finish(const Rows& rows, const Observation& next) {
-    if (knobs_.camera_pixels > 0) {
-      renderer_.frames(
-          rows.indices(), knobs_.camera_pixels, std::span(next.frames).first(1),
-          [&](std::int64_t index) { return std::pair<const mjModel&, mjData&>(*model_, *at(index).data); });
-    }
+  void name_failures(const Rows& rows) const {
     for (const std::int64_t index : rows.indices())
       if (at(index).episode.failure != nullptr) rows.failures().add(index, at(index).episode.why());
   }
