@@ -15,6 +15,7 @@ struct machinery<LIBERO, Pipeline> {
 };
 
 static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasRender<LiberoBatch> &&
-              HasStaticSpec<LiberoBatch, LiberoKnobs> && HasConventions<LiberoBatch, LiberoKnobs>);
+              HasStaticSpec<LiberoBatch, LiberoKnobs> && HasConventions<LiberoBatch, LiberoKnobs> &&
+              HasOutsideBytes<LiberoBatch>);
 
 }  // namespace dvla

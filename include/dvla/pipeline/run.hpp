@@ -497,6 +497,9 @@ class Run {
              2 * model.decision_bytes * static_cast<std::size_t>(tested));
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
+    if constexpr (HasOutsideBytes<Environment>)
+      if (environment_)
+        plan.add("simulators, beside the pool", MemoryPlace::heap, environment_->outside_bytes());
     if (on_plan) on_plan(plan, *job_);
     plan.check(usable_memory_bytes() - std::min<std::size_t>(usable_memory_bytes(), resident_bytes()));
     const bool one_pool = &memory_.environment() == &memory_.model();

@@ -31,7 +31,7 @@
 
 namespace dvla {
 
-/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec, HasConventions and HasRender.
+/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec, HasConventions, HasOutsideBytes and HasRender.
 class LiberoBatch {
  public:
   static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
@@ -53,7 +53,7 @@ class LiberoBatch {
             .as_the_model = original,
             .rows_up = knobs.frames == LiberoFrames::libero,
             .columns_back = knobs.frames == LiberoFrames::rotated,
-            .at_once = knobs.drawn_at_once};
+            .at_once = std::min(knobs.drawn_at_once, knobs.environments)};
   }
   static Conventions conventions(const LiberoKnobs& knobs) {
     const libero::Manifest manifest = libero::read_manifest(knobs.converted);
@@ -82,6 +82,13 @@ class LiberoBatch {
   std::int64_t horizon() const { return spec_.horizon; }
   const ObservationSpec& observation_spec() const { return spec_.observation; }
   ActionSpec action_spec() const { return spec_.action; }
+
+  /// Outside of the pools, about: what GL takes to draw frames of the tasks.
+  std::size_t outside_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& renderer : renderers_) bytes += knobs_.camera_pixels > 0 ? renderer->drawing_bytes() : 0;
+    return bytes;
+  }
 
   static constexpr std::int64_t states_a_task = 50;
   /// Case c: task c % tasks, initial state c / tasks.
