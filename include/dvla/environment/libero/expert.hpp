@@ -69,7 +69,7 @@ class Expert {
     OscPose::turn_between(data.site_xmat + 9 * site_, wish.orientation.data(), turn);
     for (std::size_t i = 0; i < 3; ++i) {
       action[i] = static_cast<float>(command[i] / most);
-      action[3 + i] = static_cast<float>(std::clamp(gain * turn[i] / turning, -1.0, 1.0));
+      action[3 + i] = static_cast<float>(std::clamp(2 * gain * turn[i] / turning, -1.0, 1.0));
     }
     action[6] = wish.closed ? 1 : -1;
   }
@@ -97,6 +97,7 @@ class Expert {
   static constexpr mjtNum fingertips = 0.008;           // metres below the grip site
   static constexpr mjtNum palm_above = 0.02, palm_half = 0.1;  // metres above the grip site; of its width
   static constexpr mjtNum outside = 0.05;               // metres from the grip site to an open finger's far side
+  static constexpr mjtNum stretched = 0.74;             // metres from the robot's base; beyond, the arm is straight, and stays so
   static constexpr mjtNum clearance = 0.05, near = 0.012, funnel = 0.04;  // metres
   static constexpr Vector along_x = {1, 0, 0}, along_y = {0, 1, 0}, vertical = {0, 0, 1};
 
@@ -204,7 +205,8 @@ class Expert {
         const mjtNum wall = top(model, data, out(around ? -outside : rim), out(rim + outside), 0.012, thing) + fingertips,
                      palm = top(model, data, out(rim - palm_half), out(rim + palm_half), 0.035, thing) - palm_above,
                      blocked = std::max({wall - middle[2], palm - middle[2], 0.0});
-        const mjtNum cost = blocked + 0.002 * std::abs(i) + (around ? width / 2 : 0);
+        const mjtNum far = apart(out(rim), at(data.xpos + 3 * robot_)),
+                     cost = blocked + 0.002 * std::abs(i) + (around ? width / 2 : 0.05 * far + std::max(far - stretched, 0.0) / 2);
         if (cost >= least) continue;
         least = cost;
         best = {out(rim), turned(i * turn)};
@@ -221,7 +223,7 @@ class Expert {
     const bool around = off < 0.02 && std::abs(above) < 0.015;
     const bool closing = opening_wanted(data) < opening(data) - 0.002;
     // Closed upon nothing, it opens before it closes again.
-    if (around && (closing || (off < near && opening(data) > 0.07))) {
+    if (around && (closing || (off < near && above < 0.01 && opening(data) > 0.07))) {
       wish.position = aim.position;
       wish.closed = true;
       return;
