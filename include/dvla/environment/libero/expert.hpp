@@ -220,16 +220,16 @@ class Expert {
     const Wish aim = grasp(model, data, thing);
     wish.orientation = aim.orientation;
     const mjtNum off = apart(hand, aim.position), above = hand[2] - aim.position[2];
-    const bool around = off < 0.02 && std::abs(above) < 0.015;
+    const bool around = off < 0.025 && std::abs(above) < 0.02;
     const bool closing = opening_wanted(data) < opening(data) - 0.002;
     // Closed upon nothing, it opens before it closes again.
-    if (around && (closing || (off < near && above < 0.01 && opening(data) > 0.07))) {
+    if (around && (closing || (off < 1.5 * near && above < 0.01 && opening(data) > 0.07))) {
       wish.position = aim.position;
       wish.closed = true;
       return;
     }
     const mjtNum safe = std::max(aim.position[2] + depth + fingertips + 0.025, top(model, data, hand, aim.position, 0.05, robot_) + fingertips + 0.02);
-    const mjtNum part = opening(data) < 0.07 && above > 0.02 ? 1 : std::clamp((off - near) / 0.015, 0.0, 1.0);
+    const mjtNum part = opening(data) < 0.07 && above > 0.02 ? 1 : std::clamp((off - (above < 0.03 ? 2 : 1) * near) / 0.015, 0.0, 1.0);
     const mjtNum height = aim.position[2] + part * (safe - aim.position[2]);
     const bool low = off > funnel + near && hand[2] < safe - 0.02;
     wish.position = low ? Vector{hand[0], hand[1], height} : Vector{aim.position[0], aim.position[1], height};
