@@ -14,7 +14,7 @@ struct machinery<LIBERO, Pipeline> {
   using type = LiberoBatch;
 };
 
-static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasRender<LiberoBatch> &&
-              HasStaticSpec<LiberoBatch, LiberoKnobs>);
+static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasExpert<LiberoBatch> &&
+              HasRender<LiberoBatch> && HasStaticSpec<LiberoBatch, LiberoKnobs>);
 
 }  // namespace dvla

@@ -21,6 +21,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -138,7 +139,7 @@ inline GlContext gl_context() {
 
 /// What frames for a policy show, and how.
 struct MujocoLook {
-  std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show the first
+  std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show them side by side
   bool collision_shapes = true;             ///< geoms of group 0 are drawn
   int geometries = 200;                     ///< at most so many are drawn
   bool as_the_model = false;  ///< shadow map, multisampling and reflections as the model says; else none
@@ -179,10 +180,10 @@ class MujocoRenderer {
     }
   }
 
-  /// One picture with shadows and smooth edges, rgb [height, width, 3], and `caption` (zero-terminated) at
-  /// the bottom where it fits.
+  /// One picture with shadows and smooth edges, rgb [height, width, 3], row 0 on top: what the cameras see, side by side, and `caption`
+  /// below it in as many lines as it takes, if it fits.
   void picture(const mjModel& model, mjData& data, int width, int height, std::span<std::uint8_t> rgb,
-               const char* caption = nullptr) {
+               std::string_view caption = {}) {
     if (width < 1 || height < 1 || width > 4096 || height > 4096 ||
         rgb.size() != static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3) {
       throw Error("render: rgb has " + std::to_string(rgb.size()) + " bytes; a picture of " +
@@ -196,7 +197,7 @@ class MujocoRenderer {
     }
     const Current current(picture_->gl);
     picture_->show(model, data);
-    picture_->draw(model, data, 0, width, height, rgb, width < 240 ? nullptr : caption);
+    picture_->draw_all(model, data, width, height, rgb, caption);
     turn_rows(rgb, width, height);
   }
 
@@ -271,18 +272,61 @@ class MujocoRenderer {
     }
     /// What one camera sees of it, row 0 the lowest.
     void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h,
-              std::span<std::uint8_t> rgb, const char* caption = nullptr) {
+              std::span<std::uint8_t> rgb) {
       const mjrRect view{0, 0, w, h};
       camera.fixedcamid = cameras[which];
       auto call = [&] {
         mjv_updateCamera(&model, &data, &camera, &scene);
         mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
         mjr_render(view, &scene, &context);
-        if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
         mjr_readPixels(rgb.data(), nullptr, view, &context);
       };
       if (!detail::MujocoGuard::run(call))
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+    }
+
+    /// What all of them see, side by side, and a caption; row 0 the lowest.
+    void draw_all(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb,
+                  std::string_view caption) {
+      const std::string lines = wrapped(caption, w, h);
+      const mjrRect whole{0, 0, w, h};
+      const auto count = static_cast<int>(cameras.size());
+      auto call = [&] {
+        for (int i = 0; i < count; ++i) {
+          const int left = w * i / count;
+          camera.fixedcamid = cameras[static_cast<std::size_t>(i)];
+          mjv_updateCamera(&model, &data, &camera, &scene);
+          mjv_makeLights(&model, &data, &scene);
+          mjr_render({left, 0, w * (i + 1) / count - left, h}, &scene, &context);
+        }
+        if (!lines.empty())
+          mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOMLEFT, whole, lines.c_str(), nullptr, &context);
+        mjr_readPixels(rgb.data(), nullptr, whole, &context);
+      };
+      if (!detail::MujocoGuard::run(call))
+        throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+    }
+    /// A caption in lines that fit, by words; empty where there are too many of them, or a word is too long.
+    std::string wrapped(std::string_view caption, int w, int h) const {
+      constexpr int margin = 16;
+      const auto wide = [&](std::string_view text) {
+        int sum = 0;
+        for (const char each : text) sum += context.charWidth[static_cast<unsigned char>(each)];
+        return sum;
+      };
+      std::string lines;
+      int line = 0, count = 1;
+      while (!caption.empty()) {
+        const std::string_view word = caption.substr(0, caption.find(' '));
+        caption.remove_prefix(std::min(caption.size(), word.size() + 1));
+        const bool first = lines.empty(), fits = line + wide(" ") + wide(word) <= w - margin;
+        if (wide(word) > w - margin) return {};
+        if (!first) lines += fits ? ' ' : '\n';
+        count += !first && !fits ? 1 : 0;
+        line = first || !fits ? wide(word) : line + wide(" ") + wide(word);
+        lines += word;
+      }
+      return count * context.charHeight > h / 4 ? std::string() : lines;
     }
 
     int width, height;

@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
@@ -18,32 +19,37 @@
 
 #include "dvla/environment/libero/goal.hpp"
 #include "dvla/environment/libero/osc_pose.hpp"
-#include "dvla/environment/mujoco/guard.hpp"
 
 namespace dvla::libero {
 
 /// Immutable once made; rows on different threads share it.
 class Expert {
  public:
-  /// `rest`: of the arm, whose orientation it keeps. `data` is forwarded, in an initial state.
-  template <class Fingers>
+  static constexpr std::size_t fingers = 2;
+  /// `rest`: of the arm, whose orientation it keeps. Of the fingers: where their positions are, and their motors. `data` is forwarded.
   Expert(const mjModel& model, const mjData& data, const Goal& goal, const OscPose& arm,
-         const OscPose::State& rest, const Fingers& fingers)
+         const OscPose::State& rest, const std::array<int, fingers>& positions,
+         const std::array<int, fingers>& motors)
       : places_(goal.places().begin(), goal.places().end()),
         site_(arm.site()),
         robot_(model.body_rootid[model.site_bodyid[site_]]),
         upright_(rest.goal_orientation),
+        position_(positions),
+        motor_(motors),
         finger_of_(static_cast<std::size_t>(model.ngeom)) {
-    for (std::size_t i = 0; i < fingers_; ++i) {
-      position_[i] = fingers.position(i);
-      motor_[i] = fingers.motor(i);
-      const auto joint = std::find(model.jnt_qposadr, model.jnt_qposadr + model.njnt, position_[i]) - model.jnt_qposadr;
+    for (std::size_t i = 0; i < fingers; ++i) {
+      const auto joint =
+          std::find(model.jnt_qposadr, model.jnt_qposadr + model.njnt, position_[i]) - model.jnt_qposadr;
       for (int geom = 0; geom < model.ngeom; ++geom)
         for (int body = model.geom_bodyid[geom]; body > 0; body = model.body_parentid[body])
-          if (body == model.jnt_bodyid[joint]) finger_of_[static_cast<std::size_t>(geom)] = static_cast<std::uint8_t>(1 + i);
+          if (body == model.jnt_bodyid[joint])
+            finger_of_[static_cast<std::size_t>(geom)] = static_cast<std::uint8_t>(1 + i);
       if (i == 0) mju_mulMatTVec(axis_.data(), data.site_xmat + 9 * site_, data.xaxis + 3 * joint, 3, 3);
     }
-    why_not_ = missing(model, data, goal);
+    if (goal.moves_joints())
+      why_not_ = "its goal asks for a joint to be moved";
+    else if (std::ranges::any_of(places_, &Goal::Place::opens))
+      why_not_ = "its goal is in a part that has to be opened";
   }
 
   /// Empty, or why it has no skill for the task.
@@ -51,7 +57,8 @@ class Expert {
 
   /// The next action [7], in [-1, 1]. `data` is as a control step, or a beginning, has left it.
   void act(const mjModel& model, const mjData& data, std::span<float> action) const {
-    const auto open = std::ranges::find_if(places_, [&](const Goal::Place& each) { return !Goal::there(each, model, data); });
+    const auto open = std::ranges::find_if(
+        places_, [&](const Goal::Place& each) { return !Goal::there(each, model, data); });
     const Vector hand = at(data.site_xpos + 3 * site_);
     Wish wish{hand, upright_};
     if (open == places_.end())
@@ -89,23 +96,24 @@ class Expert {
     mjtNum middle() const { return (low + high) / 2; }
   };
 
-  static constexpr std::size_t fingers_ = 2;
-  static constexpr mjtNum reach = 0.05, turning = 0.5;  // metres, radians of an action of 1
-  static constexpr mjtNum gain = 2, carrying = 0.6;     // what is held slips at 1
-  static constexpr mjtNum graspable = 0.068;            // metres across; the fingers open by 0.08
-  static constexpr mjtNum depth = 0.03;                 // metres of the grip site below a thing's top
-  static constexpr mjtNum fingertips = 0.008;           // metres below the grip site
-  static constexpr mjtNum palm_above = 0.02, palm_half = 0.1;  // metres above the grip site; of its width
-  static constexpr mjtNum outside = 0.05;               // metres from the grip site to an open finger's far side
-  static constexpr mjtNum stretched = 0.74;             // metres from the robot's base; beyond, the arm is straight, and stays so
-  static constexpr mjtNum clearance = 0.05, near = 0.012, funnel = 0.04;  // metres
+  // An action of 1 is so many metres and radians. What is held slips at 1.
+  static constexpr mjtNum reach = 0.05, turning = 0.5, gain = 2, carrying = 0.6;
+  // Metres from here on. The fingers open by 0.08; the grip site goes so far below a thing's top, and the least of that.
+  static constexpr mjtNum graspable = 0.068, depth = 0.03, least_depth = 0.012, wall = 0.004;
+  // Of the hand, from its grip site: the fingers' ends below, an open finger's far side, the palm's underside and half of its width.
+  static constexpr mjtNum fingertips = 0.008, outside = 0.05, palm_above = 0.02, palm_half = 0.1;
+  // From the robot's base; further off the arm is straight, and stays so.
+  static constexpr mjtNum stretched = 0.74;
+  // Over what is passed, and how near to be above a place before going down to it, by degrees over the funnel.
+  static constexpr mjtNum clearance = 0.05, near = 0.012, funnel = 0.04;
   static constexpr Vector along_x = {1, 0, 0}, along_y = {0, 1, 0}, vertical = {0, 0, 1};
 
   static Vector at(const mjtNum* point) { return {point[0], point[1], point[2]}; }
   static mjtNum apart(const Vector& a, const Vector& b) { return std::hypot(a[0] - b[0], a[1] - b[1]); }
   static int root(const mjModel& model, int geom) { return model.body_rootid[model.geom_bodyid[geom]]; }
   static bool solid(const mjModel& model, int geom) {
-    return (model.geom_contype[geom] != 0 || model.geom_conaffinity[geom] != 0) && model.geom_type[geom] != mjGEOM_PLANE;
+    return (model.geom_contype[geom] != 0 || model.geom_conaffinity[geom] != 0) &&
+           model.geom_type[geom] != mjGEOM_PLANE;
   }
 
   /// What the box about a geom takes up along a direction.
@@ -128,11 +136,13 @@ class Expert {
     return all;
   }
   /// The top of what lies within `radius` of the way between two points, seen from above; `thing` and the robot apart.
-  mjtNum top(const mjModel& model, const mjData& data, const Vector& from, const Vector& to, mjtNum radius, int thing) const {
+  mjtNum top(const mjModel& model, const mjData& data, const Vector& from, const Vector& to, mjtNum radius,
+             int thing) const {
     const int points = 1 + static_cast<int>(apart(from, to) / 0.02);
     mjtNum highest = -1;
     for (int geom = 0; geom < model.ngeom; ++geom) {
-      if (const int body = root(model, geom); body == thing || body == robot_ || !solid(model, geom)) continue;
+      if (const int body = root(model, geom); body == thing || body == robot_ || !solid(model, geom))
+        continue;
       const mjtNum high = extent_of_geom(model, data, geom, vertical).high;
       if (high <= highest) continue;
       const mjtNum *const box = model.geom_aabb + 6 * geom, *const turned = data.geom_xmat + 9 * geom;
@@ -144,11 +154,13 @@ class Expert {
       for (const int axis : {1, 2})
         if (std::abs(turned[6 + axis]) > std::abs(turned[6 + upright])) upright = axis;
       for (int i = 0; i <= points; ++i) {
-        const mjtNum part = static_cast<mjtNum>(i) / points, x = from[0] + part * (to[0] - from[0]) - middle[0],
+        const mjtNum part = static_cast<mjtNum>(i) / points,
+                     x = from[0] + part * (to[0] - from[0]) - middle[0],
                      y = from[1] + part * (to[1] - from[1]) - middle[1];
         bool over = true;
         for (int axis = 0; axis < 3; ++axis)
-          over = over && (axis == upright || std::abs(x * turned[axis] + y * turned[3 + axis]) <= box[3 + axis] + radius);
+          over = over && (axis == upright ||
+                          std::abs(x * turned[axis] + y * turned[3 + axis]) <= box[3 + axis] + radius);
         if (!over) continue;
         highest = high;
         break;
@@ -163,13 +175,18 @@ class Expert {
     for (int i = 0; i < data.ncon; ++i)
       for (const int side : {0, 1}) {
         const int one = data.contact[i].geom[side], other = data.contact[i].geom[1 - side];
-        if (one >= 0 && other >= 0 && root(model, other) == thing) touching |= finger_of_[static_cast<std::size_t>(one)];
+        if (one >= 0 && other >= 0 && root(model, other) == thing)
+          touching |= finger_of_[static_cast<std::size_t>(one)];
       }
     return touching == 3;
   }
   /// Metres between the fingers, as they are and as they are driven to be.
-  mjtNum opening(const mjData& data) const { return std::abs(data.qpos[position_[0]]) + std::abs(data.qpos[position_[1]]); }
-  mjtNum opening_wanted(const mjData& data) const { return std::abs(data.ctrl[motor_[0]]) + std::abs(data.ctrl[motor_[1]]); }
+  mjtNum opening(const mjData& data) const {
+    return std::abs(data.qpos[position_[0]]) + std::abs(data.qpos[position_[1]]);
+  }
+  mjtNum opening_wanted(const mjData& data) const {
+    return std::abs(data.ctrl[motor_[0]]) + std::abs(data.ctrl[motor_[1]]);
+  }
 
   /// The fingers' axis, and the hand, upright but turned about the vertical.
   Vector axis(mjtNum angle) const {
@@ -192,25 +209,32 @@ class Expert {
     const Vector middle = {x.middle(), y.middle(), std::max(z.high - depth, (z.low + z.high) / 2)};
     constexpr mjtNum turn = mjPI / 12;
     constexpr std::array turns = {0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6};
-    const bool around = std::ranges::any_of(turns, [&](int i) { return extent(model, data, thing, axis(i * turn)).width() <= graspable; });
+    const bool around = std::ranges::any_of(
+        turns, [&](int i) { return extent(model, data, thing, axis(i * turn)).width() <= graspable; });
     Wish best{middle, upright_};
     mjtNum least = std::numeric_limits<mjtNum>::infinity();
     for (const int i : turns)
       for (const int side : {1, -1}) {
         Vector outwards = axis(i * turn);
         mju_scl3(outwards.data(), outwards.data(), side);
-        const mjtNum width = extent(model, data, thing, outwards).width(), rim = around ? 0 : width / 2 - 0.004;
+        const mjtNum width = extent(model, data, thing, outwards).width(),
+                     rim = around ? 0 : width / 2 - wall;
         if (around && (width > graspable || side < 0)) continue;
-        const auto out = [&](mjtNum by) { return Vector{middle[0] + by * outwards[0], middle[1] + by * outwards[1], middle[2]}; };
-        const mjtNum wall = top(model, data, out(around ? -outside : rim), out(rim + outside), 0.012, thing) + fingertips,
-                     palm = top(model, data, out(rim - palm_half), out(rim + palm_half), 0.035, thing) - palm_above,
-                     blocked = std::max({wall - middle[2], palm - middle[2], 0.0});
+        const auto out = [&](mjtNum by) {
+          return Vector{middle[0] + by * outwards[0], middle[1] + by * outwards[1], middle[2]};
+        };
+        const mjtNum rise = top(model, data, out(around ? -outside : rim), out(rim + outside), 0.012, thing) +
+                            fingertips,
+                     palm = top(model, data, out(rim - palm_half), out(rim + palm_half), 0.035, thing) -
+                            palm_above,
+                     blocked = std::max({rise - middle[2], palm - middle[2], 0.0});
         const mjtNum far = apart(out(rim), at(data.xpos + 3 * robot_)),
-                     cost = blocked + 0.002 * std::abs(i) + (around ? width / 2 : 0.05 * far + std::max(far - stretched, 0.0) / 2);
+                     cost = blocked + 0.002 * std::abs(i) +
+                            (around ? width / 2 : 0.05 * far + std::max(far - stretched, 0.0) / 2);
         if (cost >= least) continue;
         least = cost;
         best = {out(rim), turned(i * turn)};
-        best.position[2] += std::min(blocked, std::max(z.high - 0.012 - middle[2], 0.0));
+        best.position[2] += std::min(blocked, std::max(z.high - least_depth - middle[2], 0.0));
       }
     return best;
   }
@@ -228,8 +252,11 @@ class Expert {
       wish.closed = true;
       return;
     }
-    const mjtNum safe = std::max(aim.position[2] + depth + fingertips + 0.025, top(model, data, hand, aim.position, 0.05, robot_) + fingertips + 0.02);
-    const mjtNum part = opening(data) < 0.07 && above > 0.02 ? 1 : std::clamp((off - (above < 0.03 ? 2 : 1) * near) / 0.015, 0.0, 1.0);
+    const mjtNum safe = std::max(aim.position[2] + depth + fingertips + 0.025,
+                                 top(model, data, hand, aim.position, 0.05, robot_) + fingertips + 0.02);
+    const mjtNum part = opening(data) < 0.07 && above > 0.02
+                            ? 1
+                            : std::clamp((off - (above < 0.03 ? 2 : 1) * near) / 0.015, 0.0, 1.0);
     const mjtNum height = aim.position[2] + part * (safe - aim.position[2]);
     const bool low = off > funnel + near && hand[2] < safe - 0.02;
     wish.position = low ? Vector{hand[0], hand[1], height} : Vector{aim.position[0], aim.position[1], height};
@@ -240,14 +267,17 @@ class Expert {
     const mjtNum off = apart(thing, to), bottom = extent(model, data, place.thing, vertical).low;
     const mjtNum level = [&] {
       if (place.kind == Goal::Kind::on_region) return to[2] + place.size[2];
-      const int other = place.kind == Goal::Kind::on_object ? place.other : model.body_rootid[model.site_bodyid[place.other]];
+      const int other = place.kind == Goal::Kind::on_object
+                            ? place.other
+                            : model.body_rootid[model.site_bodyid[place.other]];
       return extent(model, data, other, vertical).high - (place.kind == Goal::Kind::in_region ? 0.03 : 0);
     }();
     // Upright, turned as it is.
     Vector now;
     mju_mulMatVec(now.data(), data.site_xmat + 9 * site_, axis_.data(), 3, 3);
     const Vector rest = axis(0), across = axis(mjPI / 2);
-    wish.orientation = turned(std::atan2(mju_dot3(now.data(), across.data()), mju_dot3(now.data(), rest.data())));
+    wish.orientation =
+        turned(std::atan2(mju_dot3(now.data(), across.data()), mju_dot3(now.data(), rest.data())));
     wish.closed = true;
     wish.speed = carrying;
     if (off < 0.02 && (bottom < level + 0.01 || Goal::touching(place, data))) {
@@ -264,21 +294,11 @@ class Expert {
     wish.position[1] += to[1] - thing[1];
   }
 
-  std::string missing(const mjModel& model, const mjData& data, const Goal& goal) const {
-    if (goal.moves_joints()) return "its goal asks for a joint to be moved";
-    for (const Goal::Place& place : places_) {
-      if (place.opens) return "its goal is in a part that has to be opened";
-      const Extent z = extent(model, data, place.thing, vertical);
-      (void)z;
-    }
-    return "";
-  }
-
   std::vector<Goal::Place> places_;
   int site_, robot_;
   Matrix upright_;
   Vector axis_{};  // of the fingers, to the hand
-  std::array<int, fingers_> position_{}, motor_{};
+  std::array<int, fingers> position_, motor_;
   std::vector<std::uint8_t> finger_of_;  // [geoms] 1 and 2 of the fingers
   std::string why_not_;
 };

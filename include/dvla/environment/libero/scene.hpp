@@ -52,7 +52,9 @@ class Fingers {
     }
   }
   int position(std::size_t finger) const { return position_[finger]; }
-  int motor(std::size_t finger) const { return motor_[finger]; }
+  /// Of all: where their positions are in qpos, and their motors in ctrl.
+  const std::array<int, count>& positions() const { return position_; }
+  const std::array<int, count>& motors() const { return motor_; }
 
  private:
   double speed_;
@@ -79,7 +81,7 @@ struct Scene {
     float alpha_off, alpha_on;
   };
   std::vector<Lit> burners;
-  std::optional<Expert> expert;
+  std::optional<Expert> expert;  ///< there, once the scene is made
 
   /// Initial state i, [1 + nq + nv], and where a reset put the fixtures before it, [fixtures, 7].
   std::span<const double> state(std::int64_t i) const {
@@ -182,9 +184,7 @@ struct Scene {
         data->qpos[arm.angle(i)] = robot.arm_qpos[static_cast<std::size_t>(i)];
       mj_forward(model.get(), data.get());
       arm.begin(*model, *data, rest);
-      std::copy_n(state(0).begin() + 1, model->nq, data->qpos);
-      mj_forward(model.get(), data.get());
-      expert.emplace(*model, *data, goal, arm, rest, fingers);
+      expert.emplace(*model, *data, goal, arm, rest, fingers.positions(), fingers.motors());
     };
     if (!data || !detail::MujocoGuard::run(call))
       throw Error("MuJoCo cannot place the arm of '", suite, " ", task, "': ", detail::MujocoGuard::error());
