@@ -5,15 +5,17 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <list>
 #include <map>
 #include <memory_resource>
 #include <numeric>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,7 +42,7 @@ std::vector<fs::path> records() {
 }
 libero::Scene scene_of(const libero::Record& record) {
   return libero::Scene::open(folder(), libero::read_manifest(folder()), record.about.suite, record.about.task,
-                             7, heap());
+                             static_cast<int>(record.about.seed), heap());
 }
 LiberoKnobs small() {
   const libero::Manifest manifest = libero::read_manifest(folder());
@@ -141,6 +143,30 @@ int solved_by_the_expert(const libero::Listed& listed, double noise) {
   for (const std::int64_t row : all) CHECK(failures.why(row) == "");
   return static_cast<int>(std::ranges::count_if(all, [&](std::int64_t row) { return batch.succeeded(row); }));
 }
+/// Numbers of a record that are changed: by `much`, at `at` of the tensor.
+struct Change {
+  std::string tensor;
+  std::size_t at;
+  double much;
+};
+using Changes = std::vector<Change>;
+void changed_copy(const fs::path& from, const fs::path& to, const Changes& changes) {
+  const io::SafetensorsFile file(from);
+  std::list<std::vector<double>> changed;
+  std::vector<io::TensorToWrite> tensors;
+  for (const std::string& name : file.names()) {
+    const io::TensorView view = file.tensor(name);
+    io::TensorToWrite& tensor = tensors.emplace_back(
+        io::TensorToWrite{name, view.dtype, {view.shape.begin(), view.shape.end()}, view.bytes});
+    for (const Change& change : changes) {
+      if (change.tensor != name) continue;
+      const std::span<const double> numbers = file.span<double>(name);
+      changed.emplace_back(numbers.begin(), numbers.end()).at(change.at) += change.much;
+      tensor.bytes = std::as_bytes(std::span(changed.back()));
+    }
+  }
+  io::write_safetensors(to, tensors, file.metadata());
+}
 bool contains(const std::string& text, const std::string& part) {
   const bool found = text.find(part) != text.npos;
   if (!found) MESSAGE(text);
@@ -148,84 +174,90 @@ bool contains(const std::string& text, const std::string& part) {
 }
 }  // namespace
 
-TEST_CASE("recorded episodes go as in the original: positions, observations, success, images") {
-  REQUIRE(records().size() >= 3);
+TEST_CASE("recorded episodes go as in the original, part by part and as a whole") {
+  std::map<std::string, std::set<bool>> predicates;
+  int placed = 0;
+  REQUIRE(records().size() >= 7);
   for (const fs::path& path : records()) {
     CAPTURE(path);
-    const libero::Record record(path);
-    const libero::Agreement found = record.compare(scene_of(record), heap());
-    CHECK(found.steps > 0);
-    CHECK(found.positions <= 1e-4);
-    CHECK(found.observed <= 1e-4);
-    CHECK(found.other_successes == 0);
-    CHECK(found.images > 0);
-    CHECK(found.pixels <= 0.5);
-    CHECK(found.pixels_near >= 0.999);
-  }
-}
-
-TEST_CASE("a goal is seen reached, and not") {
-  bool reached = false, missed = false;
-  for (const fs::path& path : records()) {
-    const libero::Record record(path);
-    const libero::Agreement found = record.compare(scene_of(record), heap(), /*draw=*/false);
-    reached = reached || found.successes > 0;
-    missed = missed || found.successes < found.steps;
-  }
-  CHECK(reached);
-  CHECK(missed);
-}
-
-TEST_CASE(
-    "the controller makes the original's torques of what the original measured, the gripper its targets") {
-  for (const fs::path& path : records()) {
-    CAPTURE(path);
-    const io::SafetensorsFile file(path);
     const libero::Record record(path);
     const libero::Scene scene = scene_of(record);
-    const detail::MujocoPointer<mjData> data(mj_makeData(scene.model.get()));
-    const auto part = [&](const char* name, std::size_t i, std::size_t size) {
-      return file.span<double>(std::string("substep.") + name).subspan(i * size, size);
-    };
-    const std::size_t steps = file.span<double>("substep.bias").size() / 7,
-                      nu = static_cast<std::size_t>(scene.model->nu);
-    REQUIRE(steps >= 25);
-    double most = 0;
-    for (std::size_t i = 0; i < steps; ++i) {
-      libero::OscPose::State state;
-      state.rest = scene.rest.rest;
-      const auto take = [&](auto& to, const char* name) {
-        std::ranges::copy(part(name, i, to.size()), to.begin());
-      };
-      take(state.position, "eef_pos");
-      take(state.orientation, "eef_mat");
-      take(state.velocity, "eef_pos_vel");
-      take(state.turning, "eef_ori_vel");
-      take(state.angles, "joint_pos");
-      take(state.speeds, "joint_vel");
-      take(state.jacobian, "jacobian");
-      take(state.mass, "mass_matrix");
-      take(state.goal_position, "goal_pos");
-      take(state.goal_orientation, "goal_mat");
-      state.measured = true;
-      for (int joint = 0; joint < 7; ++joint)
-        data->qfrc_bias[scene.arm.freedom(joint)] = part("bias", i, 7)[static_cast<std::size_t>(joint)];
-      scene.arm.drive(*scene.model, *data, state);
-      for (int joint = 0; joint < 7; ++joint) {
-        const auto motor = static_cast<std::size_t>(scene.arm.motor(joint));
-        most = std::max(most, std::abs(data->ctrl[motor] - part("ctrl", i, nu)[motor]));
-      }
+    const libero::Agreement found = record.compare(scene, heap());
+    CHECK(found.steps >= 100);
+    CHECK(found.positions <= libero::Agreement::near);
+    CHECK(found.first_apart == 0);
+    CHECK(found.began == libero::Agreement::Part::none);
+    CHECK(found.observed <= 1e-4);
+    // The controller, by what it measures and makes of it; gripper and goals; a physics step; predicates; rendering.
+    CHECK(found.substeps >= scene.substeps);
+    CHECK(found.measured <= 1e-9);
+    CHECK(found.torques <= 1e-9);
+    CHECK(found.aimed <= 1e-12);
+    CHECK(found.moved <= 1e-9);
+    CHECK(found.alone <= 1e-6);
+    CHECK(found.other_successes == 0);
+    CHECK(found.other_atoms == 0);
+    CHECK(found.burners == 0);
+    CHECK(found.images == 4);
+    CHECK(found.pixels <= 0.5);
+    CHECK(found.pixels_near >= 0.999);
+    for (std::size_t atom = 0; atom < found.atoms.size(); ++atom) {
+      std::set<bool>& seen = predicates[record.about.goal[atom].front()];
+      if (found.atoms[atom] > 0) seen.insert(true);
+      if (found.atoms[atom] < found.steps) seen.insert(false);
     }
-    CHECK(most <= 1e-9);
 
-    libero::Fingers::State fingers{};
-    const auto actions = file.span<double>("action"), targets = file.span<double>("finger_action");
-    for (std::size_t step = 0; step < actions.size() / 7; ++step) {
-      for (int i = 0; i < scene.substeps; ++i)
-        scene.fingers.drive(*scene.model, *data, fingers, actions[7 * step + 6]);
-      for (std::size_t finger = 0; finger < 2; ++finger)
-        CHECK(std::abs(fingers[finger] - targets[2 * step + finger]) <= 1e-12);
+    // The folder's initial state and its fixtures' poses are what the original began in.
+    if (record.about.set.empty() && record.about.resets == record.about.state + 1) {
+      ++placed;
+      const std::vector<double> start = record.start();
+      CHECK(std::ranges::equal(scene.state(record.about.state).subspan(1), start));
+      CHECK(std::ranges::equal(scene.placed(record.about.state), record.fixtures()));
     }
+  }
+  CHECK(placed >= 7);
+  for (const char* word : {"on", "in", "open", "close", "turnon", "turnoff"}) {
+    CAPTURE(word);
+    CHECK(predicates[word].size() == 2);
+  }
+}
+
+TEST_CASE("what is off in a record is found where it is") {
+  const fs::path path = fs::path(DVLA_TEST_DIR) / "golden/environment/libero/90_39_off.safetensors";
+  const libero::Scene scene = scene_of(libero::Record(path));
+  const dvla_test::TemporaryFolder temporary;
+  const auto compared = [&](const Changes& changes) {
+    const fs::path other = temporary.path() / "other.safetensors";
+    changed_copy(path, other, changes);
+    return libero::Record(other).compare(scene, heap(), /*draw=*/false);
+  };
+  {
+    // Another action than was recorded, by 2 cm along x, in step 31.
+    const libero::Agreement found = compared({{"action", 30 * 7, 0.4}});
+    CHECK(found.first_apart >= 31);
+    CHECK(found.aimed == doctest::Approx(0.02).epsilon(1e-6));
+    CHECK(!found.controller_agrees());
+    CHECK(found.began == libero::Agreement::Part::controller);
+    CHECK(found.began_at == 31);
+  }
+  {
+    // A joint of the arm that leaps in step 41, and is back behind it; a mass that was measured otherwise in step 1; predicates.
+    const int joint = scene.arm.angle(0), width = scene.model->nq;
+    const libero::Agreement found = compared({{"qpos", static_cast<std::size_t>(40 * width + joint), 1e-3},
+                                              {"substep.mass_matrix", 49 * 3, 1e-6}});
+    CHECK(found.first_apart == 41);
+    CHECK(found.measured == doctest::Approx(1e-6).epsilon(1e-3));
+    CHECK(found.began == libero::Agreement::Part::controller);
+    CHECK(found.began_at == 1);
+  }
+  {
+    const int joint = scene.arm.angle(0), width = scene.model->nq;
+    const libero::Agreement found = compared({{"qpos", static_cast<std::size_t>(40 * width + joint), 1e-3}});
+    CHECK(found.began == libero::Agreement::Part::integrator);
+    CHECK(found.began_at == 41);
+    CHECK(found.began_by == doctest::Approx(1e-3).epsilon(1e-3));
+    CHECK(found.itself < 1e-9);
+    CHECK(found.other_successes == 0);
   }
 }
 
@@ -429,8 +461,16 @@ TEST_CASE("a folder that is none, or another's, is one sentence") {
   CHECK(contains(refusal(knobs), "it is no JSON, or was cut off"));
 }
 
-TEST_CASE("a record that is none is one sentence") {
+TEST_CASE("a record that is none, or another task's, is one sentence") {
   const dvla_test::TemporaryFolder temporary;
+  const libero::Record record(records().front());
+  for (const libero::Listed& listed : libero::read_manifest(folder()).tasks) {
+    if (listed.suite == record.about.suite && listed.task == record.about.task) continue;
+    const libero::Scene scene =
+        libero::Scene::open(folder(), libero::read_manifest(folder()), listed, 7, heap());
+    CHECK_THROWS_WITH_AS(record.compare(scene, heap()), doctest::Contains(", and the scene of "), Error);
+    break;
+  }
   const fs::path path = temporary.path() / "states.safetensors";
   fs::copy_file(folder() / libero::read_manifest(folder()).tasks.front().folder / "states.safetensors", path);
   CHECK_THROWS_WITH_AS(libero::Record{path}, doctest::Contains("is no record of scripts/record_libero"),

@@ -30,7 +30,7 @@ class Expert {
   Expert(const mjModel& model, const mjData& data, const Goal& goal, const OscPose& arm,
          const OscPose::State& rest, const std::array<int, fingers>& positions,
          const std::array<int, fingers>& motors)
-      : places_(goal.places().begin(), goal.places().end()),
+      : places_(goal.places()),
         site_(arm.site()),
         robot_(model.body_rootid[model.site_bodyid[site_]]),
         upright_(rest.goal_orientation),
@@ -57,8 +57,8 @@ class Expert {
 
   /// The next action [7], in [-1, 1]. `data` is as a control step, or a beginning, has left it.
   void act(const mjModel& model, const mjData& data, std::span<float> action) const {
-    const auto open = std::ranges::find_if(
-        places_, [&](const Goal::Place& each) { return !Goal::there(each, model, data); });
+    const auto open =
+        std::ranges::find_if(places_, [&](const Goal::Place& each) { return !Goal::there(each, data); });
     const Vector hand = at(data.site_xpos + 3 * site_);
     Wish wish{hand, upright_};
     if (open == places_.end())

@@ -5,12 +5,14 @@
 
 #include <mujoco/mujoco.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "dvla/core/error.hpp"
@@ -65,31 +67,38 @@ class Goal {
         throw FormatError("its goal '", word, "' speaks of what is not among its things");
       };
       if (word == "on" || word == "in") {
-        add_place(model, word, thing(1), thing(2));
+        atoms_.emplace_back(place_of(model, word, thing(1), thing(2)));
       } else {
         const Thing& of = thing(1);
         const auto turn = of.articulation.find(word);
         if (turn == of.articulation.end())
           throw FormatError("its goal '", word, " ", of.name, "' has no joint position to be decided by");
-        joints_.emplace_back(model, of.joints, turn->second, word == "close" || word == "turnoff");
+        atoms_.emplace_back(JointsAre(model, of.joints, turn->second, word == "close" || word == "turnoff"));
       }
     }
     if (task.goal.empty()) throw FormatError("it has no goal");
   }
 
-  bool holds(const mjModel& model, const mjData& data) const {
-    for (const JointsAre& each : joints_)
-      if (!each(data)) return false;
-    for (const Place& each : places_)
-      if (!there(each, model, data)) return false;
-    return true;
+  bool holds(const mjData& data) const {
+    return std::ranges::all_of(atoms_, [&](const Atom& atom) { return holds(atom, data); });
   }
+  /// Its atoms, in the order of the file.
+  std::size_t size() const { return atoms_.size(); }
+  bool holds(std::size_t atom, const mjData& data) const { return holds(atoms_[atom], data); }
 
   /// What is to be somewhere, and whether something is to be turned or slid besides.
-  std::span<const Place> places() const { return places_; }
-  bool moves_joints() const { return !joints_.empty(); }
+  std::vector<Place> places() const {
+    std::vector<Place> all;
+    for (const Atom& atom : atoms_)
+      if (const Place* const place = std::get_if<Place>(&atom)) all.push_back(*place);
+    return all;
+  }
+  bool moves_joints() const {
+    return std::ranges::any_of(atoms_,
+                               [](const Atom& atom) { return std::holds_alternative<JointsAre>(atom); });
+  }
   /// Whether a thing is there.
-  static bool there(const Place& place, const mjModel&, const mjData& data) {
+  static bool there(const Place& place, const mjData& data) {
     const mjtNum* const at = data.xpos + 3 * place.thing;
     switch (place.kind) {
       case Kind::on_object: {
@@ -136,7 +145,10 @@ class Goal {
   }
 
  private:
-  void add_place(const mjModel& model, const std::string& word, const Thing& thing, const Thing& other) {
+  using Atom = std::variant<JointsAre, Place>;
+
+  static Place place_of(const mjModel& model, const std::string& word, const Thing& thing,
+                        const Thing& other) {
     if (thing.region) throw FormatError("its goal has the region ", thing.name, " ", word, " something");
     Place place{other.region ? (word == "in" ? Kind::in_region : Kind::on_region) : Kind::on_object};
     if (word == "in" && !other.region)
@@ -153,11 +165,15 @@ class Goal {
           place.touches[static_cast<std::size_t>(detail::mujoco_id(model, mjOBJ_GEOM, geom.c_str()))] |=
               static_cast<std::uint8_t>(bit);
     }
-    places_.push_back(std::move(place));
+    return place;
   }
 
-  std::vector<JointsAre> joints_;
-  std::vector<Place> places_;
+  static bool holds(const Atom& atom, const mjData& data) {
+    const JointsAre* const joints = std::get_if<JointsAre>(&atom);
+    return joints != nullptr ? (*joints)(data) : there(std::get<Place>(atom), data);
+  }
+
+  std::vector<Atom> atoms_;
 };
 
 }  // namespace dvla::libero

@@ -78,6 +78,26 @@ class Simulation {
     for (int i = 0; i < settling; ++i) control(waiting);
   }
 
+  /// What a control step leaves to the one after it.
+  struct Behind {
+    std::span<const double> positions, speeds, controls;
+    std::span<const double> accelerations;  ///< the solver's start; empty: 0
+    std::span<const double> orientation;    ///< aimed at, [3, 3]
+    std::span<const double> fingers;        ///< targets
+  };
+  /// Goes on behind a control step of an episode that began in this: of a record, say.
+  void put(const Behind& behind) {
+    std::ranges::copy(behind.positions, data_->qpos);
+    std::ranges::copy(behind.speeds, data_->qvel);
+    std::ranges::copy(behind.controls, data_->ctrl);
+    std::fill_n(data_->qacc_warmstart, model_.nv, 0);
+    std::ranges::copy(behind.accelerations, data_->qacc_warmstart);
+    std::ranges::copy(behind.orientation, arm_.goal_orientation.begin());
+    std::ranges::copy(behind.fingers, fingers_.begin());
+    arm_.measured = false;
+    light();
+  }
+
   /// One control step. Actions are clipped to [-1, 1]; of the gripper's only the sign counts.
   void control(std::span<const double> action) {
     for (int i = 1; i <= scene_->substeps; ++i) {
@@ -103,13 +123,16 @@ class Simulation {
     felt_ = {};
   }
 
-  bool solved() const { return scene_->goal.holds(model_, *data_); }
+  bool solved() const { return scene_->goal.holds(*data_); }
   /// As LIBERO's users make them of what the original observes.
   const std::array<float, proprioception>& felt() const { return felt_; }
   const Scene& scene() const { return *scene_; }
   const mjModel& model() const { return model_; }
   const mjData& data() const { return *data_; }
   const OscPose::State& arm() const { return arm_; }
+  const Fingers::State& fingers() const { return fingers_; }
+  /// Alphas of the scene's burners, as the next look sees them.
+  std::span<const float> lit() const { return lit_; }
 
   /// What frames show: the positions that were seen, with poses of bodies, cameras and lights. Throws Error.
   mjData& seen() {
