@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   defaults.environment.rendering = dvla::LiberoRendering::fast;
   defaults.environment.horizon = 20;
   defaults.model.cameras = "base_0_rgb=agentview,left_wrist_0_rgb=robot0_eye_in_hand";
+  defaults.model.discrete_state_input = false;  // as openpi's pi05_libero; lerobot's is true
   defaults.algorithm.group = 4;
   defaults.algorithm.micro_batch = 8;
   return dvla::job_main<P>(argc, argv, defaults);

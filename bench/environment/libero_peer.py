@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """LIBERO in C++ against the original in Python, in turn, on this machine.
 
-    bench/environment/libero_peer.py BENCH FOLDER [--suite spatial] [--task 0] [--rounds 5] [--seconds 5] [--pixels 128]
+    bench/environment/libero_peer.py BENCH FOLDER [--suite spatial] [--task 0] [--rounds 5] [--seconds 5] [--pixels 128] [--rows 1 4 16 64]
 
 BENCH is build/libero/bench/bench_environment_libero, FOLDER what scripts/convert_libero wrote, and the working folder the one that has
-.venv-libero. Both play one task with random actions from its initial states; a round runs each once. Prints medians of control
-steps a second, their spread, and ratios within the rounds.
+.venv-libero. Both play one task with random actions from its initial states; a round runs each once. Two of the original are two
+processes at once, as its users run it. Prints medians of control steps a second, their spread, and ratios within the rounds; then
+dvla's with so many rows on two threads.
 """
 import argparse
 import os
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="5")
     parser.add_argument("--pixels", default="128")
+    parser.add_argument("--rows", nargs="*", default=["1", "4", "16", "64"])
     options = parser.parse_args()
     scripts = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "scripts")
 
@@ -56,29 +58,48 @@ def main():
         return [".venv-libero/bin/python", "-c", PEER, options.suite, options.task, pixels, options.seconds, scripts]
 
     pixels = options.pixels
-    ways = {
-        "the original": theirs("0"),
-        "dvla, a row": ours("1", "1"),
-        "dvla, 2 rows on 2 threads": ours("2", "2"),
-        f"the original, cameras of {pixels}": theirs(pixels),
-        f"dvla, a row, cameras of {pixels}": ours("1", "1", pixels),
-        f"dvla, a row, cameras of {pixels}, fast": ours("1", "1", pixels, "fast"),
-    }
-    figures = {way: [] for way in ways}
-    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
-    for _ in range(options.rounds):
-        for way, command in ways.items():
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode != 0:
-                sys.exit(f"{way}: {done.stdout}{done.stderr}")
-            figures[way].append(float(done.stdout.split(" steps_per_s")[0].split()[-1]))
-    print(f"{options.suite} {options.task}, {options.rounds} rounds of {options.seconds} s, load {os.getloadavg()[0]:.1f}")
-    for way, each in figures.items():
-        print(f"  {way:40s} {statistics.median(each):9.1f} steps/s   {min(each):.1f} to {max(each):.1f}")
-    names = list(ways)
-    for one, other in ((1, 0), (2, 1), (4, 3), (5, 3)):
-        ratios = [a / b for a, b in zip(figures[names[one]], figures[names[other]])]
-        print(f"  {names[one]} / {names[other]}: {statistics.median(ratios):.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+    names, ways, compared = [], [], []
 
+    def way(name, command, processes=1, against=None):
+        names.append(name)
+        ways.append((command, processes))
+        if against is not None:
+            compared.append((len(names) - 1, names.index(against)))
+
+    way("original", theirs("0"))
+    way("dvla, 1 row", ours("1", "1"), against="original")
+    way("original, 2 processes", theirs("0"), 2)
+    way("dvla, 2 rows on 2 threads", ours("2", "2"), against="original, 2 processes")
+    way("original, cameras", theirs(pixels))
+    way("dvla, 1 row, cameras", ours("1", "1", pixels), against="original, cameras")
+    way("dvla, 1 row, cameras, fast", ours("1", "1", pixels, "fast"), against="original, cameras")
+    way("dvla, 1 row, cameras, chunks of 8", ours("1", "1", pixels, "original", "8"), against="original, cameras")
+    way("original, 2 processes, cameras", theirs(pixels), 2)
+    way("dvla, 2 rows on 2 threads, cameras", ours("2", "2", pixels), against="original, 2 processes, cameras")
+    way("dvla, 2 rows on 2 threads, cameras, fast", ours("2", "2", pixels, "fast"), against="original, 2 processes, cameras")
+    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+
+    def run(command, processes=1):
+        each = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+                for _ in range(processes)]
+        said = [one.communicate()[0] for one in each]
+        for one, words in zip(each, said):
+            if one.returncode != 0:
+                sys.exit(f"{command}: {words}")
+        return said
+
+    figures = [[] for _ in names]
+    for _ in range(options.rounds):
+        for each, (command, processes) in zip(figures, ways):
+            each.append(sum(float(words.split(" steps_per_s")[0].split()[-1]) for words in run(command, processes)))
+    print(f"{options.suite} {options.task}, {pixels} pixels, {options.rounds} rounds of {options.seconds} s, load {os.getloadavg()[0]:.1f}")
+    for name, each in zip(names, figures):
+        print(f"  {name:42s} {statistics.median(each):9.1f} steps/s   {min(each):.1f} to {max(each):.1f}")
+    for one, other in compared:
+        ratios = [a / b for a, b in zip(figures[one], figures[other])]
+        print(f"  {names[one]} / {names[other]}: {statistics.median(ratios):.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+    for rows in options.rows:
+        print(f"  {rows} rows on 2 threads: {' '.join(run(ours(rows, '2'))[0].split())}")
+        print(f"  {rows} rows on 2 threads, cameras, fast: {' '.join(run(ours(rows, '2', pixels, 'fast'))[0].split())}")
 
 main()

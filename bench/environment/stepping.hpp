@@ -12,14 +12,16 @@
 
 namespace bench {
 
-/// Of rows on so many threads (0: all cores), for so many seconds; resets are not counted. Prints a line. Throws what a row throws.
+/// Of rows on so many threads (0: all cores), for so many seconds, a chunk of so many control steps a call; resets are not counted. Prints a
+/// line. Throws what a row throws.
 template <class Machinery>
-void measure_steps(Machinery& environment, std::pmr::memory_resource& pool, int threads, double seconds) {
+void measure_steps(Machinery& environment, std::pmr::memory_resource& pool, int threads, double seconds,
+                   int chunk = 1) {
   using Clock = std::chrono::steady_clock;
   const auto rows = static_cast<int>(environment.size());
   dvla::OwnedRecord<dvla::Transition> all(
       dvla::transition_layout(environment.observation_spec(), environment.action_spec(),
-                              {.decisions = 1, .episodes = rows, .chunk = 1}),
+                              {.decisions = 1, .episodes = rows, .chunk = chunk}),
       pool);
   const auto seen = dvla::cut_record(all->observation, [](auto field) { return field.at(0); });
   const dvla::ActionSpec& takes = environment.action_spec();
@@ -40,13 +42,14 @@ void measure_steps(Machinery& environment, std::pmr::memory_resource& pool, int 
   Clock::duration stepping{};
   for (const auto end = Clock::now() + std::chrono::duration<double>(seconds); Clock::now() < end;) {
     for (std::int64_t row = 0; row < rows; ++row)
-      for (std::int64_t a = 0; a < takes.dimensions; ++a) {
-        const auto [low, high] = takes.bounds_of(a);
-        const int n = takes.categories_of(a);
-        all->action.at(0).at(row).at(0)[a] =
-            n > 0 ? static_cast<float>(random.below(static_cast<std::uint64_t>(n)))
-                  : random.uniform(low, high);
-      }
+      for (std::int64_t c = 0; c < chunk; ++c)
+        for (std::int64_t a = 0; a < takes.dimensions; ++a) {
+          const auto [low, high] = takes.bounds_of(a);
+          const int n = takes.categories_of(a);
+          all->action.at(0).at(row).at(c)[a] =
+              n > 0 ? static_cast<float>(random.below(static_cast<std::uint64_t>(n)))
+                    : random.uniform(low, high);
+        }
     dvla::Rows of(everybody, arena, failures);
     const auto begin = Clock::now();
     steps += environment.step(of, all->action.at(0),

@@ -261,6 +261,11 @@ TEST_CASE(
   std::filesystem::remove_all(made.path() / "assets" / "droid");
   knobs.action_key = "";
   CHECK(scale() == doctest::Approx(3));
+  std::filesystem::rename(made.path() / "assets" / "lab", made.path() / "lab");  // as RLinf's folders have it
+  CHECK(scale() == doctest::Approx(3));
+  knobs.action_key = "lab/libero";
+  CHECK(scale() == doctest::Approx(3));
+  knobs.action_key = "";
   std::ofstream(made.path() / "config.json")
       << json{{"norm_stats", {{"bridge", of(4, "action", "proprio")}}}};
   CHECK(scale() == doctest::Approx(4));

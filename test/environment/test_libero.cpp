@@ -99,6 +99,50 @@ struct Begun {
   std::vector<float> felt;
   std::vector<std::uint8_t> pixels;
 };
+/// Whether the expert has a skill for all of a batch's tasks.
+bool has_expert(const LiberoBatch& batch) {
+  try {
+    batch.check_expert();
+    return true;
+  } catch (const ConfigError&) {
+    return false;
+  }
+}
+/// Of the expert, in episodes that begin in the first states of a task, a row each, with Gaussian noise on its actions: how many it solves.
+int solved_by_the_expert(const libero::Listed& listed, double noise) {
+  LiberoKnobs knobs = small();
+  knobs.suite = listed.suite;
+  knobs.tasks = std::to_string(listed.task);
+  knobs.environments = 10;
+  knobs.settling = 10;
+  LiberoBatch batch(knobs, heap());
+  const std::int64_t n = batch.size();
+  OwnedRecord<Outcome> outcome(
+      {Field<float>({n, 1}), Field<std::uint8_t>({n, 1}), Field<std::uint8_t>({n, 1}),
+       observation_layout(batch.observation_spec(), {n})},
+      heap());
+  std::vector<float> actions(static_cast<std::size_t>(n * libero::actions));
+  const Field<float> action({n, 1, libero::actions}, actions.data());
+  std::vector<Start> starts;
+  for (std::int64_t index = 0; index < n; ++index) starts.push_back({.case_index = index});
+  Arena arena(1);
+  RowFailures failures(n);
+  std::vector<std::int64_t> all(static_cast<std::size_t>(n));
+  std::iota(all.begin(), all.end(), 0);
+  Rows rows(all, arena, failures);
+  batch.reset(rows, starts, outcome->next);
+  SplitMix64 random(1);
+  for (std::int64_t step = 0; step < batch.horizon(); ++step) {
+    for (const std::int64_t row : all) {
+      const std::span<float> one = action.at(row).span();
+      batch.expert(row, one);
+      for (float& value : one) value += static_cast<float>(noise * random.normal());
+    }
+    batch.step(rows, action, *outcome);
+  }
+  for (const std::int64_t row : all) CHECK(failures.why(row) == "");
+  return static_cast<int>(std::ranges::count_if(all, [&](std::int64_t row) { return batch.succeeded(row); }));
+}
 /// Numbers of a record that are changed: by `much`, at `at` of the tensor.
 struct Change {
   std::string tensor;
@@ -220,8 +264,8 @@ TEST_CASE("what is off in a record is found where it is") {
 TEST_CASE("it keeps the promises of an environment") {
   LiberoKnobs knobs = small();
   LiberoBatch batch(knobs, heap());
-  for (const std::string& wrong :
-       testing::check_environment(batch, {.most_steps = 9, .largest_proprioception = 7}))
+  for (const std::string& wrong : testing::check_environment(
+           batch, {.most_steps = 9, .largest_proprioception = 7, .experts = has_expert(batch)}))
     FAIL_CHECK(wrong);
 }
 TEST_CASE("with cameras, too, and frames are turned as asked for") {
@@ -229,8 +273,8 @@ TEST_CASE("with cameras, too, and frames are turned as asked for") {
   knobs.camera_pixels = 32;
   knobs.environments = 2;
   LiberoBatch batch(knobs, heap());
-  for (const std::string& wrong :
-       testing::check_environment(batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7}))
+  for (const std::string& wrong : testing::check_environment(
+           batch, {.rows = 2, .most_steps = 3, .largest_proprioception = 7, .experts = has_expert(batch)}))
     FAIL_CHECK(wrong);
 
   std::vector<std::vector<std::uint8_t>> frames;
@@ -313,7 +357,8 @@ TEST_CASE("an episode ends by the horizon, and several tasks share a batch") {
   knobs.horizon = 4;
   const auto play = [&] {
     LiberoBatch batch(knobs, heap());
-    return testing::check_environment(batch, {.most_steps = 8, .largest_proprioception = 7});
+    return testing::check_environment(
+        batch, {.most_steps = 8, .largest_proprioception = 7, .experts = has_expert(batch)});
   };
   for (const std::string& wrong : play()) FAIL_CHECK(wrong);
   std::map<std::string, int> by_suite;
@@ -325,6 +370,39 @@ TEST_CASE("an episode ends by the horizon, and several tasks share a batch") {
     return;
   }
   FAIL("no suite of the folder has two tasks");
+}
+
+TEST_CASE(
+    "the scripted expert solves tasks of one thing put somewhere, and takes up again what noise undoes") {
+  int tasks = 0;
+  for (const libero::Listed& listed : libero::read_manifest(folder()).tasks) {
+    if ((listed.suite != "spatial" && listed.suite != "object") || listed.task > 1) continue;
+    CAPTURE(listed.instruction);
+    ++tasks;
+    CHECK(solved_by_the_expert(listed, 0) >= 9);
+    CHECK(solved_by_the_expert(listed, 0.1) >= 8);
+  }
+  CHECK(tasks > 0);
+}
+TEST_CASE("a task that the expert has no skill for is one sentence") {
+  int tasks = 0;
+  for (const libero::Listed& listed : libero::read_manifest(folder()).tasks) {
+    if (listed.suite != "goal" || listed.task != 7) continue;
+    ++tasks;
+    LiberoKnobs knobs = small();
+    knobs.suite = listed.suite;
+    knobs.tasks = std::to_string(listed.task);
+    LiberoBatch batch(knobs, heap());
+    float action[libero::actions];
+    for (const bool asked : {false, true})
+      CHECK_THROWS_WITH_AS(
+          asked ? batch.expert(0, action) : batch.check_expert(),
+          doctest::Contains(
+              "LIBERO's scripted expert has no skill for task 7 of the suite goal, 'turn on the stove': its "
+              "goal asks for a joint to be moved"),
+          ConfigError);
+  }
+  CHECK(tasks > 0);
 }
 
 TEST_CASE("64 rows take little of a pool, and one that is too small is said before anything starts") {

@@ -126,6 +126,8 @@ TEST_CASE("so are those of LIBERO") {
   CHECK(openvla.algorithm.filter_lower * 5 == 0.5);
   CHECK(openvla.algorithm.filter_upper * 5 == 4.5);
   CHECK(openvla.model.temperature == 1.6f);
+  CHECK(openvla.model.pictures == OpenVlaPictures::rlinf);
+  CHECK(openvla.model.cameras == "agentview");
   const auto pi05 = taken<LiberoJob<Pi05>>("libero_grpo_pi05");
   CHECK(pi05.environment.environments == 64);
   CHECK(pi05.environment.horizon == 240);
@@ -137,6 +139,20 @@ TEST_CASE("so are those of LIBERO") {
   CHECK(pi05.model.noise == FlowNoise::flow_sde);
   CHECK(pi05.model.noise_level == 0.5f);
   CHECK(pi05.model.denoise_steps == 3);
+  CHECK(pi05.model.chunk == 5);
+  CHECK(pi05.model.horizon == 10);
+  CHECK(pi05.model.pictures == Pictures::openpi);
+  CHECK_FALSE(pi05.model.discrete_state_input);
+  const auto alike = [](const auto& config) {
+    CHECK(config.environment.settling == 15);
+    CHECK(config.environment.placement_seed == 0);
+    CHECK(config.environment.camera_pixels == 256);
+    CHECK(config.environment.frames == LiberoFrames::rotated);
+    CHECK(config.algorithm.dual_clip == 3);
+    CHECK(config.algorithm.weight_decay == 0.01);
+  };
+  alike(openvla);
+  alike(pi05);
 }
 
 TEST_CASE("so are those with a critic") {

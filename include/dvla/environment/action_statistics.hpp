@@ -2,7 +2,8 @@
 // as its checkpoint ships them. Three files are known: OpenVLA's dataset_statistics.json (also the "norm_stats" of
 // its config.json; OpenVLA-OFT's arithmetic, which leaves masked dimensions alone and keeps proprioception in
 // [-1, 1]), openpi's norm_stats.json (pi0, pi0.5), and lerobot's policy_preprocessor.json with the safetensors that it names.
-// A checkpoint's folder has one of them; openpi's lie in it as assets/<id>/norm_stats.json, where the id is the key. Dear to compile
+// A checkpoint's folder has one of them; openpi's lie in it as assets/<id>/norm_stats.json, RLinf's as <id>/norm_stats.json,
+// where the id is the key. Dear to compile
 // (nlohmann). No other conventions; not the buffers that lerobot once kept among the weights.
 //
 // Legend: A action dimensions, P proprioception.
@@ -110,17 +111,18 @@ class ActionStatistics {
       if (const nlohmann::json config = parsed(path / "config.json"); config.contains("norm_stats"))
         return config["norm_stats"];
     nlohmann::json all = nlohmann::json::object();
-    const std::filesystem::path assets = path / "assets";
-    if (std::filesystem::is_directory(assets, code))
-      for (const auto& entry : std::filesystem::recursive_directory_iterator(assets))
-        if (entry.path().filename() == "norm_stats.json")
-          all[entry.path().parent_path().lexically_relative(assets).generic_string()] =
-              data_sets(entry.path());
+    for (const auto& assets : {path / "assets", path})  // RLinf's folders have no "assets" before the id
+      if (all.empty() && std::filesystem::is_directory(assets, code))
+        for (const auto& entry : std::filesystem::recursive_directory_iterator(assets))
+          if (entry.path().filename() == "norm_stats.json")
+            all[entry.path().parent_path().lexically_relative(assets).generic_string()] =
+                data_sets(entry.path());
     if (all.empty())
       refuse(
           "the folder has no statistics, which would be policy_preprocessor.json, dataset_statistics.json, "
           "norm_stats in "
-          "config.json, or assets/<id>/norm_stats.json; name a file of them, or bounds for the environment's "
+          "config.json, or assets/<id>/norm_stats.json, or that without assets; name a file of them, or "
+          "bounds for the environment's "
           "own units");
     return all;
   }

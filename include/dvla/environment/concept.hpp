@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -143,6 +144,12 @@ using Conventions = std::vector<std::pair<std::string, std::string>>;
 template <class Type, class Knobs>
 concept HasConventions = requires(const Knobs& knobs) {
   { Type::conventions(knobs) } -> std::convertible_to<Conventions>;
+};
+
+/// An environment that takes memory outside of the pools, about so many bytes: the plan has them.
+template <class Type>
+concept HasOutsideBytes = requires(const Type& view) {
+  { view.outside_bytes() } -> std::convertible_to<std::size_t>;
 };
 
 /// An environment that can show a scripted expert's action for a row's current state: used for warm starts.

@@ -14,7 +14,8 @@ struct machinery<LIBERO, Pipeline> {
   using type = LiberoBatch;
 };
 
-static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasRender<LiberoBatch> &&
-              HasStaticSpec<LiberoBatch, LiberoKnobs> && HasConventions<LiberoBatch, LiberoKnobs>);
+static_assert(EnvironmentMachinery<LiberoBatch> && HasCases<LiberoBatch> && HasExpert<LiberoBatch> &&
+              HasRender<LiberoBatch> && HasStaticSpec<LiberoBatch, LiberoKnobs> &&
+              HasConventions<LiberoBatch, LiberoKnobs> && HasOutsideBytes<LiberoBatch>);
 
 }  // namespace dvla

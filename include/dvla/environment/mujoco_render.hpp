@@ -19,11 +19,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -168,7 +170,7 @@ inline GlContext gl_context() {
 
 /// What frames for a policy show, and how.
 struct MujocoLook {
-  std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show the first
+  std::vector<std::string> cameras{"top"};  ///< of the model; people's pictures show them side by side
   bool collision_shapes = true;             ///< geoms of group 0 are drawn
   int geometries = 200;                     ///< at most so many are drawn
   bool as_the_model = false;  ///< shadow map, multisampling and reflections as the model says; else none
@@ -201,10 +203,24 @@ class MujocoRenderer {
     }
   }
 
-  /// One picture with shadows and smooth edges, rgb [height, width, 3], and `caption` (zero-terminated) at
-  /// the bottom where it fits.
+  /// What drawing frames takes in all, about: on the CPU, with Mesa 22.3, which keeps textures with their smaller copies.
+  std::size_t drawing_bytes() const {
+    constexpr std::size_t rest = std::size_t{220}
+                                 << 20;  // shapes and compiled shaders; 190 to 340 MiB in LIBERO's scenes
+    std::size_t bytes = rest;
+    for (int i = 0; i < model_.ntex; ++i)
+      bytes += static_cast<std::size_t>(model_.tex_width[i]) *
+               static_cast<std::size_t>(model_.tex_height[i]) * 16 / 3;
+    if (look_.as_the_model)
+      bytes += std::size_t{4} * static_cast<std::size_t>(model_.vis.quality.shadowsize) *
+               static_cast<std::size_t>(model_.vis.quality.shadowsize);
+    return bytes * static_cast<std::size_t>(look_.at_once);
+  }
+
+  /// One picture with shadows and smooth edges, rgb [height, width, 3], row 0 on top: what the cameras see, side by side, and `caption`
+  /// below it in as many lines as it takes, if it fits.
   void picture(const mjModel& model, mjData& data, int width, int height, std::span<std::uint8_t> rgb,
-               const char* caption = nullptr) {
+               std::string_view caption = {}) {
     if (width < 1 || height < 1 || width > 4096 || height > 4096 ||
         rgb.size() != static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3) {
       throw Error("render: rgb has " + std::to_string(rgb.size()) + " bytes; a picture of " +
@@ -218,7 +234,7 @@ class MujocoRenderer {
     }
     const Current current(picture_->gl);
     picture_->show(model, data);
-    picture_->draw(model, data, 0, width, height, rgb, width < 240 ? nullptr : caption);
+    picture_->draw_all(model, data, width, height, rgb, caption);
     turn_rows(rgb, width, height);
   }
 
@@ -323,32 +339,73 @@ class MujocoRenderer {
     }
     /// What one camera sees of it, row 0 the lowest.
     void draw(const mjModel& model, mjData& data, std::size_t which, int w, int h,
-              std::span<std::uint8_t> rgb, const char* caption = nullptr) {
+              std::span<std::uint8_t> rgb) {
       const mjrRect view{0, 0, w, h};
-      camera.fixedcamid = cameras[which];
       auto call = [&] {
-        mjv_updateCamera(&model, &data, &camera, &scene);
-        mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
-        choose(model, w, h);
-        mjr_render(view, &scene, &context);
-        if (caption != nullptr) mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOM, view, caption, nullptr, &context);
+        see(model, data, which, view);
         mjr_readPixels(rgb.data(), nullptr, view, &context);
       };
       if (!detail::MujocoGuard::run(call))
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
     }
+    /// What all of them see, side by side, and a caption; row 0 the lowest.
+    void draw_all(const mjModel& model, mjData& data, int w, int h, std::span<std::uint8_t> rgb,
+                  std::string_view caption) {
+      const std::string lines = wrapped(caption, w, h);
+      const mjrRect whole{0, 0, w, h};
+      const auto count = static_cast<int>(cameras.size());
+      auto call = [&] {
+        for (int i = 0; i < count; ++i) {
+          const int left = w * i / count;
+          see(model, data, static_cast<std::size_t>(i), {left, 0, w * (i + 1) / count - left, h});
+        }
+        if (!lines.empty())
+          mjr_overlay(mjFONT_NORMAL, mjGRID_BOTTOMLEFT, whole, lines.c_str(), nullptr, &context);
+        mjr_readPixels(rgb.data(), nullptr, whole, &context);
+      };
+      if (!detail::MujocoGuard::run(call))
+        throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
+    }
 
-    /// Of the scene's shapes those that the camera sees.
-    void choose(const mjModel& model, int w, int h) {
+    /// Draws what a camera sees, and of the scene's shapes only those. Calls MuJoCo, so it runs where its errors are guarded.
+    void see(const mjModel& model, mjData& data, std::size_t which, const mjrRect& view) {
+      camera.fixedcamid = cameras[which];
+      mjv_updateCamera(&model, &data, &camera, &scene);
+      mjv_makeLights(&model, &data, &scene);  // the headlight is the camera's
       scene.flags[mjRND_REFLECTION] = reflections;
-      const detail::MujocoInView view(scene, shapes, w, h);
-      scene.flags[mjRND_REFLECTION] = reflections && view.sees_mirror();
+      const detail::MujocoInView in_view(scene, shapes, view.width, view.height);
+      scene.flags[mjRND_REFLECTION] = reflections && in_view.sees_mirror();
       scene.ngeom = 0;
       for (const mjvGeom& shape : shapes) {
-        if (!view.sees(model, shape)) continue;
+        if (!in_view.sees(model, shape)) continue;
         mjvGeom& kept = scene.geoms[scene.ngeom++] = shape;
-        if (!view.may_reflect(shape)) kept.reflectance = 0;
+        if (!in_view.may_reflect(shape)) kept.reflectance = 0;
       }
+      mjr_render(view, &scene, &context);
+    }
+    /// A caption in lines that fit, by words; empty where there are too many of them, or a word is too long.
+    std::string wrapped(std::string_view caption, int w, int h) const {
+      constexpr int margin = 16;
+      const auto wide = [&](std::string_view text) {
+        int sum = 0;
+        for (const char each : text)
+          if (const auto code = static_cast<unsigned char>(each); code < std::size(context.charWidth))
+            sum += context.charWidth[code];
+        return sum;
+      };
+      std::string lines;
+      int line = 0, count = 1;
+      while (!caption.empty()) {
+        const std::string_view word = caption.substr(0, caption.find(' '));
+        caption.remove_prefix(std::min(caption.size(), word.size() + 1));
+        const bool first = lines.empty(), fits = line + wide(" ") + wide(word) <= w - margin;
+        if (wide(word) > w - margin) return {};
+        if (!first) lines += fits ? ' ' : '\n';
+        count += !first && !fits ? 1 : 0;
+        line = first || !fits ? wide(word) : line + wide(" ") + wide(word);
+        lines += word;
+      }
+      return count * context.charHeight > h / 4 ? std::string() : lines;
     }
 
     int width, height;

@@ -94,6 +94,29 @@ class FlowVlaBody {
   const PublishedWeights& published() const { return weights_; }
   std::string config_text() const { return own_config(Family::name, network_.shape(), pictures_.way); }
 
+  typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
+    const std::int64_t n = std::ssize(rows), L = network_.shape().text;
+    typename Network::Inputs made;
+    for (const std::size_t camera : cameras_)
+      made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
+                                          network_.shape().vision.image, pictures_.way));
+    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
+    made.tokens = at::empty({n, L}, at::kLong);
+    made.token_mask = at::empty({n, L}, at::kBool);
+    if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t row = rows[static_cast<std::size_t>(i)];
+      const std::int32_t task = task_of(Family::name, observation, row, prompts_.tasks());
+      const std::span<const float> state =
+          spec_.proprioception > 0 ? std::span<const float>(observation.proprioception.at(row).span())
+                                   : std::span<const float>();
+      prompts_.write(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L,
+                     made.token_mask.template mutable_data_ptr<bool>() + i * L);
+      if constexpr (Family::state_apart)
+        std::ranges::copy(state, made.state.template mutable_data_ptr<float>() + i * network_.shape().states);
+    }
+    return made;
+  }
   Prefix prefix(const Observation& observation, std::span<const std::int64_t> rows) const {
     Prefix made = network_.prefix(inputs(observation, rows));
     return keeps_prefix_ ? network_.settled(std::move(made)) : made;
@@ -334,30 +357,6 @@ class FlowVlaBody {
   std::int64_t prefix_tokens() const {
     return std::ssize(cameras_) * Family::image_tokens(network_.shape()) + network_.shape().text +
            (Family::state_apart ? 1 : 0);
-  }
-
-  typename Network::Inputs inputs(const Observation& observation, std::span<const std::int64_t> rows) const {
-    const std::int64_t n = std::ssize(rows), L = network_.shape().text;
-    typename Network::Inputs made;
-    for (const std::size_t camera : cameras_)
-      made.images.push_back(Family::image(tensor_of(observation.frames.at(camera), rows),
-                                          network_.shape().vision.image, pictures_.way));
-    made.image_mask = at::ones({n, std::ssize(cameras_)}, at::kBool);
-    made.tokens = at::empty({n, L}, at::kLong);
-    made.token_mask = at::empty({n, L}, at::kBool);
-    if constexpr (Family::state_apart) made.state = at::zeros({n, network_.shape().states}, at::kFloat);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t row = rows[static_cast<std::size_t>(i)];
-      const std::int32_t task = task_of(Family::name, observation, row, prompts_.tasks());
-      const std::span<const float> state =
-          spec_.proprioception > 0 ? std::span<const float>(observation.proprioception.at(row).span())
-                                   : std::span<const float>();
-      prompts_.write(task, state, made.tokens.template mutable_data_ptr<std::int64_t>() + i * L,
-                     made.token_mask.template mutable_data_ptr<bool>() + i * L);
-      if constexpr (Family::state_apart)
-        std::ranges::copy(state, made.state.template mutable_data_ptr<float>() + i * network_.shape().states);
-    }
-    return made;
   }
 
   ObservationSpec spec_;

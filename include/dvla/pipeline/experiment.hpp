@@ -194,7 +194,8 @@ inline std::string by(int signal) { return signal == 0 ? "" : " (" + signal_name
 template <class Run>
 void film(Run& run, const std::filesystem::path& path, const stop_flag* stop) {
   if constexpr (HasRender<typename Run::Environment>) {
-    constexpr int side = 240, columns = 3, delay = 10, held = 90;  // hundredths of a second
+    constexpr int side = 240, squares = 3, views = views_of<typename Run::Environment>,
+                  columns = (squares + views - 1) / views, delay = 10, held = 90;  // hundredths of a second
     std::optional<io::GifWriter> gif;
     std::exception_ptr failed;  // the file; who draws is heard out nevertheless
     run.draw(

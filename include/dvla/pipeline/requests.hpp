@@ -66,6 +66,13 @@ BOOST_HANA_ADAPT_STRUCT(dvla::Answer, error, stopped, episodes, solved, rows);
 
 namespace dvla {
 
+/// How many squares wide an environment's pictures for people are: its `views`, or one.
+template <class Environment>
+inline constexpr int views_of = 1;
+template <class Environment>
+requires requires { Environment::views; }
+inline constexpr int views_of<Environment> = Environment::views;
+
 /// What a rollout has done, or said of it: an answer, and what some rows of its environment have recorded.
 template <class Decision>
 struct Recorded {
@@ -143,14 +150,15 @@ class Requests {
     return shown;
   }
   /// One pass of fresh episodes in at most `columns` rows of one rollout: `on_picture(control step, rgb)` at the
-  /// start and after every control step, rgb [side, columns * side, 3].
+  /// start and after every control step, rgb [side, columns * views_of * side, 3].
   template <class OnPicture>
   void draw(std::int64_t columns, std::int64_t side, Decoding decoding, const stop_flag* stop,
             OnPicture on_picture) {
     Request request{.kind = RequestKind::pictures, .decoding = decoding, .side = side};
     choose_one(request, columns);
     ask(request, stop, [&](Done&, Share share, Channel* from) {
-      std::vector<std::uint8_t> rgb(static_cast<std::size_t>(3 * side * side * share.count));
+      std::vector<std::uint8_t> rgb(
+          static_cast<std::size_t>(3 * side * side * views_of<Environment> * share.count));
       if (!from) draw_here(request, share, stop, on_picture);
       for (std::int64_t step = 0; from && step <= parts_.spec.horizon; ++step) {
         throw_if_stopped(stop, "the animation");
@@ -387,14 +395,14 @@ class Requests {
   template <class OnPicture>
   void draw_here(const Request& request, Share share, const stop_flag* stop, OnPicture on_picture) {
     if constexpr (HasRender<Environment>) {
-      const auto side = static_cast<int>(request.side);
-      const auto line = static_cast<std::size_t>(3 * side);
+      const auto side = static_cast<int>(request.side), width = views_of<Environment> * side;
+      const auto line = static_cast<std::size_t>(3 * width);
       std::vector<std::uint8_t> tile(line * static_cast<std::size_t>(side)),
           all(tile.size() * static_cast<std::size_t>(share.count));
       parts_.worker().watch(request.decoding, [&](std::int64_t step) {
         throw_if_stopped(stop, "the animation");
         for (std::int64_t column = 0; column < share.count; ++column) {
-          parts_.environment->render(column, side, side, tile);
+          parts_.environment->render(column, width, side, tile);
           for (int y = 0; y < side; ++y)
             std::copy_n(tile.data() + static_cast<std::size_t>(y) * line, line,
                         all.data() + static_cast<std::size_t>(y * share.count + column) * line);

@@ -408,6 +408,10 @@ class Run {
       episodes.push_back({.case_index = each});
     return episodes;
   }
+  /// Whether a warm start comes first.
+  bool clones() const {
+    return HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0;
+  }
   /// A rollout's, and what is known of it on every rank, as the ranks of a job agree.
   EnvironmentSpec make_environment() {
     const auto knobs = settings_.environment_knobs(*job_);
@@ -415,6 +419,9 @@ class Run {
     if (job_->rolls_out()) {
       environment_ = std::make_unique<Environment>(knobs, memory_.environment());
       check_specs(*environment_, P::environment::name);
+      // An environment of several tasks may have an expert for some of them: which, it says itself.
+      if constexpr (requires { environment_->check_expert(); })
+        if (clones()) environment_->check_expert();
       own = spec_of(*environment_);
     } else if constexpr (HasStaticSpec<Environment, decltype(config().environment)>) {
       own = Environment::spec(config().environment);
@@ -467,11 +474,9 @@ class Run {
     }
     plan_weights(plan, weights);
     if (job_->rolls_out()) plan.add("activations of sampling", MemoryPlace::model_pool, model.sampling_bytes);
-    const bool clones =
-        HasExpert<Environment> && config().run.resume.empty() && config().run.demonstrations > 0;
     if (job_->trains())
       plan.add("activations of training", MemoryPlace::model_pool,
-               std::max(model.training_bytes, clones ? model.cloning_bytes : 0));
+               std::max(model.training_bytes, clones() ? model.cloning_bytes : 0));
     if (broadcasts && !job_->alone()) {
       std::size_t trainable = 0;
       for (const Parameter& each : model.parameters) trainable += each.trainable ? each.bytes() : 0;
@@ -484,7 +489,7 @@ class Run {
         routed ? (job_->rolls_out() ? here : 0) + trained : (job_->rolls_out() ? here : 0);
     plan.add("batches in flight", MemoryPlace::environment_pool,
              episode * static_cast<std::size_t>(in_flight * (settings_.staleness() + 1)));
-    if (clones)
+    if (clones())
       plan.add("demonstrations", MemoryPlace::heap,
                recorded * static_cast<std::size_t>((job_->leads() ? config().run.demonstrations : 0) +
                                                    (job_->rolls_out() ? environments : 0)));
@@ -497,6 +502,9 @@ class Run {
              2 * model.decision_bytes * static_cast<std::size_t>(tested));
     const std::size_t taken = memory_.environment().report().in_use;
     plan.add("simulators", MemoryPlace::environment_pool, taken);
+    if constexpr (HasOutsideBytes<Environment>)
+      if (environment_)
+        plan.add("simulators, beside the pool", MemoryPlace::heap, environment_->outside_bytes());
     if (on_plan) on_plan(plan, *job_);
     plan.check(usable_memory_bytes() - std::min<std::size_t>(usable_memory_bytes(), resident_bytes()));
     const bool one_pool = &memory_.environment() == &memory_.model();

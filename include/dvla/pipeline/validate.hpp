@@ -36,9 +36,6 @@ void check_config(const Config<Pipeline>& config) {
   if constexpr (requires { config.environment.environments % config.algorithm.group; })
     detail::check_multiple("environment.environments", config.environment.environments, "algorithm.group",
                            config.algorithm.group);
-  if constexpr (requires { config.environment.horizon % config.model.chunk; })
-    detail::check_multiple("environment.horizon", config.environment.horizon, "model.chunk",
-                           config.model.chunk);
   if constexpr (requires { config.model.noise == FlowNoise::ode; })
     if (config.model.noise == FlowNoise::ode && config.run.iterations > 0)
       throw ConfigError(

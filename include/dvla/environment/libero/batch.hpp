@@ -31,7 +31,7 @@
 
 namespace dvla {
 
-/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec, HasConventions and HasRender.
+/// Satisfies EnvironmentMachinery, HasCases, HasStaticSpec, HasConventions, HasOutsideBytes, HasExpert and HasRender.
 class LiberoBatch {
  public:
   static constexpr std::array<const char*, 2> cameras = {"agentview", "robot0_eye_in_hand"};
@@ -53,7 +53,7 @@ class LiberoBatch {
             .as_the_model = original,
             .rows_up = knobs.frames == LiberoFrames::libero,
             .columns_back = knobs.frames == LiberoFrames::rotated,
-            .at_once = knobs.drawn_at_once};
+            .at_once = std::min(knobs.drawn_at_once, knobs.environments)};
   }
   static Conventions conventions(const LiberoKnobs& knobs) {
     const libero::Manifest manifest = libero::read_manifest(knobs.converted);
@@ -83,6 +83,13 @@ class LiberoBatch {
   const ObservationSpec& observation_spec() const { return spec_.observation; }
   ActionSpec action_spec() const { return spec_.action; }
 
+  /// Outside of the pools, about: what GL takes to draw frames of the tasks.
+  std::size_t outside_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& renderer : renderers_) bytes += knobs_.camera_pixels > 0 ? renderer->drawing_bytes() : 0;
+    return bytes;
+  }
+
   static constexpr std::int64_t states_a_task = 50;
   /// Case c: task c % tasks, initial state c / tasks.
   std::int64_t cases() const { return spec_.cases; }
@@ -111,20 +118,42 @@ class LiberoBatch {
     return made;
   }
 
+  /// The scripted expert's next action [7] (libero/expert.hpp). Throws ConfigError as check_expert() does.
+  void expert(std::int64_t row, std::span<float> action) const {
+    const Row& of = played(row);
+    check_expert(of.scene);
+    auto call = [&] {
+      of.played->scene().expert->act(of.played->model(), of.played->data(), action.first(libero::actions));
+    };
+    if (!detail::MujocoGuard::run(call))
+      throw Error("LIBERO: the expert fails, since MuJoCo says '", detail::MujocoGuard::error(), "'");
+  }
+  /// Throws ConfigError where there is a task that the expert has no skill for.
+  void check_expert() const {
+    for (std::size_t scene = 0; scene < scenes_.size(); ++scene) check_expert(scene);
+  }
+
   bool succeeded(std::int64_t row) const { return at(checked_row(row)).episode.solved; }
 
-  /// A picture for people with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
+  /// Pictures for people have a square for each camera.
+  static constexpr int views = std::tuple_size_v<decltype(cameras)>;
+  /// What both cameras see, side by side, with the instruction below, rgb [height, width, 3], row 0 on top. Thread-safe, but not while the row is
   /// being stepped.
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
-    const Row& of = at(checked_row(row));
-    if (!of.played)
-      throw Error("LIBERO: row ", row, " has no simulation, since its last reset failed; reset it");
+    const Row& of = played(row);
     const std::lock_guard lock(drawing_);
     renderers_[of.scene]->picture(of.played->model(), of.played->seen(), width, height, rgb,
-                                  of.played->scene().instruction.c_str());
+                                  of.played->scene().instruction);
   }
 
  private:
+  void check_expert(std::size_t scene) const {
+    const libero::Scene& of = *scenes_[scene];
+    if (const std::string& why = of.expert->why_not(); !why.empty())
+      throw ConfigError("LIBERO's scripted expert has no skill for task ", of.task, " of the suite ",
+                        of.suite, ", '", of.instruction, "': ", why,
+                        "; choose others (environment.tasks), or run.demonstrations 0");
+  }
   LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool,
               const libero::Manifest& manifest)
       : knobs_(knobs), pool_(environment_pool), spec_(spec(knobs, manifest)) {
@@ -183,6 +212,11 @@ class LiberoBatch {
   std::int64_t checked_row(std::int64_t row) const {
     if (row >= 0 && row < size()) return row;
     throw Error("LIBERO: there is no row ", row, " among ", size());
+  }
+  const Row& played(std::int64_t row) const {
+    const Row& of = at(checked_row(row));
+    if (of.played) return of;
+    throw Error("LIBERO: row ", row, " has no simulation, since its last reset failed; reset it");
   }
   void check(const Rows& rows, const Observation& next) const {
     rows.check("LIBERO", size());

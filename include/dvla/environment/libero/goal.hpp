@@ -47,6 +47,16 @@ class JointsAre {
 
 class Goal {
  public:
+  enum class Kind { on_object, on_region, in_region };
+  struct Place {
+    Kind kind;
+    int thing = 0, other = 0;  ///< bodies, but for a region: there a site
+    std::array<mjtNum, 3> size{};
+    bool opens = false;  ///< it is a part of something that a joint moves, as a drawer
+    std::vector<std::uint8_t>
+        touches{};  ///< [geoms] 1: of the thing, 2: of what it is on; empty where nothing is to touch
+  };
+
   /// Looks up what the task's goal reads. Throws FormatError where the file says what cannot be, Error where the model lacks it.
   Goal(const mjModel& model, const TaskFile& task) {
     for (const std::vector<std::string>& atom : task.goal) {
@@ -76,42 +86,18 @@ class Goal {
   std::size_t size() const { return atoms_.size(); }
   bool holds(std::size_t atom, const mjData& data) const { return holds(atoms_[atom], data); }
 
- private:
-  enum class Kind { on_object, on_region, in_region };
-  struct Place {
-    Kind kind;
-    int thing = 0, other = 0;  ///< bodies, but for a region: there a site
-    std::array<mjtNum, 3> size{};
-    std::vector<std::uint8_t>
-        touches{};  ///< [geoms] 1: of the thing, 2: of what it is on; empty where nothing is to touch
-  };
-
-  using Atom = std::variant<JointsAre, Place>;
-
-  static Place place_of(const mjModel& model, const std::string& word, const Thing& thing,
-                        const Thing& other) {
-    if (thing.region) throw FormatError("its goal has the region ", thing.name, " ", word, " something");
-    Place place{other.region ? (word == "in" ? Kind::in_region : Kind::on_region) : Kind::on_object};
-    if (word == "in" && !other.region)
-      throw FormatError("its goal is in ", other.name, ", which is no region");
-    place.thing = detail::mujoco_id(model, mjOBJ_BODY, thing.body.c_str());
-    place.other = other.region ? detail::mujoco_id(model, mjOBJ_SITE, other.site.c_str())
-                               : detail::mujoco_id(model, mjOBJ_BODY, other.body.c_str());
-    place.size = other.size;
-    if (place.kind != Kind::in_region && !(other.region && !other.has_parent)) {
-      place.touches.resize(static_cast<std::size_t>(model.ngeom));
-      for (const auto& [geoms, bit] : {std::pair(&thing.geoms, 1), std::pair(&other.geoms, 2)})
-        for (const std::string& geom : *geoms)
-          place.touches[static_cast<std::size_t>(detail::mujoco_id(model, mjOBJ_GEOM, geom.c_str()))] |=
-              static_cast<std::uint8_t>(bit);
-    }
-    return place;
+  /// What is to be somewhere, and whether something is to be turned or slid besides.
+  std::vector<Place> places() const {
+    std::vector<Place> all;
+    for (const Atom& atom : atoms_)
+      if (const Place* const place = std::get_if<Place>(&atom)) all.push_back(*place);
+    return all;
   }
-
-  static bool holds(const Atom& atom, const mjData& data) {
-    const JointsAre* const joints = std::get_if<JointsAre>(&atom);
-    return joints != nullptr ? (*joints)(data) : there(std::get<Place>(atom), data);
+  bool moves_joints() const {
+    return std::ranges::any_of(atoms_,
+                               [](const Atom& atom) { return std::holds_alternative<JointsAre>(atom); });
   }
+  /// Whether a thing is there.
   static bool there(const Place& place, const mjData& data) {
     const mjtNum* const at = data.xpos + 3 * place.thing;
     switch (place.kind) {
@@ -141,7 +127,9 @@ class Goal {
     }
     return false;
   }
+  /// Whether it touches what it is to be on; never, where nothing is to touch.
   static bool touching(const Place& place, const mjData& data) {
+    if (place.touches.empty()) return false;
     for (int i = 0; i < data.ncon; ++i) {
       const int first = data.contact[i].geom[0], second = data.contact[i].geom[1];
       if (first < 0 || second < 0) continue;  // a flexible body's
@@ -150,6 +138,39 @@ class Goal {
         return true;
     }
     return false;
+  }
+  /// Where the root body or the site of the place is.
+  static const mjtNum* position(const Place& place, const mjData& data) {
+    return (place.kind == Kind::on_object ? data.xpos : data.site_xpos) + 3 * place.other;
+  }
+
+ private:
+  using Atom = std::variant<JointsAre, Place>;
+
+  static Place place_of(const mjModel& model, const std::string& word, const Thing& thing,
+                        const Thing& other) {
+    if (thing.region) throw FormatError("its goal has the region ", thing.name, " ", word, " something");
+    Place place{other.region ? (word == "in" ? Kind::in_region : Kind::on_region) : Kind::on_object};
+    if (word == "in" && !other.region)
+      throw FormatError("its goal is in ", other.name, ", which is no region");
+    place.thing = detail::mujoco_id(model, mjOBJ_BODY, thing.body.c_str());
+    place.other = other.region ? detail::mujoco_id(model, mjOBJ_SITE, other.site.c_str())
+                               : detail::mujoco_id(model, mjOBJ_BODY, other.body.c_str());
+    place.size = other.size;
+    place.opens = !other.joints.empty();
+    if (place.kind != Kind::in_region && !(other.region && !other.has_parent)) {
+      place.touches.resize(static_cast<std::size_t>(model.ngeom));
+      for (const auto& [geoms, bit] : {std::pair(&thing.geoms, 1), std::pair(&other.geoms, 2)})
+        for (const std::string& geom : *geoms)
+          place.touches[static_cast<std::size_t>(detail::mujoco_id(model, mjOBJ_GEOM, geom.c_str()))] |=
+              static_cast<std::uint8_t>(bit);
+    }
+    return place;
+  }
+
+  static bool holds(const Atom& atom, const mjData& data) {
+    const JointsAre* const joints = std::get_if<JointsAre>(&atom);
+    return joints != nullptr ? (*joints)(data) : there(std::get<Place>(atom), data);
   }
 
   std::vector<Atom> atoms_;

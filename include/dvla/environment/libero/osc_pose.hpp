@@ -144,6 +144,18 @@ class OscPose {
     }
   }
 
+  /// Half the sum of the columns' cross products: the sine of the angle, about its axis (control_utils.py, orientation_error).
+  static void turn_between(const mjtNum* now, const mjtNum* wanted, mjtNum turn[3]) {
+    mju_zero3(turn);
+    for (int column = 0; column < 3; ++column) {
+      const mjtNum a[3] = {now[column], now[3 + column], now[6 + column]};
+      const mjtNum b[3] = {wanted[column], wanted[3 + column], wanted[6 + column]};
+      mjtNum c[3];
+      mju_cross(c, a, b);
+      mju_addToScl3(turn, c, 0.5);
+    }
+  }
+
  private:
   static constexpr int most = 512;  // degrees of freedom of a scene
 
@@ -192,18 +204,6 @@ class OscPose {
                             off(1, 2, 3, 1),  on(1, 3),         off(2, 3, 1, -1),  //
                             off(1, 3, 2, -1), off(2, 3, 1, 1),  on(1, 2)};
     mju_copy(matrix, made, 9);
-  }
-
-  /// Half the sum of the columns' cross products: the sine of the angle, about its axis (control_utils.py, orientation_error).
-  static void turn_between(const mjtNum* now, const mjtNum* wanted, mjtNum turn[3]) {
-    mju_zero3(turn);
-    for (int column = 0; column < 3; ++column) {
-      const mjtNum a[3] = {now[column], now[3 + column], now[6 + column]};
-      const mjtNum b[3] = {wanted[column], wanted[3 + column], wanted[6 + column]};
-      mjtNum c[3];
-      mju_cross(c, a, b);
-      mju_addToScl3(turn, c, 0.5);
-    }
   }
 
   int site_;

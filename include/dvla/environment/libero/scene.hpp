@@ -10,12 +10,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory_resource>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "dvla/core/error.hpp"
 #include "dvla/core/text.hpp"
+#include "dvla/environment/libero/expert.hpp"
 #include "dvla/environment/libero/files.hpp"
 #include "dvla/environment/libero/goal.hpp"
 #include "dvla/environment/libero/osc_pose.hpp"
@@ -50,6 +52,9 @@ class Fingers {
     }
   }
   int position(std::size_t finger) const { return position_[finger]; }
+  /// Of all: where their positions are in qpos, and their motors in ctrl.
+  const std::array<int, count>& positions() const { return position_; }
+  const std::array<int, count>& motors() const { return motor_; }
 
  private:
   double speed_;
@@ -76,6 +81,7 @@ struct Scene {
     float alpha_off, alpha_on;
   };
   std::vector<Lit> burners;
+  std::optional<Expert> expert;  ///< there, once the scene is made
 
   /// Initial state i, [1 + nq + nv], and where a reset put the fixtures before it, [fixtures, 7].
   std::span<const double> state(std::int64_t i) const {
@@ -178,6 +184,7 @@ struct Scene {
         data->qpos[arm.angle(i)] = robot.arm_qpos[static_cast<std::size_t>(i)];
       mj_forward(model.get(), data.get());
       arm.begin(*model, *data, rest);
+      expert.emplace(*model, *data, goal, arm, rest, fingers.positions(), fingers.motors());
     };
     if (!data || !detail::MujocoGuard::run(call))
       throw Error("MuJoCo cannot place the arm of '", suite, " ", task, "': ", detail::MujocoGuard::error());

@@ -114,8 +114,7 @@ class MujocoBatch {
   void render(std::int64_t row, int width, int height, std::span<std::uint8_t> rgb) {
     Row& of = at(checked_row(row));
     const auto sentence = static_cast<std::size_t>(task_.instruction(of.goal));
-    renderer_.picture(*model_, *of.data, width, height, rgb,
-                      spec_.observation.instructions[sentence].c_str());
+    renderer_.picture(*model_, *of.data, width, height, rgb, spec_.observation.instructions[sentence]);
   }
 
  private:

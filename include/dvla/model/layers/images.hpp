@@ -34,9 +34,13 @@ inline at::Tensor resized_with_pad(const at::Tensor& frames, std::int64_t side,
                                   static_cast<double>(height) / static_cast<double>(side));
     const auto down = static_cast<std::int64_t>(static_cast<double>(height) / ratio),
                across = static_cast<std::int64_t>(static_cast<double>(width) / ratio);
-    x = way == Resizing::openpi
-            ? at::_upsample_bilinear2d_aa(x.contiguous(), {down, across}, /*align_corners=*/false).round()
-            : at::upsample_bilinear2d(x, {down, across}, /*align_corners=*/false);
+    if (way == Resizing::openpi)  // rows, then columns, each rounded to bytes, halves up
+      for (const std::int64_t rows : {height, down})
+        x = at::_upsample_bilinear2d_aa(x.contiguous(), {rows, across}, /*align_corners=*/false)
+                .add_(0.5)
+                .floor_();
+    else
+      x = at::upsample_bilinear2d(x, {down, across}, /*align_corners=*/false);
     const std::int64_t share = padding == Padding::around ? 2 : 1;
     const std::int64_t above = (side - down) / share, left = (side - across) / share;
     x = at::constant_pad_nd(x.clamp(0, 255), {left, side - across - left, above, side - down - above}, 0);
