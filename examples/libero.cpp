@@ -7,9 +7,9 @@
 // expert, and GRPO goes on from there; a few minutes on two idle cores. It does not solve the task reliably, and less with both cameras
 // (--camera-pixels 64 --patch 16): docs/libero.md has the numbers, and how the published models see LIBERO.
 //
-//   scripts/setup libero && .venv-libero/bin/python scripts/convert_libero libero --suite spatial --task 0
+//   scripts/setup libero && .venv-libero/bin/python scripts/convert_libero libero-tasks --suite spatial --task 0
 //   cmake --preset libero && cmake --build --preset libero --target libero
-//   build/libero/examples/libero --converted libero --action-statistics examples/libero_units.json --overwrite true
+//   build/libero/examples/libero --converted libero-tasks --action-statistics examples/libero_units.json --overwrite true
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/in_process.hpp>
 #include <dvla/data_plane/in_process.hpp>

@@ -72,6 +72,10 @@ int main(int count, char** words) {
     for (int i = first + 1; i < count; ++i) {
       const dvla::libero::Record record(words[i]);
       const auto& about = record.about;
+      if (about.mujoco != manifest.mujoco && !any)
+        throw dvla::ConfigError("'", words[i], "' was made with MuJoCo ", about.mujoco,
+                                ", and the folder with ", manifest.mujoco,
+                                "; --any-mujoco compares them nevertheless");
       const dvla::libero::Scene scene =
           dvla::libero::Scene::open(words[first], manifest, about.suite, about.task, 7, pool);
       const Agreement found = record.compare(scene, pool);
@@ -83,18 +87,21 @@ int main(int count, char** words) {
         seen.yes = seen.yes || found.atoms[atom] > 0;
         seen.no = seen.no || found.atoms[atom] < found.steps;
       }
-      std::printf(
-          "| %s | %d | %d | %.2e | %.1e | %.1e | %.2e | %s | %.1e | %.1e | %d | %d | %.4f; %.5f | %s |\n",
-          std::filesystem::path(words[i]).stem().c_str(), about.state, found.steps, found.positions,
-          found.speeds, found.controls, found.observed,
-          found.first_apart == 0 ? "" : std::to_string(found.first_apart).c_str(), found.alone,
-          std::max({found.aimed, found.measured, found.torques}), found.successes, other, found.pixels,
-          found.pixels_near, began(found).c_str());
+      std::printf("| %s | %d | %d | %.2e | %.1e | %.1e | %.2e | %s | %.1e | %.1e | %d | %d | %s | %s |\n",
+                  std::filesystem::path(words[i]).stem().c_str(), about.state, found.steps, found.positions,
+                  found.speeds, found.controls, found.observed,
+                  found.first_apart == 0 ? "" : std::to_string(found.first_apart).c_str(), found.alone,
+                  std::max({found.aimed, found.measured, found.torques}), found.successes, other,
+                  found.images == 0
+                      ? "none"
+                      : (number("%.4f; ", found.pixels) + number("%.5f", found.pixels_near)).c_str(),
+                  began(found).c_str());
       std::fflush(stdout);
     }
     const int records = count - first - 1;
     std::printf(
-        "\n%d of %d stay within 1e-4 for 100 steps; %d differ in success, atoms, burners, the controller "
+        "\n%d of %d stay within 1e-4 over their first 100 steps; %d differ in success, atoms, burners, the "
+        "controller "
         "alone or images; "
         "predicates seen true and false: %s; only one of both: %s\n",
         near, records, otherwise, listed(predicates, true).c_str(), listed(predicates, false).c_str());

@@ -2,8 +2,9 @@
 // LIBERO before pi0.5: GRPO under FSDP, weights over Gloo, as one process or as a job of several, started as
 // examples/maniskill_distributed is. Frames of both cameras are turned as openpi turns them; docs/libero.md.
 //
-//   build/libero/examples/libero_distributed --converted libero-tasks --random tiny --overwrite true
-//   mpirun --oversubscribe -n 2 build/libero/examples/libero_distributed --converted libero-tasks --random tiny --overwrite true
+//   small="--suite spatial --tasks 0 --camera-pixels 64 --rendering fast --environment.horizon 20 --evaluation-episodes 0 --animation false"
+//   build/libero/examples/libero_distributed --converted libero-tasks --random tiny $small --overwrite true
+//   mpirun --oversubscribe -n 2 build/libero/examples/libero_distributed --converted libero-tasks --random tiny $small --overwrite true
 //   mpirun -n 8 build/libero/examples/libero_distributed --converted libero-tasks --preset libero_grpo_pi05 --random full
 #include <dvla/algorithm/grpo.hpp>
 #include <dvla/control_plane/broadcast.hpp>
@@ -24,12 +25,8 @@ int main(int argc, char** argv) {
   defaults.run.name = "libero_distributed";
   defaults.run.iterations = 3;
   defaults.run.demonstrations = 0;
-  defaults.run.evaluation_episodes = 0;
-  defaults.run.animation = false;
   defaults.environment.environments = 8;
-  defaults.environment.camera_pixels = 64;
-  defaults.environment.rendering = dvla::LiberoRendering::fast;
-  defaults.environment.horizon = 20;
+  defaults.environment.camera_pixels = 256;
   defaults.model.cameras = "base_0_rgb=agentview,left_wrist_0_rgb=robot0_eye_in_hand";
   defaults.model.discrete_state_input = false;  // as openpi's pi05_libero; lerobot's is true
   defaults.algorithm.group = 4;

@@ -42,4 +42,5 @@ rows = re.findall(r"^\| (spatial|object|goal|10|90)_(\d+)_", made.stdout, re.MUL
 assert made.returncode == 0, f"libero_agreement ended with {made.returncode}"
 assert len(set(rows)) >= 20 and len({suite for suite, _ in rows}) == 5, f"the table has the tasks {sorted(set(rows))}"
 assert not re.search(r"\| (controller|integrator), step ", made.stdout), "what grew beyond 1e-4 did not begin in contact"
+assert "| none |" not in made.stdout, "a record has no images"
 assert "seen true and false: close, in, on, open, turnoff, turnon; only one of both: none" in made.stdout

@@ -44,12 +44,20 @@ libero::Scene scene_of(const libero::Record& record) {
   return libero::Scene::open(folder(), libero::read_manifest(folder()), record.about.suite, record.about.task,
                              static_cast<int>(record.about.seed), heap());
 }
+/// The tasks of a suite that are converted, as the knob takes them.
+std::string tasks_of(const std::string& suite) {
+  std::string all;
+  for (const libero::Listed& listed : libero::read_manifest(folder()).tasks)
+    if (listed.suite == suite) all += (all.empty() ? "" : ",") + std::to_string(listed.task);
+  return all;
+}
 LiberoKnobs small() {
   const libero::Manifest manifest = libero::read_manifest(folder());
   LiberoKnobs knobs;
   knobs.converted = folder().string();
   knobs.environments = 3;
   knobs.suite = manifest.tasks.front().suite;
+  knobs.tasks = tasks_of(knobs.suite);
   knobs.settling = 2;
   return knobs;
 }
@@ -365,7 +373,8 @@ TEST_CASE("an episode ends by the horizon, and several tasks share a batch") {
   for (const libero::Listed& listed : libero::read_manifest(folder()).tasks) ++by_suite[listed.suite];
   for (const auto& [suite, tasks] : by_suite) {
     if (tasks < 2) continue;
-    knobs.suite = suite;
+    knobs.suite = "libero_" + suite;  // as LIBERO calls it
+    knobs.tasks = tasks_of(suite);
     for (const std::string& wrong : play()) FAIL_CHECK(wrong);
     return;
   }
@@ -395,12 +404,11 @@ TEST_CASE("a task that the expert has no skill for is one sentence") {
     LiberoBatch batch(knobs, heap());
     float action[libero::actions];
     for (const bool asked : {false, true})
-      CHECK_THROWS_WITH_AS(
-          asked ? batch.expert(0, action) : batch.check_expert(),
-          doctest::Contains(
-              "LIBERO's scripted expert has no skill for task 7 of the suite goal, 'turn on the stove': its "
-              "goal asks for a joint to be moved"),
-          ConfigError);
+      CHECK_THROWS_WITH_AS(asked ? batch.expert(0, action) : batch.check_expert(),
+                           doctest::Contains("LIBERO's scripted expert has no skill for these tasks of the "
+                                             "suite goal: 7 (the first, 'turn on the stove': its "
+                                             "goal asks for a joint to be moved"),
+                           ConfigError);
   }
   CHECK(tasks > 0);
 }
@@ -432,6 +440,15 @@ TEST_CASE("a folder that is none, or another's, is one sentence") {
   }
   knobs.tasks = "99";
   CHECK(contains(refusal(knobs), "environment.tasks has 99, and the folder"));
+  CHECK(contains(refusal(knobs), "' has of the suite " + knobs.suite + ": "));
+  for (const auto& [suite, whole] : libero::read_manifest(folder()).sizes) {
+    const std::string some = tasks_of(suite);
+    if (some.empty() || std::ranges::count(some, ',') + 1 == whole) continue;
+    knobs.suite = suite;
+    knobs.tasks = "";
+    CHECK(contains(refusal(knobs), "environment.tasks is empty, which is the whole suite, and the folder"));
+    CHECK(contains(refusal(knobs), ": " + some.substr(0, some.find(','))));
+  }
   knobs = small();
   knobs.camera_pixels = 8;
   CHECK(contains(refusal(knobs), "environment.camera_pixels is 8"));

@@ -23,10 +23,11 @@ using Interpolated = BasicDecoupledClip<ProximalSource::interpolated>;
 using GrpoOfOpenVla = Job<LoRA<OpenVLAOFT>, GRPO>;
 
 template <class P>
-std::optional<Config<P>> parse(std::vector<std::string> arguments, std::ostream& out) {
+std::optional<Config<P>> parse(std::vector<std::string> arguments, std::ostream& out,
+                               const Config<P>& defaults = {}) {
   std::vector<const char*> argv{"/bin/program"};
   for (const std::string& argument : arguments) argv.push_back(argument.c_str());
-  return parse_command_line<P>(static_cast<int>(argv.size()), argv.data(), {}, out);
+  return parse_command_line<P>(static_cast<int>(argv.size()), argv.data(), defaults, out);
 }
 template <class P>
 std::string complaint(std::vector<std::string> arguments) {
@@ -44,7 +45,11 @@ template <class P>
 Config<P> taken(const std::string& name) {
   CAPTURE(name);
   std::ostringstream out;
-  const auto config = parse<P>({"--preset", name, "--random", "full"}, out);
+  Config<P> other;  // a program's own defaults, which a preset overrides
+  if constexpr (requires { other.environment.rendering; })
+    other.environment.rendering = LiberoRendering::fast;
+  if constexpr (requires { other.environment.frames; }) other.environment.frames = LiberoFrames::upright;
+  const auto config = parse<P>({"--preset", name, "--random", "full"}, out, other);
   REQUIRE(config);
   CHECK(out.str().starts_with("not expressed by " + name + ": "));
   return *config;
@@ -148,6 +153,7 @@ TEST_CASE("so are those of LIBERO") {
     CHECK(config.environment.placement_seed == 0);
     CHECK(config.environment.camera_pixels == 256);
     CHECK(config.environment.frames == LiberoFrames::rotated);
+    CHECK(config.environment.rendering == LiberoRendering::original);
     CHECK(config.algorithm.dual_clip == 3);
     CHECK(config.algorithm.weight_decay == 0.01);
   };

@@ -23,7 +23,7 @@ namespace dvla::libero {
 
 /// What a record says of itself.
 struct RecordAbout {
-  std::string suite, motion, mujoco, gl;
+  std::string suite, mujoco;
   int task = 0, state = 0, pixels = 0;
   std::int64_t seed = 0, resets = 1;           ///< of env.seed, and how many env.reset() before the episode
   std::vector<std::string> set;                ///< joints that were set by hand
@@ -87,7 +87,6 @@ class Record {
       const nlohmann::json json = nlohmann::json::parse(text->second, nullptr, false);
       const JsonObject object(json, {});
       object.read("suite", about.suite);
-      object.read("motion", about.motion);
       object.read("mujoco", about.mujoco);
       object.read("task", about.task);
       object.read("state", about.state);
@@ -98,7 +97,6 @@ class Record {
       object.read("goal", about.goal);
       if (about.pixels < 16 || about.pixels > 1024)
         throw FormatError("its field 'pixels' is ", about.pixels, "; it must be from 16 to 1024");
-      if (object.has("gl")) object.object("gl").read("version", about.gl);
     } catch (const FormatError& error) {
       throw FormatError("'", path.string(), "': ", error.what());
     }

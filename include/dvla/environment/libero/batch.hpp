@@ -121,7 +121,9 @@ class LiberoBatch {
   /// The scripted expert's next action [7] (libero/expert.hpp). Throws ConfigError as check_expert() does.
   void expert(std::int64_t row, std::span<float> action) const {
     const Row& of = played(row);
-    check_expert(of.scene);
+    if (std::ssize(action) < libero::actions)
+      throw Error("LIBERO: an action has ", libero::actions, " numbers, the span only ", action.size());
+    if (!of.played->scene().expert->why_not().empty()) check_expert();
     auto call = [&] {
       of.played->scene().expert->act(of.played->model(), of.played->data(), action.first(libero::actions));
     };
@@ -130,7 +132,16 @@ class LiberoBatch {
   }
   /// Throws ConfigError where there is a task that the expert has no skill for.
   void check_expert() const {
-    for (std::size_t scene = 0; scene < scenes_.size(); ++scene) check_expert(scene);
+    std::string without, why;
+    for (const auto& scene : scenes_) {
+      if (scene->expert->why_not().empty()) continue;
+      if (without.empty()) why = ", '" + scene->instruction + "': " + scene->expert->why_not();
+      without += (without.empty() ? "" : ", ") + std::to_string(scene->task);
+    }
+    if (!without.empty())
+      throw ConfigError("LIBERO's scripted expert has no skill for these tasks of the suite ",
+                        scenes_.front()->suite, ": ", without, " (the first", why,
+                        "); choose others (environment.tasks), or run.demonstrations 0");
   }
 
   bool succeeded(std::int64_t row) const { return at(checked_row(row)).episode.solved; }
@@ -147,13 +158,6 @@ class LiberoBatch {
   }
 
  private:
-  void check_expert(std::size_t scene) const {
-    const libero::Scene& of = *scenes_[scene];
-    if (const std::string& why = of.expert->why_not(); !why.empty())
-      throw ConfigError("LIBERO's scripted expert has no skill for task ", of.task, " of the suite ",
-                        of.suite, ", '", of.instruction, "': ", why,
-                        "; choose others (environment.tasks), or run.demonstrations 0");
-  }
   LiberoBatch(const LiberoKnobs& knobs, std::pmr::memory_resource& environment_pool,
               const libero::Manifest& manifest)
       : knobs_(knobs), pool_(environment_pool), spec_(spec(knobs, manifest)) {
@@ -193,20 +197,29 @@ class LiberoBatch {
 
   static std::vector<libero::Listed> chosen(const libero::Manifest& manifest, const LiberoKnobs& knobs) {
     std::vector<libero::Listed> tasks, all;
+    std::string_view suite = knobs.suite;  // LIBERO's own names are libero_spatial, ...
+    if (suite.starts_with("libero_")) suite.remove_prefix(std::string_view("libero_").size());
+    std::string numbers;
     for (const libero::Listed& listed : manifest.tasks)
-      if (listed.suite == knobs.suite) all.push_back(listed);
+      if (listed.suite == suite) {
+        all.push_back(listed);
+        numbers += (numbers.empty() ? "" : ", ") + std::to_string(listed.task);
+      }
     if (all.empty())
       throw ConfigError("environment.suite is '", knobs.suite, "', of which the folder '", knobs.converted,
-                        "' has no task; convert it (scripts/convert_libero), or choose another of spatial, "
-                        "object, goal, 10, 90");
+                        "' has no task; it must be spatial, object, goal, 10 or 90, and converted "
+                        "(scripts/convert_libero)");
     for (const int wanted : libero_tasks(knobs)) {
       const auto found = std::ranges::find(all, wanted, &libero::Listed::task);
       if (found == all.end())
-        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.converted, "' has ",
-                          all.size(), " tasks of the suite ", knobs.suite, ", ", all.front().task, " to ",
-                          all.back().task);
+        throw ConfigError("environment.tasks has ", wanted, ", and the folder '", knobs.converted,
+                          "' has of the suite ", suite, ": ", numbers);
       tasks.push_back(*found);
     }
+    if (const int whole = manifest.sizes.at(all.front().suite); tasks.empty() && std::ssize(all) < whole)
+      throw ConfigError("environment.tasks is empty, which is the whole suite, and the folder '",
+                        knobs.converted, "' has ", all.size(), " of the ", whole, " tasks of ", suite, ": ",
+                        numbers, "; name those, or convert the others");
     return tasks.empty() ? all : tasks;
   }
   std::int64_t checked_row(std::int64_t row) const {

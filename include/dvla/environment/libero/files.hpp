@@ -72,6 +72,7 @@ struct Manifest {
   std::string mujoco;
   int settling = 0;
   std::map<std::string, int> horizons;  ///< by suite
+  std::map<std::string, int> sizes;     ///< by suite: the tasks that it has, converted or not
   Robot robot;
   std::vector<Listed> tasks;
 };
@@ -163,6 +164,7 @@ inline Manifest read_manifest(const std::filesystem::path& folder) {
     object.read("settling", manifest.settling);
     object.object("suites").each([&](const std::string& suite, const JsonObject& of) {
       of.read("horizon", manifest.horizons[suite]);
+      of.read("tasks", manifest.sizes[suite]);
     });
     object.read("robot", manifest.robot);
     object.each_of("tasks", [&](const JsonObject& each) {
