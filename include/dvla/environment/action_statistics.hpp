@@ -112,11 +112,16 @@ class ActionStatistics {
         return config["norm_stats"];
     nlohmann::json all = nlohmann::json::object();
     for (const auto& assets : {path / "assets", path})  // RLinf's folders have no "assets" before the id
-      if (all.empty() && std::filesystem::is_directory(assets, code))
-        for (const auto& entry : std::filesystem::recursive_directory_iterator(assets))
-          if (entry.path().filename() == "norm_stats.json")
-            all[entry.path().parent_path().lexically_relative(assets).generic_string()] =
-                data_sets(entry.path());
+      if (all.empty()) {
+        std::filesystem::recursive_directory_iterator entry(
+            assets, std::filesystem::directory_options::skip_permission_denied, code);
+        for (; !code && entry != std::filesystem::recursive_directory_iterator(); entry.increment(code)) {
+          if (entry.depth() >= 2) entry.disable_recursion_pending();  // an id is <owner>/<name> at most
+          if (entry->path().filename() == "norm_stats.json")
+            all[entry->path().parent_path().lexically_relative(assets).generic_string()] =
+                data_sets(entry->path());
+        }
+      }
     if (all.empty())
       refuse(
           "the folder has no statistics, which would be policy_preprocessor.json, dataset_statistics.json, "

@@ -183,7 +183,9 @@ struct MujocoLook {
 class MujocoRenderer {
  public:
   MujocoRenderer(const mjModel& model, std::pmr::memory_resource& pool, MujocoLook look = {})
-      : model_(model), pool_(pool), look_(std::move(look)) {}
+      : model_(model), pool_(pool), look_(std::move(look)), at_once_(std::max(look_.at_once, 1)) {
+    frames_.reserve(static_cast<std::size_t>(at_once_));
+  }
   MujocoRenderer(const MujocoRenderer&) = delete;
   MujocoRenderer& operator=(const MujocoRenderer&) = delete;
 
@@ -227,7 +229,7 @@ class MujocoRenderer {
                   std::to_string(width) + " x " + std::to_string(height) +
                   " wants width x height x 3, sides 1 .. 4096");
     }
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(picture_mutex_);
     if (!picture_ || picture_->width < width || picture_->height < height) {
       picture_.reset();
       picture_ = std::make_unique<Canvas>(model_, pool_, look_, width, height, 2048, 4);
@@ -244,14 +246,22 @@ class MujocoRenderer {
   struct Taken {
     Taken(MujocoRenderer& from, int pixels) : renderer(from) {
       std::unique_lock lock(from.mutex_);
-      from.given_back_.wait(lock, [&] { return !from.frames_.empty() || from.made_ < from.look_.at_once; });
+      const auto wait = [&] {
+        from.given_back_.wait(lock, [&] { return !from.frames_.empty() || from.made_ < from.at_once_; });
+      };
+      wait();
       if (from.frames_.empty()) {
-        const auto& quality = from.model_.vis.quality;
-        const bool own = from.look_.as_the_model;
-        from.frames_.push_back(std::make_unique<Canvas>(from.model_, from.pool_, from.look_, pixels, pixels,
-                                                        own ? quality.shadowsize : 0,
-                                                        own ? quality.offsamples : 0));
-        ++from.made_;
+        try {
+          canvas = from.for_frames(pixels);
+          ++from.made_;
+          return;
+        } catch (const Error& error) {
+          if (from.made_ == 0) throw;
+          from.at_once_ = from.made_;
+          std::fprintf(stderr, "dvla: %d rows are drawn at once, and not %d: %s\n", from.made_,
+                       from.look_.at_once, error.what());
+        }
+        wait();
       }
       canvas = std::move(from.frames_.back());
       from.frames_.pop_back();
@@ -268,6 +278,13 @@ class MujocoRenderer {
     MujocoRenderer& renderer;
     std::unique_ptr<Canvas> canvas;
   };
+
+  std::unique_ptr<Canvas> for_frames(int pixels) const {
+    const auto& quality = model_.vis.quality;
+    const bool own = look_.as_the_model;
+    return std::make_unique<Canvas>(model_, pool_, look_, pixels, pixels, own ? quality.shadowsize : 0,
+                                    own ? quality.offsamples : 0);
+  }
 
   struct Current {
     explicit Current(const detail::GlContext& context) : gl(context) { gl(true); }
@@ -332,7 +349,11 @@ class MujocoRenderer {
     /// The scene of a state, which all cameras show.
     void show(const mjModel& model, mjData& data) {
       camera.fixedcamid = cameras.front();
-      auto call = [&] { mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene); };
+      auto call = [&] {
+        // An infinite plane is drawn about the camera that the scene had before.
+        mjv_updateCamera(&model, &data, &camera, &scene);
+        mjv_updateScene(&model, &data, &option, nullptr, &camera, mjCAT_ALL, &scene);
+      };
       if (!detail::MujocoGuard::run(call))
         throw Error(std::string("MuJoCo cannot draw: ") + detail::MujocoGuard::error());
       shapes.assign(scene.geoms, scene.geoms + scene.ngeom);
@@ -377,9 +398,7 @@ class MujocoRenderer {
       scene.flags[mjRND_REFLECTION] = reflections && in_view.sees_mirror();
       scene.ngeom = 0;
       for (const mjvGeom& shape : shapes) {
-        if (!in_view.sees(model, shape)) continue;
-        mjvGeom& kept = scene.geoms[scene.ngeom++] = shape;
-        if (!in_view.may_reflect(shape)) kept.reflectance = 0;
+        if (in_view.sees(model, shape)) scene.geoms[scene.ngeom++] = shape;
       }
       mjr_render(view, &scene, &context);
     }
@@ -436,7 +455,8 @@ class MujocoRenderer {
   std::mutex mutex_;
   std::condition_variable given_back_;
   std::vector<std::unique_ptr<Canvas>> frames_;  // those that nobody draws on
-  int made_ = 0;                                 // for frames
+  int at_once_, made_ = 0;                       // for frames
+  std::mutex picture_mutex_;
   std::unique_ptr<Canvas> picture_;
 };
 

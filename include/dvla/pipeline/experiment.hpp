@@ -189,7 +189,7 @@ inline void check_same_config(Cluster& cluster, const nlohmann::json& config,
 /// For people: what asked, if it was a signal.
 inline std::string by(int signal) { return signal == 0 ? "" : " (" + signal_name(signal) + ")"; }
 
-/// Three episodes side by side, one frame a control step; the last frame is held. Throws Stopped at the next
+/// Episodes side by side, one frame a control step, three squares wide or little more; the last frame is held. Throws Stopped at the next
 /// frame once `stop` asks; there is no file then.
 template <class Run>
 void film(Run& run, const std::filesystem::path& path, const stop_flag* stop) {

@@ -95,6 +95,8 @@ class Record {
       if (object.has("resets")) object.read("resets", about.resets);
       object.read("set", about.set);
       object.read("goal", about.goal);
+      for (const auto& atom : about.goal)
+        if (atom.empty()) throw FormatError("its goal has an atom without a predicate");
       if (about.pixels < 16 || about.pixels > 1024)
         throw FormatError("its field 'pixels' is ", about.pixels, "; it must be from 16 to 1024");
     } catch (const FormatError& error) {

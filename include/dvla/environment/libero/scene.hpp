@@ -184,10 +184,10 @@ struct Scene {
         data->qpos[arm.angle(i)] = robot.arm_qpos[static_cast<std::size_t>(i)];
       mj_forward(model.get(), data.get());
       arm.begin(*model, *data, rest);
-      expert.emplace(*model, *data, goal, arm, rest, fingers.positions(), fingers.motors());
     };
     if (!data || !detail::MujocoGuard::run(call))
       throw Error("MuJoCo cannot place the arm of '", suite, " ", task, "': ", detail::MujocoGuard::error());
+    expert.emplace(*model, *data, goal, arm, rest, fingers.positions(), fingers.motors());
   }
 };
 

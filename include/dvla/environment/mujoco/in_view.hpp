@@ -51,8 +51,6 @@ class MujocoInView {
   }
   /// Whether the mirror of the scene is on the picture, so that it has to be drawn a second time.
   bool sees_mirror() const { return !perspective_ || mirror_; }
-  /// Of several shapes that reflect the first is the mirror, seen or not.
-  bool may_reflect(const mjvGeom& shape) const { return !perspective_ || &shape == mirror_shape_; }
 
  private:
   using Point = std::array<double, 3>;
@@ -119,20 +117,19 @@ class MujocoInView {
       // A plane's back is drawn as one that is seen through, so that the next one may be the mirror.
       const bool behind = dot(way, normal_) < 0;
       if (behind && !box) continue;
-      mirror_shape_ = &shape;
       if (behind) return;
       mirror_ = true;
       portal_ = picture_;
-      if (box) look_through(shape);
+      if (box || (shape.size[0] > 0 && shape.size[1] > 0)) look_through(shape, box ? shape.size[2] : 0);
       return;
     }
   }
-  /// The part of the picture on which a box's upper side is.
-  void look_through(const mjvGeom& box) {
+  /// The part of the picture on which a box's upper side is, or a plane that ends.
+  void look_through(const mjvGeom& mirror, double height) {
     std::array<Point, 4> side{};
     for (std::size_t i = 0; i < 4; ++i)
-      side[i] =
-          place(box, {(i % 2 == 0 ? -1 : 1) * box.size[0], (i / 2 == 0 ? -1 : 1) * box.size[1], box.size[2]});
+      side[i] = place(
+          mirror, {(i % 2 == 0 ? -1 : 1) * mirror.size[0], (i / 2 == 0 ? -1 : 1) * mirror.size[1], height});
     mirror_ = within(side, picture_);
     Window seen{HUGE_VAL, -HUGE_VAL, HUGE_VAL, -HUGE_VAL};
     for (const Point& corner : side) {
@@ -155,7 +152,6 @@ class MujocoInView {
   }
 
   bool perspective_ = false, mirror_ = false;
-  const mjvGeom* mirror_shape_ = nullptr;
   Point at_{}, forward_{}, up_{}, right_{}, normal_{}, on_mirror_{};
   double near_ = 0, far_ = 0;
   Window picture_{}, portal_{};
