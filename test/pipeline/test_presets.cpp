@@ -185,7 +185,7 @@ TEST_CASE("so are those with a critic") {
 TEST_CASE("a program of another pipeline refuses a preset by the slot, its policy and its own") {
   const std::string written = "written by another pipeline: its model is \"";
   CHECK(complaint<Job<Pi05, GRPO>>({"--preset", "maniskill_grpo_openvla_oft"})
-            .ends_with("maniskill_grpo_openvla_oft.toml:13: " + written +
+            .ends_with("maniskill_grpo_openvla_oft.toml:12: " + written +
                        "LoRA<OpenVLAOFT>\", here it is \"Pi05\""));
   CHECK(complaint<GrpoOfOpenVla>({"--preset", "maniskill_grpo_pi05"})
             .ends_with(written + "Pi05\", here it is \"LoRA<OpenVLAOFT>\""));

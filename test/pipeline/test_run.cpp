@@ -302,7 +302,7 @@ TEST_CASE("What does not fit is found before anything starts, in one sentence") 
   };
   CHECK(message([](auto& config) { config.environment.environments = 60; }).find("algorithm.group") !=
         std::string::npos);
-  CHECK(message([](auto& config) { config.model.chunk = 3; }).find("model.chunk") != std::string::npos);
+  CHECK(message([](auto& config) { config.model.chunk = 3; }).empty());  // the last chunk is shorter
   CHECK(message([](auto& config) { config.schedule.staleness = 2; }).find("schedule.staleness") !=
         std::string::npos);
   CHECK(message([](auto& config) { config.algorithm.learning_rate = -1; }).find("learning_rate") !=

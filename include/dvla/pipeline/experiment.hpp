@@ -666,12 +666,12 @@ ExperimentResult run_experiment(const Config<P>& config, Cluster& cluster, const
     say("stopped by request before a batch was trained; the run is as it was");
     return result;
   }
-  if (result.report.batches == 0 && !result.before.empty()) {  // nothing has changed since
+  only_watch("an evaluation", [&] {
+    const bool as_before = result.report.batches == 0 && !result.before.empty();
+    if (!as_before) return evaluate(result.success_rate, result.after);
     result.success_rate = result.success_before;
     result.after = result.before;
-  } else {
-    only_watch("an evaluation", [&] { evaluate(result.success_rate, result.after); });
-  }
+  });
   log([&](auto& to) {
     if (result.success_rate)
       to.scalar("evaluation/success", run->next_batch(), static_cast<float>(*result.success_rate));
