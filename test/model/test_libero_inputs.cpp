@@ -13,6 +13,7 @@
 #include <numeric>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dvla/environment/action_statistics.hpp"
@@ -230,67 +231,53 @@ dvla::detail::FlowVlaBody<Family> body_of(FlowVlaKnobs knobs, const std::string&
 }
 constexpr const char* pi05_cameras = "base_0_rgb=agentview,left_wrist_0_rgb=robot0_eye_in_hand";
 
-}  // namespace
-
-TEST_CASE("pi0.5 is given what openpi's pi05_libero gives it, and LIBERO what openpi gives that") {
+/// State, pictures (a number's largest difference, of 255), tokens (all, or those that count) and actions, against a reference's; what the
+/// model is given.
+template <class Family>
+auto check_inputs(const char* reference, FlowVlaKnobs knobs, const char* tokenizer, double largest,
+                  bool whole) {
   at::set_num_threads(1);
   const c10::InferenceMode no_graph;
   Seen seen;
-  const Adapter adapter = adapter_of(statistics("openpi"), seen);
+  const Adapter adapter = adapter_of(statistics(reference), seen);
+  const auto body = body_of<Family>(std::move(knobs), tokenizer, seen);
+  seen.normalise(adapter);
+  check_state(reference, seen);
+  const auto made = body.inputs(seen.observation, both);
+  REQUIRE(made.images.size() == 2);
+  for (const std::int64_t view : {0, 1})
+    check_picture(reference, view, made.images[static_cast<std::size_t>(view)], bytes_around_0, largest);
+  check_tokens(reference, made.tokens, made.token_mask, whole);
+  check_actions(reference, adapter);
+  return made;
+}
+
+}  // namespace
+
+TEST_CASE("pi0.5 is given what openpi's pi05_libero gives it, and LIBERO what openpi gives that") {
   FlowVlaKnobs knobs;
   knobs.cameras = pi05_cameras;
   knobs.pictures = Pictures::openpi;
   knobs.discrete_state_input = false;
-  const auto body = body_of<dvla::detail::Pi05Family>(knobs, "paligemma.model", seen);
-  seen.normalise(adapter);
-  check_state("openpi", seen);
-  const auto made = body.inputs(seen.observation, both);
-  REQUIRE(made.images.size() == 2);
-  for (const std::int64_t view : {0, 1})
-    check_picture("openpi", view, made.images[static_cast<std::size_t>(view)], bytes_around_0, 1.01);
-  check_tokens("openpi", made.tokens, made.token_mask, /*whole=*/true);
-  check_actions("openpi", adapter);
+  check_inputs<dvla::detail::Pi05Family>("openpi", knobs, "paligemma.model", 1.01, /*whole=*/true);
 }
 
 TEST_CASE("pi0.5 is given what lerobot gives it, with the state in its prompt") {
-  at::set_num_threads(1);
-  const c10::InferenceMode no_graph;
-  Seen seen;
-  const Adapter adapter = adapter_of(statistics("lerobot_pi05"), seen);
   FlowVlaKnobs knobs;
   knobs.cameras = pi05_cameras;
-  const auto body = body_of<dvla::detail::Pi05Family>(knobs, "paligemma.model", seen);
-  seen.normalise(adapter);
-  check_state("lerobot_pi05", seen);
-  const auto made = body.inputs(seen.observation, both);
-  REQUIRE(made.images.size() == 2);
-  for (const std::int64_t view : {0, 1})
-    check_picture("lerobot_pi05", view, made.images[static_cast<std::size_t>(view)], bytes_around_0, 0.01);
-  check_tokens("lerobot_pi05", made.tokens, made.token_mask, /*whole=*/true);
-  check_actions("lerobot_pi05", adapter);
+  check_inputs<dvla::detail::Pi05Family>("lerobot_pi05", knobs, "paligemma.model", 0.01, /*whole=*/true);
 }
 
 TEST_CASE("SmolVLA is given what lerobot gives it") {
-  at::set_num_threads(1);
-  const c10::InferenceMode no_graph;
-  Seen seen;
-  const Adapter adapter = adapter_of(statistics("lerobot_smolvla"), seen);
   FlowVlaKnobs knobs;
   knobs.cameras = "camera1=agentview,camera2=robot0_eye_in_hand";
-  const auto body = body_of<dvla::detail::SmolVlaFamily>(knobs, "tokenizer.json", seen);
-  seen.normalise(adapter);
-  check_state("lerobot_smolvla", seen);
-  const auto made = body.inputs(seen.observation, both);
-  REQUIRE(made.images.size() == 2);
-  for (const std::int64_t view : {0, 1})
-    check_picture("lerobot_smolvla", view, made.images[static_cast<std::size_t>(view)], bytes_around_0, 0.01);
-  check_tokens("lerobot_smolvla", made.tokens, made.token_mask, /*whole=*/false);
+  const auto made = check_inputs<dvla::detail::SmolVlaFamily>("lerobot_smolvla", knobs, "tokenizer.json",
+                                                              0.01, /*whole=*/false);
   const auto theirs = recorded<double>("lerobot_smolvla.state");
   REQUIRE(made.state.numel() == std::ssize(theirs));
   for (std::size_t i = 0; i < theirs.size(); ++i)
     CHECK(static_cast<double>(made.state.const_data_ptr<float>()[i]) ==
           doctest::Approx(theirs[i]).epsilon(2e-6));
-  check_actions("lerobot_smolvla", adapter);
 }
 
 TEST_CASE("OpenVLA-OFT is given what its authors' evaluation gives it, of one camera or two") {

@@ -50,7 +50,6 @@ struct Agreement {
   int other_atoms = 0;      ///< as other_successes, summed over the atoms
 
   double alone = 0;  ///< positions behind a step alone
-  int alone_at = 0;  ///< in this step
   double aimed =
       0;  ///< behind a step alone: goals of position (m) and orientation (a matrix's numbers), fingers' targets
   int substeps = 0;     ///< physics steps that are recorded, each played alone
@@ -166,7 +165,7 @@ class Record {
       const double aimed = std::max({distance(alone.arm().goal_position.data(), theirs.goal_position[i]),
                                      distance(alone.arm().goal_orientation.data(), theirs.orientation[i]),
                                      distance(alone.fingers().data(), theirs.fingers[i])});
-      if (off > found.alone) found.alone = off, found.alone_at = found.steps;
+      found.alone = std::max(found.alone, off);
       if (together && off > found.began_by) found.began_by = off, found.began_at = found.steps;
       if (aimed > Agreement::exact && (wrong_at == 0 || found.steps < wrong_at)) wrong_at = found.steps;
       found.aimed = std::max(found.aimed, aimed);
